@@ -1,0 +1,233 @@
+"""The few records and protocols that cross rooms.
+
+Importing this module imports neither torch nor diffusers: a wrong word on the command line must be
+answered before anything slow is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
+
+
+class UserError(Exception):
+    """Something the person who started the run can mend: the message names the config key and the remedy.
+
+    Shown without a traceback; the process ends with status 2.
+    """
+
+
+class TrainingDiverged(Exception):
+    """The loss or a gradient is not finite. What was measured before is kept; the process ends with status 3."""
+
+
+# --- data ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One photograph, decoded upright as RGB with its aspect kept (not yet cropped)."""
+
+    path: Path
+    sha256: str  # of the file's bytes
+    pixels: Pixels  # uint8 [height, width, 3]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a model is tuned on, and what it is compared with."""
+
+    name: str
+    class_noun: str  # "woman"
+    identifier: str  # "customcls"; the instance prompt's subject is f"{identifier} {class_noun}"
+    train: tuple[Picture, ...]  # the first n of the nested order
+    heldout: tuple[Picture, ...]  # the same for every n; never trained on
+    impostors: tuple[Picture, ...] = ()  # other subjects of the same noun where there are any
+    instance_prompt: str = ""  # "a photo of customcls woman"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One validation prompt; `slots` remembers which phrase filled which slot."""
+
+    id: str  # "p000"; together with `index` it fixes the noise
+    text: str  # what the model is given, identifier included
+    plain: str  # the same with the class noun alone: what CLIP is asked
+    slots: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    name: str
+    prompts: tuple[Prompt, ...]
+    negative: str  # "" for none
+    sha256: str  # of the texts, slots and the negative prompt
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+# --- measuring ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What the encoders saw in n images; each encoder runs once and every metric shares it.
+
+    Rows of an image without a face are NaN in `face`. Rows are unit length otherwise. A field is None
+    where no metric asked for that encoder.
+    """
+
+    n: int
+    face: Tensor | None = None  # float32 [n, d]
+    clip_image: Tensor | None = None  # float32 [n, d]
+    clip_text: Tensor | None = None  # float32 [n, d], of the plain prompts; None for photographs
+    aesthetics: Tensor | None = None  # float32 [n], 0..10
+
+    def __post_init__(self) -> None:
+        for name in ("face", "clip_image", "clip_text", "aesthetics"):
+            value = getattr(self, name)
+            if value is not None and value.shape[0] != self.n:
+                raise ValueError(f"features.{name} has {value.shape[0]} rows for {self.n} images")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class References:
+    """Features of the subject's photographs, and of other subjects (None where there are none)."""
+
+    train: Features
+    heldout: Features | None
+    impostors: Features | None
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """Arithmetic on features. One value an image; the averaging is done in one place for all."""
+
+    name: str
+    version: str  # changes whenever the value's definition does
+    higher_is_better: bool
+    needs: tuple[str, ...]  # fields of Features
+    label: str  # "Similarity to the training pictures"
+    unit: str  # "cosine", "share", "0 to 1"
+
+    def __call__(self, generated: Features, references: References) -> Tensor:
+        """float32 [n], NaN where undefined (an image without a face)."""
+
+    def ceiling(self, references: References) -> Tensor | None:
+        """The same measure among real photographs, leave-one-out: float32 [m], or None where it has none."""
+
+    def impostor(self, references: References) -> Tensor | None:
+        """What photographs of other subjects would score: float32 [m], or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Mean of one metric over the images of one evaluation."""
+
+    mean: float | None  # over the images where it is defined; None where it is defined nowhere
+    n: int  # images with a value
+    missing: int  # images without (no face found)
+    standard_error: float | None  # of the mean; None for n < 2
+    low: float | None  # 95 % interval
+    high: float | None
+    penalised: float | None = None  # mean with missing images counted 0; None where no image can miss
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One row of scores.parquet: one image, one metric."""
+
+    step: int
+    prompt_id: str
+    index: int  # which of the prompt's images
+    seed: int  # of the image's noise
+    metric: str
+    version: str
+    value: float | None  # None: undefined for this image
+    slots: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Everything measured at one step."""
+
+    step: int
+    images: tuple[Pixels, ...]
+    rows: tuple[ScoreRow, ...]
+    summaries: Mapping[str, Summary]  # by metric name
+    seconds: Mapping[str, float]  # "sampling", "encoding", "metrics"
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ParamGroup:
+    """Parameters that share a learning rate. All are float32 and require gradients."""
+
+    name: str  # "unet", "text_encoder"
+    params: Sequence[torch.nn.Parameter]
+    learning_rate: float
+    weight_decay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch, on the device."""
+
+    latents: Tensor  # float32 [b, c, h, w], sampled from the posterior and scaled
+    input_ids: Tensor  # int64 [b, tokens]
+    encoder_hidden_states: Tensor | None  # float32 [b, tokens, d] where the text encoder is frozen and cached
+
+
+class Method(Protocol):
+    """What a fine-tuning method supplies to the one loop. The dataclass is also its config."""
+
+    name: str
+
+    def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
+        """Unfreezes or inserts what trains and returns it; everything else is frozen."""
+
+    def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Scalar. Draws its noise and timesteps from `generator` only."""
+
+    def after_step(self, pipe: StableDiffusionPipeline) -> None: ...
+
+    def save(self, pipe: StableDiffusionPipeline, folder: Path) -> list[Path]:
+        """Writes the ecosystem's own format; returns the files."""
+
+    def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
+        """Reads what `save` wrote into an attached pipe."""
+
+
+# --- record -------------------------------------------------------------------------------------------
+
+Status = Literal["completed", "interrupted", "diverged", "failed"]
+
+
+class Tracker(Protocol):
+    """Where numbers and pictures go while a run is under way."""
+
+    def start(self, config: Mapping[str, Any]) -> None: ...
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Training curves: `train/loss`, `train/learning_rate`, ..."""
+
+    def evaluation(self, evaluation: Evaluation, prompts: PromptSet) -> None: ...
+
+    def finish(self, status: Status, summary: Mapping[str, Any]) -> None: ...
