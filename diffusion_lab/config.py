@@ -1,15 +1,38 @@
 """The schema of the configuration: one dataclass a group, which is also what the program receives.
 
-Hydra and OmegaConf are imported here and in `__main__.py` only. Nothing here imports torch.
+Values are checked where they are made (`__post_init__`), in the words of the command line: a wrong one
+raises `UserError` with its key. Importing this module imports neither torch nor hydra; composing the
+files under `conf/` is done in `compose.py`.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.checks import closest, flag, number, one_of, text, whole, words
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.methods.lora import Lora
+
+if TYPE_CHECKING:
+    from diffusion_lab.interfaces import Method
+
+    AnyMethod = Method  # what a method supplies; its own fields are its own business
+else:
+    AnyMethod = Any  # OmegaConf keeps the type of the dataclass that stands there
+
+METHODS: dict[str, type] = {"lora": Lora}  # a new method: its file, a line here, conf/method/<name>.yaml
+JOBS = ("finetune", "report", "pretrain", "subjects")
+STAGES = ("data", "tokenizer", "clip", "vae", "unet", "face", "aesthetics", "evaluate")  # of job=pretrain
+LR_SCHEDULERS = (
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
+)  # fmt: skip
+LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,6 +43,16 @@ class Job:
     output: str = ""  # pretrain, subjects: where to write
     stages: list[str] = field(default_factory=list)  # pretrain: which stages; empty: all
     scale: float = 1.0  # pretrain: multiplies steps and pictures
+
+    def __post_init__(self) -> None:
+        one_of("job.name", self.name, JOBS)
+        flag("job.dry_run", self.dry_run)
+        words("job.stages", self.stages, STAGES)
+        number("job.scale", self.scale, 0, above=True)
+        if self.name == "report" and not self.runs:
+            raise UserError("job.runs is missing: job=report job.runs=FOLDER, of a run or of several runs")
+        if self.name in ("pretrain", "subjects") and not self.output:
+            raise UserError(f"job.output is missing: job={self.name} job.output=FOLDER")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,11 +66,30 @@ class Model:
     allow_pickle: bool = False  # load .bin weights too; only from people you trust
     local_files_only: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise UserError("model.path is missing: model=folder model.path=FOLDER, or a hub id such as owner/name")
+        if self.resolution is not None:
+            whole("model.resolution", self.resolution, 16, 4096)
+            if self.resolution % 8:
+                raise UserError(f"model.resolution={self.resolution}: must be a multiple of 8 pixels")
+        kind, _, index = self.device.partition(":")
+        if not (kind == "cuda" and index.isdigit()):
+            one_of("model.device", self.device, ("auto", "cpu", "cuda", "mps"))
+        one_of("model.precision", self.precision, ("fp32", "bf16", "fp16"))
+        flag("model.allow_pickle", self.allow_pickle)
+        flag("model.local_files_only", self.local_files_only)
+
+
+def _has_noun_file(folder: str) -> bool:
+    """Whether the pictures' folder names the class noun itself; `data.subjects` reads it."""
+    return (Path(folder).expanduser() / "class_noun.txt").is_file()
+
 
 @dataclass(kw_only=True, slots=True)
 class Data:
     source: str = "miniature"  # miniature, folder
-    subject: str = "anna"  # a miniature subject, or a name for the folder's
+    subject: str = "anna"  # a miniature subject, or a name for the folder's ("": the folder's own)
     folder: str | None = None  # folder: where the pictures are
     class_noun: str | None = None  # "dog"; the miniature's subjects know theirs
     identifier: str = "customcls"
@@ -47,6 +99,25 @@ class Data:
     impostors: str | None = None  # a folder of folders with other subjects
     on_corrupt: str = "error"  # error, skip
     flip: bool = False  # random horizontal flips; off for faces
+
+    def __post_init__(self) -> None:
+        one_of("data.source", self.source, ("miniature", "folder"))
+        text("data.identifier", self.identifier)
+        whole("data.n_images", self.n_images, 1)
+        if self.n_heldout is not None:
+            whole("data.n_heldout", self.n_heldout, 0)
+        whole("data.subset_seed", self.subset_seed, 0, LARGEST_SEED)
+        one_of("data.on_corrupt", self.on_corrupt, ("error", "skip"))
+        flag("data.flip", self.flip)
+        if self.source == "folder":
+            if not self.folder:
+                raise UserError("data.folder is missing: data=folder data.folder=PICTURES data.class_noun=dog")
+            if not (self.class_noun and self.class_noun.strip()) and not _has_noun_file(self.folder):
+                raise UserError("data.class_noun is missing: what the pictures show, such as data.class_noun=dog")
+        else:
+            text("data.subject", self.subject)
+            if self.folder is not None:
+                raise UserError(f"data.folder={self.folder}: is read only with data=folder; add data=folder")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,10 +131,28 @@ class Steps:
     lr_warmup: int = 0
     log_every: int = 10
 
+    def __post_init__(self) -> None:
+        if self.total is not None:
+            whole("steps.total", self.total, 1)
+        if self.every is not None:
+            whole("steps.every", self.every, 1)
+        whole("steps.batch_size", self.batch_size, 1)
+        whole("steps.gradient_accumulation", self.gradient_accumulation, 1)
+        number("steps.max_grad_norm", self.max_grad_norm, 0)
+        one_of("steps.lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
+        whole("steps.lr_warmup", self.lr_warmup, 0)
+        whole("steps.log_every", self.log_every, 1)
+        if self.lr_warmup and self.lr_scheduler == "constant":
+            raise UserError(
+                f"steps.lr_warmup={self.lr_warmup}: steps.lr_scheduler=constant has no warm-up; "
+                "use steps.lr_scheduler=constant_with_warmup"
+            )
+
 
 @dataclass(kw_only=True, slots=True)
 class Prompts:
     name: str = "miniature"
+    path: str | None = None  # file: a text file with a prompt a line, or a CSV with a column "prompt"
     n: int = 100
     images_per_prompt: int = 1
     seed: int = 0  # which prompts are drawn
@@ -72,6 +161,16 @@ class Prompts:
     sampling_steps: int = 12
     guidance_scale: float = 4.0
     batch_size: int = 25  # images a batch; changes the speed, not the images
+
+    def __post_init__(self) -> None:
+        text("prompts.name", self.name)
+        whole("prompts.n", self.n, 1)
+        whole("prompts.images_per_prompt", self.images_per_prompt, 1)
+        whole("prompts.seed", self.seed, 0, LARGEST_SEED)
+        whole("prompts.noise_seed", self.noise_seed, 0, LARGEST_SEED)
+        whole("prompts.sampling_steps", self.sampling_steps, 1, 1000)
+        number("prompts.guidance_scale", self.guidance_scale, 0)
+        whole("prompts.batch_size", self.batch_size, 1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,6 +190,24 @@ class Metrics:
     aesthetics_weights: str | None = None  # full: a head's safetensors; null: no aesthetics metric
     batch_size: int = 50
 
+    def __post_init__(self) -> None:
+        one_of("metrics.encoders", self.encoders, ("miniature", "full"))
+        words("metrics.names", self.names)
+        if not self.names:
+            raise UserError("metrics.names=[]: name at least one metric")
+        for name, weight in self.weights.items():
+            if name not in self.names:
+                raise UserError(f"metrics.weights.{name}: is not among metrics.names{closest(name, self.names)}")
+            number(f"metrics.weights.{name}", weight, 0)
+        if self.weights and not any(self.weights.values()):
+            raise UserError(f"metrics.weights={self.weights}: at least one weight must be above 0")
+        for name, bounds in self.ranges.items():
+            if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or not bounds[0] < bounds[1]:
+                raise UserError(f"metrics.ranges.{name}={list(bounds)}: must be two numbers, [low, high], low < high")
+        for key in ("face_weights", "clip_model", "clip_weights"):
+            text(f"metrics.{key}", getattr(self, key))
+        whole("metrics.batch_size", self.batch_size, 1)
+
 
 @dataclass(kw_only=True, slots=True)
 class Tracking:
@@ -103,18 +220,101 @@ class Tracking:
     images: int = 16  # pictures a step in the tracker's table
     progress: str = "auto"  # auto (bars on a terminal, lines elsewhere), bars, lines, off
 
+    def __post_init__(self) -> None:
+        one_of("tracker.wandb", self.wandb, ("auto", "online", "offline", "disabled"))
+        text("tracker.project", self.project)
+        words("tracker.tags", self.tags)
+        whole("tracker.images", self.images, 0)
+        one_of("tracker.progress", self.progress, ("auto", "bars", "lines", "off"))
+
 
 @dataclass(kw_only=True, slots=True)
 class Config:
     seed: int = 0
     job: Job = field(default_factory=Job)
     model: Model = field(default_factory=Model)
-    method: Lora = field(default_factory=Lora)
+    method: AnyMethod = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
     steps: Steps = field(default_factory=Steps)
     prompts: Prompts = field(default_factory=Prompts)
     metrics: Metrics = field(default_factory=Metrics)
     tracker: Tracking = field(default_factory=Tracking)
 
+    def __post_init__(self) -> None:
+        whole("seed", self.seed, 0, LARGEST_SEED)
 
-__all__ = ["Config", "Data", "Job", "Lora", "Metrics", "Model", "Prompts", "Steps", "Tracking", "UserError", "Any"]
+
+def fill_defaults(config: Config) -> Config:
+    """A copy with the nulls that stand for a rule replaced by the numbers that the rule gives.
+
+    What only the model or the pictures know (a hub model's resolution, the number of held-out pictures,
+    the prompt set's own negative prompt, the device) stays null or `auto`; the run's record has it.
+    """
+    filled = copy.deepcopy(config)
+    miniature = filled.model.path == "miniature"
+    steps, data, model = filled.steps, filled.data, filled.model
+    if steps.total is None:
+        steps.total = 300 if miniature else 100 * data.n_images
+    if steps.every is None:
+        steps.every = math.ceil(steps.total / 6)  # rounded up: never a seventh, shorter stretch
+    if data.source == "folder":
+        data.subject = data.subject or Path(str(data.folder)).expanduser().resolve().name
+    if data.class_noun is None:
+        data.class_noun = _noun_of(data)
+    if model.resolution is None:
+        model.resolution = 64 if miniature else _resolution_of(Path(model.path).expanduser())
+    _fill_method(filled.method, miniature)
+    return filled
+
+
+def _fill_method(method: Any, miniature: bool) -> None:
+    """Learning rates: the method's own pair `learning_rates` (miniature, full-size), or LoRA's."""
+    small, full = getattr(method, "learning_rates", (2e-3, 1e-4))
+    if getattr(method, "learning_rate", 0.0) is None:
+        method.learning_rate = small if miniature else full
+    if getattr(method, "text_encoder_learning_rate", 0.0) is None:
+        method.text_encoder_learning_rate = method.learning_rate / 10
+    if getattr(method, "alpha", 0.0) is None:
+        method.alpha = float(method.rank)
+
+
+def _noun_of(data: Data) -> str | None:
+    """What the miniature or the folder says the subject is; None where they do not, which preflight refuses."""
+    from diffusion_lab.data.subjects import check_subject
+
+    try:
+        return check_subject(data)
+    except UserError:
+        return None
+
+
+def _resolution_of(folder: Path) -> int | None:
+    """Pixels a side that a diffusers folder was made for, or None where its configs do not tell."""
+    try:
+        unet = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
+        vae = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
+        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def as_plain_dict(config: Config) -> dict[str, Any]:
+    """The configuration as dicts, lists and scalars, for JSON, YAML and the tracker."""
+    return {part.name: _plain(getattr(config, part.name)) for part in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML, groups in the order of the schema."""
+    import yaml
+
+    return yaml.safe_dump(as_plain_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+
+__all__ = [
+    "JOBS", "METHODS", "Config", "Data", "Job", "Lora", "Metrics", "Model", "Prompts", "Steps", "Tracking",
+    "UserError", "as_plain_dict", "fill_defaults", "to_yaml",
+]  # fmt: skip

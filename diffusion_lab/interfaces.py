@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -61,8 +61,8 @@ class Subject:
 class Prompt:
     """One validation prompt; `slots` remembers which phrase filled which slot."""
 
-    id: str  # "p000"; together with `index` it fixes the noise
-    text: str  # what the model is given, identifier included
+    id: str  # "p000"
+    text: str  # what the model is given, identifier included; with the image's index it fixes the noise
     plain: str  # the same with the class noun alone: what CLIP is asked
     slots: Mapping[str, str] = field(default_factory=dict)
 
@@ -124,6 +124,8 @@ class Metric(Protocol):
     needs: tuple[str, ...]  # fields of Features
     label: str  # "Similarity to the training pictures"
     unit: str  # "cosine", "share", "0 to 1"
+    can_miss: bool  # images without a face have no value: the penalised mean counts them 0
+    pairwise: frozenset[str]  # of {"values", "ceiling"}: which are means over pairs within one set of images
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         """float32 [n], NaN where undefined (an image without a face)."""
@@ -193,6 +195,7 @@ class Batch:
     latents: Tensor  # float32 [b, c, h, w], sampled from the posterior and scaled
     input_ids: Tensor  # int64 [b, tokens]
     encoder_hidden_states: Tensor | None  # float32 [b, tokens, d] where the text encoder is frozen and cached
+    noise_scheduler: DDPMScheduler  # the model's betas and prediction type
 
 
 class Method(Protocol):
@@ -208,8 +211,10 @@ class Method(Protocol):
 
     def after_step(self, pipe: StableDiffusionPipeline) -> None: ...
 
-    def save(self, pipe: StableDiffusionPipeline, folder: Path) -> list[Path]:
-        """Writes the ecosystem's own format; returns the files."""
+    def save(
+        self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
+    ) -> list[Path]:
+        """Writes the ecosystem's own format, `notes` into its header; returns the files."""
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
         """Reads what `save` wrote into an attached pipe."""

@@ -1,0 +1,325 @@
+"""The one entry point: compose the configuration, check it, run the job, end with its status.
+
+Exit status: 0 done, 2 something to mend (configuration, input, disk), 3 training diverged, 130 Ctrl-C,
+1 anything else; a sweep ends with 1 when a job of it failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from diffusion_lab import jobs
+from diffusion_lab.config import Config, fill_defaults
+from diffusion_lab.interfaces import UserError
+
+log = logging.getLogger("diffusion_lab")
+
+MOST_CHECKED = 100  # jobs of a sweep whose values are checked before the first one starts
+ENDED = "jobs.jsonl"  # in a sweep's folder: one line a job
+SECRET = re.compile(
+    r"hf_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,}|://[^/\s:@]+:[^/\s@]+@|oc\.env:\s*\w*(TOKEN|KEY|SECRET|PASSWORD)"
+    r"|^\+*hydra\.job\.env_\w+.*(TOKEN|KEY|SECRET|PASSWORD)|^(?!model\.revision=)[^=]*=[0-9a-f]{40}$",
+    re.IGNORECASE,
+)
+
+USAGE = """\
+diffusion_lab: measure how a diffusion model learns a subject from a few pictures, and when to stop.
+
+  python -m diffusion_lab [group=option ...] [key=value ...] [flags]
+
+Groups and their options (* is taken where nothing is said):
+{groups}
+
+Keys: every value of the configuration, group.key=value. See them all with --cfg job.
+
+Flags:
+  --help         this page
+  --cfg job      print the configuration and stop
+  --dry-run      check everything, print the plan (images, steps, time, memory) and stop
+  -m             sweep: one job for each combination of values, key=a,b
+  --config-dir   a folder with options of your own, conf/<group>/<option>.yaml
+  --hydra-help   more flags and settings
+
+Examples:
+  python -m diffusion_lab                                     a subject of the miniature, in minutes on a CPU
+  python -m diffusion_lab data.subject=ben data.n_images=8
+  python -m diffusion_lab data=folder data.folder=my_dog data.class_noun=dog
+  python -m diffusion_lab experiment=debug                    the whole way in a minute
+  python -m diffusion_lab -m data.subject=anna,ben data.n_images=4,14
+  python -m diffusion_lab -m hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1,2
+  python -m diffusion_lab job=report job.runs=outputs/sweeps/NAME
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what the command line says (`sys.argv` by default); returns the process's exit status."""
+    words = ["job.dry_run=true" if word == "--dry-run" else word for word in (sys.argv[1:] if argv is None else argv)]
+    try:
+        return _main(words)
+    except UserError as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain("stopped by Ctrl-C", 130)
+    except Exception as error:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        if not isinstance(error, HydraException | OmegaConfBaseException):
+            raise
+        from diffusion_lab.explain import explain
+
+        return _complain(explain(error), 2)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"error: {message}" if status != 130 else message, file=sys.stderr)
+    return status
+
+
+def _main(words: list[str]) -> int:
+    if {"-h", "--help"} & set(words):
+        print(usage())
+        return 0
+    _refuse_secrets(words)
+    flags, overrides = _flags(words)
+    words = [*(word for word in words if word not in flags.overrides), *flags.overrides]  # as Hydra's parser wants
+    if flags.hydra_help or flags.cfg or flags.info or flags.shell_completion:
+        _hydra(words, lambda composed: None)
+        return 0
+    from diffusion_lab.compose import compose_raw, expand
+
+    if flags.multirun or any(word.replace(" ", "") == "hydra.mode=MULTIRUN" for word in overrides):
+        return _sweep(words, overrides, expand(overrides))
+    composed = compose_raw(overrides)
+    if str(composed.hydra.mode).endswith("MULTIRUN"):
+        return _sweep(words, overrides, expand(overrides, composed.hydra.sweeper))
+    return _single(words, overrides, composed)
+
+
+def usage() -> str:
+    """The text of --help."""
+    from diffusion_lab.compose import defaults, groups
+
+    taken, lines = defaults(), []
+    for group, options in groups().items():
+        lines.append(f"  {group}")
+        for option, description in options.items():
+            star = "*" if taken.get(group) == option else " "
+            lines += textwrap.wrap(description, 108, initial_indent=f"   {star} {option:<12} ", subsequent_indent=" " * 18)
+    return USAGE.format(groups="\n".join(lines))
+
+
+def _flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Hydra's flags, and the overrides with --config-dir written as one. Unknown flags end with status 2."""
+    from hydra.main import get_args_parser
+
+    parser = get_args_parser()
+    parser.error = _unknown_flag  # type: ignore[method-assign]
+    flags = parser.parse_intermixed_args(words)
+    for name in ("config_path", "config_name", "experimental_rerun"):
+        if getattr(flags, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is not supported; put options of your own under --config-dir")
+    overrides = list(flags.overrides)
+    if flags.config_dir is not None:
+        folder = Path(flags.config_dir).absolute()
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {flags.config_dir}: there is no such folder")
+        overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
+    return flags, overrides
+
+
+def _unknown_flag(message: str) -> NoReturn:
+    raise UserError(f"{message}; --help lists the flags")
+
+
+def _refuse_secrets(words: Sequence[str]) -> None:
+    """The configuration is written into every run's folder and sent to the tracker: no place for secrets."""
+    for word in words:
+        if SECRET.search(word):
+            raise UserError(
+                f"{word.partition('=')[0]}: looks like a password or token, and the configuration is recorded; "
+                "set HF_TOKEN or WANDB_API_KEY in the environment instead"
+            )
+
+
+def quoted(value: str) -> str:
+    """A value as Hydra's grammar reads it back unchanged."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+# --- one run ------------------------------------------------------------------------------------------
+
+
+def _single(words: list[str], overrides: list[str], composed: Any) -> int:
+    from diffusion_lab.compose import to_config
+    from diffusion_lab.preflight import check, show
+
+    config = fill_defaults(to_config(composed))
+    wanted = Path(composed.hydra.run.dir).absolute()
+    plan = check(config, wanted)
+    if config.job.dry_run:
+        from rich.console import Console
+
+        show(plan, Console(soft_wrap=False))
+        return 0
+    if config.job.name not in jobs.WITH_RUN_FOLDER:
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        log.setLevel(logging.INFO)
+        return _end(jobs.perform(config, wanted))
+
+    run_folder = _claim(wanted, "hydra.run.dir", overrides, plan.cost.disk_bytes if plan.cost else 0)
+    outcomes: list[jobs.Outcome] = []
+
+    def task(_: Any) -> None:
+        for warning in plan.warnings:
+            log.warning("warning: %s", warning)
+        log.info("%s; %s", plan.summary(), _shown(run_folder))
+        outcomes.append(jobs.perform(config, run_folder))
+
+    _hydra([*words, f"hydra.run.dir={quoted(str(run_folder))}"], task)
+    return _end(outcomes[0])
+
+
+def _end(outcome: jobs.Outcome) -> int:
+    if outcome.exit_status in (2, 3):  # of anything else the log has the traceback
+        _complain(outcome.message, outcome.exit_status)
+    return outcome.exit_status
+
+
+def _claim(folder: Path, key: str, overrides: Sequence[str], needed: int) -> Path:
+    """Makes `folder` and returns it. One made of date and time gets a number, -2 and so on, if it is taken:
+    two runs begun in the same second must not share it. Raises UserError where it cannot be written.
+    """
+    from diffusion_lab.tracking.atomic import check_writable, mendable
+
+    if not any(word.lstrip("+").startswith(f"{key}=") for word in overrides):
+        with mendable(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        number, wanted = 1, folder
+        while True:
+            with contextlib.suppress(FileExistsError), mendable(folder):
+                folder.mkdir()
+                break
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}-{number}")
+    check_writable(folder, needed_bytes=needed)
+    return folder
+
+
+def _shown(folder: Path) -> str:
+    with contextlib.suppress(ValueError):
+        return str(folder.relative_to(Path.cwd()))
+    return str(folder)
+
+
+# --- a sweep ------------------------------------------------------------------------------------------
+
+
+def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) -> int:
+    """All jobs, one after another or as the launcher has it; a job that fails does not stop the others."""
+    from diffusion_lab.compose import compose_raw, to_config
+
+    for job in expanded[:MOST_CHECKED]:
+        composed = compose_raw(job)
+        config = to_config(composed)  # a wrong value in any job is told before the first one starts
+        if config.job.dry_run:
+            print(f"\n{' '.join(job)}")
+            _single(words, job, composed)
+    if expanded and config.job.dry_run:
+        return 0
+    wanted = compose_raw(expanded[0] if expanded else []).hydra.sweep.dir
+    folder = _claim(Path(wanted).absolute(), "hydra.sweep.dir", overrides, 0)
+    (folder / ENDED).unlink(missing_ok=True)
+    try:
+        _hydra([*words, f"hydra.sweep.dir={quoted(str(folder))}"], sweep_job)
+    finally:
+        ended = _ended(folder)
+        failed = [job for job in ended if job["status"] != "completed"]
+        of = f" of {len(expanded)}" if expanded else ""
+        log.info("%s: %d%s jobs completed, %d failed", _shown(folder), len(ended) - len(failed), of, len(failed))
+        for job in failed:
+            print(f"{job['status']}: {job['name']}: {job['error']}", file=sys.stderr)
+    return 1 if failed or len(ended) < len(expanded) else 0
+
+
+def sweep_job(composed: Any) -> dict[str, Any]:
+    """One job of a sweep, in this process or another. Returns its outcome instead of raising an error."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from diffusion_lab.compose import to_config
+    from diffusion_lab.jobs.state import isolated
+    from diffusion_lab.preflight import check
+    from diffusion_lab.tracking.atomic import append_line, dumps
+
+    run_folder = Path(HydraConfig.get().runtime.output_dir)
+    ended: dict[str, Any] = {"name": run_folder.name, "status": "interrupted", "error": "stopped by Ctrl-C"}
+    try:
+        with isolated():
+            config = fill_defaults(to_config(composed))
+            config.tracker.group = config.tracker.group or run_folder.parent.name
+
+            def before() -> None:
+                plan = check(config, run_folder)
+                log.info("%s; %s", plan.summary(), _shown(run_folder))
+
+            outcome = jobs.perform(config, run_folder, before=before)
+        ended |= {"status": outcome.status, "error": outcome.error}
+        if outcome.status != "completed":
+            log.error("%s: %s", outcome.status, outcome.error)
+    finally:
+        append_line(run_folder.parent / ENDED, dumps(ended))
+    return ended
+
+
+def _ended(sweep: Path) -> list[dict[str, Any]]:
+    """What every job of the sweep that came to its end has left."""
+    try:
+        return [json.loads(line) for line in (sweep / ENDED).read_text("utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+# --- Hydra --------------------------------------------------------------------------------------------
+
+
+def _hydra(words: Sequence[str], task: Callable[[Any], Any]) -> None:
+    """Hands over to Hydra: folders, logging, launchers. Its errors come back as exceptions."""
+    import hydra
+
+    from diffusion_lab.compose import conf_folder, register
+
+    register()
+    decorate = hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")
+    with _process(["diffusion_lab", *words]):
+        decorate(task)()
+
+
+@contextlib.contextmanager
+def _process(argv: list[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and without HYDRA_FULL_ERROR it prints errors itself and exits."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+if __name__ == "__main__":
+    from diffusion_lab.__main__ import main as imported  # under its own name: other processes can import it
+
+    sys.exit(imported())

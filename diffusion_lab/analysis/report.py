@@ -1,0 +1,199 @@
+"""One self-contained HTML page of a run, made from its files alone.
+
+Nothing in the page is fetched: plotly.js, style, script, figures and pictures are inside, and a content
+security policy forbids the rest. All text is escaped by the template; script runs only if its hash is the
+page's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.offline
+from markupsafe import Markup
+
+from diffusion_lab.analysis import charts, words
+from diffusion_lab.analysis.reason import rules_of_thumb, spoken
+from diffusion_lab.analysis.record import MetricInfo, Run, read_run, read_scalars
+from diffusion_lab.analysis.stop import StepScore, half_width_of, value_of
+from diffusion_lab.interfaces import Summary
+from diffusion_lab.tracking import atomic
+
+TEMPLATES = Path(__file__).with_name("templates")
+KEEP_BYTES = 1_500_000  # a picture up to this size goes into the page as it is
+MAX_WIDTH = 1400  # pixels; wider pictures are reduced
+TRAINING_CURVES = (
+    ("train/loss", "loss", "#0072b2", True),
+    ("train/learning_rate", "learning rate", "#5f6875", False),
+)
+
+
+def write_report(run_folder: Path) -> Path:
+    """Writes `report.html` into the folder of a run, finished or not, and returns its path.
+
+    Raises:
+        UserError: (job.runs) where the folder holds no run or cannot be written.
+    """
+    run = read_run(Path(run_folder))
+    return save(run.folder / "report.html", "report", view(run))
+
+
+def save(path: Path, template: str, values: Mapping[str, Any]) -> Path:
+    """Renders `template`.html with its script and style, and puts it in place in one move."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    scripts = [
+        plotly.offline.get_plotlyjs(),
+        *((TEMPLATES / name).read_text() for name in ("common.js", f"{template}.js")),
+    ]
+    page = environment.get_template(f"{template}.html").render(
+        **values,
+        scripts=[Markup(script) for script in scripts],
+        hashes=[base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts],
+        style=Markup((TEMPLATES / "style.css").read_text()),
+    )
+    atomic.write_text(path, page)
+    return path
+
+
+def view(run: Run) -> dict[str, Any]:
+    """What the template shows, in plain values."""
+    recommended = run.recommendation
+    stop = None if recommended is None else recommended.step
+    scalars = list(read_scalars(run.folder))
+    training = [
+        (title, charts.training_figure(scalars, key, title=title, colour=colour, smooth=smooth))
+        for key, title, colour, smooth in TRAINING_CURVES
+    ]
+    cards = [_card(run, info, stop) for info in run.metrics.values() if run.summaries]
+    pictures = [
+        {"step": step, "src": data_uri(path)}
+        for step in run.steps
+        if (path := run.folder / "samples" / f"step-{step:06d}.png").is_file()
+    ]
+    taught = run.folder / "samples" / "training.png"
+    figures = {f"metric-{c['name']}": c.pop("figure") for c in cards}
+    figures |= {f"training-{i}": charts.as_json(f) for i, (_, f) in enumerate(training) if f is not None}
+    if recommended is not None:
+        figures["score"] = charts.as_json(charts.score_figure(recommended.scores, stop))
+    reason = run.reason or ("" if recommended is None else recommended.reason)
+    sentences = re.split(r"(?<=\.) (?=[A-Z])", reason.replace(" %", "\N{NO-BREAK SPACE}%"))
+    sentences[0] = re.sub(r"^Stop at step \d+: f", "F", sentences[0])  # the heading says it already
+    return {
+        "run": run,
+        "title": words.title(run),
+        "facts": words.facts(run),
+        "status": run.status,
+        "status_words": words.status(run),
+        "stop": stop,
+        "reason": " ".join(sentences[:2]),
+        "notes": " ".join(sentences[2:]),
+        "cautions": words.cautions(run, stop),
+        "cards": cards,
+        "training": [f"training-{i}" for i, (_, f) in enumerate(training) if f is not None],
+        "pictures": pictures,
+        "taught": data_uri(taught) if taught.is_file() else None,
+        "table": _table(run),
+        "costs": words.costs(run),
+        "provenance": words.provenance(run),
+        "files": words.files(run.folder),
+        "loading": words.loading(run),
+        "rules": {} if "Rules of thumb" in reason else rules_of_thumb(*words.taught(run)),
+        "data": {
+            "steps": run.steps,
+            "recommended": stop,
+            "metrics": [] if recommended is None else _rule(run, recommended.weights, recommended.scores),
+            "pictures": [p["step"] for p in pictures],
+            "figures": figures,
+            "dark": dict(charts.DARK),
+        },
+    }
+
+
+def _rule(run: Run, weights: Mapping[str, float], scores: tuple[StepScore, ...]) -> list[dict[str, Any]]:
+    """The stop rule's numbers for the page: scaled values, and half intervals on the same scale."""
+    assert run.recommendation is not None
+    rule = []
+    for name, (low, high) in run.recommendation.ranges.items():
+        halves = [half_width_of(s) if (s := at.get(name)) else None for at in run.summaries.values()]
+        rule.append(
+            {
+                "name": name,
+                "spoken": spoken(name),
+                "hue": charts.hue(name),
+                "weight": weights.get(name, 0.0),
+                "scaled": [score.scaled.get(name) for score in scores],
+                "half": [None if half is None else half / (high - low) for half in halves],
+                "text": [_text(at.get(name)) for at in run.summaries.values()],
+            }
+        )
+    return rule
+
+
+def _text(summary: Summary | None) -> str:
+    if summary is None or (value := value_of(summary)) is None:
+        return "no value"
+    half = half_width_of(summary)
+    return f"{value:.3f}" + ("" if half is None else f" ± {half:.3f}")
+
+
+def _card(run: Run, info: MetricInfo, stop: int | None) -> dict[str, Any]:
+    summaries = {step: at[info.name] for step, at in run.summaries.items() if info.name in at}
+    defined = any(s.mean is not None for s in summaries.values())
+    figure = charts.metric_figure(info, summaries, run.references.get(info.name, {}), stop)
+    return {
+        "name": info.name,
+        "label": info.label,
+        "better": "higher is better" if info.higher_is_better else "lower is better",
+        "hue": charts.hue(info.name),
+        "defined": defined,
+        "missing": words.missing(info.name, summaries),
+        "figure": charts.as_json(figure) if defined else None,
+    }
+
+
+def _table(run: Run) -> dict[str, Any]:
+    names = list(run.metrics)
+    rows = [
+        {"step": step, "name": f"{step}", "cells": [_cell(at.get(name)) for name in names]}
+        for step, at in run.summaries.items()
+    ]
+    for kind, label in (("ceiling", "ceiling: real photographs"), ("impostor", "impostor: other subjects")):
+        found = [run.references.get(name, {}).get(kind) for name in names]
+        if any(found):
+            rows.append({"step": None, "name": label, "cells": [_cell(s) for s in found]})
+    return {"heads": [(i.label, i.unit) for i in run.metrics.values()], "rows": rows}
+
+
+def _cell(s: Summary | None) -> dict[str, str]:
+    if s is None:
+        return {"mean": "-", "error": "", "count": ""}
+    return {
+        "mean": "no value" if s.mean is None else f"{s.mean:.3f}",
+        "error": "" if s.standard_error is None else f"± {s.standard_error:.3f}",
+        "count": f"n {s.n}" + (f", {s.missing} missing" if s.missing else ""),
+    }
+
+
+def data_uri(path: Path) -> str:
+    """A picture for the page: as it is where it is small, else reduced and as WebP."""
+    content, kind = path.read_bytes(), "png"
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as image:
+        if len(content) > KEEP_BYTES or image.width > MAX_WIDTH:
+            reduced = image.convert("RGB")
+            reduced.thumbnail((MAX_WIDTH, 16000), Image.Resampling.LANCZOS)
+            buffer = io.BytesIO()
+            reduced.save(buffer, format="WEBP", quality=85)
+            content, kind = buffer.getvalue(), "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

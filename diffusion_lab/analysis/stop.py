@@ -1,0 +1,263 @@
+"""When to stop: the weighted sum of the scaled metrics is best at the recommended evaluation.
+
+Pure functions over the summaries of a run. The page of `report.py` computes the same rule in the browser,
+from the same ranges, when its sliders are moved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from diffusion_lab.analysis.reason import Moves, explain
+from diffusion_lab.interfaces import Summary, UserError
+
+DEFAULT_WEIGHTED = ("similarity", "aesthetics", "diversity")
+FALLBACK = ("similarity", "clip_image")  # no face anywhere: the second takes the first one's place
+TIE = 1e-9  # scores nearer than this are equal, so that rounding does not choose the step
+
+# Min-max ranges of the original study: full-size encoders (VGGFace2 cosine, AVA score / 10, CLIP distance).
+STUDY_RANGES: Mapping[str, tuple[float, float]] = {
+    "similarity": (0.45, 0.85),
+    "aesthetics": (0.3, 0.7),
+    "diversity": (0.5, 0.75),
+}
+
+References = Mapping[str, Mapping[str, Summary | None]]  # metric -> "ceiling", "impostor"
+
+
+class MetricInfo(Protocol):
+    """What the rule needs to know of a metric; every `interfaces.Metric` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def higher_is_better(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepScore:
+    """The rule at one evaluation. `score` is None where a weighted metric has no value at all."""
+
+    step: int
+    score: float | None
+    half_width: float | None  # of the score's 95 % interval, the metrics taken as independent
+    scaled: Mapping[str, float | None]  # by metric, weighted or not; 1 is good, unclipped
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """Which evaluation to stop at, and everything it was computed from."""
+
+    step: int
+    reason: str
+    weights: Mapping[str, float]  # as used; they sum to 1
+    ranges: Mapping[str, tuple[float, float]]  # as used, of every metric with values, (low, high)
+    scores: tuple[StepScore, ...]  # in order of steps
+    notes: tuple[str, ...] = field(default=())  # what was assumed or replaced; also part of the reason
+
+
+def scale(value: float, low: float, high: float) -> float:
+    """Min-max: 0 at `low`, 1 at `high`, unclipped. With `low` above `high` it is inverted."""
+    if low == high:
+        raise ValueError(f"a range needs two different ends, not {low} twice")
+    return (value - low) / (high - low)
+
+
+def value_of(summary: Summary) -> float | None:
+    """The number the rule uses: the mean that counts images without a face 0, where there is such a mean."""
+    return summary.mean if summary.penalised is None else summary.penalised
+
+
+def half_width_of(summary: Summary) -> float | None:
+    """Half of the 95 % interval of `value_of`, or None for fewer than two values.
+
+    The zeros of the missing images widen it: from mean, n and standard error s the sum of squares is
+    (n - 1) n s^2 + n mean^2, and so the variance over all n + missing images follows.
+    """
+    s, mean = summary.standard_error, summary.mean
+    if s is None or mean is None:
+        return None
+    if summary.penalised is not None and summary.missing:
+        total = summary.n + summary.missing
+        squares = (summary.n - 1) * summary.n * s**2 + summary.n * mean**2
+        s = math.sqrt(max(0.0, squares / total - summary.penalised**2) / (total - 1))
+    return 1.96 * s
+
+
+def check(weights: Mapping[str, float], ranges: Mapping[str, Sequence[float]], names: Iterable[str]) -> None:
+    """Refuses, before a run begins, what `recommend` could not use at its end.
+
+    Raises:
+        UserError: naming `metrics.weights` or `metrics.ranges`, for an unknown metric, a negative or not
+            finite weight, weights that are all 0, or a range that is not [low, high] with low < high.
+    """
+    known = sorted(names)
+    for name, weight in weights.items():
+        if name not in known:
+            raise UserError(
+                f"metrics.weights: there is no metric {name!r} here; choose from {', '.join(known)}"
+            )
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UserError(f"metrics.weights.{name}: a weight is a number of 0 or more, not {weight}")
+    if weights and not any(weights.values()):
+        raise UserError("metrics.weights: all are 0, so nothing would choose the step; give one of them more")
+    for name, ends in ranges.items():
+        if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] >= ends[1]:
+            raise UserError(f"metrics.ranges.{name}: needs [low, high] with low < high, not {list(ends)}")
+
+
+def recommend(
+    summaries_by_step: Mapping[int, Mapping[str, Summary]],
+    weights: Mapping[str, float],
+    ranges: Mapping[str, Sequence[float]],
+    metrics: Iterable[MetricInfo],
+    *,
+    references: References | None = None,
+    n_images: int | None = None,
+    class_noun: str | None = None,
+) -> Recommendation | None:
+    """The evaluation whose weighted sum of scaled metrics is greatest; of equal ones the earliest.
+
+    Args:
+        summaries_by_step: of every evaluation, in any order; step 0 is the untouched model.
+        weights: by metric, 0 or more, their sum does not matter. Empty: equal over similarity, aesthetics and
+            diversity.
+        ranges: [low, high] a metric for scaling. A metric without is scaled over what is known of it: the
+            hull of its floor (step 0), its ceiling and the run, at least twice as wide as its interval, so
+            that noise is not taken for movement.
+        references: by metric, under "ceiling", what photographs score.
+        n_images, class_noun: for the rules of thumb in the reason.
+
+    Returns:
+        None where there is no evaluation, or where no weighted metric has a value.
+
+    Raises:
+        UserError: see `check`.
+    """
+    infos = {metric.name: metric for metric in metrics}
+    check(weights, ranges, infos)
+    steps = sorted(summaries_by_step)
+    values = {m: [_value(summaries_by_step[s].get(m)) for s in steps] for m in infos}
+    halves = {m: [_half(summaries_by_step[s].get(m)) for s in steps] for m in infos}
+    seen = {m for m in infos if any(_defined(summaries_by_step[s].get(m)) for s in steps)}
+    used, notes = settle_weights(weights, list(infos), seen)
+    if not used:
+        return None
+    if any(
+        (s := summaries_by_step[k].get(m)) and s.penalised is not None and s.missing
+        for k in steps
+        for m in used
+    ):
+        notes.append("Images without a face count as 0 in similarity.")
+    ends = {
+        m: _ends(values[m], halves[m], ranges.get(m), (references or {}).get(m, {}).get("ceiling"))
+        for m in infos
+        if m in seen
+    }
+    scores = tuple(_score(i, step, used, ends, infos, values, halves) for i, step in enumerate(steps))
+    best = best_index([s.score for s in scores])
+    if best is None:
+        return None
+    moves = Moves(
+        steps=steps,
+        best=best,
+        weights=used,
+        values={m: values[m] for m in used},
+        halves={m: halves[m] for m in used},
+        scores=[s.score for s in scores],
+        half_widths=[s.half_width for s in scores],
+        n_images=n_images,
+        class_noun=class_noun,
+        notes=tuple(notes),
+    )
+    return Recommendation(steps[best], explain(moves), used, ends, scores, tuple(notes))
+
+
+def settle_weights(
+    weights: Mapping[str, float], names: Sequence[str], seen: set[str]
+) -> tuple[dict[str, float], list[str]]:
+    """The weights in use, summing to 1, and in words what was assumed or replaced on the way.
+
+    `names` are the run's metrics, `seen` those with a value at some step. A weight of 0 is no weight.
+    """
+    notes: list[str] = []
+    wanted = {m: w for m, w in weights.items() if w > 0}
+    if not weights:
+        wanted = {m: 1.0 for m in DEFAULT_WEIGHTED if m in names} or {m: 1.0 for m in names if m in seen}
+    face, image = FALLBACK
+    if face in wanted and face not in seen and image in seen:
+        wanted[image] = wanted.get(image, 0.0) + wanted.pop(face)
+        notes.append(
+            "Similarity of faces has no value at all (no face in the images or none in the photographs), so"
+            " the likeness of whole images (clip_image) takes its place."
+        )
+    for name in [m for m in wanted if m not in seen]:
+        del wanted[name]
+        notes.append(f"{name} has no value at all and is left out.")
+    if not weights and wanted:
+        notes.insert(0, "No weights were set, so they are equal.")
+    total = sum(wanted.values())
+    return {m: wanted[m] / total for m in names if m in wanted}, notes
+
+
+def best_index(scores: Sequence[float | None]) -> int | None:
+    """Position of the greatest score, the earliest of those that tie; None where there is none."""
+    known = [s for s in scores if s is not None]
+    if not known:
+        return None
+    top = max(known)
+    return next(i for i, s in enumerate(scores) if s is not None and s >= top - TIE)
+
+
+def _value(summary: Summary | None) -> float | None:
+    return None if summary is None else value_of(summary)
+
+
+def _half(summary: Summary | None) -> float | None:
+    return None if summary is None else half_width_of(summary)
+
+
+def _defined(summary: Summary | None) -> bool:
+    return summary is not None and summary.mean is not None
+
+
+def _ends(
+    values: Sequence[float | None],
+    halves: Sequence[float | None],
+    given: Sequence[float] | None,
+    ceiling: Summary | None,
+) -> tuple[float, float]:
+    if given is not None:
+        return float(given[0]), float(given[1])
+    known = [v for v in [*values, _value(ceiling)] if v is not None]
+    low, high = min(known), max(known)
+    least = 4 * max((h for h in halves if h is not None), default=0.0) or 1e-6
+    spare = max(0.0, least - (high - low)) / 2
+    return low - spare, high + spare
+
+
+def _score(
+    i: int,
+    step: int,
+    weights: Mapping[str, float],
+    ends: Mapping[str, tuple[float, float]],
+    infos: Mapping[str, MetricInfo],
+    values: Mapping[str, Sequence[float | None]],
+    halves: Mapping[str, Sequence[float | None]],
+) -> StepScore:
+    scaled: dict[str, float | None] = {}
+    for name, (low, high) in ends.items():
+        value = values[name][i]
+        good, bad = (high, low) if infos[name].higher_is_better else (low, high)
+        scaled[name] = None if value is None else scale(value, bad, good)
+    score: float | None = 0.0
+    variance: float | None = 0.0
+    for name, weight in weights.items():
+        here, half = scaled[name], halves[name][i]
+        width = ends[name][1] - ends[name][0]
+        score = None if score is None or here is None else score + weight * here
+        variance = None if variance is None or half is None else variance + (weight * half / width) ** 2
+    return StepScore(step, score, None if variance is None or score is None else math.sqrt(variance), scaled)

@@ -1,0 +1,88 @@
+"use strict";
+// Curves of all runs in one chart, a trace a group; a table to sort and to search.
+const { runs, metrics, keys, hues } = lab.data;
+const MOST_COLOURS = 7; // groups beyond these share a grey
+const byId = (id) => document.getElementById(id);
+const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+const groups = (key) => {
+  const found = new Map();
+  for (const run of runs) {
+    const value = key ? run.settings[key] : "all runs";
+    if (!found.has(value)) found.set(value, []);
+    found.get(value).push(run);
+  }
+  const numeric = (text) => (text !== "" && Number.isFinite(Number(text)) ? Number(text) : null);
+  return [...found].sort(([a], [b]) => numeric(a) !== null && numeric(b) !== null ? numeric(a) - numeric(b) : a < b ? -1 : 1);
+};
+
+const overlay = () => {
+  const name = byId("metric").value, figure = lab.charts.get("overlay");
+  const metric = metrics.find((m) => m.name === name);
+  byId("legend").replaceChildren();
+  figure.data = [];
+  groups(byId("colour").value).forEach(([value, members], i) => {
+    const colour = i < MOST_COLOURS ? hues[i] : "#5f6875";
+    const lines = { x: [], y: [], text: [] }, stops = { x: [], y: [], text: [] };
+    for (const run of members) {
+      const values = run.values[name] || [];
+      run.steps.forEach((step, j) => {
+        lines.x.push(step);
+        lines.y.push(values[j] ?? null);
+        lines.text.push(plain(run.name));
+        if (step === run.stop && (values[j] ?? null) !== null) { stops.x.push(step); stops.y.push(values[j]); stops.text.push(plain(run.name)); }
+      });
+      lines.x.push(null); lines.y.push(null); lines.text.push("");
+    }
+    const hovertemplate = "%{text}<br>step %{x}: <b>%{y:.3f}</b><extra></extra>";
+    const opacity = runs.length > 40 ? 0.45 : 0.9;
+    figure.data.push({ type: "scatter", mode: runs.length > 40 ? "lines" : "lines+markers", ...lines, opacity, hovertemplate, connectgaps: false,
+      line: { color: colour, width: 1.8 }, marker: { color: colour, size: 5 } });
+    figure.data.push({ type: "scatter", mode: "markers", ...stops, hovertemplate: `recommended stop<br>${hovertemplate}`,
+      marker: { color: "rgba(0,0,0,0)", size: 13, line: { color: colour, width: 2 } } });
+    legend(i, value, members.length, colour);
+  });
+  figure.layout.yaxis.title.text = metric ? plain(metric.unit || metric.name) : "";
+  lab.drawAll();
+};
+
+const legend = (i, value, count, colour) => {
+  if (!byId("colour").value || i > MOST_COLOURS) return;
+  const item = document.createElement("li"), mark = document.createElement("i");
+  mark.dataset.hue = colour;
+  item.append(mark, i < MOST_COLOURS ? `${value} (${count})` : "others");
+  byId("legend").append(item);
+};
+
+if (keys.length) byId("colour").value = keys.find((key) => key !== "seed") ?? keys[0];
+for (const id of ["metric", "colour"]) byId(id).addEventListener("change", overlay);
+overlay();
+
+// --- the table ------------------------------------------------------------------------------------------
+const body = document.querySelector("#runs-table tbody"), rows = [...body.rows];
+const heads = [...document.querySelectorAll("#runs-table thead th")];
+const order = new Intl.Collator(undefined, { numeric: true });
+
+const sortBy = (column) => {
+  const up = heads[column].getAttribute("aria-sort") !== "ascending";
+  const key = (row) => row.cells[column].dataset.sort ?? row.cells[column].textContent.trim();
+  const numbers = rows.every((row) => key(row) === "" || Number.isFinite(Number(key(row))));
+  rows.sort((a, b) => {
+    const [x, y] = [key(a), key(b)];
+    if (x === "" || y === "") return (x === "") - (y === ""); // what is missing comes last either way
+    return (numbers ? Number(x) - Number(y) : order.compare(x, y)) * (up ? 1 : -1);
+  });
+  body.append(...rows);
+  for (const head of heads) head.removeAttribute("aria-sort");
+  heads[column].setAttribute("aria-sort", up ? "ascending" : "descending");
+};
+heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => sortBy(column)));
+
+const filter = () => {
+  const wanted = byId("filter").value.trim().toLowerCase();
+  for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+  byId("shown").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} runs`;
+};
+byId("filter").addEventListener("input", filter);
+filter();
+document.documentElement.dataset.ready = "yes";

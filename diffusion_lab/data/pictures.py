@@ -1,0 +1,267 @@
+"""Reading a folder of pictures as people have them: rotated, transparent, 16 bit, with junk between.
+
+Listing is cheap and imports no Pillow; decoding does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import re
+import unicodedata
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffusion_lab.interfaces import Picture, UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from diffusion_lab.interfaces import Pixels
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = frozenset(
+    {
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp",
+        ".dib", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm",
+    }
+)  # fmt: skip
+UNREADABLE = frozenset(
+    {
+        ".heic", ".heif", ".hif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+        ".orf", ".rw2", ".psd", ".svg", ".pdf", ".mov", ".mp4", ".jxl",
+    }
+)  # fmt: skip
+"""Pictures of a kind that Pillow alone does not decode: named to the user, never skipped silently."""
+COMPANIONS = frozenset(
+    {
+        ".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".toml",
+        ".md", ".xml", ".html", ".ini", ".db", ".lnk", ".npy", ".npz", ".zip",
+    }
+)  # fmt: skip
+"""Files that commonly lie beside pictures, skipped without a word."""
+JUNK = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx"})
+KEPT_SHORT_SIDE = 1024
+"""Large photographs are box-reduced by a whole factor that keeps the short side at or above this, pixels."""
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that puts 2.png before 10.png, whatever the case and the Unicode form of the name."""
+    parts = re.split(r"(\d+)", unicodedata.normalize("NFC", name).casefold())
+    return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts if p)
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The picture files directly in `folder`, in natural order of their names.
+
+    Hidden files, what operating systems leave behind, sub-folders and text files are skipped; kinds of
+    pictures that cannot be decoded are named in the log.
+    Raises UserError when the folder is missing, is no folder, or holds no picture.
+    """
+    folder = Path(folder)
+    try:
+        entries = sorted(folder.iterdir(), key=lambda path: (natural_key(path.name), path.name))
+    except FileNotFoundError:
+        raise UserError(f"data.folder: {folder} does not exist") from None
+    except NotADirectoryError:
+        raise UserError(f"data.folder: {folder} is a file; give the folder that holds the pictures") from None
+    except OSError as error:
+        raise UserError(f"data.folder: {folder} cannot be read ({error.strerror or error})") from error
+    visible = [p for p in entries if not p.name.startswith(".") and p.name.casefold() not in JUNK]
+    files = [path for path in visible if path.is_file()]
+    pictures = [path for path in files if path.suffix.casefold() in SUFFIXES]
+    unreadable = [path.name for path in files if path.suffix.casefold() in UNREADABLE]
+    others = [p.name for p in files if p.suffix.casefold() not in SUFFIXES | UNREADABLE | COMPANIONS]
+    if unreadable:
+        log.warning(
+            "%s: %s cannot be decoded; save as JPEG or PNG to use: %s",
+            folder, _count(len(unreadable), "file"), _names(unreadable),
+        )  # fmt: skip
+    if others:
+        log.warning("%s: left out, not known as pictures by their suffix: %s", folder, _names(others))
+    if not pictures:
+        raise UserError(f"data.folder: no pictures in {folder}{_why_empty(visible, files, unreadable)}")
+    return pictures
+
+
+def _why_empty(visible: list[Path], files: list[Path], unreadable: list[str]) -> str:
+    if unreadable:
+        return f"; save {_names(unreadable)} as JPEG or PNG"
+    folders = [path.name for path in visible if path not in files]
+    if folders:
+        return f" itself; did you mean one of its folders: {_names(folders)}?"
+    return f" ({_count(len(files), 'other file')}); known suffixes: {' '.join(sorted(SUFFIXES))}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _names(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def read_picture(path: Path) -> Picture:
+    """Decodes one file upright as sRGB: EXIF orientation, alpha over white, 16 bit scaled, first frame.
+
+    The sha256 is of the file's bytes. Raises UserError, naming the file, for anything that is not a whole
+    picture, or that unpacks to more pixels than Pillow's guard (about 89 million).
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                upright = _upright(image, _rgb(image))
+        short = min(upright.size) // KEPT_SHORT_SIDE
+        pixels = np.array(upright.reduce(short) if short > 1 else upright, dtype=np.uint8)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UserError(
+            f"{path}: unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, which is refused. "
+            "Make it smaller or remove it, or set data.on_corrupt=skip to leave such files out."
+        ) from None
+    except Exception as error:  # each of Pillow's decoders fails in its own way: OSError, SyntaxError, ...
+        reason = "no picture format is recognised" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(
+            f"{path}: cannot be read as a picture ({reason}). "
+            "Replace or remove it, or set data.on_corrupt=skip to leave such files out."
+        ) from error
+    return Picture(path=path, sha256=hashlib.sha256(data).hexdigest(), pixels=pixels)
+
+
+def _upright(source: Image, converted: Image) -> Image:
+    """`converted` turned as the EXIF data of `source` asks; unreadable EXIF data leaves it as it is."""
+    from PIL.Image import Transpose
+
+    try:
+        orientation = source.getexif().get(0x0112)
+    except Exception:  # damaged metadata says nothing about the pixels, which are whole
+        return converted
+    turn = {
+        2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+    }.get(orientation or 1)  # fmt: skip
+    return converted if turn is None else converted.transpose(turn)
+
+
+def _rgb(image: Image) -> Image:
+    """A decoded frame of any mode as mode RGB."""
+    from PIL import Image as image_module
+
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep_grey(image)
+    profile = image.info.get("icc_profile")
+    if not image.has_transparency_data:
+        if image.mode in ("P", "1"):
+            image = image.convert("RGB")
+        return _srgb(image, profile)
+    image = image.convert("RGBA")
+    white = image_module.new("RGB", image.size, "white")
+    white.paste(_srgb(image.convert("RGB"), profile), mask=image.getchannel("A"))
+    return white
+
+
+def _srgb(image: Image, profile: bytes | None) -> Image:
+    """Mode RGB, converted by the embedded ICC profile where one fits and is not sRGB itself."""
+    from PIL import ImageCms
+
+    srgb = ImageCms.createProfile("sRGB")
+    if image.mode == "LAB":
+        lab = ImageCms.createProfile("LAB")
+        return _converted(ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB"))
+    space = {"RGB": "RGB ", "CMYK": "CMYK", "L": "GRAY"}.get(image.mode)
+    if profile and space:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            described = ImageCms.getProfileDescription(source)
+            if source.profile.xcolor_space == space and "srgb" not in described.casefold():
+                return _converted(ImageCms.profileToProfile(image, source, srgb, outputMode="RGB"))
+        except (ImageCms.PyCMSError, OSError):  # a damaged profile: the plain conversion serves
+            pass
+    return image.convert("RGB")
+
+
+def _converted(image: Image | None) -> Image:
+    assert image is not None  # profileToProfile returns None only when it works in place
+    return image
+
+
+def _deep_grey(image: Image) -> Image:
+    """Grey of 16 bits or more, or float, as RGB of 8 bits; full scale maps to 255, no stretching."""
+    from PIL import Image as image_module
+
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("pixels that are not finite")
+    if image.mode == "F":
+        scales: tuple[float, ...] = (1.0, 255.0, 65535.0)
+    elif image.mode == "I":
+        scales = (65535.0, 2.0**31 - 1)
+    else:
+        bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # TIFF also has grey of 12 bits
+        scales = (2.0**bits - 1,)
+    top = next((scale for scale in scales if values.max() <= scale), scales[-1])
+    grey = np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
+    return image_module.fromarray(grey).convert("RGB")
+
+
+def read_pictures(paths: list[Path], on_corrupt: str = "error") -> list[Picture]:
+    """Reads `paths` in order; on_corrupt=skip leaves out what cannot be read and names it in the log."""
+    if on_corrupt not in ("error", "skip"):
+        raise UserError(f"data.on_corrupt={on_corrupt!r} is neither error nor skip")
+    pictures: list[Picture] = []
+    skipped: list[str] = []
+    for path in paths:
+        try:
+            pictures.append(read_picture(path))
+        except UserError:
+            if on_corrupt == "error":
+                raise
+            skipped.append(path.name)
+    if skipped:
+        log.warning("left out %s that cannot be read: %s", _count(len(skipped), "file"), ", ".join(skipped))
+    return pictures
+
+
+def read_folder(folder: Path, on_corrupt: str = "error") -> list[Picture]:
+    """All pictures of `folder`, in natural order. Raises UserError where none can be read."""
+    paths = list_pictures(folder)
+    pictures = read_pictures(paths, on_corrupt)
+    if not pictures:
+        raise UserError(f"data.folder: none of the {len(paths)} pictures in {folder} can be read")
+    return pictures
+
+
+def fit(pixels: Pixels, resolution: int) -> Pixels:
+    """Largest centred square of uint8 [h, w, 3], resized antialiased (Lanczos) to uint8 [r, r, 3]."""
+    from PIL import Image
+
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = pixels[top : top + side, left : left + side]
+    if side == resolution:
+        return square.copy()
+    # Cropped first: resize(box=...) would let pixels outside of the square into its margin.
+    resized = Image.fromarray(np.ascontiguousarray(square)).resize(
+        (resolution, resolution), Image.Resampling.LANCZOS
+    )
+    return np.array(resized, dtype=np.uint8)
+
+
+def to_tensor(pixels: Pixels) -> Tensor:
+    """uint8 [r, r, 3] as float32 [3, r, r] in [-1, 1], what a VAE takes."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 127.5 - 1.0

@@ -1,0 +1,236 @@
+"""Prompt sets: the fixed prompts that every evaluation of a run, and of the runs it is compared with, uses.
+
+A set's own negative prompt is empty except in `miniature_negative`: a negative prompt moves similarity and
+aesthetics by itself, so the plain ruler goes without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import random
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from diffusion_lab.checks import closest
+from diffusion_lab.data.prompt_files import Line, read_lines
+from diffusion_lab.data.templates import DREAMBOOTH_LIVE, DREAMBOOTH_OBJECTS, Template
+from diffusion_lab.interfaces import Prompt, PromptSet, UserError
+from diffusion_lab.miniature import phrases
+
+if TYPE_CHECKING:
+    from diffusion_lab.config import Prompts
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def load_prompts(config_prompts: Prompts, *, identifier: str, class_noun: str) -> PromptSet:
+    """The configured set, filled with the subject's words.
+
+    Depends on `prompts.seed` alone: the first n of a larger set are the set of n, in `miniature`; of a list
+    the drawn n lie inside the drawn n + 1. Ids stay the same too. Where the set has fewer than n prompts,
+    `images_per_prompt` makes up for it. Raises UserError for an unknown set or a file that cannot be used.
+    """
+    make = SETS.get(config_prompts.name)
+    if make is None:
+        raise UserError(
+            f"prompts.name={config_prompts.name}: must be one of {', '.join(SETS)}"
+            f"{closest(config_prompts.name, SETS)}"
+        )
+    if config_prompts.n < 1:
+        raise UserError(f"prompts.n={config_prompts.n}: at least 1 prompt is needed")
+    prompts, own_negative = make(config_prompts, identifier, class_noun)
+    negative = own_negative if config_prompts.negative is None else config_prompts.negative
+    made = PromptSet(
+        name=config_prompts.name, prompts=prompts, negative=negative, sha256=_sha256(prompts, negative)
+    )
+    if len(made) < config_prompts.n:
+        log.info(
+            "prompts.n=%d, and the set %s has %d prompts: %d images of each",
+            config_prompts.n, made.name, len(made), images_per_prompt(config_prompts, made),
+        )  # fmt: skip
+    return made
+
+
+def images_per_prompt(config_prompts: Prompts, prompts: PromptSet) -> int:
+    """Images a prompt, so that there are at least `prompts.n` times `prompts.images_per_prompt` in all."""
+    return math.ceil(config_prompts.n / len(prompts)) * config_prompts.images_per_prompt
+
+
+def _sha256(prompts: tuple[Prompt, ...], negative: str) -> str:
+    content = [[p.id, p.text, p.plain, dict(p.slots)] for p in prompts]
+    return hashlib.sha256(json.dumps([content, negative], ensure_ascii=False).encode()).hexdigest()
+
+
+def _random(*words: object) -> random.Random:
+    """A generator of its own for each use; seeded by text it is the same in every process."""
+    return random.Random("\0".join(map(str, words)))
+
+
+# --- the miniature's phrases ----------------------------------------------------------------------------
+
+
+def _miniature(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
+    chosen = stratified(prompt_slots(), config.n, config.seed)
+    prompts = tuple(
+        Prompt(
+            id=_id(i),
+            text=phrases.caption(class_noun, by_slot, subject=f"{identifier} {class_noun}"),
+            plain=phrases.caption(class_noun, by_slot, subject=with_article(class_noun)),
+            slots={slot: phrase.text for slot, phrase in by_slot.items()},
+        )
+        for i, by_slot in enumerate(chosen)
+    )
+    return prompts, ""
+
+
+def _miniature_negative(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
+    return _miniature(config, identifier, class_noun)[0], phrases.NEGATIVE_PROMPT
+
+
+def prompt_slots() -> dict[str, tuple[phrases.Phrase, ...]]:
+    """`phrases.SLOTS` less the words for spoilt pictures: nobody asks for them but in negative prompts."""
+    return {
+        slot: tuple(phrase for phrase in options if phrase not in phrases.SPOILT)
+        for slot, options in phrases.SLOTS.items()
+    }
+
+
+def stratified(slots: Mapping[str, tuple[T, ...]], n: int, seed: int) -> list[dict[str, T]]:
+    """n different combinations, in each slot every option equally often up to one; nested in n.
+
+    Each slot deals its options in shuffled rounds. A combination that was there before takes another card
+    of a round in progress instead, which keeps every prefix balanced.
+    """
+    dealers = {slot: _Dealer(options, _random("prompts", seed, slot)) for slot, options in slots.items()}
+    seen: set[tuple[int, ...]] = set()
+    chosen: list[dict[str, T]] = []
+    for _ in range(n):
+        hand = {slot: dealer.deal() for slot, dealer in dealers.items()}
+        if tuple(hand.values()) in seen:
+            hand = _another(hand, dealers, seen)
+        seen.add(tuple(hand.values()))
+        chosen.append({slot: slots[slot][card] for slot, card in hand.items()})
+    return chosen
+
+
+class _Dealer:
+    """Deals the numbers of `options` in shuffled rounds, without end."""
+
+    def __init__(self, options: tuple[object, ...], generator: random.Random) -> None:
+        self.size, self.generator = len(options), generator
+        self.rest: list[int] = []
+
+    def deal(self) -> int:
+        if not self.rest:
+            # Of all that Random offers, random() alone is promised to stay the same in later Pythons.
+            self.rest = sorted(range(self.size), key=lambda _: self.generator.random())
+        return self.rest.pop()
+
+
+def _another(
+    hand: dict[str, int], dealers: Mapping[str, _Dealer], seen: set[tuple[int, ...]]
+) -> dict[str, int]:
+    """`hand` with one card exchanged for one still to come in its slot's round, so that it is new."""
+    for slot, dealer in dealers.items():
+        for place, card in enumerate(dealer.rest):
+            other = {**hand, slot: card}
+            if tuple(other.values()) not in seen:
+                dealer.rest[place] = hand[slot]
+                return other
+    raise UserError(f"prompts.n: no more than {len(seen)} different prompts can be drawn; set it lower")
+
+
+# --- lists ----------------------------------------------------------------------------------------------
+
+
+def _templates(templates: tuple[Template, ...]) -> Make:
+    def make(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
+        lines = [Line(template, {slot: phrase}) for slot, phrase, template in templates]
+        return _from_lines(lines, config, identifier, class_noun), ""
+
+    return make
+
+
+def _file(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
+    if not config.path:
+        raise UserError("prompts.path is not set: give a text file (a prompt a line) or a CSV file")
+    lines = read_lines(Path(config.path).expanduser())
+    prompts = _from_lines(lines, config, identifier, class_noun)
+    strangers = [p.text for p in prompts if not (_word(identifier, p.text) or _word(class_noun, p.text))]
+    if strangers:
+        log.warning(
+            "prompts.path: %d prompts name neither %r nor %r, so they cannot show the subject; write "
+            "{subject} where it belongs: %s",
+            len(strangers), identifier, class_noun, "; ".join(strangers[:3]),
+        )  # fmt: skip
+    return prompts, ""
+
+
+def _from_lines(lines: list[Line], config: Prompts, identifier: str, class_noun: str) -> tuple[Prompt, ...]:
+    """All lines, or n drawn so that smaller draws lie inside larger ones, in the order of the lines."""
+    numbered = list(enumerate(lines))
+    if config.n < len(lines):
+        generator = _random("prompts", config.seed)
+        drawn = sorted(numbered, key=lambda _: generator.random())[: config.n]
+        numbered = sorted(drawn, key=lambda pair: pair[0])
+    return tuple(
+        Prompt(
+            id=_id(i),
+            text=fill(line.text, f"{identifier} {class_noun}"),
+            plain=_plain(line.text, identifier, class_noun),
+            slots=line.slots,
+        )
+        for i, line in numbered
+    )
+
+
+def _plain(template: str, identifier: str, class_noun: str) -> str:
+    """The prompt with the class noun where the subject stands."""
+    if "{subject}" in template:
+        # "a photo of {subject}" needs the article that an identifier goes without.
+        bare = re.compile(r"(?i)(^|\b(?:of|with|by|from|like|for|and|near|beside|in|on|at)\s+)\{subject\}")
+        articled = bare.sub(lambda match: match[1] + with_article(class_noun), template)
+        return fill(articled, class_noun)
+    both = re.sub(
+        rf"(?i)(?<!\w){re.escape(identifier)}\s+{re.escape(class_noun)}(?!\w)", class_noun, template
+    )
+    return re.sub(rf"(?i)(?<!\w){re.escape(identifier)}(?!\w)", class_noun, both)
+
+
+def fill(template: str, words: str) -> str:
+    """`template` with `words` for `{subject}`; "a {subject}" becomes "an ..." where the words ask for it."""
+    if words[:1].casefold() in "aeiou":
+        template = re.sub(r"\b([Aa]) \{subject\}", r"\1n {subject}", template)
+    return template.replace("{subject}", words)
+
+
+def with_article(noun: str) -> str:
+    """ "a dog", "an apple"; by the first letter."""
+    return f"{'an' if noun[:1].casefold() in 'aeiou' else 'a'} {noun}"
+
+
+def _word(word: str, text: str) -> bool:
+    return re.search(rf"(?i)(?<!\w){re.escape(word)}(?!\w)", text) is not None
+
+
+def _id(number: int) -> str:
+    return f"p{number:03d}"
+
+
+Make = Callable[["Prompts", str, str], tuple[tuple[Prompt, ...], str]]
+
+SETS: dict[str, Make] = {
+    "miniature": _miniature,
+    "miniature_negative": _miniature_negative,
+    "dreambooth_objects": _templates(DREAMBOOTH_OBJECTS),
+    "dreambooth_live": _templates(DREAMBOOTH_LIVE),
+    "file": _file,
+}
+"""By name: from the config, the identifier and the class noun to the prompts and the set's negative one."""

@@ -1,0 +1,233 @@
+"""A subject: the pictures a model is tuned on, the references, and pictures of others to compare with.
+
+The miniature's people are written as ordinary folders into a cache and read back by the same loader as a
+user's own pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_lab.checks import closest
+from diffusion_lab.data.pictures import list_pictures, natural_key, read_folder, read_pictures
+from diffusion_lab.data.subsets import check_counts, nested_order, split
+from diffusion_lab.interfaces import Picture, Subject, UserError
+
+if TYPE_CHECKING:
+    from diffusion_lab.config import Data
+
+log = logging.getLogger(__name__)
+
+IMPOSTOR_PICTURES = 4  # of each other subject
+IMPOSTOR_SUBJECTS = 16  # at most
+
+
+def default_cache() -> Path:
+    """For what can be made again: $DIFFUSION_LAB_CACHE, or diffusion_lab in $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("DIFFUSION_LAB_CACHE")
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG standard asks to ignore a relative path.
+    base = Path(shared) if os.path.isabs(shared) else Path("~/.cache").expanduser()
+    return base / "diffusion_lab"
+
+
+def load_subject(config_data: Data, cache: Path | None = None) -> Subject:
+    """Reads the subject's pictures and splits them. `cache` (`default_cache()`) serves the miniature.
+
+    Raises UserError, naming the config key, for an unknown subject or source, a missing folder or class
+    noun, a file that is no picture, or too few pictures.
+    """
+    folder, class_noun = subject_folder(config_data, cache)
+    pictures = read_folder(folder, config_data.on_corrupt)
+    name = subject_name(config_data)
+    train, heldout = split(
+        pictures, config_data.n_images, config_data.n_heldout, subject=name, seed=config_data.subset_seed
+    )
+    return Subject(
+        name=name,
+        class_noun=class_noun,
+        identifier=config_data.identifier,
+        train=train,
+        heldout=heldout,
+        impostors=_impostors(config_data, folder, class_noun),
+        instance_prompt=instance_prompt(config_data.identifier, class_noun),
+    )
+
+
+def check_subject(config_data: Data) -> str:
+    """The cheap part of `load_subject`, for use before anything slow: decodes and writes nothing.
+
+    Returns the class noun; raises the same UserErrors but those about a picture's content.
+    """
+    if config_data.source == "miniature":
+        from diffusion_lab.miniature.subjects import N_PORTRAITS
+
+        noun, total = _miniature_noun(config_data.subject), N_PORTRAITS
+    else:
+        folder, noun = subject_folder(config_data, None)
+        total = len(list_pictures(folder))
+    check_counts(total, config_data.n_images, config_data.n_heldout)
+    return noun
+
+
+def subject_name(config_data: Data) -> str:
+    """The configured name; of a folder without one the folder's own."""
+    if config_data.source == "folder" and not config_data.subject:
+        return Path(config_data.folder or "").resolve().name
+    return config_data.subject
+
+
+def instance_prompt(identifier: str, class_noun: str) -> str:
+    """ "a photo of customcls woman", the caption of every picture trained on."""
+    return f"a photo of {identifier} {class_noun}"
+
+
+def subject_folder(config_data: Data, cache: Path | None) -> tuple[Path, str]:
+    """The folder of the subject's pictures (the miniature's is written first) and the class noun."""
+    if config_data.source == "miniature":
+        noun = _miniature_noun(config_data.subject)
+        return _miniature_folder(config_data.subject, cache or default_cache()), noun
+    if config_data.source != "folder":
+        known = ("miniature", "folder")
+        raise UserError(f"data.source={config_data.source}: must be one of {', '.join(known)}")
+    if not config_data.folder:
+        raise UserError("data.folder is not set: give the folder of pictures, as in data.folder=my_dog")
+    folder = Path(config_data.folder).expanduser()
+    list_pictures(folder)  # a missing or empty folder is answered before a missing noun
+    noun = (config_data.class_noun or _noun_file(folder) or "").strip()
+    if not noun:
+        raise UserError(
+            "data.class_noun is not set: say what the pictures show, as in data.class_noun=dog, "
+            f"or write the word into {folder / 'class_noun.txt'}"
+        )
+    return folder, noun
+
+
+def _noun_file(folder: Path) -> str | None:
+    """First line of class_noun.txt, None where there is no such file or nothing in it."""
+    try:
+        lines = (folder / "class_noun.txt").read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{folder / 'class_noun.txt'} cannot be read ({error}); set data.class_noun"
+        ) from error
+    return lines[0].strip() or None
+
+
+# --- the miniature's people -----------------------------------------------------------------------------
+
+
+def _miniature_noun(name: str) -> str:
+    from diffusion_lab.miniature.subjects import SUBJECTS
+
+    if name not in SUBJECTS:
+        raise UserError(
+            f"data.subject={name}: the miniature's people are {', '.join(SUBJECTS)}"
+            f"{closest(name, SUBJECTS)}; "
+            "for your own pictures set data=folder data.folder=..."
+        )
+    return SUBJECTS[name].noun
+
+
+def renderer_version() -> str:
+    """12 hex digits that change with the renderer's code and the libraries that draw.
+
+    Anything else that ever changes the portraits must enter here: the cache is never checked otherwise.
+    """
+    import diffusion_lab.miniature as miniature
+
+    digest = hashlib.sha256(f"pillow {version('pillow')} numpy {version('numpy')}".encode())
+    for file in sorted(Path(miniature.__path__[0]).glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _miniature_folder(name: str, cache: Path) -> Path:
+    """`name`'s folder in the cache, written when it is not there. Two processes may do so at once."""
+    from diffusion_lab.miniature.subjects import is_complete
+
+    folder = cache / f"subjects-{renderer_version()}" / name
+    if not is_complete(folder):
+        log.info("drawing %s into %s", name, folder.parent)
+        try:
+            _draw(name, folder)
+        except OSError as error:
+            raise UserError(
+                f"the miniature's pictures cannot be written to {folder} ({error.strerror or error}): free "
+                "some space, or set the environment variable DIFFUSION_LAB_CACHE to another folder"
+            ) from error
+    return folder
+
+
+def _draw(name: str, folder: Path) -> None:
+    """Draws in a place of its own and renames: a whole folder is never taken away from who reads it."""
+    from diffusion_lab.miniature.subjects import is_complete, write_subjects
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as beside:
+        drawn = write_subjects(Path(beside), [name]) / name
+        try:
+            os.rename(drawn, folder)
+        except OSError:
+            if is_complete(folder):  # another process was faster, and drew the same
+                return
+            if not folder.exists():
+                raise
+            os.rename(folder, Path(beside) / "damaged")
+            os.rename(drawn, folder)
+
+
+# --- impostors ------------------------------------------------------------------------------------------
+
+
+def _impostors(config_data: Data, own: Path, class_noun: str) -> tuple[Picture, ...]:
+    """A few pictures each of other subjects with the same noun: the same ones in every run."""
+    if config_data.source == "miniature":
+        from diffusion_lab.miniature.subjects import SUBJECTS
+
+        others = [n for n, spec in SUBJECTS.items() if spec.noun == class_noun and n != config_data.subject]
+        folders = [_miniature_folder(name, own.parent.parent) for name in others]
+    elif config_data.impostors:
+        folders = _impostor_folders(Path(config_data.impostors).expanduser(), own, class_noun)
+    else:
+        return ()
+    found: list[Picture] = []
+    for folder in folders[:IMPOSTOR_SUBJECTS]:
+        paths = list_pictures(folder)
+        order = nested_order([path.name for path in paths], folder.name, seed=0)
+        found += read_pictures([paths[i] for i in order[:IMPOSTOR_PICTURES]], config_data.on_corrupt)
+    return tuple(found)
+
+
+def _impostor_folders(parent: Path, own: Path, class_noun: str) -> list[Path]:
+    """Sub-folders that hold pictures, less the subject's own and those that name another class noun."""
+    if not parent.is_dir():
+        raise UserError(f"data.impostors: {parent} is not a folder; give one that holds a folder a subject")
+    folders: list[Path] = []
+    for folder in sorted(parent.iterdir(), key=lambda path: (natural_key(path.name), path.name)):
+        if not folder.is_dir() or folder.name.startswith(".") or folder.samefile(own):
+            continue
+        if (_noun_file(folder) or class_noun).casefold() != class_noun.casefold():
+            continue
+        try:
+            list_pictures(folder)
+        except UserError as error:
+            log.warning("data.impostors: %s is left out: %s", folder.name, error)
+            continue
+        folders.append(folder)
+    if not folders:
+        raise UserError(
+            f"data.impostors: no folder in {parent} holds pictures of another {class_noun}; "
+            "it must hold one folder a subject, or be null"
+        )
+    return folders

@@ -1,0 +1,114 @@
+"""Hydra's and OmegaConf's errors in one line: the key, what was given, what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from diffusion_lab.checks import closest
+from diffusion_lab.compose import groups
+from diffusion_lab.config import METHODS, Config
+
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def explain(error: BaseException) -> str:
+    """The message for a person. Works on the text of the error and of its cause, and on our schema."""
+    text, cause = str(error), str(error.__cause__ or "")
+    if found := re.search(r"Could not find '([^']+)'", text):
+        return _no_option(found[1])
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return _no_key(found[1].partition("@")[0])
+    if found := re.search(r"Error merging override (.+)", text, re.DOTALL):
+        return _wrong_value(found[1], cause or text)
+    if found := re.search(r"Ambiguous value for argument '(.+?)'\n", text):
+        key, _, values = found[1].partition("=")
+        return f"{found[1]}: several values need -m, for one job each, or brackets for a list: {key}=[{values}]"
+    if found := re.search(r"Sweep parameters '(.+?)' requires --multirun", text):
+        return f"{found[1]}: several values need -m, for one job each"
+    if type(error).__name__ == "OverrideParseException":
+        override = getattr(error, "override", None) or text
+        return f"{override}: cannot be read; write key=value, with quotes about special characters: key='a, b'"
+    lines = [line.strip() for line in f"{text}\n{cause}".splitlines()]
+    told = [line for line in lines if line and not re.match(r"See http|provider=|Config search path|object_type", line)]
+    return "; ".join(told[:3]) or type(error).__name__
+
+
+def _no_option(path: str) -> str:
+    group, _, option = path.rpartition("/")
+    options = list(groups().get(group, {}))
+    if not options:
+        return f"{path}: no such file under conf/{closest(group, groups())}"
+    return f"{group}={option}: no such option; {group} has {', '.join(options)}{closest(option, options)}"
+
+
+def _no_key(key: str) -> str:
+    parent, _, last = key.rpartition(".")
+    at = _find(parent) if parent else Config
+    if dataclasses.is_dataclass(at):
+        known = [part.name for part in dataclasses.fields(at)] + ([] if parent else ["experiment"])
+        hint = closest(last, known) or closest(key, _dotted())
+        return f"{key}: no such key; {parent or 'there are'}{' has' if parent else ''} {', '.join(known)}{hint}"
+    return f"{key}: no such key{closest(key, _dotted())}"
+
+
+def _wrong_value(override: str, cause: str) -> str:
+    key = override.partition("=")[0].lstrip("+~")
+    expected = _expected(key)
+    reason = cause.splitlines()[0] if cause else "is not allowed"
+    return f"{override}: must be {expected}" if expected and "=" in override else f"{override}: {reason}"
+
+
+def _expected(key: str) -> str:
+    parent, _, last = key.rpartition(".")
+    at = _find(parent) if parent else Config
+    if not dataclasses.is_dataclass(at) or last not in {part.name for part in dataclasses.fields(at)}:
+        return "a number" if key.startswith("metrics.weights.") else ""
+    return _in_words(_hints(at)[last])
+
+
+def _in_words(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        known = [_in_words(part) for part in inner if part is not type(None)]
+        return " or ".join(filter(None, [*known, "null" if type(None) in inner else ""]))
+    if origin is list:
+        return f"a list, [a,b], each {_in_words(inner[0])}"
+    if origin is dict:
+        return f"a table, {{name: value}}, each value {_in_words(inner[1])}"
+    if dataclasses.is_dataclass(hint):
+        return f"one of its options or {{key: value}} with {', '.join(p.name for p in dataclasses.fields(hint))}"
+    return NAMES.get(hint, "")
+
+
+def _hints(at: Any) -> dict[str, Any]:
+    return typing.get_type_hints(at)
+
+
+def _find(key: str) -> Any:
+    """The dataclass at a dotted key, or None. `method` is the first one that has a file: they share their names."""
+    at: Any = Config
+    for part in key.split("."):
+        if at is Config and part == "method":
+            at = next(iter(METHODS.values()))
+            continue
+        at = _hints(at).get(part) if dataclasses.is_dataclass(at) else None
+    return at
+
+
+def _dotted() -> list[str]:
+    """All keys of two words, and the groups."""
+
+    def keys() -> Iterator[str]:
+        yield "experiment"
+        for part in dataclasses.fields(Config):
+            yield part.name
+            at = _find(part.name)
+            if dataclasses.is_dataclass(at):
+                yield from (f"{part.name}.{inner.name}" for inner in dataclasses.fields(at))
+
+    return list(keys())

@@ -1,0 +1,102 @@
+"""What the one entry point can do: a table of jobs, and the care that every job gets.
+
+A job is a function `run(config: Config, run_folder: Path) -> None`. Its module is imported when it starts.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_lab.interfaces import Status, TrainingDiverged, UserError
+
+if TYPE_CHECKING:
+    from diffusion_lab.config import Config
+
+log = logging.getLogger(__name__)
+
+JOBS: dict[str, str] = {
+    "finetune": "diffusion_lab.jobs.finetune:run",
+    "report": "diffusion_lab.jobs.report:run",
+    "pretrain": "diffusion_lab.jobs.pretrain:run",
+    "subjects": "diffusion_lab.jobs.subjects:run",
+}
+WITH_RUN_FOLDER = ("finetune",)  # the others write where they are told and need no folder of their own
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended. It can be pickled, whatever the error was: launchers hand it between processes."""
+
+    status: Status
+    exit_status: int  # of the process, if the job is all it does
+    error: str | None = None  # "UserError: data.subject=...: ..."
+
+    @property
+    def message(self) -> str:
+        """The error without its type: what a person is told."""
+        return (self.error or "").partition(": ")[2] or (self.error or "")
+
+
+def load(name: str) -> Callable[[Config, Path], None]:
+    """The job's function."""
+    module, _, function = JOBS[name].partition(":")
+    run: Callable[[Config, Path], None] = getattr(importlib.import_module(module), function)
+    return run
+
+
+def perform(config: Config, run_folder: Path, *, before: Callable[[], object] = lambda: None) -> Outcome:
+    """Runs `before` (checks) and the job. An error is logged, written into the run folder and returned.
+
+    Raises KeyboardInterrupt only, after noting it: it has to end a whole sweep.
+    """
+    try:
+        before()
+        load(config.job.name)(config, run_folder)
+    except KeyboardInterrupt:
+        _leave_record(run_folder, "interrupted", "KeyboardInterrupt: stopped by the user (Ctrl-C)", "")
+        raise
+    except Exception as error:
+        outcome = outcome_of(error)
+        if outcome.exit_status == 1:
+            log.exception("the job failed")
+        _leave_record(run_folder, outcome.status, outcome.error or "", traceback.format_exc())
+        return outcome
+    return Outcome("completed", 0)
+
+
+def outcome_of(error: Exception) -> Outcome:
+    """Status, exit status and words for an error: 2 where the person can mend it, 3 for divergence, else 1."""
+    described = f"{type(error).__name__}: {error}"
+    if isinstance(error, UserError):
+        return Outcome("failed", 2, described)
+    if isinstance(error, TrainingDiverged):
+        return Outcome("diverged", 3, described)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        where = f" {error.filename}" if error.filename else ""
+        remedy = "free some space there, or choose another place with hydra.run.dir=FOLDER"
+        return Outcome("failed", 2, f"UserError: cannot write{where} ({error.strerror}): {remedy}")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not have been imported
+        remedy = "lower steps.batch_size, prompts.batch_size or metrics.batch_size, or set model.precision=bf16"
+        return Outcome("failed", 2, f"UserError: the device's memory is full: {remedy} ({error})")
+    return Outcome("failed", 1, described)
+
+
+def _leave_record(run_folder: Path, status: Status, error: str, trace: str) -> None:
+    """`result.json` of a job that ended before it wrote one. A job's own record is left as it is."""
+    from diffusion_lab.tracking.atomic import write_json
+
+    result = run_folder / "result.json"
+    if result.exists() or not run_folder.is_dir():
+        return
+    try:
+        write_json(result, {"status": status, "error": error, "traceback": trace})
+    except (OSError, UserError) as unwritable:
+        log.error("result.json could not be written: %s", unwritable)

@@ -1,0 +1,29 @@
+"""job=report: the page of one run, or the comparison of a folder of runs, made again from their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_lab.interfaces import UserError
+
+if TYPE_CHECKING:
+    from diffusion_lab.config import Config
+
+
+def run(config: Config, run_folder: Path) -> None:
+    """Writes report.html or comparison.html into `job.runs` and prints its path. `run_folder` stays unused.
+
+    Raises:
+        UserError: (job.runs) where no folder is named, or where it holds no run.
+    """
+    from diffusion_lab.analysis.comparison import write_comparison
+    from diffusion_lab.analysis.record import is_run
+    from diffusion_lab.analysis.report import write_report
+
+    if not config.job.runs:
+        raise UserError("job.runs: name a run's folder or a folder of runs, job.runs=outputs/DATE/TIME")
+    folder = Path(config.job.runs).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"job.runs: there is no folder {folder}")
+    print(write_report(folder) if is_run(folder) else write_comparison(folder))

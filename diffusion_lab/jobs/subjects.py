@@ -1,0 +1,19 @@
+"""job=subjects: writes the miniature's people as ordinary folders of pictures."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusion_lab.config import Config
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, run_folder: Path) -> None:
+    """Writes <job.output>/<name>/00.png and so on. `run_folder` stays unused."""
+    from diffusion_lab.miniature.subjects import write_subjects
+
+    log.info("subjects: %s", write_subjects(Path(config.job.output).expanduser()))

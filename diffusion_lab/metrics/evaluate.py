@@ -1,0 +1,171 @@
+"""One evaluation: images, their features once, every metric's values, rows and summaries."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Literal
+
+from diffusion_lab.analysis.intervals import summarise
+from diffusion_lab.interfaces import Evaluation, References, ScoreRow, UserError
+from diffusion_lab.metrics import select
+from diffusion_lab.sampling.sample import plan, sample
+from diffusion_lab.training.rng import preserved_rng
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from diffusion_lab.config import Prompts
+    from diffusion_lab.encoders.bank import EncoderBank
+    from diffusion_lab.interfaces import Features, Metric, Picture, Pixels, PromptSet, Subject, Summary
+    from diffusion_lab.sampling.embeddings import PromptEmbeddings
+    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.tracking.progress import Progress
+
+
+def evaluate(
+    pipe: StableDiffusionPipeline,
+    prompts: PromptSet,
+    references: References,
+    bank: EncoderBank,
+    settings: Prompts,
+    step: int,
+    *,
+    progress: Progress | None = None,
+    cache: PromptEmbeddings | None = None,
+    resolution: int | None = None,
+) -> Evaluation:
+    """Draws the set's images with ``pipe`` as it is and scores them by the bank's metrics.
+
+    Leaves the modes of all modules, `pipe.scheduler`, the weights and the global generators as they were.
+    ``cache``: the run's prompt embeddings; ``resolution``: pixels, by default the model's own.
+    """
+    planned = plan(prompts, settings)
+    metrics = select(bank.settings.names)
+    check_metrics(metrics, len(planned))
+    seconds: dict[str, float] = {}
+    with preserved_rng():
+        started = time.perf_counter()
+        with progress.task("sampling", len(planned)) if progress else nullcontext() as bar:
+            images = sample(
+                pipe, prompts, settings, prompt_embeds=cache, progress=bar.advance if bar else None, resolution=resolution
+            )
+        seconds["sampling"] = time.perf_counter() - started
+        started = time.perf_counter()
+        with progress.task("encoding", len(planned)) if progress else nullcontext() as bar:
+            features = bank.features(
+                images,
+                texts=[item.prompt.plain for item in planned],
+                needs=needed(metrics),
+                progress=bar.advance if bar else None,
+            )
+        seconds["encoding"] = time.perf_counter() - started
+        started = time.perf_counter()
+        rows, summaries = score(features, references, metrics, planned, step)
+        seconds["metrics"] = time.perf_counter() - started
+    return Evaluation(step=step, images=tuple(images), rows=rows, summaries=summaries, seconds=seconds)
+
+
+def score(
+    features: Features, references: References, metrics: Sequence[Metric], planned: Sequence[Planned], step: int
+) -> tuple[tuple[ScoreRow, ...], dict[str, Summary]]:
+    """A row per metric and image, metric by metric, and each metric's summary, clustered by prompt."""
+    rows: list[ScoreRow] = []
+    summaries: dict[str, Summary] = {}
+    for metric in metrics:
+        values = [float(value) for value in metric(features, references)]
+        summaries[metric.name] = summarise(
+            values,
+            [item.prompt.id for item in planned],
+            # Without a face in any reference the metric has no meaning, so neither has a zero for what is missing.
+            can_miss=metric.can_miss and _comparable(metric, references),
+            pairwise="values" in metric.pairwise,
+        )
+        rows.extend(
+            ScoreRow(
+                step=step,
+                prompt_id=item.prompt.id,
+                index=item.index,
+                seed=item.seed,
+                metric=metric.name,
+                version=metric.version,
+                value=None if math.isnan(value) else value,
+                slots=item.prompt.slots,
+            )
+            for item, value in zip(planned, values, strict=True)
+        )
+    return tuple(rows), summaries
+
+
+def reference_features(subject: Subject, bank: EncoderBank, resolution: int) -> References:
+    """Features of the subject's photographs and the other subjects', cropped and reduced to ``resolution`` pixels.
+
+    Photographs are compared as the model could have drawn them: a sharper picture would be another measure.
+    """
+    from diffusion_lab.data.pictures import fit
+
+    needs = needed(select(bank.settings.names)) - {"clip_text"}
+
+    def seen(pictures: Iterable[Picture]) -> Features | None:
+        pixels: list[Pixels] = [fit(picture.pixels, resolution) for picture in pictures]
+        return bank.features(pixels, texts=None, needs=needs) if pixels else None
+
+    train = seen(subject.train)
+    if train is None:
+        raise UserError("data.n_images: there is no training picture to compare with")
+    return References(train=train, heldout=seen(subject.heldout), impostors=seen(subject.impostors))
+
+
+def reference_scores(
+    references: References, metrics: Iterable[Metric]
+) -> dict[str, dict[Literal["ceiling", "impostor"], Summary | None]]:
+    """Each metric's ceiling (real against real, leave-one-out) and impostor line; None where it has none.
+
+    A summary's `missing` is the number of photographs without a face.
+    """
+    result: dict[str, dict[Literal["ceiling", "impostor"], Summary | None]] = {}
+    for metric in metrics:
+        ceiling, impostor = metric.ceiling(references), metric.impostor(references)
+        result[metric.name] = {
+            "ceiling": None if ceiling is None else summarise(ceiling, pairwise="ceiling" in metric.pairwise),
+            "impostor": None if impostor is None else summarise(impostor),
+        }
+    return result
+
+
+def without_face(references: References) -> dict[str, tuple[int, int]]:
+    """Photographs in which no face was found and their number in all, by "train", "heldout" and "impostors".
+
+    Those are left out of the reference pairs. Empty where no metric looks at faces.
+    """
+    groups = {"train": references.train, "heldout": references.heldout, "impostors": references.impostors}
+    return {
+        name: (int(features.face.isnan().any(dim=1).sum()), features.n)
+        for name, features in groups.items()
+        if features is not None and features.face is not None
+    }
+
+
+def needed(metrics: Iterable[Metric]) -> set[str]:
+    """The fields of `Features` that these metrics read."""
+    return {field for metric in metrics for field in metric.needs}
+
+
+def check_metrics(metrics: Sequence[Metric], n_images: int) -> None:
+    """UserError where a metric is not defined for so few images, before any is drawn."""
+    if n_images < 1:
+        raise UserError("prompts.n: there is no prompt to evaluate")
+    for metric in metrics:
+        if n_images < 2 and "values" in metric.pairwise:
+            raise UserError(
+                f"prompts.n: {metric.name} compares images with each other and one alone has no value; set prompts.n "
+                f"to 2 or more, or leave {metric.name} out of metrics.names"
+            )
+
+
+def _comparable(metric: Metric, references: References) -> bool:
+    """Whether an image with a face would have a value: asked of the photographs themselves."""
+    photographs = (references.train, references.heldout, references.impostors)
+    return any(not bool(metric(some, references).isnan().all()) for some in photographs if some is not None)

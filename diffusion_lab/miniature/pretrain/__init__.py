@@ -1,0 +1,1 @@
+"""The recipe that trains the miniature's networks from drawn portraits alone."""

@@ -1,0 +1,215 @@
+"""The face embedder: crops around MTCNN's boxes to unit vectors, trained with ArcFace (Deng et al. 2019)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion_lab.encoders.detect import Face, FaceDetector, crop
+
+from .data import Portraits
+from .loop import Schedule, Step, train
+
+SIZE, MARGIN, DIMENSION = 48, 0.35, 128
+SCALE, ANGLE = 24.0, 0.3
+BATCH = 96
+
+
+class Block(nn.Module):
+    """A residual block of two 3x3 convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.two = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm_one, self.norm_two = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
+        self.short = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [n, inputs, h, w] -> [n, outputs, h / stride, w / stride]."""
+        y = self.norm_two(self.two(F.relu(self.norm_one(self.one(x)))))
+        return F.relu(y + self.short(x))
+
+
+class FaceNet(nn.Module):
+    """A small ResNet; the whole last map is used, since where features sit matters for aligned crops."""
+
+    def __init__(
+        self, size: int = SIZE, dimension: int = DIMENSION, widths: tuple[int, ...] = (32, 64, 96, 128)
+    ) -> None:
+        super().__init__()
+        self.dimension = dimension
+        self.stem = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        steps = zip(widths, (*widths[1:], widths[-1]), strict=True)
+        self.blocks = nn.Sequential(*[Block(a, b, 2) for a, b in steps])
+        side = math.ceil(size / 2 ** len(widths))
+        self.out = nn.Linear(widths[-1] * side * side, dimension)
+        self.norm = nn.BatchNorm1d(dimension)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """float [n, 3, size, size] in -1..1 -> unit vectors [n, dimension]."""
+        features: Tensor = self.blocks(F.relu(self.stem(crops))).flatten(1)
+        return F.normalize(self.norm(self.out(features).float()), dim=-1)
+
+
+class ArcFace(nn.Module):
+    """Class centres on the sphere; the true class must win by an angle of ``ANGLE``."""
+
+    def __init__(self, classes: int, dimension: int = DIMENSION) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(classes, dimension))
+
+    def forward(self, embedded: Tensor, classes: Tensor, angle: float) -> Tensor:
+        """Unit vectors [n, d] and class indices [n] -> mean cross-entropy."""
+        cosine = (embedded @ F.normalize(self.centres, dim=-1).T).clamp(-1 + 1e-6, 1 - 1e-6)
+        shifted = torch.cos(cosine.gather(1, classes[:, None]).acos() + angle)
+        return F.cross_entropy(SCALE * cosine.scatter(1, classes[:, None], shifted), classes)
+
+
+def calibrate(data: Portraits, detector: FaceDetector, n: int = 300) -> NDArray[np.float64]:
+    """How MTCNN's boxes differ from drawn ones: mean and spread of (x, y, log size), in box sides: [2, 3]."""
+    rows = []
+    for i in range(min(n, len(data))):
+        face = detector.detect([np.asarray(data.images[i])])[0]
+        if face is not None:
+            (x, y, s), (u, v, r) = _square(np.array(face.box)), _square(data.boxes[i])
+            if abs(x - u) < r / 2 and abs(y - v) < r / 2 and 0.5 < s / r < 2:
+                rows.append(((x - u) / r, (y - v) / r, math.log(s / r)))
+    if len(rows) < 10:
+        return np.array([[0.0, 0.0, 0.05], [0.04, 0.04, 0.06]])
+    found = np.array(rows)
+    return np.stack([np.median(found, axis=0), np.subtract(*np.percentile(found, [84, 16], axis=0)) / 2])
+
+
+def jittered_crop(
+    image: NDArray[np.uint8], box: NDArray[np.float32], offsets: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """A crop as MTCNN's box would have given it, box drawn from :func:`calibrate`'s distribution."""
+    x, y, side = _square(box)
+    dx, dy, ds = offsets[0] + offsets[1] * rng.normal(size=3).clip(-2.5, 2.5)
+    side, x, y = side * math.exp(ds), x + dx * side, y + dy * side
+    return crop(image, Face((x - side / 2, y - side / 2, x + side / 2, y + side / 2), 1.0), SIZE, MARGIN)
+
+
+def augment(crops: NDArray[np.uint8], step: Step) -> Tensor:
+    """Weak blur, noise, brightness, contrast and colour: uint8 [n, s, s, 3] -> float [n, 3, s, s] about -1..1."""
+    n, side = len(crops), crops.shape[1]
+    x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def uniform(low: float, high: float, channels: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(n, channels, 1, 1, generator=step.torch)
+
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    x = torch.where(uniform(0, 1) < 0.4, x.lerp(soft, uniform(0.2, 1)), x)
+    x = x * uniform(0.8, 1.2) * uniform(0.93, 1.07, 3) + uniform(-0.15, 0.15) + uniform(-0.03, 0.03, 3)
+    noise = torch.randn(n, 3, side, side, generator=step.torch) * uniform(0, 0.08)
+    return torch.where(uniform(0, 1) < 0.5, x + noise, x)
+
+
+def _square(box: NDArray[np.floating[Any]]) -> tuple[float, float, float]:
+    """Centre and side (the longer one) of a box."""
+    left, top, right, bottom = (float(v) for v in box)
+    return (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top)
+
+
+def train_face(
+    data: Portraits,
+    images: NDArray[np.uint8],
+    offsets: NDArray[np.float64],
+    folder: Path,
+    *,
+    steps: int,
+    device: torch.device,
+    seed: int = 0,
+    batch: int = BATCH,
+    lr: float = 2e-3,
+    progress: bool = True,
+    every: Any = None,
+) -> FaceNet:
+    """Train on ``images`` [n, 64, 64, 3] (the portraits, some through the VAE); return the EMA net."""
+    torch.manual_seed(seed)
+    classes = np.unique(data.identities, return_inverse=True)[1]
+    net, head = FaceNet().to(device), ArcFace(int(classes.max()) + 1).to(device)
+
+    def loss(step: Step) -> tuple[Tensor, dict[str, float]]:
+        picked = np.sort(step.numpy.choice(len(images), batch))
+        crops = np.stack([jittered_crop(images[i], data.boxes[i], offsets, step.numpy) for i in picked])
+        with torch.autocast(device.type, torch.bfloat16):
+            embedded = net(augment(crops, step).to(device))
+        angle = ANGLE * min(1.0, step.fraction / 0.3)
+        return head(embedded.float(), torch.from_numpy(classes[picked]).to(device), angle), {}
+
+    schedule = Schedule(steps=steps, lr=lr, warmup=100, ema=0.995, weight_decay=0.02, clip=5.0)
+    states = train(
+        "face", folder, {"net": net, "head": head}, loss, schedule, seed=seed, progress=progress, every=every
+    )
+    net.load_state_dict(states["net"])
+    return net.eval()
+
+
+def save_face_net(net: FaceNet, folder: Path) -> None:
+    """model.safetensors (float32) and config.json."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
+    config = {"size": SIZE, "margin": MARGIN, "dimension": net.dimension}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_face_net(folder: Path) -> tuple[FaceNet, dict[str, Any]]:
+    """The net saved in ``folder`` and its configuration (size, margin, dimension)."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    net = FaceNet(config["size"], config["dimension"])
+    net.load_state_dict(load_file(folder / "model.safetensors"))
+    return net.eval(), config
+
+
+def auc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative (Mann-Whitney)."""
+    order = np.argsort(np.concatenate([positive, negative]), kind="stable")
+    ranks = np.empty(len(order))
+    ranks[order] = np.arange(1, len(order) + 1)
+    n, m = len(positive), len(negative)
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m)) if n and m else math.nan
+
+
+def evaluate_face(embedder: Any, heldout: Portraits, detector: FaceDetector) -> dict[str, float]:
+    """Verification on unseen identities with MTCNN's crops: AUC over all pairs, by which pictures are paired.
+
+    ``auc``: photo style, not spoilt; ``auc_same_noun``: of these, impostors of the same noun only;
+    ``auc_all_styles``: any style, not spoilt; ``auc_all``: everything in which a face is found.
+    """
+    faces = [detector.detect([np.asarray(image)])[0] for image in heldout.images]
+    found = np.array([i for i, face in enumerate(faces) if face is not None])
+    crops = [crop(np.asarray(heldout.images[i]), faces[i], embedder.size, embedder.margin) for i in found]
+    vectors = embedder.embed(np.stack(crops)).numpy()
+    photo = np.array([value == "photo" for value in heldout.values("style")])[found]
+    fine = np.array([value in ("none", "magic", None) for value in heldout.values("quality")])[found]
+    ids, nouns = heldout.identities[found], heldout.nouns[found]
+    figures = {"found": len(found) / len(heldout)}
+    everything = np.ones(len(found), bool)
+    for name, keep in (("auc", photo & fine), ("auc_all_styles", fine), ("auc_all", everything)):
+        v, who, noun = vectors[keep], ids[keep], nouns[keep]
+        similar = (v @ v.T).astype(np.float64)
+        upper = np.triu(np.ones(similar.shape, bool), 1)
+        same = (who[:, None] == who[None]) & upper
+        other = (who[:, None] != who[None]) & upper
+        figures[name] = auc(similar[same], similar[other])
+        if name == "auc":
+            figures["auc_same_noun"] = auc(similar[same], similar[other & (noun[:, None] == noun[None])])
+            figures["mean_same"], figures["mean_other"] = (
+                float(similar[same].mean()),
+                float(similar[other].mean()),
+            )
+    return figures

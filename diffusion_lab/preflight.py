@@ -1,0 +1,244 @@
+"""What can be known before anything slow is loaded: is the input usable, and what will the run cost?"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_lab.checks import closest
+from diffusion_lab.costs import Cost, estimate
+from diffusion_lab.interfaces import PromptSet, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from diffusion_lab.config import Config, Model
+
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a job will do. `rows` is what a person reads; the numbers are there for fine-tuning only."""
+
+    rows: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...] = ()
+    images: int = 0  # trained on
+    prompts: int = 0
+    steps: int = 0
+    evaluations: tuple[int, ...] = ()  # the steps at which the model is evaluated
+    images_sampled: int = 0  # in all evaluations
+    unet_forwards: int = 0  # images through the U-Net while sampling, guidance counted twice
+    cost: Cost | None = None
+
+    def summary(self) -> str:
+        """One line for the log."""
+        if self.cost is None:
+            return "; ".join(f"{name}: {value}" for name, value in self.rows)
+        return (
+            f"{self.steps} steps on {self.images} pictures, {len(self.evaluations)} evaluations of "
+            f"{self.images_sampled // len(self.evaluations)} images, about {duration(self.cost.seconds)}"
+        )
+
+
+def check(config: Config, run_folder: Path) -> Plan:
+    """Refuses what cannot work and says what will happen. Writes nothing; `config` has its defaults filled.
+
+    Raises UserError naming the key: unknown subject, too few pictures, a model folder without one of its
+    parts, an unknown prompt set or one over the tokenizer's limit, an unwritable folder, too little disk.
+    """
+    if config.job.name == "report":
+        runs = Path(config.job.runs).expanduser()
+        if not runs.is_dir():
+            raise UserError(f"job.runs={config.job.runs}: there is no such folder")
+        return Plan(rows=(("job", "report"), ("of", str(runs))))
+    if config.job.name in ("pretrain", "subjects"):
+        output = Path(config.job.output).expanduser()
+        _check_place(output, 0, "job.output")
+        return Plan(rows=(("job", config.job.name), ("into", str(output))))
+    return _check_finetune(config, run_folder)
+
+
+def _check_finetune(config: Config, run_folder: Path) -> Plan:
+    from diffusion_lab.data.subjects import check_subject
+
+    noun = check_subject(config.data)
+    _check_impostors(config)
+    _check_metrics(config)
+    prompts = _check_prompts(config, noun)
+    model = model_folder(config.model)
+    warnings = _warnings(config)
+    if model is not None:
+        from diffusion_lab.models.folder import check_folder
+
+        check_folder(model, config.model)
+        _check_tokens(config, model, prompts, noun)
+    else:
+        warnings.append(f"model.path={config.model.path} is taken for a hub id: it may be downloaded (gigabytes)")
+    if (run_folder / "result.json").exists():
+        raise UserError(f"hydra.run.dir={run_folder}: a run is recorded there already; choose another folder")
+    return _plan(config, run_folder, prompts, noun, warnings)
+
+
+def _plan(config: Config, run_folder: Path, prompts: PromptSet, noun: str, warnings: list[str]) -> Plan:
+    from diffusion_lab.data.prompts import images_per_prompt
+
+    steps, sampling = config.steps, config.prompts
+    assert steps.total is not None
+    assert steps.every is not None
+    evaluations = tuple(sorted({*range(0, steps.total, steps.every), steps.total}))
+    per_evaluation = len(prompts) * images_per_prompt(sampling, prompts)
+    sampled = per_evaluation * len(evaluations)
+    forwards = sampled * sampling.sampling_steps * (2 if sampling.guidance_scale > 1 else 1)
+    cost = estimate(config, forwards=forwards, sampled=sampled, evaluations=len(evaluations))
+    _check_place(run_folder, cost.disk_bytes, "hydra.run.dir")
+    data, resolution = config.data, config.model.resolution
+    every = f"every {steps.every} steps: " + ", ".join(map(str, _shortened(evaluations)))
+    rows = (
+        ("model", config.model.path + (f", {resolution} pixels" if resolution else "")),
+        ("method", config.method.name),
+        ("subject", f"{data.subject}, '{data.identifier} {noun}', {data.n_images} pictures"),
+        ("prompts", f"{prompts.name}: {len(prompts)}, {sampling.sampling_steps} steps, guidance {sampling.guidance_scale:g}"),
+        ("steps", f"{steps.total} of {steps.batch_size * steps.gradient_accumulation} pictures"),
+        ("evaluations", f"{len(evaluations)}, {every}"),
+        ("images sampled", f"{sampled:,} ({per_evaluation} an evaluation)"),
+        ("U-Net passes", f"{forwards:,} images"),
+        ("time", f"about {duration(cost.seconds)} on {cost.device}: training {duration(cost.training_seconds)}, "
+                 f"evaluation {duration(cost.evaluation_seconds)}"),
+        ("memory", f"about {cost.memory_bytes / 1e9:.1f} GB"),
+        ("disk", f"about {max(1, round(cost.disk_bytes / 1e6))} MB in {run_folder}"),
+    )  # fmt: skip
+    return Plan(
+        rows=rows, warnings=tuple(warnings), images=data.n_images, prompts=len(prompts), steps=steps.total,
+        evaluations=evaluations, images_sampled=sampled, unet_forwards=forwards, cost=cost,
+    )  # fmt: skip
+
+
+def model_folder(model: Model) -> Path | None:
+    """The model's diffusers folder, or None for a hub id. Raises UserError where it can be neither."""
+    if model.path == "miniature":
+        return Path(__file__).resolve().parent / "miniature" / "weights" / "sd"
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"model.path={model.path}: is a file; a diffusers folder is needed, with model_index.json")
+    if not HUB_ID.fullmatch(model.path):
+        raise UserError(
+            f"model.path={model.path}: there is no such folder, nor is it a hub id (owner/name)"
+            f"{closest(model.path, ['miniature'])}"
+        )
+    return None
+
+
+def _check_impostors(config: Config) -> None:
+    folder = config.data.impostors
+    if folder is not None and not Path(folder).expanduser().is_dir():
+        raise UserError(f"data.impostors={folder}: there is no such folder (of folders with other subjects)")
+
+
+def _check_metrics(config: Config) -> None:
+    """Files named for the full-size encoders have to be there; their names are the libraries' own business."""
+    metrics = config.metrics
+    if metrics.encoders != "full":
+        return
+    for key, value in (
+        ("face_weights", metrics.face_weights),
+        ("clip_weights", metrics.clip_weights),
+        ("aesthetics_weights", metrics.aesthetics_weights),
+    ):
+        is_path = value is not None and (key == "aesthetics_weights" or "/" in value or "." in value)
+        if is_path and not Path(str(value)).expanduser().is_file():
+            raise UserError(f"metrics.{key}={value}: there is no such file")
+
+
+def _check_prompts(config: Config, noun: str) -> PromptSet:
+    from diffusion_lab.data.prompts import load_prompts
+
+    return load_prompts(config.prompts, identifier=config.data.identifier, class_noun=noun)
+
+
+def _check_tokens(config: Config, model: Path, prompts: PromptSet, noun: str) -> None:
+    """The prompts' lengths, counted by the model's own tokenizer.
+
+    `tokenizers` alone reads it in a few milliseconds; loading it through transformers takes seconds. Where
+    there is no tokenizer.json the job's own check has to do, as soon as it has loaded the tokenizer.
+    """
+    file = model / "tokenizer" / "tokenizer.json"
+    if not file.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    from diffusion_lab.data.subjects import instance_prompt
+    from diffusion_lab.data.tokens import CLIP_LIMIT
+
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    named = [("the instance prompt", instance_prompt(config.data.identifier, noun)), ("the negative prompt", prompts.negative)]
+    for name, text in [*named, *((prompt.id, prompt.text) for prompt in prompts)]:
+        length = len(tokenizer.encode(text).ids)
+        if length > CLIP_LIMIT:
+            raise UserError(
+                f"prompts: {name} has {length} tokens with start and end, and the model reads {CLIP_LIMIT}; "
+                f"shorten it: {text[:60]!r}"
+            )
+
+
+def _warnings(config: Config) -> list[str]:
+    miniature = config.model.path == "miniature"
+    found = []
+    if config.metrics.encoders == "miniature" and not miniature:
+        found.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
+    if config.metrics.encoders == "full" and config.metrics.aesthetics_weights is None and "aesthetics" in config.metrics.names:
+        found.append("metrics.aesthetics_weights is null: aesthetics will have no value")
+    if miniature and config.prompts.sampling_steps > 30:
+        found.append(f"prompts.sampling_steps={config.prompts.sampling_steps}: 12 do for the miniature")
+    return found
+
+
+def _check_place(folder: Path, needed: int, key: str) -> None:
+    """Can `folder` be made and written, with `needed` bytes free? Only looks; the job's first write decides."""
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{key}={folder}: {existing} is a file; choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={folder}: {existing} cannot be written; choose another folder")
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"{key}={folder}: {free / 1e6:.0f} MB are free there and the run needs about {needed / 1e6:.0f} MB; "
+            "free some space or choose another folder"
+        )
+
+
+def _shortened(steps: tuple[int, ...]) -> list[int | str]:
+    return list(steps) if len(steps) <= 9 else [*steps[:4], "...", *steps[-2:]]
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "5 min", "2 h 10 min": as exact as an estimate deserves."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Prints the plan as a table, its warnings below."""
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in plan.rows:
+        table.add_row(name, value)
+    console.print(table)
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)

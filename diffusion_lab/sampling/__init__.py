@@ -1,0 +1,1 @@
+"""Prompts and noise to images, in batches."""

@@ -1,0 +1,193 @@
+"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed.
+
+A reader, and a run that goes on after a kill, never meets half a file under a final name. What a person
+can mend (a full disk, a folder that cannot be written) becomes a `UserError` with the path and the remedy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.interfaces import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY}
+
+
+@contextlib.contextmanager
+def mendable(path: Path) -> Iterator[None]:
+    """Turns an OSError about `path` that a person can mend into a UserError that says how."""
+    try:
+        yield
+    except OSError as error:
+        message = _remedy(path, error)
+        if message is None:
+            raise
+        raise UserError(message) from error
+
+
+def _remedy(path: Path, error: OSError) -> str | None:
+    if error.errno in _FULL:
+        return (
+            f"no room to write {path} ({error.strerror}): free some space or raise the quota, or put the run "
+            "on another disk with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
+        )
+    if error.errno in _FORBIDDEN:
+        return (
+            f"cannot write {path} ({error.strerror}): give yourself the right to write there, or choose "
+            "another place with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
+        )
+    if error.errno in _NOT_A_FOLDER:
+        return (
+            f"cannot write {path} ({error.strerror}): something else stands in its place; move it away, or "
+            "choose another place with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
+        )
+    return None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content` in one step; its folder is made if need be.
+
+    Raises UserError where the disk is full or the place cannot be written; `path` is then as it was.
+    """
+    with mendable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The process's number keeps two writers of one file apart; the dot keeps it out of listings.
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                _write_all(descriptor, content)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(beside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+        _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Like `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Like `write_bytes`; indented, UTF-8, and strictly JSON: NaN and infinities become null."""
+    write_text(path, dumps(value, indent=2) + "\n")
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """Strict JSON (no NaN), paths and other unknown values as their text, tuples and sets as lists."""
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON and YAML know it: mappings, lists, text, numbers, None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(item) for item in value), key=str)
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # NumPy's and torch's scalars
+        return plain(value.item())
+    if hasattr(value, "keys"):  # other mappings
+        return {str(key): plain(value[key]) for key in value.keys()}  # noqa: SIM118
+    return str(value)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds one line to a log in a single write; where that fails, what was written of it is cut off again."""
+    with mendable(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            try:
+                _write_all(descriptor, line.rstrip("\n").encode("utf-8") + b"\n")
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path`; on a clean exit it becomes `path`, otherwise it is removed.
+
+    Its files are flushed to the disk first. A folder that stood at `path` is replaced.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    before = path.with_name(f".{path.name}.{os.getpid()}.old")
+    with mendable(path):
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            for file in sorted(beside.rglob("*")):
+                if file.is_file():
+                    descriptor = os.open(file, os.O_RDONLY)
+                    try:
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
+            if path.exists():
+                os.replace(path, before)
+            os.replace(beside, path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            if before.exists() and not path.exists():
+                os.replace(before, path)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
+        _sync_folder(path.parent)
+
+
+def check_writable(folder: Path, *, needed_bytes: int = 0) -> None:
+    """Makes `folder` and writes a probe there. Raises UserError where that fails or less room is free."""
+    probe = folder / f".probe.{os.getpid()}"
+    write_bytes(probe, b"x" * 4096)
+    with mendable(folder):
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB free and the run needs about {needed_bytes / 1e6:.0f} MB: "
+            "free some space, or put the run on another disk with hydra.run.dir=FOLDER"
+        )
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    """os.write may take less than it is given, on a nearly full disk above all."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the renaming itself survive a power cut; systems that cannot do it say so and are left alone."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

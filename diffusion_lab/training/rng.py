@@ -1,0 +1,76 @@
+"""Random streams: seeded, captured and given back, so that no part of a run disturbs another.
+
+torch's global streams feed initialisation and dropout; everything else in a run draws from generators of
+its own. Python, NumPy, torch on the CPU and on every CUDA device are covered.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class RngState:
+    """The global random streams of this process at one moment."""
+
+    python: tuple[Any, ...]
+    numpy: dict[str, Any] | tuple[Any, ...]
+    torch_cpu: torch.Tensor
+    cuda: tuple[torch.Tensor, ...]  # one a device; empty where CUDA was not in use
+
+    @staticmethod
+    def capture() -> RngState:
+        # asking CUDA for its streams would start it on a machine whose run stays on the CPU
+        in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        cuda = tuple(torch.cuda.get_rng_state_all()) if in_use else ()
+        return RngState(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)  # noqa: NPY002
+
+    def restore(self) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        torch.set_rng_state(self.torch_cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(list(self.cuda))
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Whatever is drawn or seeded inside, the global streams go on afterwards as if nothing had happened."""
+    before = RngState.capture()
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the global streams: Python, NumPy, torch on all devices. For use inside `preserved_rng`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The global streams are seeded inside and restored afterwards."""
+    with preserved_rng():
+        seed_everything(seed)
+        yield
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """A seed for one named stream of a run, independent of the others: 63 bits from NumPy's SeedSequence."""
+    words = np.random.SeedSequence([seed, *stream.encode()]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def generator(seed: int, stream: str) -> torch.Generator:
+    """A CPU generator, so that every device trains on the same numbers."""
+    return torch.Generator().manual_seed(stream_seed(seed, stream))

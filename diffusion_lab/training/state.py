@@ -1,0 +1,171 @@
+"""Everything one run changes while it trains, in one object: no part of a run lives anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.interfaces import Batch, Method, ParamGroup, Subject, UserError
+from diffusion_lab.models.load import cast_frozen, modules, resolution_of, training_scheduler
+from diffusion_lab.training.latents import LatentCache, encode_pictures, encode_text, tokenize
+from diffusion_lab.training.meter import Meter
+from diffusion_lab.training.modes import eval_mode
+from diffusion_lab.training.rng import RngState, generator, preserved_rng, seeded, stream_seed
+from diffusion_lab.training.sampler import EpochSampler
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+    from diffusion_lab.config import Config
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """One run. What changes: weights, optimizer, schedule, random streams, sampler, step, meter."""
+
+    pipe: StableDiffusionPipeline
+    method: Method
+    groups: Sequence[ParamGroup]
+    accelerator: Accelerator
+    optimizer: AcceleratedOptimizer
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    noise_scheduler: DDPMScheduler
+    latents: LatentCache
+    input_ids: Tensor  # int64 [1, tokens], the instance prompt
+    hidden: Tensor | None  # float32 [1, tokens, d]; None where the text encoder trains
+    sampler: EpochSampler
+    latent_stream: torch.Generator  # CPU: samples of the posterior, mirroring
+    noise_stream: torch.Generator  # CPU: noise and timesteps of the loss
+    global_streams: RngState  # Python, NumPy, torch as this run last left them: dropout
+    meter: Meter
+    notes: dict[str, str] = field(default_factory=dict)  # for the artefact's header
+    step: int = 0  # optimizer steps done
+
+    @property
+    def device(self) -> torch.device:
+        return self.latents.mean.device
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """All parameters that train, in the order of the groups."""
+        return [parameter for group in self.groups for parameter in group.params]
+
+    @property
+    def trained_modules(self) -> list[nn.Module]:
+        """The networks with something to train in them."""
+        return [m for m in modules(self.pipe) if any(p.requires_grad for p in m.parameters())]
+
+    def next_batch(self, size: int) -> Batch:
+        """The next `size` pictures: moves the sampler and the latents' stream."""
+        latents = self.latents.sample(self.sampler.take(size), self.latent_stream)
+        hidden = None if self.hidden is None else self.hidden.expand(size, -1, -1)
+        return Batch(
+            latents=latents,
+            input_ids=self.input_ids.expand(size, -1),
+            encoder_hidden_states=hidden,
+            noise_scheduler=self.noise_scheduler,
+        )
+
+    def save(self, folder: Path) -> list[Path]:
+        """The method's artefact in the ecosystem's format, with the step and the trigger in its header."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step)})
+
+
+def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject) -> TrainingState:
+    """A run at step 0 on a freshly loaded pipe (float32, frozen), which it changes: adapters, precision.
+
+    The process's random streams are left as they were. UserError where a setting does not fit the model.
+    """
+    if config.steps.total is None:
+        raise ValueError("steps.total is not filled in: see config.fill_defaults")
+    device = pipe.device
+    prompt = subject.instance_prompt or f"a photo of {subject.identifier} {subject.class_noun}"
+    resolution = resolution_of(pipe, config.model)
+    accelerator = _accelerator(device, config.model.precision)
+    with preserved_rng(), eval_mode(*modules(pipe)):
+        with seeded(stream_seed(config.seed, "weights")):
+            groups = config.method.attach(pipe)
+        latents = encode_pictures(pipe.vae, subject.train, resolution, flip=config.data.flip)
+        input_ids = tokenize(pipe, prompt).to(device)
+        text_trains = any(p.requires_grad for p in pipe.text_encoder.parameters())
+        hidden = None if text_trains else encode_text(pipe, input_ids)
+        with seeded(stream_seed(config.seed, "global")):
+            global_streams = RngState.capture()
+    cast_frozen(pipe, config.model.precision)
+    optimizer = _adamw(groups, device)
+    return TrainingState(
+        pipe=pipe,
+        method=config.method,
+        groups=groups,
+        accelerator=accelerator,
+        optimizer=accelerator.prepare(optimizer),
+        lr_scheduler=_lr_scheduler(config, optimizer),
+        noise_scheduler=training_scheduler(pipe),
+        latents=latents,
+        input_ids=input_ids,
+        hidden=hidden,
+        sampler=EpochSampler(n=len(subject.train), seed=config.seed),
+        latent_stream=generator(config.seed, "latents"),
+        noise_stream=generator(config.seed, "noise"),
+        global_streams=global_streams,
+        meter=Meter(device),
+        notes={
+            "base_model": config.model.path,
+            "trigger": subject.identifier,
+            "class_noun": subject.class_noun,
+            "instance_prompt": prompt,
+            "subject": subject.name,
+        },
+    )
+
+
+def _accelerator(device: torch.device, precision: str) -> Accelerator:
+    """Accelerate for this device and precision, whatever an earlier run of this process asked for."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    # Accelerate keeps its settings in process-wide singletons, and refuses a second run with others.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    mixed = "no" if precision == "fp32" else precision
+    accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", device_placement=False)
+    if accelerator.num_processes > 1:
+        raise UserError(f"training runs in one process, not in {accelerator.num_processes}")
+    return accelerator
+
+
+def _adamw(groups: Sequence[ParamGroup], device: torch.device) -> torch.optim.AdamW:
+    options: list[dict[str, Any]] = [
+        {
+            "name": group.name,
+            "params": list(group.params),
+            "lr": group.learning_rate,
+            "weight_decay": group.weight_decay,
+        }
+        for group in groups
+    ]
+    # fused: one kernel for all of the many small matrices
+    return torch.optim.AdamW(options, fused=device.type in ("cuda", "cpu"))
+
+
+def _lr_scheduler(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    from diffusers.optimization import get_scheduler
+
+    try:
+        scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+            config.steps.lr_scheduler,
+            optimizer=optimizer,
+            num_warmup_steps=config.steps.lr_warmup,
+            num_training_steps=config.steps.total,
+        )
+        return scheduler
+    except ValueError as error:
+        raise UserError(f"steps.lr_scheduler={config.steps.lr_scheduler}: {error}") from error

@@ -1,0 +1,134 @@
+"""The loss against the papers' formulas, written out number by number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from diffusion_lab.config import Steps
+from diffusion_lab.methods.lora import Lora
+from diffusion_lab.models.load import training_scheduler
+from diffusion_lab.training.latents import encode_text, tokenize
+from diffusion_lab.training.losses import Draw, denoising_loss, draw_noise, prediction_target
+from diffusion_lab.training.loop import training_step
+
+LATENTS = (3, 4, 5, 6)
+
+
+def cumulative_alphas(config) -> list[float]:
+    """abar_t = prod (1 - beta_s) in Python floats, for Stable Diffusion's `scaled_linear` betas."""
+    steps, first, last = config["num_train_timesteps"], config["beta_start"], config["beta_end"]
+    assert config["beta_schedule"] == "scaled_linear"
+    betas = [
+        (math.sqrt(first) + (math.sqrt(last) - math.sqrt(first)) * s / (steps - 1)) ** 2 for s in range(steps)
+    ]
+    out, product = [], 1.0
+    for beta in betas:
+        product *= 1 - beta
+        out.append(product)
+    return out
+
+
+def literal_loss(config, latents, draw: Draw, predict) -> float:
+    """Element by element in Python floats: DDPM eq. 14, or the v of Salimans and Ho."""
+    abar = cumulative_alphas(config)
+    noisy = torch.empty_like(latents)
+    targets: list[float] = []
+    for i, t in enumerate(draw.timesteps.tolist()):
+        a, s = math.sqrt(abar[t]), math.sqrt(1 - abar[t])
+        x, e = latents[i].flatten().tolist(), draw.noise[i].flatten().tolist()
+        noisy[i] = torch.tensor([a * u + s * v for u, v in zip(x, e, strict=True)]).reshape(latents[i].shape)
+        is_v = config["prediction_type"] == "v_prediction"
+        targets += [a * v - s * u if is_v else v for u, v in zip(x, e, strict=True)]
+    predicted = predict(noisy, draw.timesteps).flatten().tolist()
+    return sum((p - q) ** 2 for p, q in zip(predicted, targets, strict=True)) / len(targets)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_loss_is_the_papers(prediction_type: str) -> None:
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction_type
+    )
+    latents = torch.randn(LATENTS, generator=torch.Generator().manual_seed(1))
+    draw = draw_noise(latents, 1000, torch.Generator().manual_seed(2))
+
+    def predict(noisy, timesteps):
+        return torch.sin(3 * noisy) + timesteps[:, None, None, None] / 1000
+
+    ours = denoising_loss(predict, scheduler, latents, draw)
+    assert ours.shape == ()
+    assert ours.dtype == torch.float32
+    assert ours.item() == pytest.approx(literal_loss(scheduler.config, latents, draw, predict), rel=1e-5)
+
+
+def test_the_two_types_differ_as_they_should() -> None:
+    """v approaches the noise at t = 0 and minus the picture at t = T."""
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+                              prediction_type="v_prediction")  # fmt: skip
+    latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    v = prediction_target(scheduler, latents, Draw(noise, torch.tensor([0, 999])))
+    assert (v[0] - noise[0]).abs().max() < 0.12
+    assert (v[1] + latents[1]).abs().max() < 0.25
+    bad = DDPMScheduler(prediction_type="sample")
+    with pytest.raises(ValueError, match="sample"):
+        prediction_target(bad, latents, Draw(noise, torch.tensor([0, 999])))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v"])
+def test_the_methods_loss_is_the_papers_on_the_whole_model(tiny_pipe, tiny_v_pipe, kind: str) -> None:
+    """Lora.loss of the tiny U-Net with the tiny text encoder, the prediction type read from the model."""
+    from diffusion_lab.interfaces import Batch
+
+    pipe = tiny_pipe if kind == "epsilon" else tiny_v_pipe
+    method = Lora(rank=2)
+    method.attach(pipe)
+    ids = tokenize(pipe, "a photo of dog").expand(2, -1)
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    scheduler = training_scheduler(pipe)
+    losses = [
+        method.loss(pipe, Batch(latents, ids, hidden, scheduler), torch.Generator().manual_seed(7)).item()
+        for hidden in (encode_text(pipe, ids), None)  # cached, and computed in the loss
+    ]
+    assert losses[0] == losses[1]
+    draw = draw_noise(latents, 1000, torch.Generator().manual_seed(7))
+    hidden = encode_text(pipe, ids)
+
+    def predict(noisy, timesteps):
+        with torch.no_grad():
+            return pipe.unet(noisy, timesteps, hidden).sample
+
+    expected = literal_loss(pipe.scheduler.config, latents, draw, predict)
+    assert losses[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_draws_do_not_depend_on_the_split_into_batches() -> None:
+    latents = torch.zeros(4, 4, 8, 8)
+    whole = draw_noise(latents, 1000, torch.Generator().manual_seed(3))
+    stream = torch.Generator().manual_seed(3)
+    halves = [draw_noise(latents[:2], 1000, stream) for _ in range(2)]
+    assert torch.equal(whole.noise, torch.cat([half.noise for half in halves]))
+    assert torch.equal(whole.timesteps, torch.cat([half.timesteps for half in halves]))
+
+
+def test_timesteps_cover_the_whole_schedule() -> None:
+    draw = draw_noise(torch.zeros(4000, 1, 1, 1), 8, torch.Generator().manual_seed(0))
+    counts = torch.bincount(draw.timesteps, minlength=8)
+    assert counts.shape == (8,)
+    assert counts.min() > 400  # 500 expected, standard deviation 21
+
+
+def test_loss_falls_when_overfitting_one_batch(make_state, monkeypatch) -> None:
+    """The same pictures and the same noise at every step: the adapter must be able to learn them."""
+    state = make_state(method=Lora(rank=8, learning_rate=1e-2))
+    batch = state.next_batch(2)
+    monkeypatch.setattr(type(state), "next_batch", lambda self, size: batch)
+    losses = []
+    for _ in range(25):
+        state.noise_stream.manual_seed(0)
+        losses.append(training_step(state, Steps(batch_size=2))[0])
+    assert losses[-1] < 0.8 * losses[0]
+    assert min(losses) == min(losses[-5:])
