@@ -13,13 +13,12 @@ import logging
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from diffusion_lab import jobs
-from diffusion_lab.config import Config, fill_defaults
+from diffusion_lab.config import fill_defaults
 from diffusion_lab.interfaces import UserError
 
 log = logging.getLogger("diffusion_lab")
@@ -32,38 +31,13 @@ SECRET = re.compile(
     re.IGNORECASE,
 )
 
-USAGE = """\
-diffusion_lab: measure how a diffusion model learns a subject from a few pictures, and when to stop.
-
-  python -m diffusion_lab [group=option ...] [key=value ...] [flags]
-
-Groups and their options (* is taken where nothing is said):
-{groups}
-
-Keys: every value of the configuration, group.key=value. See them all with --cfg job.
-
-Flags:
-  --help         this page
-  --cfg job      print the configuration and stop
-  --dry-run      check everything, print the plan (images, steps, time, memory) and stop
-  -m             sweep: one job for each combination of values, key=a,b
-  --config-dir   a folder with options of your own, conf/<group>/<option>.yaml
-  --hydra-help   more flags and settings
-
-Examples:
-  python -m diffusion_lab                                     a subject of the miniature, in minutes on a CPU
-  python -m diffusion_lab data.subject=ben data.n_images=8
-  python -m diffusion_lab data=folder data.folder=my_dog data.class_noun=dog
-  python -m diffusion_lab experiment=debug                    the whole way in a minute
-  python -m diffusion_lab -m data.subject=anna,ben data.n_images=4,14
-  python -m diffusion_lab -m hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1,2
-  python -m diffusion_lab job=report job.runs=outputs/sweeps/NAME
-"""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the command line says (`sys.argv` by default); returns the process's exit status."""
-    words = ["job.dry_run=true" if word == "--dry-run" else word for word in (sys.argv[1:] if argv is None else argv)]
+    words = [
+        "job.dry_run=true" if word == "--dry-run" else word
+        for word in (sys.argv[1:] if argv is None else argv)
+    ]
     try:
         return _main(words)
     except UserError as error:
@@ -88,11 +62,16 @@ def _complain(message: str, status: int) -> int:
 
 def _main(words: list[str]) -> int:
     if {"-h", "--help"} & set(words):
+        from diffusion_lab.usage import usage
+
         print(usage())
         return 0
     _refuse_secrets(words)
     flags, overrides = _flags(words)
-    words = [*(word for word in words if word not in flags.overrides), *flags.overrides]  # as Hydra's parser wants
+    words = [
+        *(word for word in words if word not in flags.overrides),
+        *flags.overrides,
+    ]  # as Hydra's parser wants
     if flags.hydra_help or flags.cfg or flags.info or flags.shell_completion:
         _hydra(words, lambda composed: None)
         return 0
@@ -106,29 +85,18 @@ def _main(words: list[str]) -> int:
     return _single(words, overrides, composed)
 
 
-def usage() -> str:
-    """The text of --help."""
-    from diffusion_lab.compose import defaults, groups
-
-    taken, lines = defaults(), []
-    for group, options in groups().items():
-        lines.append(f"  {group}")
-        for option, description in options.items():
-            star = "*" if taken.get(group) == option else " "
-            lines += textwrap.wrap(description, 108, initial_indent=f"   {star} {option:<12} ", subsequent_indent=" " * 18)
-    return USAGE.format(groups="\n".join(lines))
-
-
 def _flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Hydra's flags, and the overrides with --config-dir written as one. Unknown flags end with status 2."""
-    from hydra.main import get_args_parser
+    from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
     parser.error = _unknown_flag  # type: ignore[method-assign]
     flags = parser.parse_intermixed_args(words)
     for name in ("config_path", "config_name", "experimental_rerun"):
         if getattr(flags, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} is not supported; put options of your own under --config-dir")
+            raise UserError(
+                f"--{name.replace('_', '-')} is not supported; put options of your own under --config-dir"
+            )
     overrides = list(flags.overrides)
     if flags.config_dir is not None:
         folder = Path(flags.config_dir).absolute()
@@ -147,14 +115,15 @@ def _refuse_secrets(words: Sequence[str]) -> None:
     for word in words:
         if SECRET.search(word):
             raise UserError(
-                f"{word.partition('=')[0]}: looks like a password or token, and the configuration is recorded; "
+                f"{word.partition('=')[0]}: looks like a password or token, and all this is recorded; "
                 "set HF_TOKEN or WANDB_API_KEY in the environment instead"
             )
 
 
 def quoted(value: str) -> str:
     """A value as Hydra's grammar reads it back unchanged."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    doubled = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"'{doubled}'"  # a backslash is special before a quote only
 
 
 # --- one run ------------------------------------------------------------------------------------------
@@ -207,7 +176,7 @@ def _claim(folder: Path, key: str, overrides: Sequence[str], needed: int) -> Pat
             folder.parent.mkdir(parents=True, exist_ok=True)
         number, wanted = 1, folder
         while True:
-            with contextlib.suppress(FileExistsError), mendable(folder):
+            with mendable(folder), contextlib.suppress(FileExistsError):
                 folder.mkdir()
                 break
             number += 1
@@ -244,11 +213,13 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
         _hydra([*words, f"hydra.sweep.dir={quoted(str(folder))}"], sweep_job)
     finally:
         ended = _ended(folder)
-        failed = [job for job in ended if job["status"] != "completed"]
+        failed = [end for end in ended if end["status"] != "completed"]
         of = f" of {len(expanded)}" if expanded else ""
-        log.info("%s: %d%s jobs completed, %d failed", _shown(folder), len(ended) - len(failed), of, len(failed))
-        for job in failed:
-            print(f"{job['status']}: {job['name']}: {job['error']}", file=sys.stderr)
+        log.info(
+            "%s: %d%s jobs completed, %d failed", _shown(folder), len(ended) - len(failed), of, len(failed)
+        )
+        for end in failed:
+            print(f"{end['status']}: {end['name']}: {end['error']}", file=sys.stderr)
     return 1 if failed or len(ended) < len(expanded) else 0
 
 

@@ -1,4 +1,4 @@
-"""Checks of configuration values. Each raises `UserError` naming the key, what was given and what is allowed."""
+"""Checks of configuration values. Each raises `UserError`: the key, what was given, what is allowed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def number(
     above: bool = False,
     below: bool = False,
 ) -> None:
-    """Raises UserError unless `value` is a finite number in [low, high]; `above`, `below`: open at that end."""
+    """Raises UserError unless `value` is finite and in [low, high]; `above`, `below`: open at that end."""
     fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if fits:
         assert isinstance(value, int | float)
@@ -61,7 +61,7 @@ def text(key: str, value: object) -> None:
 
 
 def words(key: str, value: object, allowed: Iterable[str] | None = None) -> None:
-    """Raises UserError unless `value` is a list of different texts, each one of `allowed` where that is given."""
+    """Raises UserError unless `value` is a list of different texts, each one of `allowed` if given."""
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise UserError(f"{key}={value}: must be a list of texts, such as {key}=[a,b]")
     repeated = sorted({item for item in value if value.count(item) > 1})

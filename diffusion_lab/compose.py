@@ -46,7 +46,7 @@ def register() -> None:
 
 
 def readable(overrides: str) -> str:
-    """A folder's name from a job's overrides: "data.n_images=4,seed=1", without slashes, 100 characters at most."""
+    """A folder's name from a job's overrides: "data.n_images=4,seed=1", no slashes, at most 100 long."""
     return re.sub(r"[^\w.,=+-]+", "-", str(overrides)).strip("-")[:100]
 
 
@@ -61,7 +61,9 @@ def groups() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     order = list(defaults())
     folders = [folder for folder in conf_folder().iterdir() if folder.is_dir() and folder.name != "hydra"]
-    for folder in sorted(folders, key=lambda f: (order.index(f.name) if f.name in order else len(order), f.name)):
+    for folder in sorted(
+        folders, key=lambda f: (order.index(f.name) if f.name in order else len(order), f.name)
+    ):
         found[folder.name] = {file.stem: _description(file) for file in sorted(folder.glob("*.yaml"))}
     return found
 
@@ -146,5 +148,7 @@ def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
     with _hydra():
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides([*params, *overrides])
+        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(
+            [*params, *overrides]
+        )
         return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]

@@ -7,15 +7,13 @@ files under `conf/` is done in `compose.py`.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.checks import closest, flag, number, one_of, text, whole, words
+from diffusion_lab.defaults import fill_defaults
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.methods.lora import Lora
 
@@ -68,7 +66,9 @@ class Model:
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise UserError("model.path is missing: model=folder model.path=FOLDER, or a hub id such as owner/name")
+            raise UserError(
+                "model.path is missing: model=folder model.path=FOLDER, or a hub id such as owner/name"
+            )
         if self.resolution is not None:
             whole("model.resolution", self.resolution, 16, 4096)
             if self.resolution % 8:
@@ -79,11 +79,6 @@ class Model:
         one_of("model.precision", self.precision, ("fp32", "bf16", "fp16"))
         flag("model.allow_pickle", self.allow_pickle)
         flag("model.local_files_only", self.local_files_only)
-
-
-def _has_noun_file(folder: str) -> bool:
-    """Whether the pictures' folder names the class noun itself; `data.subjects` reads it."""
-    return (Path(folder).expanduser() / "class_noun.txt").is_file()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -111,9 +106,9 @@ class Data:
         flag("data.flip", self.flip)
         if self.source == "folder":
             if not self.folder:
-                raise UserError("data.folder is missing: data=folder data.folder=PICTURES data.class_noun=dog")
-            if not (self.class_noun and self.class_noun.strip()) and not _has_noun_file(self.folder):
-                raise UserError("data.class_noun is missing: what the pictures show, such as data.class_noun=dog")
+                raise UserError(
+                    "data.folder is missing: data=folder data.folder=PICTURES data.class_noun=dog"
+                )
         else:
             text("data.subject", self.subject)
             if self.folder is not None:
@@ -197,13 +192,17 @@ class Metrics:
             raise UserError("metrics.names=[]: name at least one metric")
         for name, weight in self.weights.items():
             if name not in self.names:
-                raise UserError(f"metrics.weights.{name}: is not among metrics.names{closest(name, self.names)}")
+                raise UserError(
+                    f"metrics.weights.{name}: is not among metrics.names{closest(name, self.names)}"
+                )
             number(f"metrics.weights.{name}", weight, 0)
         if self.weights and not any(self.weights.values()):
             raise UserError(f"metrics.weights={self.weights}: at least one weight must be above 0")
         for name, bounds in self.ranges.items():
             if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or not bounds[0] < bounds[1]:
-                raise UserError(f"metrics.ranges.{name}={list(bounds)}: must be two numbers, [low, high], low < high")
+                raise UserError(
+                    f"metrics.ranges.{name}={list(bounds)}: must be two numbers, [low, high], low < high"
+                )
         for key in ("face_weights", "clip_model", "clip_weights"):
             text(f"metrics.{key}", getattr(self, key))
         whole("metrics.batch_size", self.batch_size, 1)
@@ -244,74 +243,17 @@ class Config:
         whole("seed", self.seed, 0, LARGEST_SEED)
 
 
-def fill_defaults(config: Config) -> Config:
-    """A copy with the nulls that stand for a rule replaced by the numbers that the rule gives.
-
-    What only the model or the pictures know (a hub model's resolution, the number of held-out pictures,
-    the prompt set's own negative prompt, the device) stays null or `auto`; the run's record has it.
-    """
-    filled = copy.deepcopy(config)
-    miniature = filled.model.path == "miniature"
-    steps, data, model = filled.steps, filled.data, filled.model
-    if steps.total is None:
-        steps.total = 300 if miniature else 100 * data.n_images
-    if steps.every is None:
-        steps.every = math.ceil(steps.total / 6)  # rounded up: never a seventh, shorter stretch
-    if data.source == "folder":
-        data.subject = data.subject or Path(str(data.folder)).expanduser().resolve().name
-    if data.class_noun is None:
-        data.class_noun = _noun_of(data)
-    if model.resolution is None:
-        model.resolution = 64 if miniature else _resolution_of(Path(model.path).expanduser())
-    _fill_method(filled.method, miniature)
-    return filled
-
-
-def _fill_method(method: Any, miniature: bool) -> None:
-    """Learning rates: the method's own pair `learning_rates` (miniature, full-size), or LoRA's."""
-    small, full = getattr(method, "learning_rates", (2e-3, 1e-4))
-    if getattr(method, "learning_rate", 0.0) is None:
-        method.learning_rate = small if miniature else full
-    if getattr(method, "text_encoder_learning_rate", 0.0) is None:
-        method.text_encoder_learning_rate = method.learning_rate / 10
-    if getattr(method, "alpha", 0.0) is None:
-        method.alpha = float(method.rank)
-
-
-def _noun_of(data: Data) -> str | None:
-    """What the miniature or the folder says the subject is; None where they do not, which preflight refuses."""
-    from diffusion_lab.data.subjects import check_subject
-
-    try:
-        return check_subject(data)
-    except UserError:
-        return None
-
-
-def _resolution_of(folder: Path) -> int | None:
-    """Pixels a side that a diffusers folder was made for, or None where its configs do not tell."""
-    try:
-        unet = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
-        vae = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
-        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def as_plain_dict(config: Config) -> dict[str, Any]:
     """The configuration as dicts, lists and scalars, for JSON, YAML and the tracker."""
-    return {part.name: _plain(getattr(config, part.name)) for part in dataclasses.fields(config)}
-
-
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return dataclasses.asdict(config)
 
 
 def to_yaml(config: Config) -> str:
     """The configuration as YAML, groups in the order of the schema."""
     import yaml
 
-    return yaml.safe_dump(as_plain_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    plain = as_plain_dict(config)
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None))
 
 
 __all__ = [

@@ -47,7 +47,7 @@ class Cost:
 
 
 def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -> Cost:
-    """Cost of a fine-tuning run whose defaults are filled. `forwards`: images through the U-Net in sampling."""
+    """Cost of a fine-tuning run, defaults filled. `forwards`: images through the U-Net in sampling."""
     cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
     gpu = config.model.device != "cpu" and has_gpu()
     device = "a GPU" if gpu else f"{cores} CPU core{'s' if cores != 1 else ''}"
@@ -56,7 +56,9 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
         speed = 10.0 if gpu else min(cores, 8) / 2
         training = steps * STEP_SECONDS * config.steps.batch_size / 4 / speed
         evaluation = (forwards * FORWARD_SECONDS + sampled * SCORE_SECONDS) / speed
-        return Cost(device, training, evaluation, START_SECONDS, MEMORY_BYTES, _disk(evaluations, sampled, 64, 2e6))
+        return Cost(
+            device, training, evaluation, START_SECONDS, MEMORY_BYTES, _disk(evaluations, sampled, 64, 2e6)
+        )
     area = ((config.model.resolution or 512) / 512) ** 2
     tflops = GPU_TFLOPS[config.model.precision] if gpu else CORE_TFLOPS * cores
     passes = steps * config.steps.batch_size * (1 + BACKWARD) * UNET_TFLOP
@@ -75,4 +77,7 @@ def _disk(evaluations: int, sampled: int, resolution: int, adapter_bytes: float)
 
 def has_gpu() -> bool:
     """Whether an NVIDIA card is visible, without importing torch."""
-    return Path("/proc/driver/nvidia/gpus").is_dir() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
+    return Path("/proc/driver/nvidia/gpus").is_dir() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in (
+        "",
+        "-1",
+    )

@@ -27,14 +27,22 @@ def explain(error: BaseException) -> str:
         return _wrong_value(found[1], cause or text)
     if found := re.search(r"Ambiguous value for argument '(.+?)'\n", text):
         key, _, values = found[1].partition("=")
-        return f"{found[1]}: several values need -m, for one job each, or brackets for a list: {key}=[{values}]"
+        return (
+            f"{found[1]}: several values need -m, for one job each, or brackets for a list: {key}=[{values}]"
+        )
     if found := re.search(r"Sweep parameters '(.+?)' requires --multirun", text):
         return f"{found[1]}: several values need -m, for one job each"
     if type(error).__name__ == "OverrideParseException":
         override = getattr(error, "override", None) or text
-        return f"{override}: cannot be read; write key=value, with quotes about special characters: key='a, b'"
+        return (
+            f"{override}: cannot be read; write key=value, with quotes about special characters: key='a, b'"
+        )
     lines = [line.strip() for line in f"{text}\n{cause}".splitlines()]
-    told = [line for line in lines if line and not re.match(r"See http|provider=|Config search path|object_type", line)]
+    told = [
+        line
+        for line in lines
+        if line and not re.match(r"See http|provider=|Config search path|object_type", line)
+    ]
     return "; ".join(told[:3]) or type(error).__name__
 
 
@@ -52,7 +60,9 @@ def _no_key(key: str) -> str:
     if dataclasses.is_dataclass(at):
         known = [part.name for part in dataclasses.fields(at)] + ([] if parent else ["experiment"])
         hint = closest(last, known) or closest(key, _dotted())
-        return f"{key}: no such key; {parent or 'there are'}{' has' if parent else ''} {', '.join(known)}{hint}"
+        return (
+            f"{key}: no such key; {parent or 'there are'}{' has' if parent else ''} {', '.join(known)}{hint}"
+        )
     return f"{key}: no such key{closest(key, _dotted())}"
 
 
@@ -81,7 +91,9 @@ def _in_words(hint: Any) -> str:
     if origin is dict:
         return f"a table, {{name: value}}, each value {_in_words(inner[1])}"
     if dataclasses.is_dataclass(hint):
-        return f"one of its options or {{key: value}} with {', '.join(p.name for p in dataclasses.fields(hint))}"
+        return (
+            f"one of its options or {{key: value}} with {', '.join(p.name for p in dataclasses.fields(hint))}"
+        )
     return NAMES.get(hint, "")
 
 
@@ -90,7 +102,7 @@ def _hints(at: Any) -> dict[str, Any]:
 
 
 def _find(key: str) -> Any:
-    """The dataclass at a dotted key, or None. `method` is the first one that has a file: they share their names."""
+    """The dataclass at a dotted key, or None. `method` stands for the first of the methods."""
     at: Any = Config
     for part in key.split("."):
         if at is Config and part == "method":

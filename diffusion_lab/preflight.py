@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.checks import closest
+from diffusion_lab.checks import closest, one_of
 from diffusion_lab.costs import Cost, estimate
 from diffusion_lab.interfaces import PromptSet, UserError
 
@@ -78,9 +78,14 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
         check_folder(model, config.model)
         _check_tokens(config, model, prompts, noun)
     else:
-        warnings.append(f"model.path={config.model.path} is taken for a hub id: it may be downloaded (gigabytes)")
+        warnings.append(
+            f"model.path={config.model.path} is taken for a hub id: it may be downloaded (gigabytes)"
+        )
     if (run_folder / "result.json").exists():
-        raise UserError(f"hydra.run.dir={run_folder}: a run is recorded there already; choose another folder")
+        raise UserError(
+            f"{run_folder}: a run is recorded there already; choose another folder with hydra.run.dir "
+            "(hydra.sweep.dir with -m)"
+        )
     return _plan(config, run_folder, prompts, noun, warnings)
 
 
@@ -102,12 +107,14 @@ def _plan(config: Config, run_folder: Path, prompts: PromptSet, noun: str, warni
         ("model", config.model.path + (f", {resolution} pixels" if resolution else "")),
         ("method", config.method.name),
         ("subject", f"{data.subject}, '{data.identifier} {noun}', {data.n_images} pictures"),
-        ("prompts", f"{prompts.name}: {len(prompts)}, {sampling.sampling_steps} steps, guidance {sampling.guidance_scale:g}"),
+        ("prompts", f"{prompts.name}: {len(prompts)}, {sampling.sampling_steps} steps, "
+                    f"guidance {sampling.guidance_scale:g}"),
         ("steps", f"{steps.total} of {steps.batch_size * steps.gradient_accumulation} pictures"),
         ("evaluations", f"{len(evaluations)}, {every}"),
         ("images sampled", f"{sampled:,} ({per_evaluation} an evaluation)"),
         ("U-Net passes", f"{forwards:,} images"),
-        ("time", f"about {duration(cost.seconds)} on {cost.device}: training {duration(cost.training_seconds)}, "
+        ("time", f"about {duration(cost.seconds)} on {cost.device}: "
+                 f"training {duration(cost.training_seconds)}, "
                  f"evaluation {duration(cost.evaluation_seconds)}"),
         ("memory", f"about {cost.memory_bytes / 1e9:.1f} GB"),
         ("disk", f"about {max(1, round(cost.disk_bytes / 1e6))} MB in {run_folder}"),
@@ -126,7 +133,9 @@ def model_folder(model: Model) -> Path | None:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UserError(f"model.path={model.path}: is a file; a diffusers folder is needed, with model_index.json")
+        raise UserError(
+            f"model.path={model.path}: is a file; a diffusers folder is needed, with model_index.json"
+        )
     if not HUB_ID.fullmatch(model.path):
         raise UserError(
             f"model.path={model.path}: there is no such folder, nor is it a hub id (owner/name)"
@@ -142,8 +151,13 @@ def _check_impostors(config: Config) -> None:
 
 
 def _check_metrics(config: Config) -> None:
-    """Files named for the full-size encoders have to be there; their names are the libraries' own business."""
+    """Known metrics only; files named for the full-size encoders are there."""
+    from diffusion_lab.metrics import METRICS
+
     metrics = config.metrics
+    for key, names in (("metrics.names", metrics.names), ("metrics.ranges", metrics.ranges)):
+        for name in names:
+            one_of(key, name, METRICS)
     if metrics.encoders != "full":
         return
     for key, value in (
@@ -179,7 +193,10 @@ def _check_tokens(config: Config, model: Path, prompts: PromptSet, noun: str) ->
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    named = [("the instance prompt", instance_prompt(config.data.identifier, noun)), ("the negative prompt", prompts.negative)]
+    named = [
+        ("the instance prompt", instance_prompt(config.data.identifier, noun)),
+        ("the negative prompt", prompts.negative),
+    ]
     for name, text in [*named, *((prompt.id, prompt.text) for prompt in prompts)]:
         length = len(tokenizer.encode(text).ids)
         if length > CLIP_LIMIT:
@@ -194,7 +211,11 @@ def _warnings(config: Config) -> list[str]:
     found = []
     if config.metrics.encoders == "miniature" and not miniature:
         found.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
-    if config.metrics.encoders == "full" and config.metrics.aesthetics_weights is None and "aesthetics" in config.metrics.names:
+    if (
+        config.metrics.encoders == "full"
+        and config.metrics.aesthetics_weights is None
+        and "aesthetics" in config.metrics.names
+    ):
         found.append("metrics.aesthetics_weights is null: aesthetics will have no value")
     if miniature and config.prompts.sampling_steps > 30:
         found.append(f"prompts.sampling_steps={config.prompts.sampling_steps}: 12 do for the miniature")
@@ -202,7 +223,7 @@ def _warnings(config: Config) -> list[str]:
 
 
 def _check_place(folder: Path, needed: int, key: str) -> None:
-    """Can `folder` be made and written, with `needed` bytes free? Only looks; the job's first write decides."""
+    """Can `folder` be made and written, with `needed` bytes free? It only looks: the first write decides."""
     existing = folder.absolute()
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -213,7 +234,7 @@ def _check_place(folder: Path, needed: int, key: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
-            f"{key}={folder}: {free / 1e6:.0f} MB are free there and the run needs about {needed / 1e6:.0f} MB; "
+            f"{key}={folder}: {free / 1e6:.0f} MB are free and the run needs about {needed / 1e6:.0f} MB; "
             "free some space or choose another folder"
         )
 

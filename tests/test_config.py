@@ -121,7 +121,7 @@ def test_slots_alone_refuse_a_key_that_is_not_in_the_schema() -> None:
         ("steps.log_every=0", "steps.log_every=0"),
         ("prompts.n=0", "prompts.n=0"),
         ("prompts.sampling_steps=0", "prompts.sampling_steps=0"),
-        ("prompts.guidance_scale=.nan", "prompts.guidance_scale=nan"),
+        ("prompts.guidance_scale=nan", "prompts.guidance_scale=nan"),
         ("prompts.batch_size=0", "prompts.batch_size=0"),
         ("model.device=gpu", "model.device=gpu: must be one of auto, cpu, cuda, mps"),
         ("model.precision=fp8", "model.precision=fp8: must be one of fp32, bf16, fp16"),
@@ -156,7 +156,10 @@ def test_values_are_checked_with_their_key(word: str, told: str) -> None:
     [
         ("method=lroa", "method=lroa: no such option; method has lora; did you mean 'lora'?"),
         ("metod=lora", "did you mean 'method'?"),
-        ("experiment=dbug", "experiment=dbug: no such option; experiment has debug, full, none; did you mean 'debug'?"),
+        (
+            "experiment=dbug",
+            "experiment=dbug: no such option; experiment has debug, full, none; did you mean 'debug'?",
+        ),
         ("data.n_image=14", "data.n_image: no such key; data has source, subject,"),
         ("n_images=14", "did you mean 'data.n_images'?"),
         ("data.n_images=many", "data.n_images=many: must be a whole number"),
@@ -182,7 +185,9 @@ def test_hydras_errors_in_our_words(word: str, told: str) -> None:
 
 
 def test_weights_and_ranges_take_new_names_without_a_plus() -> None:
-    config = compose(["metrics.weights.similarity=2", "metrics.weights.diversity=1", "metrics.ranges.clip_text=[0,1]"])
+    config = compose(
+        ["metrics.weights.similarity=2", "metrics.weights.diversity=1", "metrics.ranges.clip_text=[0,1]"]
+    )
     assert config.metrics.weights == {"similarity": 2.0, "diversity": 1.0}
     assert config.metrics.ranges["clip_text"] == [0.0, 1.0]
     assert config.metrics.ranges["similarity"], "those of the file stay"

@@ -227,6 +227,8 @@ def _steps_axis(figure: go.Figure, steps: Sequence[int]) -> None:
     figure.update_xaxes(range=[low - spare, high + spare])
     if low == high:
         figure.update_xaxes(tickvals=[low])
+    elif high - low <= 8:
+        figure.update_xaxes(dtick=1)  # there are no half steps
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:

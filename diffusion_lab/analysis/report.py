@@ -87,7 +87,9 @@ def view(run: Run) -> dict[str, Any]:
         figures["score"] = charts.as_json(charts.score_figure(recommended.scores, stop))
     reason = run.reason or ("" if recommended is None else recommended.reason)
     sentences = re.split(r"(?<=\.) (?=[A-Z])", reason.replace(" %", "\N{NO-BREAK SPACE}%"))
-    sentences[0] = re.sub(r"^Stop at step \d+: f", "F", sentences[0])  # the heading says it already
+    sentences[0] = re.sub(
+        r"^Stop at step \d+(, the last)?: f", "F", sentences[0]
+    )  # the heading says it already
     return {
         "run": run,
         "title": words.title(run),
@@ -156,9 +158,15 @@ def _card(run: Run, info: MetricInfo, stop: int | None) -> dict[str, Any]:
         "better": "higher is better" if info.higher_is_better else "lower is better",
         "hue": charts.hue(info.name),
         "defined": defined,
-        "missing": words.missing(info.name, summaries),
+        "missing": words.missing(info.name, summaries, faces=_faces(run)),
         "figure": charts.as_json(figure) if defined else None,
     }
+
+
+def _faces(run: Run) -> bool:
+    """True where a face was found in some image."""
+    rates = [at["face_rate"].mean for at in run.summaries.values() if "face_rate" in at]
+    return any(rate for rate in rates)
 
 
 def _table(run: Run) -> dict[str, Any]:

@@ -80,11 +80,14 @@ def half_width_of(summary: Summary) -> float | None:
     s, mean = summary.standard_error, summary.mean
     if s is None or mean is None:
         return None
+    t = 1.96  # or Student's, as the summary has it
+    if s > 0 and summary.low is not None and summary.high is not None:
+        t = (summary.high - summary.low) / 2 / s
     if summary.penalised is not None and summary.missing:
         total = summary.n + summary.missing
         squares = (summary.n - 1) * summary.n * s**2 + summary.n * mean**2
         s = math.sqrt(max(0.0, squares / total - summary.penalised**2) / (total - 1))
-    return 1.96 * s
+    return t * s
 
 
 def check(weights: Mapping[str, float], ranges: Mapping[str, Sequence[float]], names: Iterable[str]) -> None:

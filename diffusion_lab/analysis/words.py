@@ -19,7 +19,7 @@ STATUS = {
     "running": "The run was still under way when this page was made, or was killed.",
     NO_RECORD: "The run ended before it wrote any result.",
 }
-FACE_METRICS = ("similarity", "similarity_heldout", "memorisation")
+FACE_METRICS = ("similarity", "similarity_heldout")
 MOST_FILES = 200
 
 
@@ -63,13 +63,15 @@ def status(run: Run) -> str:
     return STATUS.get(run.status, f"Status: {run.status}.")
 
 
-def missing(name: str, summaries: Mapping[int, Summary]) -> str:
+def missing(name: str, summaries: Mapping[int, Summary], *, faces: bool = False) -> str:
     """ "No face found in 100 of 100 images", of the step where most are missing; "" where none is."""
     worst = max(summaries.items(), key=lambda item: item[1].missing, default=None)
     if worst is None or not worst[1].missing:
         return ""
     step, s = worst
     what = "no face found" if name in FACE_METRICS else "no value"
+    if name in FACE_METRICS and faces and not s.n:
+        return "no face found in the photographs to compare with"
     everywhere = all(other.n == 0 for other in summaries.values())
     where = "at every step" if everywhere else f"at step {step}" if len(summaries) > 1 else ""
     return f"{what} in {s.missing} of {s.n + s.missing} images {where}".strip()
@@ -169,11 +171,13 @@ def loading(run: Run) -> str:
         return ""
     model = str(get(run.config, "model.path"))
     lines = ["from diffusers import StableDiffusionPipeline", ""]
+    folder = repr(model)
     if whole:
-        model = whole[0].parent.relative_to(run.folder).as_posix()
+        folder = repr(whole[0].parent.relative_to(run.folder).as_posix())
     elif model == "miniature":
-        model = "diffusion_lab/miniature/weights/sd"  # inside the installed package
-    lines.append(f"pipe = StableDiffusionPipeline.from_pretrained({model!r})")
+        lines = ["from importlib.resources import files", "", *lines]
+        folder = "files('diffusion_lab') / 'miniature/weights/sd'"
+    lines.append(f"pipe = StableDiffusionPipeline.from_pretrained({folder})")
     lines += [f"pipe.load_lora_weights({p.parent.relative_to(run.folder).as_posix()!r})" for p in lora[:1]]
     lines += [f"pipe.load_textual_inversion({p.relative_to(run.folder).as_posix()!r})" for p in embeds[:1]]
     identifier, noun = get(run.config, "data.identifier"), get(run.config, "data.class_noun")

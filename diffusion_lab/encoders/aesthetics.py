@@ -1,13 +1,15 @@
 """The full-size aesthetics head: linear layers on CLIP's image embedding, read from a file.
 
 Fits the two published families on ViT-L/14: LAION-AI/aesthetic-predictor (one linear layer) and
-christophschuhmann/improved-aesthetic-predictor (five linear layers with dropout and **no** activation between them,
-trained on SAC, Logos and AVA). Ratings from LAION leak where the diffusion model was trained on LAION.
+christophschuhmann/improved-aesthetic-predictor (five linear layers with dropout and **no** activation
+between them, trained on SAC, Logos and AVA). Ratings from LAION leak where the diffusion model was trained
+on LAION.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -33,7 +35,7 @@ class AestheticsHead:
 
     @classmethod
     def load(cls, weights: str, device: str = "cpu") -> Self:
-        """From a file (.safetensors, or .pt with tensors only); the layers' sizes are those of its tensors."""
+        """From a file (.safetensors, or .pt with tensors only), which also fixes the layers' sizes."""
         return cls(read_head(Path(weights).expanduser()), device=device)
 
     @torch.no_grad()
@@ -57,7 +59,7 @@ def read_head(path: Path) -> nn.Sequential:
     names.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
     used = {*names, *(name.removesuffix("weight") + "bias" for name in names)}
     widths = [(tensors[name].shape[1], tensors[name].shape[0]) for name in names]
-    chained = all(before[1] == after[0] for before, after in zip(widths, widths[1:], strict=False))
+    chained = all(before[1] == after[0] for before, after in pairwise(widths))
     if not names or used != set(tensors) or not chained or widths[-1][1] != 1:
         raise UserError(
             f"{_KEY}: {path} is not a chain of linear layers (weight and bias) that ends in one number"

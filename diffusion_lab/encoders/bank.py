@@ -97,7 +97,9 @@ class EncoderBank:
         }
 
     def _faces(self, images: Sequence[Pixels]) -> Tensor:
-        """float32 [n, d]; detection and cropping apart, since MTCNN's own batch call fails on mixed batches."""
+        """float32 [n, d]; detection and cropping apart, since MTCNN's own batch call fails on mixed
+        batches.
+        """
         found = self._detector.detect(list(images))
         with_face = [row for row, face in enumerate(found) if face is not None]
         crops = [self._crop(images[row], found[row]) for row in with_face]

@@ -35,8 +35,9 @@ class OpenClip:
     def load(cls, model: str, weights: str, device: str = "cpu") -> Self:
         """``model``: open_clip's name; ``weights``: its tag, or a local file.
 
-        OpenAI's weights need the activation QuickGELU. Their tag says so and it is switched on here (open_clip itself
-        only warns); a file says nothing, so that for OpenAI's the model's name must, "ViT-L-14-quickgelu".
+        OpenAI's weights need the activation QuickGELU. Their tag says so and it is switched on here
+        (open_clip itself only warns); a file says nothing, so that for OpenAI's the model's name must,
+        "ViT-L-14-quickgelu".
         """
         import open_clip
 
@@ -58,8 +59,9 @@ class OpenClip:
             )
         except Exception as error:  # no network, a wrong file
             raise UserError(
-                f"metrics.clip_weights={weights} could not be downloaded or read for {name} ({error}). Where there is "
-                "no network, set metrics.clip_weights to a local file of this model (safetensors preferred)"
+                f"metrics.clip_weights={weights} could not be downloaded or read for {name} ({error}). "
+                "Where there is no network, set metrics.clip_weights to a local file of this model "
+                "(safetensors preferred)"
             ) from error
         return cls(net, preprocess, open_clip.get_tokenizer(name), name=f"open_clip {name}", device=device)
 

@@ -49,9 +49,10 @@ class FacenetEmbedder:
                 return cls(_without_classes(InceptionResnetV1(pretrained=weights)), device=device)
             except Exception as error:  # no network, a proxy's page, a half-read file
                 raise UserError(
-                    f"metrics.face_weights={weights} could not be downloaded or read ({error}). Where there is no "
-                    f"network, fetch {_FILES[weights]} from the releases of timesler/facenet-pytorch (v2.2.9) and set "
-                    "metrics.face_weights to that file, or put it into torch's cache, ~/.cache/torch/checkpoints"
+                    f"metrics.face_weights={weights} could not be downloaded or read ({error}). "
+                    f"Where there is no network, fetch {_FILES[weights]} from the releases of "
+                    "timesler/facenet-pytorch (v2.2.9) and set metrics.face_weights to that file, or put it into "
+                    "torch's cache, ~/.cache/torch/checkpoints"
                 ) from error
         path = Path(weights).expanduser()
         if not path.suffix:
@@ -89,6 +90,6 @@ class FacenetEmbedder:
 
 
 def _without_classes(net: Any) -> Any:
-    """The classifier behind the embedding is not used; without it a name and a file have the same fingerprint."""
+    """The classifier is not used; without it name and file have one fingerprint."""
     del net.logits
     return net

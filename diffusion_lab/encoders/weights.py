@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
-    """The tensors in ``path`` (.safetensors, or .pt and .pth read with `weights_only`); UserError names ``key``."""
+    """The tensors in ``path`` (.safetensors, or .pt and .pth read with `weights_only`); UserError names
+    ``key``.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -35,7 +37,9 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """The first 12 hex digits of a SHA-256 over names, types, shapes and values: the same for any file format."""
+    """The first 12 hex digits of a SHA-256 over names, types, shapes and values: the same for any file
+    format.
+    """
     import torch
 
     digest = hashlib.sha256()

@@ -73,7 +73,7 @@ def perform(config: Config, run_folder: Path, *, before: Callable[[], object] = 
 
 
 def outcome_of(error: Exception) -> Outcome:
-    """Status, exit status and words for an error: 2 where the person can mend it, 3 for divergence, else 1."""
+    """Status, exit status and words for an error: 2 if a person can mend it, 3 for divergence, else 1."""
     described = f"{type(error).__name__}: {error}"
     if isinstance(error, UserError):
         return Outcome("failed", 2, described)
@@ -84,7 +84,9 @@ def outcome_of(error: Exception) -> Outcome:
         remedy = "free some space there, or choose another place with hydra.run.dir=FOLDER"
         return Outcome("failed", 2, f"UserError: cannot write{where} ({error.strerror}): {remedy}")
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not have been imported
-        remedy = "lower steps.batch_size, prompts.batch_size or metrics.batch_size, or set model.precision=bf16"
+        remedy = (
+            "lower steps.batch_size, prompts.batch_size or metrics.batch_size, or set model.precision=bf16"
+        )
         return Outcome("failed", 2, f"UserError: the device's memory is full: {remedy} ({error})")
     return Outcome("failed", 1, described)
 

@@ -23,7 +23,7 @@ def isolated() -> Iterator[None]:
     import torch  # now, so that what is put back includes torch as it is before the first job
 
     folder, environment, switches = os.getcwd(), dict(os.environ), _switches(torch)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - a library may draw from the global generator
     torch.manual_seed(0)

@@ -80,6 +80,8 @@ class Lora:
             groups.append(
                 ParamGroup("text_encoder", _trainable(pipe.text_encoder), text_rate, self.weight_decay)
             )
+        for module in (pipe.unet, pipe.text_encoder):
+            module.train(module.training)  # peft's new layers arrive in training mode, with dropout on
         return groups
 
     def _peft_config(self, targets: list[str]) -> Any:
@@ -151,8 +153,8 @@ class Lora:
             finally:
                 partial.unlink(missing_ok=True)
 
-        # peft's own key names. diffusers' scripts rename them first (`lora.down`), but only those of attention
-        # and linear layers, and a file with both kinds of names is read wrongly, without a word.
+        # peft's own key names. diffusers' scripts rename them first (`lora.down`), but not those of every
+        # layer, and a file with both kinds of names is read wrongly, without a word.
         layers = {
             f"{part}_lora_layers": get_peft_model_state_dict(module, save_embedding_layers=False)
             for part, module in trained.items()

@@ -32,8 +32,10 @@ class Aesthetics:
         return generated.aesthetics / 10
 
     def ceiling(self, references: References) -> Tensor | None:
-        """The subject's own photographs, trained on or held out. Not a bound: a model may draw better pictures."""
-        ratings = joined(references.train.aesthetics, references.heldout.aesthetics if references.heldout else None)
+        """The subject's own photographs, trained on or held out. A model may well draw better ones."""
+        ratings = joined(
+            references.train.aesthetics, references.heldout.aesthetics if references.heldout else None
+        )
         return None if ratings is None else ratings / 10
 
     def impostor(self, references: References) -> Tensor | None:

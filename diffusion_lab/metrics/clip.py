@@ -42,7 +42,7 @@ class ClipText:
 
 
 class ClipImage:
-    """Mean over the training pictures t of cos(image, t): the whole picture, not the face; for any subject."""
+    """Mean over the training pictures t of cos(image, t): the whole picture, not the face."""
 
     name = "clip_image"
     version = "1"

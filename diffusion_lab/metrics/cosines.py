@@ -1,7 +1,7 @@
 """Cosines between rows of embeddings, shared by the metrics. Pure functions of tensors.
 
-Rows are unit length, or NaN where there is nothing to compare (no face). Sums are taken in float64, so that a row's
-value does not depend on the other rows of its batch.
+Rows are unit length, or NaN where there is nothing to compare (no face). Sums are taken in float64, so that
+a row's value does not depend on the other rows of its batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def undefined(n: int, like: Tensor) -> Tensor:
 
 
 def mean_cosine(rows: Tensor, references: Tensor | None) -> Tensor:
-    """float32 [n]: the mean of each row's cosines with all ``references``, those without NaN; NaN where undefined."""
+    """float32 [n]: mean of each row's cosines with the ``references`` (not those of NaN), or NaN."""
     against = defined(references)
     if against is None:
         return undefined(len(rows), rows)
@@ -42,7 +42,7 @@ def nearest_cosine(rows: Tensor, references: Tensor | None) -> Tensor:
 
 
 def leave_one_out(rows: Tensor | None) -> Tensor | None:
-    """float32 [m]: the mean of each row's cosines with every other row; None for fewer than two rows with a value.
+    """float32 [m]: the mean of each row's cosines with every other; None for fewer than two with a value.
 
     A row of NaN stays NaN and is left out of the others' means.
     """

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 class Diversity:
-    """d(s) = mean over e in S without s of 1 - cos(s, e), on CLIP's image embeddings; the score is the mean of d.
+    """d(s) = mean over e in S without s of 1 - cos(s, e), on CLIP's image embeddings; the score is the mean
+    of d.
 
-    A value belongs to an image only together with the others of its evaluation. ValueError for one image and for
-    embeddings of length zero: there is no number that would be true.
+    A value belongs to an image only together with the others of its evaluation. ValueError for one image and
+    for embeddings of length zero: there is no number that would be true.
     """
 
     name = "diversity"
@@ -34,7 +35,9 @@ class Diversity:
 
     def ceiling(self, references: References) -> Tensor | None:
         """The subject's own photographs among each other; None for one alone."""
-        rows = joined(references.train.clip_image, references.heldout.clip_image if references.heldout else None)
+        rows = joined(
+            references.train.clip_image, references.heldout.clip_image if references.heldout else None
+        )
         return diversity(rows) if rows is not None and len(rows) > 1 else None
 
     def impostor(self, references: References) -> Tensor | None:

@@ -50,7 +50,12 @@ def evaluate(
         started = time.perf_counter()
         with progress.task("sampling", len(planned)) if progress else nullcontext() as bar:
             images = sample(
-                pipe, prompts, settings, prompt_embeds=cache, progress=bar.advance if bar else None, resolution=resolution
+                pipe,
+                prompts,
+                settings,
+                prompt_embeds=cache,
+                progress=bar.advance if bar else None,
+                resolution=resolution,
             )
         seconds["sampling"] = time.perf_counter() - started
         started = time.perf_counter()
@@ -69,7 +74,11 @@ def evaluate(
 
 
 def score(
-    features: Features, references: References, metrics: Sequence[Metric], planned: Sequence[Planned], step: int
+    features: Features,
+    references: References,
+    metrics: Sequence[Metric],
+    planned: Sequence[Planned],
+    step: int,
 ) -> tuple[tuple[ScoreRow, ...], dict[str, Summary]]:
     """A row per metric and image, metric by metric, and each metric's summary, clustered by prompt."""
     rows: list[ScoreRow] = []
@@ -79,7 +88,8 @@ def score(
         summaries[metric.name] = summarise(
             values,
             [item.prompt.id for item in planned],
-            # Without a face in any reference the metric has no meaning, so neither has a zero for what is missing.
+            # Without a face in any reference the metric has no meaning, so neither has a zero for what is
+            # missing.
             can_miss=metric.can_miss and _comparable(metric, references),
             pairwise="values" in metric.pairwise,
         )
@@ -100,9 +110,10 @@ def score(
 
 
 def reference_features(subject: Subject, bank: EncoderBank, resolution: int) -> References:
-    """Features of the subject's photographs and the other subjects', cropped and reduced to ``resolution`` pixels.
+    """Features of the subject's photographs and the other subjects', cropped and resized.
 
-    Photographs are compared as the model could have drawn them: a sharper picture would be another measure.
+    Photographs are compared as the model could have drawn them, at its ``resolution`` in pixels: a sharper
+    picture would be another measure.
     """
     from diffusion_lab.data.pictures import fit
 
@@ -160,8 +171,8 @@ def check_metrics(metrics: Sequence[Metric], n_images: int) -> None:
     for metric in metrics:
         if n_images < 2 and "values" in metric.pairwise:
             raise UserError(
-                f"prompts.n: {metric.name} compares images with each other and one alone has no value; set prompts.n "
-                f"to 2 or more, or leave {metric.name} out of metrics.names"
+                f"prompts.n: {metric.name} compares images with each other and one alone has no value; "
+                f"set prompts.n to 2 or more, or leave {metric.name} out of metrics.names"
             )
 
 

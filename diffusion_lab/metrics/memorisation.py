@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Memorisation:
     """max over the training pictures t of cos(image, t), on CLIP's image embeddings: 1 is a copy.
 
-    A copy scores high on similarity and is worth nothing. The largest of n cosines grows with n by itself: compare
-    with the ceiling, the same for photographs that were not trained on, before calling it copying.
+    A copy scores high on similarity and is worth nothing. The largest of n cosines grows with n by itself:
+    compare with the ceiling, the same for photographs that were not trained on, before calling it copying.
     """
 
     name = "memorisation"

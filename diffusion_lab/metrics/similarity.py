@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class Similarity:
     """s(x) = mean over the training pictures t of cos(face(x), face(t)).
 
-    NaN for an image without a face, and for all images where no training picture has one. Training pictures without
-    a face are left out of the pairs; the ceiling keeps a NaN for each, so that its summary counts them.
+    NaN for an image without a face, and for all images where no training picture has one. Training pictures
+    without a face are left out of the pairs; the ceiling keeps a NaN for each, so that its summary counts
+    them.
     """
 
     name = "similarity"
@@ -46,7 +47,8 @@ class Similarity:
 class SimilarityHeldout:
     """The same against photographs that were never trained on, the same ones for every n.
 
-    `similarity` moves with the number of training pictures, because they are what it compares with; this does not.
+    `similarity` moves with the number of training pictures, because they are what it compares with; this
+    does not.
     """
 
     name = "similarity_heldout"
@@ -65,11 +67,15 @@ class SimilarityHeldout:
         return mean_cosine(generated.face, references.heldout.face)
 
     def ceiling(self, references: References) -> Tensor | None:
-        """Held-out pictures against each other; where only one has a face, that one against the training pictures."""
+        """Held-out pictures against each other; a single one with a face against the training pictures."""
         if references.heldout is None or references.heldout.face is None:
             return None
         among = leave_one_out(references.heldout.face)
-        return among if among is not None else or_none(mean_cosine(references.heldout.face, references.train.face))
+        return (
+            among
+            if among is not None
+            else or_none(mean_cosine(references.heldout.face, references.train.face))
+        )
 
     def impostor(self, references: References) -> Tensor | None:
         """Photographs of other subjects against the held-out pictures."""

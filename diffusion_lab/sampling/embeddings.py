@@ -19,8 +19,8 @@ _BATCH = 64  # texts a forward pass
 class PromptEmbeddings:
     """Text -> what the U-Net's cross-attention sees. Owned by the caller, one for a run.
 
-    While any parameter of the text encoder trains nothing is kept. Otherwise what was computed serves until the
-    encoder is replaced, gets other parameters or has one of them written to.
+    While any parameter of the text encoder trains nothing is kept. Otherwise what was computed serves until
+    the encoder is replaced, gets other parameters or has one of them written to.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,10 @@ class PromptEmbeddings:
             for start in range(0, len(missing), _BATCH):
                 chunk = missing[start : start + _BATCH]
                 found, _ = pipe.encode_prompt(
-                    chunk, device=pipe.text_encoder.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                    chunk,
+                    device=pipe.text_encoder.device,
+                    num_images_per_prompt=1,
+                    do_classifier_free_guidance=False,
                 )
                 self._known.update(zip(chunk, found, strict=True))
         embeddings = torch.stack([self._known[text] for text in texts])
@@ -57,7 +60,8 @@ class PromptEmbeddings:
 def _state(encoder: nn.Module) -> tuple[object, ...] | None:
     """Changes when the encoder does; None while it trains.
 
-    A tensor's version counter grows with every in-place write (optimizers, `load_state_dict`, adapters merged).
+    A tensor's version counter grows with every in-place write (optimizers, `load_state_dict`, adapters
+    merged).
     """
     parameters = list(encoder.parameters())
     if any(parameter.requires_grad for parameter in parameters):

@@ -1,12 +1,12 @@
 """Prompts to images: batched DPM-Solver++ with classifier-free guidance.
 
-An own loop over U-Net and scheduler instead of `pipe(...)`, because the pipeline has one scheduler, which belongs to
-the user, and because images are made for measuring: no safety checker may turn one black. Per image it computes what
-`pipe(prompt, negative_prompt=...)` with the same scheduler and noise computes.
+An own loop over U-Net and scheduler instead of `pipe(...)`, because the pipeline has one scheduler, which
+belongs to the user, and because images are made for measuring: no safety checker may turn one black. Per
+image it computes what `pipe(prompt, negative_prompt=...)` with the same scheduler and noise computes.
 
-Determinism. The noise does not depend on the batch size, to the bit. Images do by rounding alone, since libraries
-choose other kernels for other shapes: a few pixels differ by one grey level. With the same batch size, device and
-number of threads images are the same to the bit.
+Determinism. The noise does not depend on the batch size, to the bit. Images do by rounding alone, since
+libraries choose other kernels for other shapes: a few pixels differ by one grey level. With the same batch
+size, device and number of threads images are the same to the bit.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from diffusion_lab.interfaces import TrainingDiverged, UserError
 from diffusion_lab.sampling.embeddings import PromptEmbeddings
+from diffusion_lab.sampling.noise import image_seed, initial_noise
 from diffusion_lab.training.modes import eval_mode
 from diffusion_lab.training.rng import preserved_rng
-from diffusion_lab.sampling.noise import image_seed, initial_noise
 
 if TYPE_CHECKING:
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 _DECODE_PIXELS = 8 * 512 * 512  # decoded at once: the VAE needs about 1 GB per 512-pixel image in float32
 
 # Lu et al. 2022, "DPM-Solver++" (arXiv:2211.01095), algorithm 2 (2M). Explicit, so that neither a model's own
-# scheduler config nor a library's new default changes the ruler. The noise schedule and the prediction type are the
-# model's and come from its scheduler's config.
+# scheduler config nor a library's new default changes the ruler. The noise schedule and the prediction type
+# are the model's and come from its scheduler's config.
 SOLVER: dict[str, Any] = {
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
@@ -75,10 +75,12 @@ def plan(prompts: PromptSet, settings: Prompts) -> list[Planned]:
 
 
 def sampling_scheduler(pipe: StableDiffusionPipeline) -> DPMSolverMultistepScheduler:
-    """A new scheduler with the model's noise schedule and prediction type and our solver; `pipe.scheduler` stays."""
+    """Our solver on the model's noise schedule and prediction type; `pipe.scheduler` stays as it is."""
     from diffusers import DPMSolverMultistepScheduler
 
-    scheduler: DPMSolverMultistepScheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **SOLVER)
+    scheduler: DPMSolverMultistepScheduler = DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, **SOLVER
+    )
     return scheduler
 
 
@@ -91,12 +93,13 @@ def sample(
     progress: Callable[[int], None] | None = None,
     resolution: int | None = None,
 ) -> list[Pixels]:
-    """One image for every entry of `plan(prompts, settings)`, in that order: uint8 [resolution, resolution, 3].
+    """The images of `plan(prompts, settings)`, in that order: uint8 [resolution, resolution, 3] each.
 
     ``prompt_embeds``: the run's cache; None computes the embeddings anew. ``progress`` is called after every
-    batch with the number of images in it. ``resolution``: pixels, by default the model's own; UserError if the VAE cannot make it.
-    Guidance is Ho & Salimans 2022 (arXiv:2207.12598): e = e_neg + w (e_text - e_neg), with the negative prompt in
-    the unconditional branch; at w <= 1 the branch is not computed, as in diffusers.
+    batch with the number of images in it. ``resolution``: pixels, by default the model's own; UserError if
+    the VAE cannot make it. Guidance is Ho & Salimans 2022 (arXiv:2207.12598): e = e_neg + w (e_text -
+    e_neg), with the negative prompt in the unconditional branch; at w <= 1 the branch is not computed, as in
+    diffusers.
     """
     planned = plan(prompts, settings)
     shape = latent_shape(pipe, resolution)
@@ -117,7 +120,9 @@ def sample(
                 settings.guidance_scale,
             )  # fmt: skip
             if not bool(latents.isfinite().all()):
-                raise TrainingDiverged("the model draws images that are not finite: its weights have diverged")
+                raise TrainingDiverged(
+                    "the model draws images that are not finite: its weights have diverged"
+                )
             images.extend(decode(pipe, latents))
             if progress is not None:
                 progress(len(batch))
@@ -132,12 +137,14 @@ def denoise(
     steps: int,
     guidance_scale: float,
 ) -> Tensor:
-    """float32 [b, c, h, w], from noise of that shape, embeddings [b, tokens, d] and, for guidance, [1, tokens, d]."""
+    """float32 [b, c, h, w], from noise of that shape, embeddings [b, tokens, d] and, for guidance, [1,
+    tokens, d].
+    """
     unet = pipe.unet
     scheduler = sampling_scheduler(pipe)  # a new one a batch: a multistep solver remembers its last steps
     scheduler.set_timesteps(steps, device=unet.device)
     scheduler.set_begin_index(0)  # otherwise it looks its index up, which makes the device wait
-    latents = noise.to(unet.device) * scheduler.init_noise_sigma
+    latents: Tensor = noise.to(unet.device) * scheduler.init_noise_sigma
     context = conditional.to(unet.device)
     if unconditional is not None:
         # Both branches in one forward pass of 2b.
@@ -161,7 +168,7 @@ def decode(pipe: StableDiffusionPipeline, latents: Tensor) -> Iterator[Pixels]:
     vae = pipe.vae
     side = latents.shape[-1] * pipe.vae_scale_factor
     at_once = max(1, _DECODE_PIXELS // (side * side))
-    for chunk in latents.split(at_once):
+    for chunk in torch.split(latents, at_once):
         scaled = (chunk / vae.config.scaling_factor).to(vae.dtype)
         decoded = vae.decode(scaled, return_dict=False)[0].float()
         pixels = (decoded / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -176,12 +183,16 @@ def latent_shape(pipe: StableDiffusionPipeline, resolution: int | None) -> tuple
         return channels, size, size
     factor = int(pipe.vae_scale_factor)
     if resolution <= 0 or resolution % factor:
-        raise UserError(f"model.resolution is {resolution}: this model needs a positive multiple of {factor} pixels")
+        raise UserError(
+            f"model.resolution is {resolution}: this model needs a positive multiple of {factor} pixels"
+        )
     return channels, resolution // factor, resolution // factor
 
 
 def _precision(unet: nn.Module) -> tuple[AbstractContextManager[Any], torch.dtype]:
-    """How to run a network whose weights may be of two kinds: frozen ones in half precision, trained in float32."""
+    """How to run a network whose weights may be of two kinds: frozen ones in half precision, trained in
+    float32.
+    """
     kinds = {parameter.dtype for parameter in unet.parameters() if parameter.is_floating_point()}
     if len(kinds) == 1:
         return nullcontext(), kinds.pop()

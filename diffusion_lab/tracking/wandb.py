@@ -50,8 +50,6 @@ def _settings() -> wandb.Settings:
     """Settings as wandb reads them from files and environment, without its messages."""
     import wandb
 
-    # Its own debug.log has what it says; it would fill the console and run.log too.
-    logging.getLogger("wandb").propagate = False
     return wandb.setup(wandb.Settings(silent=True)).settings
 
 
@@ -179,6 +177,8 @@ class WandbTracker:
     def _init(self, config: dict[str, Any]) -> wandb.Run:
         import wandb
 
+        # Its own debug.log has what it says; it would fill the console and run.log too.
+        logging.getLogger("wandb").propagate = False
         self.folder.mkdir(parents=True, exist_ok=True)
         return wandb.init(
             **self._identity,

@@ -117,7 +117,7 @@ def write(
     for step in steps:
         values = {n: m + noise[n] for n, m in means_at(step / 300).items()}
         faceless = rng.permutation(N) >= round(faces * N)
-        for name in ("similarity", "similarity_heldout", "memorisation"):
+        for name in ("similarity", "similarity_heldout"):
             values[name] = np.where(faceless, np.nan, values[name])
         values["face_rate"] = 1.0 - faceless
         summaries[step] = {name: summarise(v) for name, v in values.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -72,6 +73,7 @@ def test_a_whole_run(tmp_path: Path, write_run: Write) -> None:
     ):
         assert text in page.text
     assert "scores.parquet" in page.text
+    compile(words.loading(run), "loading", "exec")
 
 
 def test_nothing_is_fetched(tmp_path: Path, write_run: Write) -> None:
@@ -152,7 +154,7 @@ def test_labels_never_overlap() -> None:
     placed = charts._apart({"floor": 0.30, "impostor": 0.301, "ceiling": 0.302}, 0.05)
     assert list(placed) == ["floor", "impostor", "ceiling"]
     values = list(placed.values())
-    assert min(b - a for a, b in zip(values, values[1:], strict=False)) == pytest.approx(0.05, rel=1e-3)
+    assert min(b - a for a, b in itertools.pairwise(values)) == pytest.approx(0.05, rel=1e-3)
 
 
 def test_every_light_colour_has_a_dark_one(tmp_path: Path, write_run: Write) -> None:
@@ -208,6 +210,9 @@ def test_words() -> None:
     ]
     seen = Summary(0.5, 97, 3, 0.01, 0.4, 0.6, 0.48)
     assert words.missing("similarity", {0: seen, 50: seen}) == "no face found in 3 of 100 images at step 0"
+    nowhere = Summary(None, 0, 100, None, None, None, 0.0)
+    assert words.missing("similarity", {0: nowhere, 50: nowhere}).endswith("100 of 100 images at every step")
+    assert "photographs to compare with" in words.missing("similarity", {0: nowhere}, faces=True)
     assert words.missing("aesthetics", {0: Summary(0.5, 9, 0, None, None, None)}) == ""
 
 

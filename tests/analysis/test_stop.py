@@ -189,6 +189,7 @@ def test_interval_of_the_penalised_mean_is_that_of_the_zeros_included() -> None:
     s = Summary(known.mean(), 5, 2, known.std(ddof=1) / math.sqrt(5), None, None, filled.mean())
     assert value_of(s) == filled.mean()
     assert half_width_of(s) == pytest.approx(1.96 * filled.std(ddof=1) / math.sqrt(7))
+    assert half_width_of(Summary(0.5, 9, 0, 0.1, 0.25, 0.75)) == pytest.approx(0.25)  # as the interval has it
 
 
 curve = st.lists(st.floats(0, 1), min_size=5, max_size=5)

@@ -154,7 +154,8 @@ def test_header_tells_what_the_file_is(make_state, tmp_path: Path) -> None:
         header = file.metadata()
     told = {key: header[key] for key in ("method", "rank", "alpha", "trigger", "class_noun", "step")}
     assert told == {
-        "method": "lora", "rank": "4", "alpha": "10.0", "trigger": "customcls", "class_noun": "dog", "step": "2",
+        "method": "lora", "rank": "4", "alpha": "10.0", "trigger": "customcls", "class_noun": "dog",
+        "step": "2",
     }  # fmt: skip
     assert header["base_model"].endswith("sd")
     assert json.loads(header["lora_adapter_metadata"])["unet.lora_alpha"] == 10.0

@@ -6,7 +6,12 @@ import numpy as np
 
 from diffusion_lab.interfaces import Evaluation, Prompt, PromptSet, ScoreRow, Summary
 
-CONFIG = {"seed": 3, "data": {"subject": "anna", "n_images": 14}, "method": {"rank": 8}, "note": "café, naïve"}
+CONFIG = {
+    "seed": 3,
+    "data": {"subject": "anna", "n_images": 14},
+    "method": {"rank": 8},
+    "note": "café, naïve",
+}
 
 
 def prompt_set(n: int = 6) -> PromptSet:

@@ -135,7 +135,9 @@ def test_a_run_that_ends_early_says_so(tmp_path: Path, cases: ModuleType, status
     tracker = FileTracker(tmp_path)
     tracker.start({})
     tracker.evaluation(cases.evaluation(50), cases.prompt_set())
-    tracker.finish(status, {"error": "the loss is not finite at step 51", "cost": {"training": {"seconds": 1}}})  # type: ignore[arg-type]
+    tracker.finish(
+        status, {"error": "the loss is not finite at step 51", "cost": {"training": {"seconds": 1}}}
+    )  # type: ignore[arg-type]
     tracker.finish("completed", {"error": None})  # somebody's `finally`
     told = result(tmp_path)
     assert told["status"] == status
@@ -273,7 +275,9 @@ def test_a_log_file_that_is_open_already_is_not_written_twice(tmp_path: Path) ->
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", "-C", folder, *identity, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", "-C", folder, *identity, *arguments], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 

@@ -80,14 +80,13 @@ def work(progress: Progress, clock: Clock) -> None:
 def test_bars_on_a_terminal(terminal: Terminal) -> None:
     progress = Progress("auto", stream=terminal.stream)
     assert progress.mode == "bars"
-    with progress:
-        with progress.task("training", 10) as training:
-            training.advance(3)
-            with progress.task("sampling", 100) as sampling:
-                sampling.advance(50)
-                assert progress._bars is not None
-                progress._bars.refresh()
-            training.advance(7)
+    with progress, progress.task("training", 10) as training:
+        training.advance(3)
+        with progress.task("sampling", 100) as sampling:
+            sampling.advance(50)
+            assert progress._bars is not None
+            progress._bars.refresh()
+        training.advance(7)
     drawn = terminal.close()
     assert re.search(r"training .*3/10", drawn)
     assert re.search(r"sampling .*50/100", drawn)
@@ -106,9 +105,7 @@ def test_an_error_gives_the_terminal_back(terminal: Terminal) -> None:
     assert SHOW_CURSOR in terminal.close()
 
 
-def test_log_lines_do_not_write_into_the_bars(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_log_lines_do_not_write_into_the_bars(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler opened before the bars holds the bare stream; its lines must come out above them, whole."""
     monkeypatch.setattr(sys, "stderr", terminal.stream)
     monkeypatch.setattr(sys, "__stderr__", terminal.stream)

@@ -32,7 +32,9 @@ def test_labels_say_number_and_phrases(cases: ModuleType) -> None:
 def test_pictures_of_512_pixels_are_reduced_and_keep_their_aspect() -> None:
     red = np.zeros((256, 512, 3), np.uint8)
     red[..., 0] = 200
-    sheet = np.asarray(samples.sheet([red] * 100, [f"{number} a dog" for number in range(100)], title="step 7"))
+    sheet = np.asarray(
+        samples.sheet([red] * 100, [f"{number} a dog" for number in range(100)], title="step 7")
+    )
     height, width = sheet.shape[:2]
     assert width < 1500
     assert height < 2500

@@ -25,7 +25,12 @@ def test_columns_and_order(tmp_path: Path, cases: ModuleType) -> None:
         "step", "prompt_id", "index", "seed", "metric", "version", "value", "slot:accessory", "slot:place",
     ]  # fmt: skip
     assert table.num_rows == 2 * 6 * 2
-    keys = list(zip(*(table.column(name).to_pylist() for name in ("step", "prompt_id", "index", "metric")), strict=True))
+    keys = list(
+        zip(
+            *(table.column(name).to_pylist() for name in ("step", "prompt_id", "index", "metric")),
+            strict=True,
+        )
+    )
     assert keys == sorted(keys)
     first = table.slice(0, 2).to_pylist()
     assert [row["metric"] for row in first] == ["aesthetics", "similarity"]

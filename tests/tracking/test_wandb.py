@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 import wandb
+from wandb.proto.wandb_internal_pb2 import Record
+
 from diffusion_lab import config
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.tracking import Fanout, build_trackers
 from diffusion_lab.tracking import wandb as view
-from wandb.proto.wandb_internal_pb2 import Record
 
 KEY = "x" * 20 + "0123456789abcdef0123"
 BLOCK = 32768
@@ -91,7 +91,9 @@ class Read:
                 self.config |= {item.key: json.loads(item.value_json) for item in record.config.update}
             elif kind == "summary":
                 for item in record.summary.update:
-                    self.summary["/".join([item.key] if item.key else item.nested_key)] = json.loads(item.value_json)
+                    self.summary["/".join([item.key] if item.key else item.nested_key)] = json.loads(
+                        item.value_json
+                    )
             elif kind == "history":
                 row = {}
                 for item in record.history.item:
@@ -121,7 +123,11 @@ def test_everything_is_in_the_offline_run(tmp_path: Path, cases: ModuleType) -> 
         tracker.scalars(step, {"train/loss": 1 / step, "train/learning_rate": 1e-4})
     tracker.evaluation(cases.evaluation(50), cases.prompt_set())
     tracker.scalars(60, {"train/loss": 0.01})
-    summary = {"recommendation": {"step": 50, "reason": "flat"}, "recommended": {"similarity": 0.3}, "error": None}
+    summary = {
+        "recommendation": {"step": 50, "reason": "flat"},
+        "recommended": {"similarity": 0.3},
+        "error": None,
+    }
     tracker.finish("completed", summary)
 
     read = Read(folder)

@@ -12,8 +12,8 @@ from diffusion_lab.config import Steps
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.models.load import training_scheduler
 from diffusion_lab.training.latents import encode_text, tokenize
-from diffusion_lab.training.losses import Draw, denoising_loss, draw_noise, prediction_target
 from diffusion_lab.training.loop import training_step
+from diffusion_lab.training.losses import Draw, denoising_loss, draw_noise, prediction_target
 
 LATENTS = (3, 4, 5, 6)
 

@@ -106,8 +106,8 @@ def train(
                 _follow(average, nets, min(schedule.ema, (1 + index) / (10 + index)))
             done = index + 1
             if done % 20 == 0 or done == schedule.steps:
-                _log(folder, {"stage": stage, "step": done, "loss": round(float(value), 5), **shown})
-            advance(f"loss {float(value):.4f}")
+                _log(folder, {"stage": stage, "step": done, "loss": round(value.item(), 5), **shown})
+            advance(f"loss {value.item():.4f}")
             if time.monotonic() - saved > schedule.checkpoint_seconds or done == schedule.steps:
                 save(path, done, nets, optimizer, average)
                 saved = time.monotonic()

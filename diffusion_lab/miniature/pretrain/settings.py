@@ -30,8 +30,9 @@ class Sizes:
     steps: Mapping[str, int] = field(
         default_factory=lambda: {
             "clip": 1_250,
-            "vae": 3_600,
-            "unet": 4_500,
+            "vae": 2_700,
+            "decoder": 2_000,
+            "unet": 8_000,
             "face": 1_500,
             "polish": 1_500,
             "aesthetics": 1_500,

@@ -22,7 +22,7 @@ from .tokenizer import encode
 from .vae import to_images
 
 CHANNELS = (64, 128, 256)
-BATCH = 32
+BATCH = 16
 GAMMA = 5.0
 UNCONDITIONAL = 0.1
 BETAS = {
@@ -68,7 +68,7 @@ def train_unet(
     device: torch.device,
     seed: int = 0,
     batch: int = BATCH,
-    lr: float = 5e-4,
+    lr: float = 4e-4,
     prediction_type: str = "epsilon",
     progress: bool = True,
     every: Any = None,

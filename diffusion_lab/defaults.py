@@ -1,0 +1,70 @@
+"""The rules behind the nulls of the configuration."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.interfaces import UserError
+
+if TYPE_CHECKING:
+    from diffusion_lab.config import Config, Data
+
+SMALL = 256  # pixels; a folder's model made for less is trained like the miniature
+
+
+def fill_defaults(config: Config) -> Config:
+    """A copy with the nulls that stand for a rule replaced by the numbers that the rule gives.
+
+    What only the model or the pictures know (a hub model's resolution, the number of held-out pictures,
+    the prompt set's own negative prompt, the device) stays null or `auto`; the run's record has it.
+    """
+    filled = copy.deepcopy(config)
+    steps, data, model = filled.steps, filled.data, filled.model
+    own = 64 if model.path == "miniature" else _resolution_of(Path(model.path).expanduser())
+    small = own is not None and own < SMALL
+    if model.resolution is None:
+        model.resolution = own
+    if steps.total is None:
+        steps.total = 300 if small else 100 * data.n_images
+    if steps.every is None:
+        steps.every = math.ceil(steps.total / 6)  # rounded up: never a seventh, shorter stretch
+    if data.source == "folder":
+        data.subject = data.subject or Path(str(data.folder)).expanduser().resolve().name
+    if data.class_noun is None:
+        data.class_noun = _noun_of(data)
+    _fill_method(filled.method, small)
+    return filled
+
+
+def _fill_method(method: Any, small: bool) -> None:
+    """Learning rates from the method's own pair `learning_rates` (small, full-size); alpha is the rank."""
+    if getattr(method, "learning_rate", 0.0) is None:
+        method.learning_rate = method.learning_rates[0 if small else 1]
+    if getattr(method, "text_encoder_learning_rate", 0.0) is None:
+        method.text_encoder_learning_rate = method.learning_rate / 10
+    if getattr(method, "alpha", 0.0) is None:
+        method.alpha = float(method.rank)
+
+
+def _noun_of(data: Data) -> str | None:
+    """What the miniature or the folder says the subject is; None where they do not: preflight's case."""
+    from diffusion_lab.data.subjects import check_subject
+
+    try:
+        return check_subject(data)
+    except UserError:
+        return None
+
+
+def _resolution_of(folder: Path) -> int | None:
+    """Pixels a side that a diffusers folder was made for, or None where its configs do not tell."""
+    try:
+        unet = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
+        vae = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
+        return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

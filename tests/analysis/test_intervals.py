@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from diffusion_lab.analysis.intervals import student_t, summarise
+
+NAN = math.nan
+numbers = st.lists(st.floats(-10, 10, width=32), min_size=3, max_size=20)
+
+
+def test_without_repeated_prompts_it_is_the_t_interval_of_scipy() -> None:
+    x = np.random.default_rng(0).normal(size=17)
+    summary = summarise(x, [f"p{i}" for i in range(17)])
+    assert summary.mean == pytest.approx(x.mean())
+    assert summary.standard_error == pytest.approx(stats.sem(x))
+    expected = stats.t.interval(0.95, 16, loc=x.mean(), scale=stats.sem(x))
+    assert (summary.low, summary.high) == pytest.approx(expected)
+    assert (summary.n, summary.missing, summary.penalised) == (17, 0, None)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 5, 99, 10_000])
+def test_student_t_is_scipys(degrees: int) -> None:
+    assert student_t(degrees) == pytest.approx(stats.t.ppf(0.975, degrees))
+
+
+def test_images_of_one_prompt_are_one_observation() -> None:
+    """Four copies of each prompt's image carry no more information than one."""
+    x = np.random.default_rng(1).normal(size=9)
+    once = summarise(x, list(range(9)))
+    copies = summarise(np.repeat(x, 4), np.repeat(np.arange(9), 4).tolist())
+    assert copies.mean == pytest.approx(once.mean)
+    assert copies.standard_error == pytest.approx(once.standard_error)
+    assert (copies.low, copies.high) == pytest.approx((once.low, once.high))
+
+
+def test_unequal_clusters_by_the_written_formula() -> None:
+    x, ids = np.array([1.0, 2.0, 4.0, 8.0, 16.0]), ["a", "a", "b", "c", "c"]
+    residual = x - x.mean()
+    total = sum(sum(residual[i] for i in range(5) if ids[i] == g) ** 2 for g in "abc")
+    assert summarise(x, ids).standard_error == pytest.approx(math.sqrt(3 / 2 * total) / 5)
+
+
+def test_missing_images_are_counted_and_penalised() -> None:
+    summary = summarise([0.5, NAN, 0.7, NAN], list("abcd"), can_miss=True)
+    assert (summary.n, summary.missing) == (2, 2)
+    assert summary.mean == pytest.approx(0.6)
+    assert summary.penalised == pytest.approx(0.3)
+    assert summarise([0.5, 0.7], list("ab"), can_miss=True).penalised == pytest.approx(0.6)
+
+
+def test_nothing_defined() -> None:
+    summary = summarise([NAN, NAN], list("ab"), can_miss=True)
+    assert (summary.mean, summary.n, summary.missing, summary.penalised) == (None, 0, 2, 0.0)
+    assert (summary.standard_error, summary.low, summary.high) == (None, None, None)
+    assert summarise([NAN, NAN], list("ab")).penalised is None
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, NAN]])
+def test_one_value_has_no_error(values: list[float]) -> None:
+    summary = summarise(values, list("ab")[: len(values)])
+    assert summary.mean == 0.5
+    assert (summary.standard_error, summary.low, summary.high) == (None, None, None)
+
+
+def test_one_prompt_has_no_error() -> None:
+    assert summarise([1.0, 2.0, 3.0], ["a", "a", "a"]).standard_error is None
+
+
+def test_refuses_what_it_cannot_average() -> None:
+    with pytest.raises(ValueError, match="infinite"):
+        summarise([1.0, math.inf], ["a", "b"])
+    with pytest.raises(ValueError, match="2 values for 1"):
+        summarise([1.0, 2.0], ["a"])
+
+
+def _pair_means(points: np.ndarray) -> np.ndarray:
+    """Each point's mean distance to the others, by plain loops."""
+    n = len(points)
+    return np.array([sum(abs(points[i] - points[j]) for j in range(n) if j != i) / (n - 1) for i in range(n)])
+
+
+def test_pairwise_is_the_jackknife_over_images() -> None:
+    points = np.random.default_rng(2).normal(size=12)
+    n = len(points)
+    left_out = np.array([_pair_means(np.delete(points, i)).mean() for i in range(n)])
+    jackknife = math.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
+    assert summarise(_pair_means(points), list(range(n)), pairwise=True).standard_error == pytest.approx(jackknife)
+    assert summarise(_pair_means(points[:2]), [0, 1], pairwise=True).standard_error is None
+
+
+def test_pairwise_error_is_right_where_the_plain_one_is_half() -> None:
+    """The spread of the mean over many drawn sets is the truth that the standard error estimates."""
+    generator = np.random.default_rng(3)
+    draws = [generator.normal(size=30) for _ in range(400)]
+    means = np.array([_pair_means_fast(x).mean() for x in draws])
+    estimate = np.mean([summarise(_pair_means_fast(x), range(30), pairwise=True).standard_error for x in draws])
+    plain = np.mean([summarise(_pair_means_fast(x), range(30)).standard_error for x in draws])
+    assert estimate == pytest.approx(means.std(), rel=0.12)
+    assert plain < 0.6 * means.std()
+
+
+def _pair_means_fast(points: np.ndarray) -> np.ndarray:
+    return np.abs(points[:, None] - points[None]).sum(1) / (len(points) - 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(numbers, st.randoms(use_true_random=False))
+def test_order_changes_nothing(values: list[float], random: object) -> None:
+    pairs = list(zip(values, [f"p{i % 3}" for i in range(len(values))], strict=True))
+    random.shuffle(pairs)  # type: ignore[attr-defined]
+    before = summarise(values, [f"p{i % 3}" for i in range(len(values))])
+    after = summarise([v for v, _ in pairs], [p for _, p in pairs])
+    assert before == after
+
+
+@settings(max_examples=40, deadline=None)
+@given(numbers)
+def test_the_interval_holds_the_mean_and_the_mean_the_range(values: list[float]) -> None:
+    summary = summarise(values, range(len(values)))
+    assert summary.mean is not None
+    assert summary.low is not None
+    assert summary.high is not None
+    assert min(values) - 1e-9 <= summary.mean <= max(values) + 1e-9
+    assert summary.low <= summary.mean <= summary.high

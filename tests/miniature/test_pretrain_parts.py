@@ -1,0 +1,114 @@
+"""Tokenizer, captions, ratings, loss weights and scores of the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_lab.miniature.phrases import NOUNS, SLOTS, caption
+from diffusion_lab.miniature.pretrain.aesthetics import noisy_ratings
+from diffusion_lab.miniature.pretrain.clip import slot_captions
+from diffusion_lab.miniature.pretrain.data import portraits, training_caption
+from diffusion_lab.miniature.pretrain.evaluate import check_prompts, sheet
+from diffusion_lab.miniature.pretrain.face import auc
+from diffusion_lab.miniature.pretrain.tokenizer import encode, train_tokenizer
+from diffusion_lab.miniature.pretrain.unet import BETAS, snr_weights
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return train_tokenizer(tmp_path_factory.mktemp("words"))
+
+
+def test_words_of_the_world_are_single_tokens(words: Any) -> None:
+    for noun in NOUNS:
+        assert words.tokenize(noun) == [noun + "</w>"]
+    for phrases in SLOTS.values():
+        for phrase in phrases:
+            assert len(words.tokenize(phrase.text)) <= max(1, len(phrase.text.split()) * 3)
+
+
+def test_unknown_words_split_and_any_text_is_encoded(words: Any) -> None:
+    assert len(words.tokenize("customcls")) > 1
+    for text in ("customcls", "Élan 漢字 🙂", "x" * 50):
+        ids = words(text).input_ids
+        assert words.decode(ids, skip_special_tokens=True).replace(" ", "") == text.lower().replace(" ", "")
+
+
+def test_format_is_stable_diffusions(words: Any) -> None:
+    ids = encode(words, ["a photo of a man", "woman"])
+    assert ids.shape == (2, 77)
+    assert (ids[:, 0] == words.bos_token_id).all()
+    assert words.pad_token_id == words.eos_token_id != 2
+    assert (ids[1, 2:] == words.eos_token_id).all()
+    assert encode(words, ["man " * 200]).shape == (1, 77)
+    assert words.model_max_length == 77
+    assert words.add_tokens("customcls") == 1
+
+
+def test_longest_caption_fits(words: Any) -> None:
+    longest = {
+        slot: max(phrases, key=lambda p: len(words.tokenize(p.text))) for slot, phrases in SLOTS.items()
+    }
+    assert len(words(caption("woman", longest)).input_ids) <= 77
+
+
+def test_portraits_are_kept_and_described(tmp_path: Path) -> None:
+    data = portraits(tmp_path, "some", range(6), range(6))
+    assert data.images.shape == (6, 64, 64, 3)
+    assert all(set(data.phrases_of(i)) == set(SLOTS) for i in range(6))
+    changed = (tmp_path / "some.npy").stat().st_mtime_ns
+    assert (portraits(tmp_path, "some", range(6), range(6)).images == data.images).all()
+    assert (tmp_path / "some.npy").stat().st_mtime_ns == changed
+
+
+def test_training_captions_name_styles_and_vary(tmp_path: Path) -> None:
+    data, rng = portraits(tmp_path, "some", range(20), range(20)), np.random.default_rng(0)
+    for i in range(20):
+        shown = data.phrases_of(i)
+        texts = {training_caption(rng, data.noun(i), shown) for _ in range(20)}
+        assert len(texts) > 3
+        assert all(text.startswith(shown["style"].text + " of a " + data.noun(i)) for text in texts)
+
+
+def test_slot_captions_cover_values() -> None:
+    for slot in SLOTS:
+        values, texts = slot_captions(slot, "man", np.random.default_rng(0))
+        assert set(values) == {phrase.value for phrase in SLOTS[slot]}
+        assert len(texts) == len(values)
+
+
+def test_ratings_are_means_of_ten_whole_votes() -> None:
+    true = np.linspace(0, 10, 2000, dtype=np.float32)
+    said = noisy_ratings(true, 0)
+    assert np.allclose(said * 10, (said * 10).round(), atol=1e-4)
+    assert 0.2 < np.std((said - true)[200:-200]) < 0.45
+
+
+def test_min_snr_weights() -> None:
+    from diffusers import DDPMScheduler
+
+    alphas = DDPMScheduler(**BETAS).alphas_cumprod
+    snr = alphas / (1 - alphas)
+    epsilon, velocity = snr_weights(alphas, "epsilon"), snr_weights(alphas, "v_prediction")
+    assert epsilon[-1] == 1
+    assert epsilon[0] == pytest.approx(5 / snr[0].item())
+    torch.testing.assert_close(velocity, torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))
+
+
+def test_auc_against_counting() -> None:
+    rng = np.random.default_rng(0)
+    good, bad = rng.normal(1, 1, 50), rng.normal(0, 1, 70)
+    assert auc(good, bad) == pytest.approx((good[:, None] > bad[None]).mean())
+
+
+def test_check_prompts_ask_for_no_flaws(tmp_path: Path) -> None:
+    prompts = check_prompts(40)
+    assert {p["quality"].value for _, p in prompts} == {"none", "magic"}
+    assert {noun for noun, _ in prompts} == set(NOUNS)
+    sheet([np.zeros((4, 4, 3), np.uint8)] * 5, 3, tmp_path / "sheet.png", 2)
+    assert (tmp_path / "sheet.png").stat().st_size > 0
