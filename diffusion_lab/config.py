@@ -217,6 +217,7 @@ class Tracking:
     run_name: str | None = None
     tags: list[str] = field(default_factory=list)
     images: int = 16  # pictures a step in the tracker's table
+    keep_images: bool = False  # every image of every evaluation as a file of its own, beside the sheets
     progress: str = "auto"  # auto (bars on a terminal, lines elsewhere), bars, lines, off
 
     def __post_init__(self) -> None:
@@ -224,6 +225,7 @@ class Tracking:
         text("tracker.project", self.project)
         words("tracker.tags", self.tags)
         whole("tracker.images", self.images, 0)
+        flag("tracker.keep_images", self.keep_images)
         one_of("tracker.progress", self.progress, ("auto", "bars", "lines", "off"))
 
 
@@ -250,7 +252,7 @@ def as_plain_dict(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The configuration as YAML, groups in the order of the schema."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     plain = as_plain_dict(config)
     return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None))

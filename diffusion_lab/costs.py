@@ -1,7 +1,8 @@
 """How long a run will take and how much memory it will need: a model of a few constants, for the plan only.
 
-Miniature: seconds measured on two cores of a server CPU with float32. Full size: arithmetic of Stable
-Diffusion 1.5 at 512 pixels divided by what such devices reach in practice; within a factor of three.
+Miniature: the seconds of a step and of a U-Net pass are those of a trial on two CPU cores with float32; the
+other miniature figures (scoring, start, memory, a GPU's advantage) are assumed. Full size: arithmetic of
+Stable Diffusion 1.5 at 512 pixels divided by assumed speeds, not measured: an order of magnitude.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ UNET_TFLOP, ENCODE_TFLOP, DECODE_TFLOP = 0.803, 1.12, 2.51  # one image
 BACKWARD = 2.0  # cost of the backward pass, in forward passes
 WEIGHTS = 1.07e9  # parameters of U-Net, text encoder and VAE
 ACTIVATION_BYTES = {"fp32": 5.5e9, "bf16": 2.8e9, "fp16": 2.8e9}  # training, one image
-GPU_TFLOPS = {"fp32": 60.0, "bf16": 200.0, "fp16": 200.0}  # a data-centre card of 2023, a quarter of its peak
-CORE_TFLOPS = 0.05  # one CPU core, float32
+GPU_TFLOPS = {"fp32": 60.0, "bf16": 200.0, "fp16": 200.0}  # assumed: a quarter of a data-centre card's peak
+CORE_TFLOPS = 0.05  # assumed: one CPU core, float32
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "first"
-    finish(start(*TINY, "metrics=miniature", f"hydra.run.dir={folder}"))
+    finish(start(*TINY, "metrics=miniature", "tracker.keep_images=true", f"hydra.run.dir={folder}"))
     return folder
 
 
@@ -59,7 +59,9 @@ def test_the_record_is_complete(run_folder: Path) -> None:
     assert result["cost"]["evaluation"]["peak_memory_bytes"] > 0
     assert result["provenance"]["versions"]["torch"]
     metrics = result["evaluations"][0]["metrics"]
-    assert {"similarity", "similarity_heldout", "face_rate", "aesthetics", "diversity", "clip_text"} <= set(metrics)
+    assert {"similarity", "similarity_heldout", "face_rate", "aesthetics", "diversity", "clip_text"} <= set(
+        metrics
+    )
     for summary in metrics.values():
         assert summary["n"] + summary["missing"] == 4
     for name in ("similarity", "similarity_heldout"):
@@ -69,7 +71,9 @@ def test_the_record_is_complete(run_folder: Path) -> None:
     sheets = sorted(path.name for path in (run_folder / "samples").glob("step-*.png"))
     assert sheets == ["step-000000.png", "step-000002.png", "step-000004.png"]
     table = pq.read_table(run_folder / "scores.parquet")
-    assert {"step", "prompt_id", "index", "seed", "metric", "version", "value", "slot:style"} <= set(table.column_names)
+    assert {"step", "prompt_id", "index", "seed", "metric", "version", "value", "slot:style"} <= set(
+        table.column_names
+    )
     assert table.num_rows == 3 * 4 * len(metrics)
     losses = [
         json.loads(line)["values"]["train/loss"]
@@ -100,7 +104,9 @@ def test_plain_diffusers_draws_what_the_last_evaluation_saw(run_folder: Path, tm
     rows = pq.read_table(run_folder / "scores.parquet").to_pylist()
     seed = next(row["seed"] for row in rows if row["step"] == 4 and row["prompt_id"] == "p000")
     text = next(
-        item["text"] for item in json.loads((run_folder / "prompts.json").read_text())["prompts"] if item["id"] == "p000"
+        item["text"]
+        for item in json.loads((run_folder / "prompts.json").read_text())["prompts"]
+        if item["id"] == "p000"
     )
     script = f"""
 import torch
@@ -115,13 +121,17 @@ assert not any(name.startswith("diffusion_lab") for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, capture_output=True, timeout=200)
     plain = np.asarray(Image.open(tmp_path / "plain.png").convert("RGB")).astype(int)
-    ours = np.asarray(Image.open(run_folder / "samples" / "raw" / "step-000004-p000-0.png").convert("RGB")).astype(int)
+    ours = np.asarray(
+        Image.open(run_folder / "samples" / "step-000004" / "p000-0.png").convert("RGB")
+    ).astype(int)
     assert np.abs(plain - ours).max() <= 2
 
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
-    process = start(*TINY, "metrics=miniature", "steps.total=2000", "steps.every=2", f"hydra.run.dir={folder}")
+    process = start(
+        *TINY, "metrics=miniature", "steps.total=2000", "steps.every=2", f"hydra.run.dir={folder}"
+    )
     deadline = time.monotonic() + 200
     while len(list((folder / "samples").glob("step-*.png"))) < 3 and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
@@ -138,7 +148,13 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     folder = tmp_path / "diverged"
     output = finish(
-        start(*TINY, "method.learning_rate=1e30", "steps.max_grad_norm=0", "steps.total=40", f"hydra.run.dir={folder}"),
+        start(
+            *TINY,
+            "method.learning_rate=1e30",
+            "steps.max_grad_norm=0",
+            "steps.total=40",
+            f"hydra.run.dir={folder}",
+        ),
         3,
     )
     assert "method.learning_rate" in output
@@ -149,7 +165,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
     assert (folder / "artefact" / "pytorch_lora_weights.safetensors").exists()
 
 
-def test_a_sweep_leaks_nothing_between_its_jobs_and_outlives_a_failed_one(run_folder: Path, tmp_path: Path) -> None:
+def test_a_sweep_leaks_nothing_between_its_jobs_and_outlives_a_failed_one(
+    run_folder: Path, tmp_path: Path
+) -> None:
     """The middle job fails; the last has the very scores of a run of its own."""
     sweep = tmp_path / "sweeps" / "study"
     output = finish(
@@ -172,9 +190,14 @@ def test_a_folder_of_pictures_without_any_face_runs_to_its_report(tmp_path: Path
     folder = tmp_path / "run"
     finish(
         start(
-            *TINY, "metrics=miniature", "data=folder", f"data.folder={pictures}", "data.class_noun=ball",
-            "data.n_images=4", f"hydra.run.dir={folder}",
-        )  # fmt: skip
+            *TINY,
+            "metrics=miniature",
+            "data=folder",
+            f"data.folder={pictures}",
+            "data.class_noun=ball",
+            "data.n_images=4",
+            f"hydra.run.dir={folder}",
+        )
     )
     result = result_of(folder)
     assert result["status"] == "completed"

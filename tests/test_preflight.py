@@ -106,6 +106,7 @@ def test_a_model_folder_that_lacks_a_part(
         (["data.subject=ana"], "data.subject=ana.*anna.*emil.*did you mean 'anna'"),
         (["data.n_images=27"], "data.n_images=27.*28 pictures"),
         (["data=folder", "data.folder=nowhere", "data.class_noun=dog"], "nowhere"),
+        (["metrics.names=[similarty]"], "metrics.names=similarty.*did you mean 'similarity'"),
         (["data.impostors=nowhere"], "data.impostors=nowhere"),
         (["prompts.name=poems"], "prompts.name=poems: must be one of miniature"),
         (["metrics=full", "metrics.aesthetics_weights=head.safetensors"], "metrics.aesthetics_weights=head"),

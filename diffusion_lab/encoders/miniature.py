@@ -64,17 +64,19 @@ class MiniatureClip:
         self._tokenizer = tokenizer
         self.version = version
         self.device = torch.device(device)
-        self.size = int(model.config.vision_config.image_size)
+        self.size = 64  # pixels
 
     @classmethod
     def load(cls, folder: Path | None = None, device: str = "cpu") -> Self:
-        """From ``folder`` (a transformers CLIPModel with its tokenizer), by default the shipped one."""
-        from transformers import CLIPModel, CLIPTokenizer
+        """From ``folder`` (text/ in transformers' format, model.safetensors), by default the shipped one."""
+        from transformers import CLIPTokenizer
+
+        from diffusion_lab.miniature.pretrain.clip import load_clip
 
         folder = folder or WEIGHTS / "clip"
         version = fingerprint(folder)
-        model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
-        return cls(model, CLIPTokenizer.from_pretrained(folder), version=version, device=device)
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "text")
+        return cls(load_clip(folder), tokenizer, version=version, device=device)
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[NDArray[np.uint8]], batch: int = 128) -> Tensor:
@@ -86,7 +88,7 @@ class MiniatureClip:
             pixels = np.stack([fit(image, self.size) for image in images[start : start + batch]])
             tensor = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
             parts.append(image_features(self._model, normalise(tensor)).float().cpu())
-        return torch.cat(parts) if parts else torch.zeros(0, self._model.config.projection_dim)
+        return torch.cat(parts) if parts else torch.zeros(0, self._model.text.config.projection_dim)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch: int = 128) -> Tensor:
@@ -103,7 +105,7 @@ class MiniatureClip:
                 return_tensors="pt",
             ).input_ids
             parts.append(text_features(self._model, ids.to(self.device)).float().cpu())
-        return torch.cat(parts) if parts else torch.zeros(0, self._model.config.projection_dim)
+        return torch.cat(parts) if parts else torch.zeros(0, self._model.text.config.projection_dim)
 
 
 class MiniatureAesthetics:

@@ -30,7 +30,7 @@ def build_trackers(
     """
     from diffusion_lab.tracking.files import FileTracker
 
-    trackers: list[Tracker] = [FileTracker(run_folder, device=device)]
+    trackers: list[Tracker] = [FileTracker(run_folder, device=device, keep_images=tracking.keep_images)]
     if tracking.wandb != "disabled":
         try:
             from diffusion_lab.tracking.wandb import WandbTracker

@@ -5,7 +5,7 @@ result.json        status, configuration, provenance and what every evaluation c
 scores.parquet     one row an image and metric
 events.jsonl       one line an event, with its time
 run.log            what the program said
-samples/           training.png and one labelled sheet an evaluation
+samples/           training.png and one labelled sheet an evaluation; every image too with tracker.keep_images
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
+from PIL import Image
 
 from diffusion_lab.interfaces import Evaluation, Metric, PromptSet, ScoreRow, Status, Summary, UserError
 from diffusion_lab.tracking import atomic, provenance, samples, scores
@@ -59,9 +60,10 @@ class FileTracker:
 
     essential = True
 
-    def __init__(self, run_folder: Path | str, *, device: str = "cpu") -> None:
+    def __init__(self, run_folder: Path | str, *, device: str = "cpu", keep_images: bool = False) -> None:
         self.folder = Path(run_folder).absolute()
         self.device = device
+        self.keep_images = keep_images
         self.result = empty_result()
         self._rows: list[ScoreRow] = []
         self._log: logging.Handler | None = None
@@ -103,6 +105,12 @@ class FileTracker:
             texts = samples.labels(evaluation, prompts)
             image = samples.sheet(evaluation.images, texts, title=_title(evaluation, prompts))
             atomic.write_bytes(self.folder / "samples" / f"step-{step:06d}.png", samples.png(image))
+            if self.keep_images:
+                folder = self.folder / "samples" / f"step-{step:06d}"
+                made = zip(evaluation.images, scores.images_of(evaluation, prompts), strict=True)
+                for pixels, (prompt_id, index) in made:
+                    picture = samples.png(Image.fromarray(pixels))
+                    atomic.write_bytes(folder / f"{prompt_id}-{index}.png", picture)
         entry = {
             "step": step,
             "metrics": {name: dataclasses.asdict(item) for name, item in evaluation.summaries.items()},

@@ -90,7 +90,9 @@ def test_pairwise_is_the_jackknife_over_images() -> None:
     n = len(points)
     left_out = np.array([_pair_means(np.delete(points, i)).mean() for i in range(n)])
     jackknife = math.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
-    assert summarise(_pair_means(points), list(range(n)), pairwise=True).standard_error == pytest.approx(jackknife)
+    assert summarise(_pair_means(points), list(range(n)), pairwise=True).standard_error == pytest.approx(
+        jackknife
+    )
     assert summarise(_pair_means(points[:2]), [0, 1], pairwise=True).standard_error is None
 
 
@@ -99,7 +101,9 @@ def test_pairwise_error_is_right_where_the_plain_one_is_half() -> None:
     generator = np.random.default_rng(3)
     draws = [generator.normal(size=30) for _ in range(400)]
     means = np.array([_pair_means_fast(x).mean() for x in draws])
-    estimate = np.mean([summarise(_pair_means_fast(x), range(30), pairwise=True).standard_error for x in draws])
+    estimate = np.mean(
+        [summarise(_pair_means_fast(x), range(30), pairwise=True).standard_error for x in draws]
+    )
     plain = np.mean([summarise(_pair_means_fast(x), range(30)).standard_error for x in draws])
     assert estimate == pytest.approx(means.std(), rel=0.12)
     assert plain < 0.6 * means.std()

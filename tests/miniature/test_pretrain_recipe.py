@@ -53,20 +53,18 @@ def test_weights_are_half_on_disk_and_single_when_loaded(made: tuple[Path, dict[
 
 @pytest.mark.slow
 def test_text_tower_of_pipeline_is_clips(made: tuple[Path, dict[str, Any]]) -> None:
-    from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     folder = made[0] / "weights"
     words = CLIPTokenizer.from_pretrained(folder / "sd" / "tokenizer")
     ids = words(["an oil painting of a woman, smiling"], padding="max_length", return_tensors="pt").input_ids
     assert ids.shape == (1, 77)
     with torch.no_grad():
-        ours = CLIPTextModel.from_pretrained(folder / "sd" / "text_encoder").eval()(ids).pooler_output
-        theirs = (
-            CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32)
-            .eval()
-            .text_model(ids)
-            .pooler_output
-        )
+        ours = CLIPTextModel.from_pretrained(folder / "sd" / "text_encoder").eval()(ids).last_hidden_state
+        clip = CLIPTextModelWithProjection.from_pretrained(
+            folder / "clip" / "text", dtype=torch.float32
+        ).eval()
+        theirs = clip(ids).last_hidden_state
     torch.testing.assert_close(ours, theirs)
 
 

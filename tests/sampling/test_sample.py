@@ -19,7 +19,9 @@ from diffusion_lab.sampling.sample import denoise, plan, sample, sampling_schedu
 
 PROMPTS = PromptSet(
     name="three",
-    prompts=tuple(Prompt(f"p{i}", text, text) for i, text in enumerate(("a dog", "a photo of man", "the woman"))),
+    prompts=tuple(
+        Prompt(f"p{i}", text, text) for i, text in enumerate(("a dog", "a photo of man", "the woman"))
+    ),
     negative="blurry",
     sha256="",
 )
@@ -186,7 +188,9 @@ def calls(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return found
 
 
-def test_prompts_are_embedded_once_while_the_encoder_is_frozen(tiny_pipe: Any, calls: list[list[str]]) -> None:
+def test_prompts_are_embedded_once_while_the_encoder_is_frozen(
+    tiny_pipe: Any, calls: list[list[str]]
+) -> None:
     tiny_pipe.text_encoder.requires_grad_(False)
     cache = PromptEmbeddings()
     first = sample(tiny_pipe, PROMPTS, settings_of(), prompt_embeds=cache)

@@ -27,30 +27,14 @@ def halve(folder: Path) -> None:
         save_file(rounded, path, metadata={"format": "pt"})
 
 
-def save_clip(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A transformers CLIP folder with its tokenizer and its image processor's configuration."""
-    from transformers import CLIPImageProcessor
-
-    with _beside(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        CLIPImageProcessor(
-            size={"shortest_edge": 64},
-            crop_size={"height": 64, "width": 64},
-            image_mean=[0.5] * 3,
-            image_std=[0.5] * 3,
-        ).save_pretrained(temporary)
-        halve(temporary)
-
-
 def save_pipeline(pipe: Any, folder: Path) -> None:
     """The ordinary diffusers folder of a StableDiffusionPipeline."""
-    with _beside(folder) as temporary:
+    with beside(folder) as temporary:
         pipe.save_pretrained(temporary)
         halve(temporary)
 
 
-class _beside:
+class beside:
     """Fill a folder beside and swap it in at the end; after an error the old one stays."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The face embedder: crops around MTCNN's boxes to unit vectors, trained with ArcFace (Deng et al. 2019)."""
+"""The face embedder: crops around MTCNN's boxes to unit vectors, trained with a supervised contrastive loss."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .data import Portraits
 from .loop import Schedule, Step, train
 
 SIZE, MARGIN, DIMENSION = 48, 0.35, 128
-SCALE, ANGLE = 24.0, 0.3
-BATCH = 96
+TEMPERATURE = 0.1
+BATCH, PER_PERSON = 128, 4
 
 
 class Block(nn.Module):
@@ -60,18 +60,39 @@ class FaceNet(nn.Module):
         return F.normalize(self.norm(self.out(features).float()), dim=-1)
 
 
-class ArcFace(nn.Module):
-    """Class centres on the sphere; the true class must win by an angle of ``ANGLE``."""
+class Traits(nn.Module):
+    """Reads the drawn face's parameters off the embedding: the world knows them, and says so at every picture."""
 
-    def __init__(self, classes: int, dimension: int = DIMENSION) -> None:
+    def __init__(self, traits: int, dimension: int = DIMENSION) -> None:
         super().__init__()
-        self.centres = nn.Parameter(torch.randn(classes, dimension))
+        self.read = nn.Linear(dimension, traits)
 
-    def forward(self, embedded: Tensor, classes: Tensor, angle: float) -> Tensor:
-        """Unit vectors [n, d] and class indices [n] -> mean cross-entropy."""
-        cosine = (embedded @ F.normalize(self.centres, dim=-1).T).clamp(-1 + 1e-6, 1 - 1e-6)
-        shifted = torch.cos(cosine.gather(1, classes[:, None]).acos() + angle)
-        return F.cross_entropy(SCALE * cosine.scatter(1, classes[:, None], shifted), classes)
+    def forward(self, embedded: Tensor, truth: Tensor) -> Tensor:
+        """Unit vectors [n, d] and standardised parameters [n, traits] -> mean squared error."""
+        return F.mse_loss(self.read(embedded * embedded.shape[-1] ** 0.5), truth)
+
+
+def supervised_contrastive(embedded: Tensor, classes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """SupCon (Khosla et al. 2020, eq. 2) on unit vectors [n, d]; every class needs two rows or more.
+
+    With 30,000 pictures of 3,000 people it learns in minutes where ArcFace's class centres, each met a few dozen
+    times, do not.
+    """
+    logits = embedded @ embedded.T / temperature
+    own = torch.eye(len(classes), dtype=torch.bool, device=embedded.device)
+    same = (classes[:, None] == classes[None]) & ~own
+    log_share = logits - logits.masked_fill(own, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return -(log_share.masked_fill(~same, 0).sum(dim=1) / same.sum(dim=1)).mean()
+
+
+def trait_table(identities: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Standardised parameters of each distinct identity [classes, traits], and the class of every row."""
+    from ..identity import vector
+    from ..world import identity_from_seed
+
+    seeds, classes = np.unique(identities, return_inverse=True)
+    table = np.stack([vector(identity_from_seed(int(seed))) for seed in seeds]).astype(np.float32)
+    return (table - table.mean(axis=0)) / (table.std(axis=0) + 1e-6), classes
 
 
 def calibrate(data: Portraits, detector: FaceDetector, n: int = 300) -> NDArray[np.float64]:
@@ -136,16 +157,26 @@ def train_face(
 ) -> FaceNet:
     """Train on ``images`` [n, 64, 64, 3] (the portraits, some through the VAE); return the EMA net."""
     torch.manual_seed(seed)
-    classes = np.unique(data.identities, return_inverse=True)[1]
-    net, head = FaceNet().to(device), ArcFace(int(classes.max()) + 1).to(device)
+    table, classes = trait_table(data.identities)
+    rows = [np.flatnonzero(classes == c) for c in range(len(table))]
+    net, head = FaceNet().to(device), Traits(table.shape[1]).to(device)
+    people = min(batch // PER_PERSON, len(rows))
 
     def loss(step: Step) -> tuple[Tensor, dict[str, float]]:
-        picked = np.sort(step.numpy.choice(len(images), batch))
+        who = step.numpy.choice(len(rows), people, replace=False)
+        picked = np.concatenate(
+            [step.numpy.choice(rows[c], min(PER_PERSON, len(rows[c])), replace=False) for c in who]
+        )
         crops = np.stack([jittered_crop(images[i], data.boxes[i], offsets, step.numpy) for i in picked])
         with torch.autocast(device.type, torch.bfloat16):
             embedded = net(augment(crops, step).to(device))
-        angle = ANGLE * min(1.0, step.fraction / 0.3)
-        return head(embedded.float(), torch.from_numpy(classes[picked]).to(device), angle), {}
+        embedded, here = embedded.float(), torch.from_numpy(classes[picked]).to(device)
+        contrast = supervised_contrastive(embedded, here)
+        traits = head(embedded, torch.from_numpy(table[classes[picked]]).to(device))
+        return contrast + 2 * traits, {
+            "contrast": round(contrast.item(), 3),
+            "traits": round(traits.item(), 3),
+        }
 
     schedule = Schedule(steps=steps, lr=lr, warmup=100, ema=0.995, weight_decay=0.02, clip=5.0)
     states = train(

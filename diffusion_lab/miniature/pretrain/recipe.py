@@ -13,14 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from diffusion_lab.encoders.detect import FaceDetector
 from diffusion_lab.encoders.miniature import MiniatureFaceEmbedder
 
 from . import aesthetics, clip, evaluate, face, tokenizer, unet, vae
-from .export import save_clip, save_pipeline, write_json
+from .export import save_pipeline, write_json
 from .loop import device_of
 from .settings import Recipe, Sizes
 
@@ -98,7 +97,7 @@ def run_clip(made: Recipe) -> dict[str, Any]:
         seed=made.seed,
         progress=made.progress,
     )
-    save_clip(model.cpu(), words, made.weights / "clip")
+    clip.save_clip(model.cpu(), words, made.weights / "clip")
     return clip.evaluate_clip(made.load_clip(), made.heldout())
 
 
@@ -163,21 +162,13 @@ def run_unet(made: Recipe, every: Callable[[int, Any], None] | None = None) -> d
 
 def text_tower(made: Recipe) -> Any:
     """CLIP's text tower as the CLIPTextModel of the pipeline."""
-    from transformers import CLIPModel, CLIPTextModel
+    from transformers import CLIPTextModel
 
-    both = CLIPModel.from_pretrained(made.weights / "clip", dtype=torch.float32)
-    tower = CLIPTextModel(both.config.text_config)
-    names = tower.state_dict().keys()
-    inside = "" if any(name.startswith("text_model.") for name in names) else "text_model."
-    found = both.state_dict()
-    tower.load_state_dict({name: found[inside + name] for name in names})
-    return tower.eval()
+    return CLIPTextModel.from_pretrained(made.weights / "clip" / "text", dtype=torch.float32).eval()
 
 
 def run_polish(made: Recipe) -> dict[str, Any]:
     """Let CLIP's image tower go on learning, a third of the pictures out of the VAE; its text tower is in use."""
-    from transformers import CLIPModel
-
     data, words = made.train_set(), tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
     model = clip.train_clip(
         data,
@@ -187,10 +178,10 @@ def run_polish(made: Recipe) -> dict[str, Any]:
         device=made.device,
         seed=made.seed + 1,
         progress=made.progress,
-        model=CLIPModel.from_pretrained(made.weights / "clip", dtype=torch.float32),
+        model=clip.load_clip(made.weights / "clip"),
         images=made.some_rebuilt(data, "train", 3),
     )
-    save_clip(model.cpu(), words, made.weights / "clip")
+    clip.save_clip(model.cpu(), words, made.weights / "clip")
     return clip.evaluate_clip(made.load_clip(), made.heldout())
 
 
@@ -219,7 +210,9 @@ def run_face(made: Recipe) -> dict[str, Any]:
 def run_aesthetics(made: Recipe) -> dict[str, Any]:
     """Train and measure the aesthetics head."""
     encoder, data, heldout = made.load_clip(), made.train_set(), made.heldout()
-    rated = aesthetics.noisy_ratings(data.ratings, made.seed)[::2]  # every second picture: enough, and quicker
+    rated = aesthetics.noisy_ratings(data.ratings, made.seed)[
+        ::2
+    ]  # every second picture: enough, and quicker
     net = aesthetics.train_aesthetics(
         encoder.embed_images(list(data.images[::2])),
         rated,
