@@ -1,6 +1,6 @@
 """One training step here against the plain loop of the examples everyone copies, in one run.
 
-    python -m benchmarks.training_step [--model miniature|FOLDER] [--device auto] [--steps 10] [--rounds 4] [--batch-size 4]
+    python -m benchmarks.training_step [--model miniature|FOLDER] [--device auto] [--steps 10] [--rounds 4]
 
 The plain loop is that of diffusers' train_text_to_image_lora.py: at every step each picture goes through the
 VAE and the prompt through the text encoder, before the U-Net, backward, clipping and AdamW. Both start from
@@ -180,9 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{'first loss':24}{plain_losses[0]:14.6f}{our_losses[0]:14.6f}")
     print(f"{f'loss at step {len(our_losses)}':24}{plain_losses[-1]:14.6f}{our_losses[-1]:14.6f}")
     print(f"largest relative difference of a step's loss: {worst:.1e} (allowed: {TOLERANCE:.0e})")
-    print(
-        f"once a run, before the first step: {setup:.2f} s for loading, encoding pictures and prompt, adapters"
-    )
+    print(f"once a run, before the first step: {setup:.2f} s to load, encode pictures and prompt, attach")
     return int(worst > TOLERANCE or mine > SLOWER * theirs)
 
 

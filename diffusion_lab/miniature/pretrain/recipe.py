@@ -8,6 +8,7 @@ It may be killed and started again at any moment.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -98,6 +99,7 @@ def run_clip(made: Recipe) -> dict[str, Any]:
         progress=made.progress,
     )
     clip.save_clip(model.cpu(), words, made.weights / "clip")
+    shutil.copytree(made.weights / "clip" / "text", made.folder / "parts" / "text", dirs_exist_ok=True)
     return clip.evaluate_clip(made.load_clip(), made.heldout())
 
 
@@ -161,14 +163,14 @@ def run_unet(made: Recipe, every: Callable[[int, Any], None] | None = None) -> d
 
 
 def text_tower(made: Recipe) -> Any:
-    """CLIP's text tower as the CLIPTextModel of the pipeline."""
+    """CLIP's text tower, as the stage "clip" left it, as the CLIPTextModel of the pipeline."""
     from transformers import CLIPTextModel
 
-    return CLIPTextModel.from_pretrained(made.weights / "clip" / "text", dtype=torch.float32).eval()
+    return CLIPTextModel.from_pretrained(made.folder / "parts" / "text", dtype=torch.float32).eval()
 
 
 def run_polish(made: Recipe) -> dict[str, Any]:
-    """Let CLIP's image tower go on learning, a third of the pictures out of the VAE; its text tower is in use."""
+    """Let CLIP go on learning, a third of the pictures out of the VAE; the U-Net keeps the text tower it knows."""
     data, words = made.train_set(), tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
     model = clip.train_clip(
         data,
