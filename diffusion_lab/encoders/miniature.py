@@ -49,7 +49,7 @@ class MiniatureFaceEmbedder:
         """uint8 [n, size, size, 3] of ``detect.crop(image, face, size, margin)`` -> float32 [n, d], unit norm."""
         parts = []
         for start in range(0, len(crops), batch):
-            pixels = torch.from_numpy(np.ascontiguousarray(crops[start : start + batch])).to(self.device)
+            pixels = torch.from_numpy(np.array(crops[start : start + batch])).to(self.device)
             parts.append(self._net(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).float().cpu())
         return torch.cat(parts) if parts else torch.zeros(0, self._net.dimension)
 

@@ -19,7 +19,7 @@ from .data import FACES_SEED, HELDOUT_FACES_SEED, HELDOUT_SEED, TRAIN_SEED, Port
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Numbers of pictures and steps at ``scale`` 1: what the shipped weights were made with."""
+    """Numbers of pictures and steps at ``scale`` 1; the model card says how many steps the shipped weights had."""
 
     pictures: int = 24_000
     heldout: int = 1_000
@@ -29,12 +29,12 @@ class Sizes:
     prompts: int = 100
     steps: Mapping[str, int] = field(
         default_factory=lambda: {
-            "clip": 1_250,
-            "vae": 2_700,
+            "clip": 2_500,
+            "vae": 4_000,
             "decoder": 2_000,
-            "unet": 8_000,
-            "face": 1_500,
-            "polish": 1_500,
+            "unet": 12_000,
+            "face": 1_600,
+            "polish": 1_650,
             "aesthetics": 1_500,
         }
     )

@@ -37,7 +37,8 @@ def new_vae(channels: tuple[int, ...] = CHANNELS) -> Any:
 
 def to_pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """uint8 [n, h, w, 3] -> float [n, 3, h, w] in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    copied = torch.from_numpy(np.array(images))  # a memory map cannot be written to, torch warns of that
+    return copied.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_images(pixels: Tensor) -> NDArray[np.uint8]:
