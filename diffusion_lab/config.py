@@ -26,7 +26,9 @@ else:
 
 METHODS: dict[str, type] = {"lora": Lora}  # a new method: its file, a line here, conf/method/<name>.yaml
 JOBS = ("finetune", "report", "pretrain", "subjects")
-STAGES = ("data", "tokenizer", "clip", "vae", "unet", "face", "aesthetics", "evaluate")  # of job=pretrain
+STAGES = (  # of job=pretrain, in their order
+    "data", "tokenizer", "clip", "vae", "decoder", "unet", "face", "polish", "aesthetics", "evaluate",
+)  # fmt: skip
 LR_SCHEDULERS = (
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
 )  # fmt: skip
