@@ -154,7 +154,7 @@ def test_values_are_checked_with_their_key(word: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("method=lroa", "method=lroa: no such option; method has lora; did you mean 'lora'?"),
+        ("method=lroa", "method=lroa: no such option; method has dreambooth, lora, textual_inversion; did you mean 'lora'?"),
         ("metod=lora", "did you mean 'method'?"),
         (
             "experiment=dbug",

@@ -98,19 +98,9 @@ class Lora:
 
     def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of one micro-batch, float32 scalar."""
-        from diffusion_lab.training.losses import denoising_loss, draw_noise
+        from diffusion_lab.training.losses import batch_loss
 
-        scheduler = batch.noise_scheduler
-        hidden = batch.encoder_hidden_states
-        if hidden is None:
-            hidden = pipe.text_encoder(batch.input_ids)[0]
-        draw = draw_noise(batch.latents, scheduler.config["num_train_timesteps"], generator)
-
-        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
-            prediction: Tensor = pipe.unet(noisy, timesteps, hidden, return_dict=False)[0]
-            return prediction
-
-        return denoising_loss(predict, scheduler, batch.latents, draw)
+        return batch_loss(pipe, batch, generator)
 
     def after_step(self, pipe: StableDiffusionPipeline) -> None:
         """Nothing to do."""

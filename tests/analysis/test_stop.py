@@ -235,4 +235,6 @@ def test_reason_does_not_call_a_visible_change_none() -> None:
     assert flat.step == 50
     assert "similarity stayed near 0.50" in flat.reason
     clear = {0: {"similarity": near(0.50, 0.01)}, 50: {"similarity": near(0.57, 0.01)}}
-    assert "similarity rose from 0.50 to 0.57" in must(recommend(clear, {"similarity": 1}, {}, METRICS)).reason
+    assert (
+        "similarity rose from 0.50 to 0.57" in must(recommend(clear, {"similarity": 1}, {}, METRICS)).reason
+    )

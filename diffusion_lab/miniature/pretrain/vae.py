@@ -17,7 +17,7 @@ from .loop import Schedule, Step, train
 
 CHANNELS = (32, 64, 64)
 KL_WEIGHT = 1e-6
-PERCEPTUAL_WEIGHT = 1.0
+PERCEPTUAL_WEIGHT = 1.5
 BATCH = 8
 
 
