@@ -167,7 +167,7 @@ class Prompts:
     noise_seed: int = 0  # which noise they get
     negative: str | None = None  # null: the set's own; "": none
     sampling_steps: int = 12
-    guidance_scale: float = 4.0
+    guidance_scale: float = 3.0
     batch_size: int = 25  # images a batch; changes the speed, not the images
 
     def __post_init__(self) -> None:

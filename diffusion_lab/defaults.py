@@ -64,6 +64,10 @@ def _fill_method(method: Any, small: bool) -> None:
         method.text_encoder_learning_rate = method.learning_rate / 10
     if getattr(method, "alpha", 0.0) is None:
         method.alpha = float(method.rank)
+    if getattr(method, "targets", "") is None:
+        from diffusion_lab.methods.lora import default_targets
+
+        method.targets = default_targets(small)
 
 
 def _noun_of(data: Data) -> str | None:

@@ -135,8 +135,8 @@ def sample(
     prompts: Sequence[str],
     *,
     seed: int = 0,
-    steps: int = 10,
-    guidance: float = 4.0,
+    steps: int = 12,
+    guidance: float = 3.0,
     batch: int = 25,
     negative: str = "",
 ) -> NDArray[np.uint8]:
