@@ -38,6 +38,7 @@ STAGES = (  # of job=pretrain, in their order
 LR_SCHEDULERS = (
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
 )  # fmt: skip
+RESUME = ("auto", "never", "must")
 LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
 
@@ -135,6 +136,8 @@ class Steps:
     snr_gamma: float | None = None  # Min-SNR weighting, 5 in its paper; null: none
     noise_offset: float = 0.0  # 0.05 to 0.1 lets a model learn very dark and very bright pictures
     log_every: int = 10
+    checkpoint_every: int | None = None  # steps between checkpoints; null: at every evaluation; 0: none
+    keep_checkpoints: int = 2  # the last so many are kept, and the best one
 
     def __post_init__(self) -> None:
         if self.total is not None:
@@ -147,6 +150,9 @@ class Steps:
         one_of("steps.lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
         whole("steps.lr_warmup", self.lr_warmup, 0)
         whole("steps.log_every", self.log_every, 1)
+        if self.checkpoint_every is not None:
+            whole("steps.checkpoint_every", self.checkpoint_every, 0)
+        whole("steps.keep_checkpoints", self.keep_checkpoints, 1)
         if self.snr_gamma is not None:
             number("steps.snr_gamma", self.snr_gamma, 0, above=True)
         number("steps.noise_offset", self.noise_offset, 0, 1)
@@ -245,6 +251,7 @@ class Tracking:
 @dataclass(kw_only=True, slots=True)
 class Config:
     seed: int = 0
+    resume: str = "auto"  # auto, never, must: whether a run that the run folder holds goes on
     job: Job = field(default_factory=Job)
     model: Model = field(default_factory=Model)
     method: AnyMethod = field(default_factory=Lora)
@@ -256,6 +263,7 @@ class Config:
 
     def __post_init__(self) -> None:
         whole("seed", self.seed, 0, LARGEST_SEED)
+        one_of("resume", self.resume, RESUME)
 
 
 def as_plain_dict(config: Config) -> dict[str, Any]:

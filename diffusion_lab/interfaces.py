@@ -197,8 +197,24 @@ class Batch:
     encoder_hidden_states: Tensor | None  # float32 [b, tokens, d] where the text encoder is frozen and cached
     noise_scheduler: DDPMScheduler  # the model's betas and prediction type
     n_class: int = 0  # the last so many pictures are of the class, not of the subject
+    rows: tuple[int, ...] = ()  # several processes: which of all their pictures these are; (): all
+    n_all: int = 0  # several processes: pictures of all of them together
     snr_gamma: float | None = None  # Min-SNR; None: all time steps weigh the same
     noise_offset: float = 0.0
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A method that remembers more than its parameters: an average of them, a phase. Checkpoints carry it.
+
+    The run's pipe is already attached, and its trained parameters are restored, when a state comes back.
+    """
+
+    def state_dict(self, pipe: StableDiffusionPipeline) -> dict[str, Any]:
+        """Tensors, numbers, text, None, and lists and dicts of these."""
+
+    def load_state_dict(self, pipe: StableDiffusionPipeline, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave; tensors come on the CPU."""
 
 
 class Method(Protocol):

@@ -7,14 +7,14 @@ gradients are averaged. `steps` counts optimizer steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING
 
 import torch
 
 from diffusion_lab.interfaces import TrainingDiverged
 from diffusion_lab.models.load import modules
+from diffusion_lab.training.meter import Since
 from diffusion_lab.training.modes import eval_mode, training_mode
 from diffusion_lab.training.rng import RngState, preserved_rng
 
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
 MOST_SKIPPED_STEPS = 50  # fp16: its loss scale halves at each skipped step; 2^16 is used up long before
 
 
-@dataclass(slots=True)
-class _Since:
-    """What has been gathered since the last log line."""
-
-    losses: list[float] = field(default_factory=list)
-    images: int = 0
-    seconds: float = 0.0  # the meter's training seconds at the last log
-
-
 def train(
     state: TrainingState,
     *,
@@ -41,6 +32,8 @@ def train(
     evaluate: Callable[[int], None],
     on_log: Callable[[int, dict[str, float]], None],
     on_step: Callable[[int], None],
+    checkpoint: Callable[[int], None] | None = None,
+    measured: Container[int] = (),
 ) -> None:
     """Trains from `state.step` to `steps.total`; evaluates at every multiple of `every` and at the end.
 
@@ -48,19 +41,26 @@ def train(
     it draws, training goes on as without it. `on_log` gets the mean loss since the last time, learning
     rate, gradient norm, pictures per second (of training alone) and peak memory; `on_step` the steps done.
 
+    `checkpoint(step)` is called before the evaluation of that step, which changes nothing and may take long:
+    all of the run is then in `state`. A run that goes on from there leaves out the steps in `measured`.
+
     Raises TrainingDiverged before a step with a loss or gradient that is not finite is taken: the weights
     are those of the last good step, and `state.step` is its number.
     """
     if steps.total is None or steps.every is None:
         raise ValueError("steps.total and steps.every are not filled in: see config.fill_defaults")
     pipe, meter = state.pipe, state.meter
-    since = _Since(seconds=meter.seconds.get("training", 0.0))
-    skipped = 0
+    first, skipped = state.step, 0
     with preserved_rng(), training_mode(*state.trained_modules):
         state.global_streams.restore()
         try:
             for step in range(state.step, steps.total + 1):  # N + 1 times: the ends are ordinary evaluations
-                if step % steps.every == 0 or step == steps.total:
+                evaluated = step % steps.every == 0 or step == steps.total
+                due = _checkpointed(steps, step, evaluated) and (step > first or step == 0)
+                if checkpoint is not None and due:
+                    state.global_streams = RngState.capture()
+                    checkpoint(step)
+                if evaluated and step not in measured:
                     with meter.phase("evaluation"), preserved_rng(), eval_mode(*modules(pipe)):
                         evaluate(step)
                     _check_float32(state)
@@ -72,14 +72,23 @@ def train(
                 skipped = skipped + 1 if state.optimizer.step_was_skipped else 0
                 if skipped > MOST_SKIPPED_STEPS:
                     raise _diverged(state.step, loss, norm)
-                since.losses.append(loss)
-                since.images += steps.batch_size * steps.gradient_accumulation
+                state.since.losses.append(loss)
+                state.since.images += steps.batch_size * steps.gradient_accumulation * state.processes
                 on_step(state.step)
                 if state.step % steps.log_every == 0 or state.step == steps.total:
-                    on_log(state.step, _log_values(state, since, norm))
-                    since = _Since(seconds=meter.seconds["training"])
+                    on_log(state.step, _log_values(state, norm))
+                    state.since = Since(seconds=meter.seconds["training"])
         finally:
             state.global_streams = RngState.capture()
+
+
+def _checkpointed(steps: Steps, step: int, evaluated: bool) -> bool:
+    """Whether a checkpoint is due: at every evaluation, or every so many steps and at the end."""
+    if steps.checkpoint_every is None:
+        return evaluated
+    if steps.checkpoint_every == 0:
+        return False
+    return step % steps.checkpoint_every == 0 or step == steps.total
 
 
 def training_step(state: TrainingState, steps: Steps) -> tuple[float, float]:
@@ -92,10 +101,16 @@ def training_step(state: TrainingState, steps: Steps) -> tuple[float, float]:
             loss = state.method.loss(state.pipe, batch, state.noise_stream)
         accelerator.backward(loss / steps.gradient_accumulation)
         losses.append(loss.detach())
+    average = torch.stack(losses).mean().float()
+    if state.processes > 1:
+        average = accelerator.reduce(average, reduction="mean")
+        for parameter in state.trained:
+            if parameter.grad is not None:
+                parameter.grad.copy_(accelerator.reduce(parameter.grad, reduction="mean"))
     norm = accelerator.clip_grad_norm_(state.trained, steps.max_grad_norm or math.inf)
     assert norm is not None
     # The one moment of a step at which the program waits for the device.
-    mean, length = torch.stack([torch.stack(losses).mean().float(), norm.float()]).tolist()
+    mean, length = torch.stack([average, norm.float()]).tolist()
     # fp16's loss scale overflows now and then by design: the scaler then skips the step itself.
     if not math.isfinite(mean) or not (math.isfinite(length) or accelerator.scaler is not None):
         optimizer.zero_grad()
@@ -121,7 +136,8 @@ def _check_float32(state: TrainingState) -> None:
         raise RuntimeError("the evaluation changed the number format of the trained weights")
 
 
-def _log_values(state: TrainingState, since: _Since, norm: float) -> dict[str, float]:
+def _log_values(state: TrainingState, norm: float) -> dict[str, float]:
+    since = state.since
     seconds = state.meter.seconds["training"] - since.seconds
     rates = {group["name"]: float(group["lr"]) for group in state.optimizer.param_groups}
     first, *others = rates

@@ -6,7 +6,7 @@ offset noise"), prior preservation (Ruiz et al. 2022, arXiv:2208.12242, eq. 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,19 +28,29 @@ class Draw:
     timesteps: Tensor  # int64 [b], uniform on 0..T-1
 
 
-def draw_noise(latents: Tensor, steps: int, generator: torch.Generator, offset: float = 0.0) -> Draw:
+def draw_noise(
+    latents: Tensor,
+    steps: int,
+    generator: torch.Generator,
+    offset: float = 0.0,
+    rows: Sequence[int] = (),
+    n_all: int = 0,
+) -> Draw:
     """Noise and timesteps for `latents` [b, c, h, w] on their device; `steps` is T, usually 1000.
 
-    `offset` shifts each channel's noise by that much of a standard normal number. Drawn on the CPU and picture by picture, so that neither the device nor the split into micro-batches
-    changes the numbers.
+    `offset` shifts each channel's noise by that much of a standard normal number. Drawn on the CPU and
+    picture by picture, so that neither the device nor the split into micro-batches changes the numbers.
+    Nor does the split over processes: each draws for the `n_all` pictures of all and keeps its own `rows`.
     """
     noise, timesteps = [], []
-    for _ in range(latents.shape[0]):
+    for _ in range(n_all or latents.shape[0]):
         here = torch.randn(latents.shape[1:], generator=generator)
         if offset:
             here = here + offset * torch.randn((latents.shape[1], 1, 1), generator=generator)
         noise.append(here)
         timesteps.append(torch.randint(0, steps, (1,), generator=generator))
+    if rows:
+        noise, timesteps = [noise[row] for row in rows], [timesteps[row] for row in rows]
     device = latents.device
     return Draw(
         torch.stack(noise).to(device, non_blocking=True), torch.cat(timesteps).to(device, non_blocking=True)
@@ -109,7 +119,7 @@ def batch_loss(
     if hidden is None:
         hidden = pipe.text_encoder(batch.input_ids)[0]
     steps = batch.noise_scheduler.config["num_train_timesteps"]
-    draw = draw_noise(batch.latents, steps, generator, batch.noise_offset)
+    draw = draw_noise(batch.latents, steps, generator, batch.noise_offset, batch.rows, batch.n_all)
 
     def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
         prediction: Tensor = pipe.unet(noisy, timesteps, hidden, return_dict=False)[0]

@@ -45,6 +45,10 @@ class Meter:
             self._record_peak()
         return self.peak_bytes.get(name, 0)
 
+    def peaks(self) -> dict[str, int]:
+        """Highest memory in bytes of every phase so far."""
+        return {name: self.peak(name) for name in self.seconds}
+
     def summary(self) -> dict[str, dict[str, float]]:
         """`{"training": {"seconds": ..., "peak_bytes": ...}, ...}` of all phases so far, for the record."""
         self._settle()
@@ -74,6 +78,15 @@ class Meter:
             # Linux forgets the peak on this order; where it cannot, later phases show the run's peak so far.
             with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
+
+
+@dataclass(slots=True)
+class Since:
+    """What has been gathered since the last log line of a run; a run that goes on goes on with it."""
+
+    losses: list[float] = field(default_factory=list)
+    images: int = 0
+    seconds: float = 0.0  # the meter's training seconds at the last log
 
 
 def _cuda_peak(device: torch.device) -> int:

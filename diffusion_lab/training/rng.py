@@ -7,7 +7,7 @@ its own. Python, NumPy, torch on the CPU and on every CUDA device are covered.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ class RngState:
     """The global random streams of this process at one moment."""
 
     python: tuple[Any, ...]
-    numpy: dict[str, Any] | tuple[Any, ...]
+    numpy: tuple[Any, ...]
     torch_cpu: torch.Tensor
     cuda: tuple[torch.Tensor, ...]  # one a device; empty where CUDA was not in use
 
@@ -30,7 +30,8 @@ class RngState:
         # asking CUDA for its streams would start it on a machine whose run stays on the CPU
         in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         cuda = tuple(torch.cuda.get_rng_state_all()) if in_use else ()
-        return RngState(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)  # noqa: NPY002
+        numpy: Any = np.random.get_state()  # noqa: NPY002
+        return RngState(random.getstate(), numpy, torch.get_rng_state(), cuda)
 
     def restore(self) -> None:
         random.setstate(self.python)
@@ -38,6 +39,28 @@ class RngState:
         torch.set_rng_state(self.torch_cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(list(self.cuda))
+
+    def as_plain(self) -> dict[str, Any]:
+        """Numbers, text, lists and tensors: what a file without pickled objects can hold."""
+        name, key, *rest = self.numpy
+        return {
+            "python": [self.python[0], list(self.python[1]), self.python[2]],
+            "numpy": [name, key.tolist(), *rest],
+            "torch_cpu": self.torch_cpu,
+            "cuda": list(self.cuda),
+        }
+
+    @staticmethod
+    def from_plain(values: Mapping[str, Any]) -> RngState:
+        """What `as_plain` was made of."""
+        version, words, gauss = values["python"]
+        name, key, *rest = values["numpy"]
+        return RngState(
+            python=(version, tuple(words), gauss),
+            numpy=(name, np.array(key, dtype=np.uint32), *rest),
+            torch_cpu=values["torch_cpu"],
+            cuda=tuple(values["cuda"]),
+        )
 
 
 @contextmanager

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from diffusion_lab.interfaces import Batch, Method, ParamGroup, Picture, Subject, UserError
 from diffusion_lab.models.load import cast_frozen, modules, resolution_of, training_scheduler
+from diffusion_lab.processes import WAIT
+from diffusion_lab.training.checkpoint import digest
 from diffusion_lab.training.latents import LatentCache, encode_pictures, encode_text, tokenize
-from diffusion_lab.training.meter import Meter
+from diffusion_lab.training.meter import Meter, Since
 from diffusion_lab.training.modes import eval_mode
 from diffusion_lab.training.rng import RngState, generator, preserved_rng, seeded, stream_seed
 from diffusion_lab.training.sampler import EpochSampler
@@ -58,12 +60,19 @@ class TrainingState:
     noise_stream: torch.Generator  # CPU: noise and timesteps of the loss
     global_streams: RngState  # Python, NumPy, torch as this run last left them: dropout
     meter: Meter
+    identity: dict[str, str] = field(default_factory=dict)  # what must be the same where the run goes on
+    since: Since = field(default_factory=Since)
     notes: dict[str, str] = field(default_factory=dict)  # for the artefact's header
     step: int = 0  # optimizer steps done
 
     @property
     def device(self) -> torch.device:
         return self.latents.mean.device
+
+    @property
+    def processes(self) -> int:
+        """How many train together, each on its share of every batch."""
+        return int(self.accelerator.num_processes)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -76,13 +85,18 @@ class TrainingState:
         return [m for m in modules(self.pipe) if any(p.requires_grad for p in m.parameters())]
 
     def next_batch(self, size: int) -> Batch:
-        """The next `size` pictures, and as many of the class: moves the samplers and the latents' stream."""
-        latents = self.latents.sample(self.sampler.take(size), self.latent_stream)
+        """The next `size` pictures, and as many of the class: moves the samplers and the latents' stream.
+
+        Of several processes each draws for all and keeps its share, so that all streams stay the same.
+        """
+        n_all = size * self.processes
+        own = range(size * self.accelerator.process_index, size * (self.accelerator.process_index + 1))
+        latents = self.latents.sample(self.sampler.take(n_all), self.latent_stream)[own.start : own.stop]
         hidden = None if self.hidden is None else self.hidden.expand(size, -1, -1)
         input_ids = self.input_ids.expand(size, -1)
         if self.prior is not None:
-            of_class = self.prior.latents.sample(self.prior.sampler.take(size), self.latent_stream)
-            latents = torch.cat([latents, of_class])
+            of_class = self.prior.latents.sample(self.prior.sampler.take(n_all), self.latent_stream)
+            latents = torch.cat([latents, of_class[own.start : own.stop]])
             input_ids = torch.cat([input_ids, self.prior.input_ids.expand(size, -1)])
             if hidden is not None and self.prior.hidden is not None:
                 hidden = torch.cat([hidden, self.prior.hidden.expand(size, -1, -1)])
@@ -94,7 +108,13 @@ class TrainingState:
             n_class=0 if self.prior is None else size,
             snr_gamma=self.snr_gamma,
             noise_offset=self.noise_offset,
+            **({} if self.processes == 1 else self._share(own, n_all)),
         )
+
+    def _share(self, own: range, n_all: int) -> dict[str, Any]:
+        """Where this process's pictures stand among all: the subject's come first, then the class's."""
+        of_class = [] if self.prior is None else [n_all + row for row in own]
+        return {"rows": (*own, *of_class), "n_all": n_all if self.prior is None else 2 * n_all}
 
     def save(self, folder: Path) -> list[Path]:
         """The method's artefact in the ecosystem's format, with the step and the trigger in its header."""
@@ -113,8 +133,10 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
     prompt = subject.instance_prompt or f"a photo of {subject.identifier} {subject.class_noun}"
     resolution = resolution_of(pipe, config.model)
     accelerator = _accelerator(device, config.model.precision)
+    identity = _identity(pipe, subject, accelerator.num_processes)
     with preserved_rng(), eval_mode(*modules(pipe)):
-        class_images = _class_pictures(config, pipe, subject, resolution)
+        with accelerator.main_process_first():  # which keeps them for the others
+            class_images = _class_pictures(config, pipe, subject, resolution)
         with seeded(stream_seed(config.seed, "weights")):
             groups = config.method.attach(pipe)
         latents = encode_pictures(pipe.vae, subject.train, resolution, flip=config.data.flip)
@@ -122,7 +144,8 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         text_trains = any(p.requires_grad for p in pipe.text_encoder.parameters())
         hidden = None if text_trains else encode_text(pipe, input_ids)
         prior = _prior(config, pipe, subject, resolution, class_images, text_trains)
-        with seeded(stream_seed(config.seed, "global")):
+        own = f"global {accelerator.process_index}" if accelerator.process_index else "global"
+        with seeded(stream_seed(config.seed, own)):  # every process has dropout of its own
             global_streams = RngState.capture()
     cast_frozen(pipe, config.model.precision)
     optimizer = _adamw(groups, device)
@@ -145,6 +168,7 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         noise_stream=generator(config.seed, "noise"),
         global_streams=global_streams,
         meter=Meter(device),
+        identity=identity,
         notes={
             "base_model": config.model.path,
             "trigger": subject.identifier,
@@ -153,6 +177,18 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
             "subject": subject.name,
         },
     )
+
+
+def _identity(pipe: StableDiffusionPipeline, subject: Subject, processes: int) -> dict[str, str]:
+    """What a run rests on and does not change, in words for a person: checksums."""
+    from diffusion_lab.data.class_pictures import fingerprint
+
+    pictures = [*subject.train, *subject.heldout, *subject.impostors]
+    return {
+        "the model's weights": fingerprint(pipe),
+        "the subject's pictures": digest([picture.sha256 for picture in pictures]),
+        "the number of processes": str(processes),
+    }
 
 
 def _class_pictures(
@@ -197,17 +233,19 @@ def _prior(
 
 def _accelerator(device: torch.device, precision: str) -> Accelerator:
     """Accelerate for this device and precision, whatever an earlier run of this process asked for."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState, GradientState
 
     # Accelerate keeps its settings in process-wide singletons, and refuses a second run with others.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     mixed = "no" if precision == "fp32" else precision
-    accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", device_placement=False)
-    if accelerator.num_processes > 1:
-        raise UserError(f"training runs in one process, not in {accelerator.num_processes}")
-    return accelerator
+    return Accelerator(
+        mixed_precision=mixed,
+        cpu=device.type == "cpu",
+        device_placement=False,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+    )
 
 
 def _adamw(groups: Sequence[ParamGroup], device: torch.device) -> torch.optim.AdamW:
