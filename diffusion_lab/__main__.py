@@ -1,7 +1,7 @@
 """The one entry point: compose the configuration, check it, run the job, end with its status.
 
 Exit status: 0 done, 2 something to mend (configuration, input, disk), 3 training diverged, 130 Ctrl-C,
-1 anything else; a sweep ends with 1 when a job of it failed.
+143 SIGTERM, 1 anything else; a sweep ends with 1 when a job of it failed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffusion_lab import jobs
+from diffusion_lab import jobs, processes, resume
 from diffusion_lab.config import fill_defaults
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.interfaces import Terminated, UserError
 
 log = logging.getLogger("diffusion_lab")
 
@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _main(words)
     except UserError as error:
         return _complain(str(error), 2)
+    except Terminated:
+        return _complain("stopped by SIGTERM", 143)
     except KeyboardInterrupt:
         return _complain("stopped by Ctrl-C", 130)
     except Exception as error:
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, status: int) -> int:
-    print(f"error: {message}" if status != 130 else message, file=sys.stderr)
+    print(message if status in (130, 143) else f"error: {message}", file=sys.stderr)
     return status
 
 
@@ -66,6 +68,7 @@ def _main(words: list[str]) -> int:
 
         print(usage())
         return 0
+    words = resume.expand(words)
     _refuse_secrets(words)
     flags, overrides = _flags(words)
     words = [
@@ -77,6 +80,10 @@ def _main(words: list[str]) -> int:
         return 0
     from diffusion_lab.compose import compose_raw, expand
 
+    if processes.count() > 1 and flags.multirun:
+        raise UserError(
+            "a sweep runs in one process: launch its runs one by one, or without several processes"
+        )
     if flags.multirun or any(word.replace(" ", "") == "hydra.mode=MULTIRUN" for word in overrides):
         return _sweep(words, overrides, expand(overrides))
     composed = compose_raw(overrides)
@@ -131,15 +138,21 @@ def quoted(value: str) -> str:
 
 def _single(words: list[str], overrides: list[str], composed: Any) -> int:
     from diffusion_lab.compose import to_config
-    from diffusion_lab.preflight import check, show
+    from diffusion_lab.preflight import WORDS, check, show
 
     config = fill_defaults(to_config(composed))
     wanted = Path(composed.hydra.run.dir).absolute()
+    if not processes.is_main():
+        finetunes = config.job.name in jobs.WITH_RUN_FOLDER and not config.job.dry_run
+        return _end(jobs.perform(config, wanted)) if finetunes else 0
     plan = check(config, wanted)
     if config.job.dry_run:
         from rich.console import Console
 
         show(plan, Console(soft_wrap=False))
+        return 0
+    if plan.standing == "finished" and processes.count() == 1:
+        print(f"{_shown(wanted)}: {WORDS['finished']}")
         return 0
     if config.job.name not in jobs.WITH_RUN_FOLDER:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)

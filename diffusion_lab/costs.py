@@ -60,7 +60,7 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
         evaluation = (forwards * FORWARD_SECONDS + sampled * SCORE_SECONDS) / speed
         return Cost(
             device, training, evaluation, START_SECONDS, MEMORY_BYTES,
-            _disk(evaluations, sampled, 64, 50e6 if whole else 2e6),
+            _disk(evaluations, sampled, 64, 50e6 if whole else 2e6, config.steps.keep_checkpoints),
         )  # fmt: skip
     area = ((config.model.resolution or 512) / 512) ** 2
     tflops = GPU_TFLOPS[config.model.precision] if gpu else CORE_TFLOPS * cores
@@ -68,14 +68,19 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
     training = (passes + config.data.n_images * ENCODE_TFLOP) * area / tflops
     evaluation = (forwards * UNET_TFLOP + sampled * DECODE_TFLOP) * area / tflops
     memory = 4 * WEIGHTS + ACTIVATION_BYTES[config.model.precision] * config.steps.batch_size * area
-    disk = _disk(evaluations, sampled, config.model.resolution or 512, 3.5e9 if whole else 15e6)
+    adapter = 3.5e9 if whole else 15e6
+    disk = _disk(evaluations, sampled, config.model.resolution or 512, adapter, config.steps.keep_checkpoints)
     return Cost(device, training, evaluation, 4 * START_SECONDS, memory, disk)
 
 
-def _disk(evaluations: int, sampled: int, resolution: int, adapter_bytes: float) -> int:
-    """Adapters, grids of at most 128 pixels a picture, tables, the report with the grids inside."""
+def _disk(evaluations: int, sampled: int, resolution: int, adapter_bytes: float, checkpoints: int) -> int:
+    """Adapters, grids of at most 128 pixels a picture, tables, the report with the grids inside, checkpoints.
+
+    AdamW keeps two numbers beside each weight; one more checkpoint is the best one, one is being written.
+    """
     side = min(resolution, 128)
-    return int(evaluations * adapter_bytes + sampled * (side * side * 3 + 2000) * 2 + 20e6)
+    adapters = evaluations + 3 * (checkpoints + 2)
+    return int(adapters * adapter_bytes + sampled * (side * side * 3 + 2000) * 2 + 20e6)
 
 
 def has_gpu() -> bool:

@@ -28,6 +28,10 @@ class UserError(Exception):
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM): like Ctrl-C, but it ends with status 143."""
+
+
 class TrainingDiverged(Exception):
     """The loss or a gradient is not finite. What was measured before is kept; the process ends with status 3."""
 

@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING
 from diffusion_lab.checks import closest, one_of
 from diffusion_lab.costs import Cost, estimate
 from diffusion_lab.interfaces import PromptSet, UserError
+from diffusion_lab.resume import Standing, standing
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from diffusion_lab.config import Config, Model
 
+WORDS: dict[Standing, str] = {
+    "empty": "no run",
+    "unfinished": "an unfinished run, which goes on",
+    "finished": "a finished run, which is left alone",
+}
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
 
 
@@ -34,6 +40,7 @@ class Plan:
     images_sampled: int = 0  # in all evaluations
     unet_forwards: int = 0  # images through the U-Net while sampling, guidance counted twice
     cost: Cost | None = None
+    standing: Standing = "empty"  # of the run folder
 
     def summary(self) -> str:
         """One line for the log."""
@@ -81,15 +88,13 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
         warnings.append(
             f"model.path={config.model.path} is taken for a hub id: it may be downloaded (gigabytes)"
         )
-    if (run_folder / "result.json").exists():
-        raise UserError(
-            f"{run_folder}: a run is recorded there already; choose another folder with hydra.run.dir "
-            "(hydra.sweep.dir with -m)"
-        )
-    return _plan(config, run_folder, prompts, noun, warnings)
+    stands = standing(config, run_folder)
+    return _plan(config, run_folder, prompts, noun, warnings, stands)
 
 
-def _plan(config: Config, run_folder: Path, prompts: PromptSet, noun: str, warnings: list[str]) -> Plan:
+def _plan(
+    config: Config, run_folder: Path, prompts: PromptSet, noun: str, warnings: list[str], stands: Standing
+) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
 
     steps, sampling = config.steps, config.prompts
@@ -118,10 +123,12 @@ def _plan(config: Config, run_folder: Path, prompts: PromptSet, noun: str, warni
                  f"evaluation {duration(cost.evaluation_seconds)}"),
         ("memory", f"about {cost.memory_bytes / 1e9:.1f} GB"),
         ("disk", f"about {max(1, round(cost.disk_bytes / 1e6))} MB in {run_folder}"),
+        *([] if stands == "empty" else [("resume", f"the folder holds {WORDS[stands]}")]),
     )  # fmt: skip
     return Plan(
         rows=rows, warnings=tuple(warnings), images=data.n_images, prompts=len(prompts), steps=steps.total,
         evaluations=evaluations, images_sampled=sampled, unet_forwards=forwards, cost=cost,
+        standing=stands,
     )  # fmt: skip
 
 

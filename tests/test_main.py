@@ -79,7 +79,10 @@ def test_runs_of_one_second_have_folders_of_their_own(run_as: Callable[[Job], No
     run_as(complete)
     words = [*QUICK, "hydra.run.dir=same"]
     assert main(words) == 0
-    assert main(words) == 2, "a folder chosen by hand that has a record is refused"
+    record = Path("same/result.json").read_bytes()
+    assert main(words) == 0, "a folder chosen by hand that holds a finished run is left alone"
+    assert Path("same/result.json").read_bytes() == record
+    assert main([*words, "resume=never"]) == 2
     taken = Path("outputs")
     import diffusion_lab.__main__ as entry
 

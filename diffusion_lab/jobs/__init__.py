@@ -5,16 +5,20 @@ A job is a function `run(config: Config, run_folder: Path) -> None`. Its module 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import logging
+import signal
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.interfaces import Status, TrainingDiverged, UserError
+from diffusion_lab import processes
+from diffusion_lab.interfaces import Status, Terminated, TrainingDiverged, UserError
 
 if TYPE_CHECKING:
     from diffusion_lab.config import Config
@@ -55,13 +59,14 @@ def load(name: str) -> Callable[[Config, Path], None]:
 def perform(config: Config, run_folder: Path, *, before: Callable[[], object] = lambda: None) -> Outcome:
     """Runs `before` (checks) and the job. An error is logged, written into the run folder and returned.
 
-    Raises KeyboardInterrupt only, after noting it: it has to end a whole sweep.
+    Raises KeyboardInterrupt only, after noting it: it has to end a whole sweep. SIGTERM becomes one too.
     """
     try:
-        before()
-        load(config.job.name)(config, run_folder)
-    except KeyboardInterrupt:
-        _leave_record(run_folder, "interrupted", "KeyboardInterrupt: stopped by the user (Ctrl-C)", "")
+        with _terminable():
+            before()
+            load(config.job.name)(config, run_folder)
+    except KeyboardInterrupt as stopped:
+        _leave_record(run_folder, "interrupted", f"{type(stopped).__name__}: {reason(stopped)}", "")
         raise
     except Exception as error:
         outcome = outcome_of(error)
@@ -70,6 +75,35 @@ def perform(config: Config, run_folder: Path, *, before: Callable[[], object] = 
         _leave_record(run_folder, outcome.status, outcome.error or "", traceback.format_exc())
         return outcome
     return Outcome("completed", 0)
+
+
+def reason(stopped: KeyboardInterrupt) -> str:
+    """Who stopped the run."""
+    return "stopped by SIGTERM" if isinstance(stopped, Terminated) else "stopped by the user (Ctrl-C)"
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises Terminated inside, once: a run that is closing its record is not disturbed again."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        undisturbed()
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def undisturbed() -> None:
+    """From here on SIGTERM is ignored, until the job ends: launchers send it after a Ctrl-C."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def outcome_of(error: Exception) -> Outcome:
@@ -96,7 +130,7 @@ def _leave_record(run_folder: Path, status: Status, error: str, trace: str) -> N
     from diffusion_lab.tracking.atomic import write_json
 
     result = run_folder / "result.json"
-    if result.exists() or not run_folder.is_dir():
+    if result.exists() or not run_folder.is_dir() or not processes.is_main():
         return
     try:
         write_json(result, {"status": status, "error": error, "traceback": trace})

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab import processes
 from diffusion_lab.config import Config, as_plain_dict
 from diffusion_lab.interfaces import (
     Evaluation,
@@ -20,30 +18,23 @@ from diffusion_lab.interfaces import (
     References,
     Status,
     Subject,
-    Summary,
     TrainingDiverged,
 )
-from diffusion_lab.tracking.atomic import replace_folder, write_json
+from diffusion_lab.jobs import reason, undisturbed
+from diffusion_lab.jobs.assist import CHECKPOINTS, assist, build, load_parts
+from diffusion_lab.jobs.conclude import Findings, adapter_folder, conclude, recommendation
+from diffusion_lab.resume import Standing, locked, standing
+from diffusion_lab.tracking.atomic import clear_leftovers, write_json
 
 if TYPE_CHECKING:
-    from diffusion_lab.analysis.stop import Recommendation
+    import torch
+
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.tracking import Fanout
     from diffusion_lab.tracking.files import FileTracker
-    from diffusion_lab.training.meter import Meter
+    from diffusion_lab.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Findings:
-    """What a run has measured so far; enough to conclude at any moment."""
-
-    summaries: dict[int, Mapping[str, Summary]] = field(default_factory=dict)  # by step
-    ceilings: dict[str, Summary | None] = field(default_factory=dict)  # by metric
-    steps_done: int = 0
-    meter: Meter | None = None
-    pipe: Any = None  # once the method is attached
 
 
 def run(config: Config, run_folder: Path) -> None:
@@ -52,15 +43,44 @@ def run(config: Config, run_folder: Path) -> None:
     Raises UserError, TrainingDiverged or KeyboardInterrupt after the record is closed with its status.
     """
     from diffusion_lab.models.load import resolve_device
+
+    device = processes.join(resolve_device(config.model.device))
+    if not processes.is_main():
+        assist(config, device)
+        return
+    stands = standing(config, run_folder)
+    if stands == "finished":
+        log.info("%s holds a finished run, which is left alone", run_folder)
+        processes.shared(None)
+        return
+    with locked(run_folder):
+        _run(config, run_folder, device, stands)
+
+
+def _run(config: Config, run_folder: Path, device: torch.device, stands: Standing) -> None:
     from diffusion_lab.tracking import Fanout, build_trackers
     from diffusion_lab.tracking.files import FileTracker
+    from diffusion_lab.training import checkpoint
     from diffusion_lab.training.rng import seeded
 
-    device = resolve_device(config.model.device)
+    newest, resume_step = None, None
+    if (run_folder / "result.json").exists():
+        clear_leftovers(run_folder)
+        newest = checkpoint.latest(run_folder / CHECKPOINTS)
+        resume_step = newest.step if newest is not None else -1
+    if stands == "unfinished":
+        where = (
+            "from its beginning: there is no whole checkpoint"
+            if newest is None
+            else f"after step {newest.step}"
+        )
+        log.info("going on with the run in %s, %s", run_folder, where)
+    processes.shared(newest.folder if newest else run_folder)
     tags = [config.method.name, config.data.subject, f"n={config.data.n_images}"]
     trackers = build_trackers(
-        config.tracker, run_folder, device=str(device), tags=tags, group=_sweep(run_folder)
-    )
+        config.tracker, run_folder, device=str(device), tags=tags, group=_sweep(run_folder),
+        resume_step=resume_step,
+    )  # fmt: skip
     files = next(tracker for tracker in trackers if isinstance(tracker, FileTracker))
     tracker = Fanout(trackers)
     findings = Findings()
@@ -68,11 +88,12 @@ def run(config: Config, run_folder: Path) -> None:
     tracker.start(as_plain_dict(config))
     try:
         with seeded(config.seed):
-            _finetune(config, run_folder, findings, tracker, files)
+            _finetune(config, run_folder, device, findings, tracker, files, newest)
         status = "completed"
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        undisturbed()
         status = "interrupted"
-        files.error("stopped by the user (Ctrl-C)")
+        files.error(reason(stopped))
         raise
     except TrainingDiverged as error:
         status = "diverged"
@@ -82,43 +103,52 @@ def run(config: Config, run_folder: Path) -> None:
         files.error(f"{type(error).__name__}: {error}")
         raise
     finally:
-        _conclude(config, run_folder, findings, tracker, files, status)
+        conclude(config, run_folder, findings, tracker, files, status)
+        if status in ("completed", "diverged"):  # all processes come to the same end
+            processes.wait()
 
 
 def _finetune(
-    config: Config, run_folder: Path, findings: Findings, tracker: Fanout, files: FileTracker
+    config: Config,
+    run_folder: Path,
+    device: torch.device,
+    findings: Findings,
+    tracker: Fanout,
+    files: FileTracker,
+    newest: Checkpoint | None,
 ) -> None:
-    from diffusion_lab.data.prompts import load_prompts
-    from diffusion_lab.data.subjects import load_subject
     from diffusion_lab.data.tokens import check_lengths, token_report
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.metrics.evaluate import evaluate
-    from diffusion_lab.models.load import load_pipeline, resolution_of, resolve_device
+    from diffusion_lab.models.load import resolution_of
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.tracking.progress import Progress
+    from diffusion_lab.training import checkpoint
     from diffusion_lab.training.loop import train
-    from diffusion_lab.training.state import build_state
 
-    device = resolve_device(config.model.device)
-    subject = load_subject(config.data)
-    prompts = load_prompts(config.prompts, identifier=subject.identifier, class_noun=subject.class_noun)
+    subject, prompts, pipe = load_parts(config, device)
     write_json(run_folder / "prompts.json", dataclasses.asdict(prompts))
-    pipe = load_pipeline(config.model, device)
-    check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)
     log.info("%s", token_report(pipe.tokenizer, subject, prompts))
     resolution = resolution_of(pipe, config.model)
     bank = EncoderBank(config.metrics, device)
     references = _measure_photographs(config, subject, bank, resolution, findings, files)
-    state = build_state(config, pipe, subject)
+    state = build(config, pipe, subject, prompts, newest)
+    if newest is not None:
+        if state.step in files.measured():  # evaluated after the checkpoint was written
+            state.meter.add("evaluation", files.evaluation_seconds(state.step))
+        findings.summaries |= files.measured()
+        findings.steps_done = state.step
+        newest = None  # its memory
     findings.meter, findings.pipe = state.meter, pipe
     check_lengths(pipe.tokenizer, *_written_out(pipe, subject.instance_prompt, prompts))
     embeddings = PromptEmbeddings()
 
     total, every = config.steps.total or 0, config.steps.every or 1
-    evaluations = len({*range(0, total, every), total})
+    to_come = {step for step in (*range(0, total, every), total) if step >= state.step}
+    measured = frozenset(findings.summaries)
     with (
         Progress(config.tracker.progress) as progress,
-        progress.task("training", total, breaks=evaluations) as bar,
+        progress.task("training", total - state.step, breaks=len(to_come - measured)) as bar,
     ):
 
         def measure(step: int) -> None:
@@ -136,7 +166,18 @@ def _finetune(
             findings.steps_done = step
             bar.advance()
 
-        train(state, steps=config.steps, evaluate=measure, on_log=tracker.scalars, on_step=advance)
+        def keep(step: int) -> None:
+            root = run_folder / CHECKPOINTS
+            checkpoint.write(checkpoint.capture(state), root)
+            best = recommendation(config, findings)
+            checkpoint.prune(
+                root, step, keep=config.steps.keep_checkpoints, best=None if best is None else best.step
+            )
+
+        train(
+            state, steps=config.steps, evaluate=measure, on_log=tracker.scalars, on_step=advance,
+            checkpoint=keep, measured=measured,
+        )  # fmt: skip
 
 
 def _measure_photographs(
@@ -179,80 +220,6 @@ def _written_out(pipe: Any, instance_prompt: str, prompts: PromptSet) -> tuple[s
 
     read = tuple(dataclasses.replace(prompt, text=written(prompt.text)) for prompt in prompts)
     return written(instance_prompt), dataclasses.replace(prompts, prompts=read)
-
-
-def adapter_folder(run_folder: Path, step: int) -> Path:
-    """Where the artefact of an evaluated step lies."""
-    return run_folder / "adapters" / f"step-{step:06d}"
-
-
-def _conclude(
-    config: Config, run_folder: Path, findings: Findings, tracker: Fanout, files: FileTracker, status: Status
-) -> None:
-    """Says where to stop, puts that step's artefact in its place, closes the record and writes the report.
-
-    Runs after a failure too, so nothing in here may hide the reason why.
-    """
-    summary: dict[str, Any] = {"steps_done": findings.steps_done, "cost": _cost(findings.meter)}
-    recommendation = None
-    try:
-        recommendation = _recommend(config, findings)
-        if recommendation is not None:
-            plain = dataclasses.asdict(recommendation)
-            files.recommendation(plain)
-            summary["recommendation"] = plain
-            _place_artefact(config, run_folder, recommendation.step, findings.pipe)
-    except Exception:
-        log.exception("no recommendation could be made")
-    tracker.finish(status, summary)
-    try:
-        from diffusion_lab.analysis.report import write_report
-
-        report = write_report(run_folder)
-    except Exception:
-        log.exception("the report could not be written; job=report job.runs=%s makes it again", run_folder)
-    else:
-        if recommendation is not None:
-            log.info("stop at step %d: %s", recommendation.step, recommendation.reason)
-        log.info("report: %s", report)
-
-
-def _recommend(config: Config, findings: Findings) -> Recommendation | None:
-    from diffusion_lab.analysis.stop import recommend
-    from diffusion_lab.metrics import select
-
-    if not findings.summaries:
-        return None
-    return recommend(
-        findings.summaries,
-        config.metrics.weights,
-        config.metrics.ranges,
-        select(config.metrics.names),
-        references={name: {"ceiling": ceiling} for name, ceiling in findings.ceilings.items()},
-        n_images=config.data.n_images,
-        class_noun=config.data.class_noun,
-    )
-
-
-def _place_artefact(config: Config, run_folder: Path, step: int, pipe: Any) -> None:
-    """artefact/ is a copy of the recommended step's adapter, whole or not there at all.
-
-    A method that trains whole parts of the model adds the parts that it left alone.
-    """
-    complete = getattr(config.method, "complete", None)
-    with replace_folder(run_folder / "artefact") as beside:
-        if complete is not None and pipe is not None:
-            complete(pipe, beside)
-        shutil.copytree(adapter_folder(run_folder, step), beside, dirs_exist_ok=True)
-
-
-def _cost(meter: Meter | None) -> dict[str, dict[str, float]]:
-    if meter is None:
-        return {}
-    return {
-        name: {"seconds": meter.seconds.get(name, 0.0), "peak_memory_bytes": meter.peak(name)}
-        for name in ("training", "evaluation")
-    }
 
 
 def _line(evaluation: Evaluation) -> str:

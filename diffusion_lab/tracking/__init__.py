@@ -23,14 +23,17 @@ def build_trackers(
     job_type: str = "finetune",
     tags: Sequence[str] = (),
     group: str | None = None,
+    resume_step: int | None = None,
 ) -> list[Tracker]:
     """The files first, then W&B unless it is disabled. `tags` and `group` add to what the config says.
 
-    `group` is a sweep's name; `tracker.group` beats it. Raises UserError for an impossible wish.
+    `group` is a sweep's name; `tracker.group` beats it. `resume_step`: the run in the folder goes on after it.
+    Raises UserError for an impossible wish.
     """
     from diffusion_lab.tracking.files import FileTracker
 
-    trackers: list[Tracker] = [FileTracker(run_folder, device=device, keep_images=tracking.keep_images)]
+    files = FileTracker(run_folder, device=device, keep_images=tracking.keep_images, resume_step=resume_step)
+    trackers: list[Tracker] = [files]
     if tracking.wandb != "disabled":
         try:
             from diffusion_lab.tracking.wandb import WandbTracker

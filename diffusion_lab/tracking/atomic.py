@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,26 @@ def replace_folder(path: Path) -> Iterator[Path]:
             raise
         shutil.rmtree(before, ignore_errors=True)
         _sync_folder(path.parent)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """What a kill has left in or below `folder` is put back where it was being replaced, or removed.
+
+    Only for a folder in which nobody else is writing.
+    """
+    pattern = re.compile(r"\.(.+)\.\d+\.(tmp|old)")
+    for path in sorted(folder.rglob(".*")):
+        match = pattern.fullmatch(path.name)
+        if match is None or not path.exists():
+            continue
+        place = path.with_name(match[1])
+        with mendable(path):
+            if match[2] == "old" and not place.exists():
+                os.replace(path, place)
+            elif path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def check_writable(folder: Path, *, needed_bytes: int = 0) -> None:

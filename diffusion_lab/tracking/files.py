@@ -22,11 +22,14 @@ from PIL import Image
 
 from diffusion_lab.interfaces import Evaluation, Metric, PromptSet, ScoreRow, Status, Summary, UserError
 from diffusion_lab.tracking import atomic, provenance, samples, scores
+from diffusion_lab.tracking.earlier import earlier
 
 if TYPE_CHECKING:
     from diffusion_lab.interfaces import Pixels
 
 SCHEMA = 1  # of result.json
+
+log = logging.getLogger(__name__)
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -60,7 +63,16 @@ class FileTracker:
 
     essential = True
 
-    def __init__(self, run_folder: Path | str, *, device: str = "cpu", keep_images: bool = False) -> None:
+    def __init__(
+        self,
+        run_folder: Path | str,
+        *,
+        device: str = "cpu",
+        keep_images: bool = False,
+        resume_step: int | None = None,
+    ) -> None:
+        """`resume_step`: the run that the folder holds goes on after that step; -1: after nothing at all."""
+        self.resume_step = resume_step
         self.folder = Path(run_folder).absolute()
         self.device = device
         self.keep_images = keep_images
@@ -71,8 +83,8 @@ class FileTracker:
     # --- Tracker ------------------------------------------------------------------------------------
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Claims the folder. Raises UserError where it already holds a run."""
-        if (self.folder / "result.json").exists():
+        """Claims the folder, or takes up the run in it. Raises UserError for a run that was not asked for."""
+        if self.resume_step is None and (self.folder / "result.json").exists():
             raise UserError(
                 f"{self.folder} already holds a run: choose another folder with hydra.run.dir=FOLDER "
                 "(hydra.sweep.dir=FOLDER with -m), or move the old one away"
@@ -84,10 +96,41 @@ class FileTracker:
             "provenance": provenance.collect(self.device),
             "started": _now(),
         }
+        if self.resume_step is not None:
+            self._take_up(self.resume_step)
         text = yaml.safe_dump(atomic.plain(config), sort_keys=False, allow_unicode=True)
         atomic.write_text(self.folder / "config.yaml", text)
         self._save()
-        self.event("start")
+        if self.resume_step is None:
+            self.event("start")
+        else:
+            self.event("resume", after=self.resume_step)
+
+    def _take_up(self, step: int) -> None:
+        """Keeps what was recorded up to `step`, in all files alike; what came after it comes again."""
+        before = earlier(self.folder, step)
+        self._rows = before.rows
+        self.result |= {"evaluations": before.evaluations, "steps_done": max(step, 0)}
+        self.result["started"] = before.started or self.result["started"]
+        if before.provenance and _code(before.provenance) != _code(self.result["provenance"]):
+            log.warning("the run goes on with other code or libraries than it was begun with")
+            self.result["provenance"] = {**before.provenance, "resumed_with": self.result["provenance"]}
+        if (self.folder / "scores.parquet").exists():
+            scores.write(self.folder / "scores.parquet", self._rows)
+        lines = "".join(atomic.dumps(event) + "\n" for event in before.events)
+        atomic.write_text(self.folder / "events.jsonl", lines)
+
+    def measured(self) -> dict[int, dict[str, Summary]]:
+        """What every evaluation so far came to, by step and metric."""
+        return {
+            entry["step"]: {name: Summary(**values) for name, values in entry["metrics"].items()}
+            for entry in self.result["evaluations"]
+        }
+
+    def evaluation_seconds(self, step: int) -> float:
+        """What the evaluation at `step` took; 0 where there was none."""
+        entries = [entry for entry in self.result["evaluations"] if entry["step"] == step]
+        return float(sum(value for entry in entries for value in entry["seconds"].values()))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.result["steps_done"] = max(self.result["steps_done"], step)
@@ -225,6 +268,10 @@ class FileTracker:
 
 def _asdict(summary: Summary | None) -> dict[str, Any] | None:
     return None if summary is None else dataclasses.asdict(summary)
+
+
+def _code(provenance: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(provenance.get(name) for name in ("commit", "versions", "python"))
 
 
 def _title(evaluation: Evaluation, prompts: PromptSet) -> str:

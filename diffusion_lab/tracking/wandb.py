@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,6 +105,9 @@ def resolve_mode(mode: str) -> str:
 class WandbTracker:
     """One W&B run, in `run_folder`/wandb, closed with the status it had.
 
+    Its id is kept there, so that a run that goes on is the same one; offline, every session leaves a file of
+    its own, and `wandb sync` joins them by the id.
+
     Its methods may raise what wandb raises; `Fanout` sees to it that a run never stops for it.
     """
 
@@ -174,6 +178,12 @@ class WandbTracker:
 
     # --- inside -------------------------------------------------------------------------------------
 
+    def _id(self) -> str:
+        path = self.folder / "wandb" / "run-id.txt"
+        if not path.exists():
+            atomic.write_text(path, secrets.token_hex(4) + "\n")
+        return path.read_text(encoding="utf-8").strip()
+
     def _init(self, config: dict[str, Any]) -> wandb.Run:
         import wandb
 
@@ -182,6 +192,8 @@ class WandbTracker:
         self.folder.mkdir(parents=True, exist_ok=True)
         return wandb.init(
             **self._identity,
+            id=self._id(),
+            resume="allow",
             dir=self.folder,
             config=config,
             mode="online" if self.mode == "online" else "offline",

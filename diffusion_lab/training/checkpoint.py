@@ -45,7 +45,7 @@ class Checkpoint:
 
     folder: Path
     step: int
-    values: Mapping[str, Any]  # what `capture` gave
+    values: dict[str, Any]  # what `capture` gave
 
 
 def capture(state: TrainingState) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class Meter:
             self._record_peak()
         return self.peak_bytes.get(name, 0)
 
+    def add(self, name: str, seconds: float) -> None:
+        """Counts what was spent before this process began."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
     def peaks(self) -> dict[str, int]:
         """Highest memory in bytes of every phase so far."""
         return {name: self.peak(name) for name in self.seconds}

@@ -1,0 +1,82 @@
+"""What a process beside the main one does, and what it has in common with that one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab import processes
+from diffusion_lab.config import Config
+from diffusion_lab.interfaces import PromptSet, Subject, TrainingDiverged
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusion_lab.training.checkpoint import Checkpoint
+    from diffusion_lab.training.state import TrainingState
+
+CHECKPOINTS = "checkpoints"  # in the run folder
+
+
+def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet, Any]:
+    """Subject, prompts and the untouched pipeline. UserError where a prompt is too long for it."""
+    from diffusion_lab.data.prompts import load_prompts
+    from diffusion_lab.data.subjects import load_subject
+    from diffusion_lab.data.tokens import check_lengths
+    from diffusion_lab.models.load import load_pipeline
+
+    subject = load_subject(config.data)
+    prompts = load_prompts(config.prompts, identifier=subject.identifier, class_noun=subject.class_noun)
+    pipe = load_pipeline(config.model, device)
+    check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)
+    return subject, prompts, pipe
+
+
+def build(
+    config: Config, pipe: Any, subject: Subject, prompts: PromptSet, checkpoint: Checkpoint | None
+) -> TrainingState:
+    """The run at its beginning, or where the checkpoint has it."""
+    from diffusion_lab.training.checkpoint import restore
+    from diffusion_lab.training.state import build_state
+
+    state = build_state(config, pipe, subject)
+    state.identity["the prompts"] = prompts.sha256
+    if checkpoint is not None:
+        restore(state, checkpoint)
+        checkpoint.values.clear()  # as large as the state itself
+    return state
+
+
+def take_part(state: TrainingState) -> None:
+    """In a checkpoint that the main process writes: it asks every process for its random streams."""
+    from diffusion_lab.training.checkpoint import capture
+
+    capture(state)
+
+
+def assist(config: Config, device: torch.device) -> None:
+    """A process beside the main one: its share of every batch. It writes nothing."""
+    from diffusion_lab.training.checkpoint import read
+    from diffusion_lab.training.loop import train
+    from diffusion_lab.training.rng import seeded
+
+    folder: Path | None = processes.shared(None)
+    if folder is None:  # nothing is left to do
+        return
+    with seeded(config.seed):
+        subject, prompts, pipe = load_parts(config, device)
+        newest = read(folder) if folder.parent.name == CHECKPOINTS else None
+        state = build(config, pipe, subject, prompts, newest)
+        try:
+            train(
+                state,
+                steps=config.steps,
+                evaluate=lambda step: None,
+                on_log=lambda step, values: None,
+                on_step=lambda step: None,
+                checkpoint=lambda step: take_part(state),
+            )
+        except TrainingDiverged:
+            processes.wait()
+            raise
+    processes.wait()

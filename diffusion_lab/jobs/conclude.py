@@ -1,0 +1,111 @@
+"""The end of a fine-tuning run, however it came: where to stop, that step's artefact, the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.config import Config
+from diffusion_lab.interfaces import Status, Summary
+from diffusion_lab.tracking.atomic import replace_folder
+
+if TYPE_CHECKING:
+    from diffusion_lab.analysis.stop import Recommendation
+    from diffusion_lab.tracking import Fanout
+    from diffusion_lab.tracking.files import FileTracker
+    from diffusion_lab.training.meter import Meter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a run has measured so far; enough to conclude at any moment."""
+
+    summaries: dict[int, Mapping[str, Summary]] = field(default_factory=dict)  # by step
+    ceilings: dict[str, Summary | None] = field(default_factory=dict)  # by metric
+    steps_done: int = 0
+    meter: Meter | None = None
+    pipe: Any = None  # once the method is attached
+
+
+def adapter_folder(run_folder: Path, step: int) -> Path:
+    """Where the artefact of an evaluated step lies."""
+    return run_folder / "adapters" / f"step-{step:06d}"
+
+
+def conclude(
+    config: Config, run_folder: Path, findings: Findings, tracker: Fanout, files: FileTracker, status: Status
+) -> None:
+    """Says where to stop, puts that step's artefact in its place, closes the record and writes the report.
+
+    Runs after a failure too, so nothing in here may hide the reason why.
+    """
+    summary: dict[str, Any] = {"steps_done": findings.steps_done, "cost": _cost(findings.meter)}
+    stop = None
+    try:
+        stop = recommendation(config, findings)
+        if stop is not None:
+            plain = dataclasses.asdict(stop)
+            files.recommendation(plain)
+            summary["recommendation"] = plain
+            _place_artefact(config, run_folder, stop.step, findings.pipe)
+    except Exception:
+        log.exception("no recommendation could be made")
+    tracker.finish(status, summary)
+    try:
+        from diffusion_lab.analysis.report import write_report
+
+        report = write_report(run_folder)
+    except Exception:
+        log.exception("the report could not be written; job=report job.runs=%s makes it again", run_folder)
+    else:
+        if stop is not None:
+            log.info("stop at step %d: %s", stop.step, stop.reason)
+        log.info("report: %s", report)
+    if status == "interrupted":
+        log.info("to go on: python -m diffusion_lab resume=%s", run_folder)
+
+
+def recommendation(config: Config, findings: Findings) -> Recommendation | None:
+    """Where to stop, by what has been measured so far."""
+    from diffusion_lab.analysis.stop import recommend
+    from diffusion_lab.metrics import select
+
+    if not findings.summaries:
+        return None
+    return recommend(
+        findings.summaries,
+        config.metrics.weights,
+        config.metrics.ranges,
+        select(config.metrics.names),
+        references={name: {"ceiling": ceiling} for name, ceiling in findings.ceilings.items()},
+        n_images=config.data.n_images,
+        class_noun=config.data.class_noun,
+    )
+
+
+def _place_artefact(config: Config, run_folder: Path, step: int, pipe: Any) -> None:
+    """artefact/ is a copy of the recommended step's adapter, whole or not there at all.
+
+    A method that trains whole parts of the model adds the parts that it left alone.
+    """
+    complete = getattr(config.method, "complete", None)
+    with replace_folder(run_folder / "artefact") as beside:
+        if complete is not None and pipe is not None:
+            complete(pipe, beside)
+        shutil.copytree(adapter_folder(run_folder, step), beside, dirs_exist_ok=True)
+
+
+def _cost(meter: Meter | None) -> dict[str, dict[str, float]]:
+    if meter is None:
+        return {}
+    return {
+        name: {"seconds": meter.seconds.get(name, 0.0), "peak_memory_bytes": meter.peak(name)}
+        for name in ("training", "evaluation")
+    }

@@ -1,0 +1,287 @@
+"""What stands in a run folder, and a run that is killed, stopped or changed on its way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusion_lab.compose import compose
+from diffusion_lab.config import as_plain_dict, fill_defaults
+from diffusion_lab.interfaces import UserError
+from diffusion_lab.resume import differences, expand, locked, standing
+from diffusion_lab.tracking.atomic import clear_leftovers, plain
+
+ROOT = Path(__file__).parents[1]
+TINY = ["experiment=debug", "metrics=debug", "steps.log_every=1", "steps.checkpoint_every=1"]
+
+
+def record(folder: Path, status: str, *words: str) -> None:
+    config = plain(as_plain_dict(fill_defaults(compose([*TINY, *words]))))
+    folder.mkdir(exist_ok=True)
+    (folder / "result.json").write_text(json.dumps({"schema": 1, "status": status, "config": config}))
+
+
+# --- what stands there --------------------------------------------------------------------------------
+
+
+def test_an_unfinished_run_goes_on_and_a_finished_one_is_left_alone(tmp_path: Path) -> None:
+    config = fill_defaults(compose(TINY))
+    assert standing(config, tmp_path / "nothing") == "empty"
+    for status in ("running", "interrupted", "failed"):
+        record(tmp_path, status)
+        assert standing(config, tmp_path) == "unfinished"
+    for status in ("completed", "diverged"):
+        record(tmp_path, status)
+        assert standing(config, tmp_path) == "finished"
+    (tmp_path / "result.json").write_text('{"status": "failed", "error": "UserError: x", "traceback": ""}')
+    assert standing(config, tmp_path) == "empty"
+
+
+def test_must_and_never(tmp_path: Path) -> None:
+    must, never = (fill_defaults(compose([*TINY, f"resume={wish}"])) for wish in ("must", "never"))
+    assert standing(never, tmp_path) == "empty"
+    with pytest.raises(UserError, match=r"resume=must: .*holds no run.*resume=FOLDER"):
+        standing(must, tmp_path)
+    record(tmp_path, "running")
+    assert standing(must, tmp_path) == "unfinished"
+    with pytest.raises(UserError, match=r"recorded there already.*hydra\.run\.dir"):
+        standing(never, tmp_path)
+    with pytest.raises(UserError, match="resume=perhaps: must be one of auto, never, must"):
+        compose([*TINY, "resume=perhaps"])
+
+
+def test_another_configuration_is_refused_by_its_keys(tmp_path: Path) -> None:
+    record(tmp_path, "running", "method.rank=4", "tracker.project=a")
+    same = fill_defaults(compose([*TINY, "method.rank=4", "tracker.project=b", "steps.keep_checkpoints=5"]))
+    assert standing(same, tmp_path) == "unfinished"
+    other = fill_defaults(compose([*TINY, "steps.total=9", "data.subject=ben"]))
+    with pytest.raises(UserError) as refused:
+        standing(other, tmp_path)
+    told = str(refused.value)
+    for words in ("steps.total was 4, is 9", "data.subject was anna, is ben", "method.rank was 4, is 8"):
+        assert words in told
+    assert "tracker" not in told
+    assert differences({"a": {"b": [1]}}, {"a": {"b": (1,)}, "c": None}) == ["c was not there, is None"]
+
+
+def test_a_record_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"status": ')
+    with pytest.raises(UserError, match=r"cannot be read.*hydra\.run\.dir"):
+        standing(fill_defaults(compose(TINY)), tmp_path)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match="another process is at work"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_leftovers_of_a_kill_are_cleared(tmp_path: Path) -> None:
+    (tmp_path / "steps" / ".step-000004.77.tmp").mkdir(parents=True)
+    (tmp_path / "steps" / ".step-000004.77.tmp" / "state.pt").write_text("half")
+    (tmp_path / ".result.json.77.tmp").write_text("half")
+    (tmp_path / ".artefact.77.old").mkdir()  # killed between its two renamings
+    (tmp_path / ".artefact.77.old" / "weights").write_text("whole")
+    (tmp_path / ".hydra").mkdir()
+    clear_leftovers(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        ".hydra", "artefact", "artefact/weights", "steps",
+    ]  # fmt: skip
+
+
+def test_resume_folder_stands_for_the_words_of_that_run(tmp_path: Path) -> None:
+    notes = tmp_path / "it's" / ".hydra"
+    notes.mkdir(parents=True)
+    (notes / "overrides.yaml").write_text("- data.n_images=4\n- resume=auto\n")
+    hydra = {"overrides": {"hydra": ["hydra.run.dir=x", "hydra.mode=RUN", "hydra.searchpath=[file:///a]"]}}
+    (notes / "hydra.yaml").write_text(json.dumps({"hydra": hydra}))
+    words = expand([f"resume={notes.parent}", "tracker=files"])
+    assert words[:3] == ["hydra.searchpath=[file:///a]", "data.n_images=4", "tracker=files"]
+    assert words[3:] == [f"hydra.run.dir='{tmp_path}/it\\'s'", "resume=must"]
+    assert expand(["resume=must", "seed=1"]) == ["resume=must", "seed=1"]
+    with pytest.raises(UserError, match="resume=atuo: must be one of auto, never, must, or the folder"):
+        expand(["resume=atuo"])
+
+
+# --- real processes -----------------------------------------------------------------------------------
+
+KILLER = """
+import os, random, signal, sys, time, traceback
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from diffusion_lab.compose import compose
+from diffusion_lab.config import fill_defaults
+from diffusion_lab.jobs import load, perform
+import diffusers, peft, pyarrow.parquet, facenet_pytorch, plotly.graph_objects, accelerate
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+load("finetune")
+folder, words, kills = Path(sys.argv[1]), sys.argv[2].split(), int(sys.argv[3])
+draw = random.Random(folder.name)
+
+def begin(name):
+    '''The job in a process of its own, without the seconds that imports take.'''
+    pid = os.fork()
+    if pid == 0:
+        try:
+            outcome = perform(fill_defaults(compose(words)), folder / name)
+            os._exit(outcome.exit_status)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(99)
+    return pid
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+assert ended(begin("whole")) == 0
+killed = 0
+events = folder / "killed" / "events.jsonl"
+while True:
+    pid = begin("killed")
+    lines = events.read_bytes().count(b"\\n") if events.exists() else 0
+    if killed < kills:  # once it has told of so much more, and then at a random moment
+        wanted = lines + draw.randrange(1, 6)
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if events.exists() and events.read_bytes().count(b"\\n") >= wanted:
+                time.sleep(draw.random() * 0.3)
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                killed += 1
+                break
+            time.sleep(0.01)
+        else:
+            break
+    else:
+        assert ended(pid) == 0
+        break
+print("killed", killed)
+"""
+
+
+def curves(folder: Path) -> list[tuple[Any, ...]]:
+    """Training and evaluation curves in the order of the record, without what a clock says."""
+    found = []
+    for line in (folder / "events.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "scalars":
+            names = ("train/loss", "train/learning_rate", "train/grad_norm")
+            found.append((event["step"], *(event["values"][name] for name in names)))
+        elif event["event"] == "evaluation":
+            found.append((event["step"], event["values"]))
+    return found
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Scores, curves, measures, recommendation and artefact, all to the bit."""
+    assert (one / "scores.parquet").read_bytes() == (other / "scores.parquet").read_bytes()
+    assert curves(one) == curves(other)
+    first, second = (json.loads((folder / "result.json").read_text()) for folder in (one, other))
+    for result in (first, second):
+        assert result["status"] == "completed"
+    for name in ("recommendation", "references", "steps_done", "encoders"):
+        assert first[name] == second[name], name
+    for a, b in zip(first["evaluations"], second["evaluations"], strict=True):
+        assert (a["step"], a["metrics"]) == (b["step"], b["metrics"])
+    for folder in ("artefact", *(str(p.relative_to(one)) for p in (one / "adapters").iterdir())):
+        files = sorted(path.name for path in (one / folder).iterdir())
+        assert files == sorted(path.name for path in (other / folder).iterdir())
+        for name in [name for name in files if name.endswith(".safetensors")]:
+            ours, theirs = load_file(one / folder / name), load_file(other / folder / name)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_random_moments_and_gone_on_with(tmp_path: Path) -> None:
+    words = [*TINY, "steps.total=6", "method.dropout=0.2", "steps.batch_size=3", "steps.lr_scheduler=cosine"]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path), " ".join(words), "4"], capture_output=True, text=True,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[-1]) >= 2
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    kinds = [
+        json.loads(line)["event"] for line in (tmp_path / "killed" / "events.jsonl").read_text().splitlines()
+    ]
+    assert kinds.count("scalars") == 6
+    assert kinds.count("evaluation") == 4  # 0, 2, 4, 6
+    assert {"resume", "finish"} <= set(kinds)
+    left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert 2 <= len(left) <= 3, left
+    assert left[-2:] == ["step-000005", "step-000006"]
+
+
+@pytest.fixture
+def _logging() -> Iterator[None]:
+    """What Hydra sets up does not outlive the test."""
+    import logging
+
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("_logging")
+def test_sigterm_ends_cleanly_and_resume_folder_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from diffusion_lab.__main__ import main
+
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffusion_lab", *TINY, "steps.total=8", f"hydra.run.dir={folder}"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 600
+    while not (folder / "samples" / "step-000002.png").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=600)
+    assert process.returncode == 143, told
+    assert told.splitlines()[-1] == "stopped by SIGTERM"
+    assert f"to go on: python -m diffusion_lab resume={folder}" in told
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["error"]) == ("interrupted", "stopped by SIGTERM")
+    assert result["evaluations"]
+    assert (folder / "report.html").exists()
+
+    assert main([f"resume={folder}", "steps.total=9"]) == 2
+    assert "steps.total was 8, is 9" in capfd.readouterr().err
+    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    (newest / "state.pt").write_bytes(b"torn")
+    assert main([f"resume={folder}"]) == 0
+    log = (folder / "run.log").read_text()
+    assert f"{newest} is damaged" in log
+    assert "going on with the run in" in log
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["error"]) == ("completed", None)
+    assert [entry["step"] for entry in result["evaluations"]] == [0, 2, 4, 6, 8]
+    assert sorted(step for step, *_ in curves(folder)) == sorted([*range(1, 9), 0, 2, 4, 6, 8])
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main([f"resume={folder}"]) == 0
+    assert "left alone" in capfd.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
