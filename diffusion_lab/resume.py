@@ -124,6 +124,8 @@ def expand(words: list[str]) -> list[str]:
         return words
     import yaml  # type: ignore[import-untyped]
 
+    from diffusion_lab.compose import quoted
+
     given = named[-1].partition("=")[2].strip("'\"")
     folder = Path(given).expanduser().absolute()
     notes = folder / ".hydra" / "overrides.yaml"
@@ -134,11 +136,10 @@ def expand(words: list[str]) -> list[str]:
     before = [str(word) for word in yaml.safe_load(notes.read_text(encoding="utf-8")) or []]
     hydra = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))
     searched = [w for w in hydra["hydra"]["overrides"]["hydra"] if str(w).startswith("hydra.searchpath=")]
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [
         *searched,
         *[word for word in before if not word.startswith("resume=")],
         *[word for word in words if word not in named],
-        f"hydra.run.dir='{quoted}'",
+        f"hydra.run.dir={quoted(str(folder))}",
         "resume=must",
     ]
