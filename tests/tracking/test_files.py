@@ -156,6 +156,74 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     assert result(tmp_path)["config"] == {"seed": 1}
 
 
+def test_a_run_goes_on_after_a_step(tmp_path: Path, cases: ModuleType) -> None:
+    """Everything beyond that step goes, in all files alike, and comes again once."""
+    first = FileTracker(tmp_path)
+    first.start({"seed": 1})
+    for step in (0, 2, 4):
+        first.scalars(step + 1, {"train/loss": 1.0 / (step + 1)})
+        first.evaluation(cases.evaluation(step), cases.prompt_set())
+    first.finish("interrupted", {"error": "stopped"})
+    started = result(tmp_path)["started"]
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"time": "2026')  # torn by a kill
+
+    tracker = FileTracker(tmp_path, resume_step=2)
+    tracker.start({"seed": 1})
+    told = result(tmp_path)
+    assert (told["status"], told["error"], told["finished"], told["started"]) == (
+        "running",
+        None,
+        None,
+        started,
+    )
+    assert [entry["step"] for entry in told["evaluations"]] == [0, 2]
+    assert tracker.measured()[2] == cases.evaluation(2).summaries
+    assert tracker.evaluation_seconds(2) == 2.0
+    assert tracker.evaluation_seconds(4) == 0.0
+    assert {row.step for row in scores.read(tmp_path / "scores.parquet")} == {0, 2}
+    assert [(e["event"], e.get("step")) for e in events(tmp_path)] == [
+        ("start", None), ("scalars", 1), ("evaluation", 0), ("evaluation", 2), ("finish", None), ("resume", None),
+    ]  # fmt: skip
+    tracker.scalars(3, {"train/loss": 0.5})
+    tracker.evaluation(cases.evaluation(4), cases.prompt_set())
+    tracker.finish("completed", {})
+    whole = FileTracker(tmp_path / "whole")
+    whole.start({"seed": 1})
+    for step in (0, 2, 4):
+        whole.evaluation(cases.evaluation(step), cases.prompt_set())
+    whole.finish("completed", {})
+    assert (tmp_path / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
+    assert result(tmp_path)["evaluations"] == result(tmp_path / "whole")["evaluations"]
+
+
+def test_an_evaluation_that_is_not_in_all_files_comes_again(tmp_path: Path, cases: ModuleType) -> None:
+    """A kill between result.json and events.jsonl."""
+    first = FileTracker(tmp_path)
+    first.start({})
+    for step in (0, 2):
+        first.evaluation(cases.evaluation(step), cases.prompt_set())
+    lines = (tmp_path / "events.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "events.jsonl").write_text("".join(lines[:-1]))
+    first.finish("interrupted", {})
+    tracker = FileTracker(tmp_path, resume_step=2)
+    tracker.start({})
+    assert list(tracker.measured()) == [0]
+    assert {row.step for row in scores.read(tmp_path / "scores.parquet")} == {0}
+    tracker.finish("failed", {})
+
+
+def test_other_code_is_noted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for session, commit in enumerate(("a", "a", "b")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(provenance, "collect", lambda device, commit=commit: {"commit": commit})
+            tracker = FileTracker(tmp_path, resume_step=0 if session else None)
+            tracker.start({})
+            tracker.finish("interrupted", {})
+        assert ("other code" in caplog.text) == (commit == "b")
+    assert result(tmp_path)["provenance"] == {"commit": "a", "resumed_with": {"commit": "b"}}
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "outputs").write_text("a file")
     with pytest.raises(UserError, match=r"hydra\.run\.dir"):

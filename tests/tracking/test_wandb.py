@@ -10,6 +10,7 @@ import random
 import socket
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,11 +72,13 @@ def records(path: Path) -> Iterator[Record]:
 
 
 class Read:
-    """What one offline run's file says."""
+    """What the file of one session of an offline run says."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, session: int = 0, sessions: int = 1) -> None:
         wandb.teardown()  # waits for wandb's own process, which may still be writing
-        (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+        paths = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+        assert len(paths) == sessions
+        path = paths[session]
         self.folder = path.parent
         self.config: dict[str, Any] = {}
         self.summary: dict[str, Any] = {}
@@ -267,6 +270,21 @@ def test_nothing_is_printed_and_nothing_asked(
 
 def test_auto_is_offline_without_credentials() -> None:
     assert view.resolve_mode("auto") == "offline"
+
+
+def test_a_run_that_goes_on_is_the_same_run(tmp_path: Path, cases: ModuleType) -> None:
+    for session, status in enumerate(("interrupted", "completed")):
+        tracking = config.Tracking(wandb="offline")
+        step = None if session == 0 else 10
+        tracker = Fanout(build_trackers(tracking, tmp_path, resume_step=step))
+        tracker.start(cases.CONFIG)
+        tracker.scalars(10 * (session + 1), {"train/loss": 0.5})
+        tracker.finish(status, {})  # type: ignore[arg-type]
+        time.sleep(1.1)  # wandb names a session's folder by its second
+    first, second = (Read(tmp_path, session, 2) for session in (0, 1))
+    assert first.run.run_id == second.run.run_id == (tmp_path / "wandb" / "run-id.txt").read_text().strip()
+    assert (first.exit_code, second.exit_code) == (130, 0)
+    assert first.curve("train/loss") + second.curve("train/loss") == [(10, 0.5), (20, 0.5)]
 
 
 def test_online_without_credentials_is_refused() -> None:
