@@ -89,14 +89,14 @@ class TrainingState:
 
         Of several processes each draws for all and keeps its share, so that all streams stay the same.
         """
-        n_all = size * self.processes
-        own = range(size * self.accelerator.process_index, size * (self.accelerator.process_index + 1))
-        latents = self.latents.sample(self.sampler.take(n_all), self.latent_stream)[own.start : own.stop]
+        n_all, before = size * self.processes, size * self.accelerator.process_index
+        own = slice(before, before + size)
+        latents = self.latents.sample(self.sampler.take(n_all), self.latent_stream)[own]
         hidden = None if self.hidden is None else self.hidden.expand(size, -1, -1)
         input_ids = self.input_ids.expand(size, -1)
         if self.prior is not None:
             of_class = self.prior.latents.sample(self.prior.sampler.take(n_all), self.latent_stream)
-            latents = torch.cat([latents, of_class[own.start : own.stop]])
+            latents = torch.cat([latents, of_class[own]])
             input_ids = torch.cat([input_ids, self.prior.input_ids.expand(size, -1)])
             if hidden is not None and self.prior.hidden is not None:
                 hidden = torch.cat([hidden, self.prior.hidden.expand(size, -1, -1)])
@@ -111,10 +111,11 @@ class TrainingState:
             **({} if self.processes == 1 else self._share(own, n_all)),
         )
 
-    def _share(self, own: range, n_all: int) -> dict[str, Any]:
+    def _share(self, own: slice, n_all: int) -> dict[str, Any]:
         """Where this process's pictures stand among all: the subject's come first, then the class's."""
-        of_class = [] if self.prior is None else [n_all + row for row in own]
-        return {"rows": (*own, *of_class), "n_all": n_all if self.prior is None else 2 * n_all}
+        rows = range(n_all)[own]
+        of_class = [] if self.prior is None else [n_all + row for row in rows]
+        return {"rows": (*rows, *of_class), "n_all": n_all if self.prior is None else 2 * n_all}
 
     def save(self, folder: Path) -> list[Path]:
         """The method's artefact in the ecosystem's format, with the step and the trigger in its header."""
