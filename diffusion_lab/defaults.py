@@ -57,17 +57,17 @@ def _fill_token(config: Config) -> None:
 
 
 def _fill_method(method: Any, small: bool) -> None:
-    """Learning rates from the method's own pair `learning_rates` (small, full-size); alpha is the rank."""
+    """Learning rates from the method's own pair `learning_rates` (small, full-size); alpha by the method's rule."""
     if getattr(method, "learning_rate", 0.0) is None:
         method.learning_rate = method.learning_rates[0 if small else 1]
+    if getattr(method, "token_learning_rate", 0.0) is None:
+        method.token_learning_rate = method.token_learning_rates[0 if small else 1]
     if getattr(method, "text_encoder_learning_rate", 0.0) is None:
         method.text_encoder_learning_rate = method.learning_rate / 10
     if getattr(method, "alpha", 0.0) is None:
-        method.alpha = float(method.rank)
+        method.alpha = method.default_alpha
     if getattr(method, "targets", "") is None:
-        from diffusion_lab.methods.lora import default_targets
-
-        method.targets = default_targets(small)
+        method.targets = method.default_targets(small)
 
 
 def _noun_of(data: Data) -> str | None:

@@ -199,6 +199,7 @@ class Batch:
     n_class: int = 0  # the last so many pictures are of the class, not of the subject
     snr_gamma: float | None = None  # Min-SNR; None: all time steps weigh the same
     noise_offset: float = 0.0
+    progress: float = 0.0  # share of the run's optimizer steps already taken, in [0, 1)
 
 
 class Method(Protocol):

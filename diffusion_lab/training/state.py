@@ -58,6 +58,7 @@ class TrainingState:
     noise_stream: torch.Generator  # CPU: noise and timesteps of the loss
     global_streams: RngState  # Python, NumPy, torch as this run last left them: dropout
     meter: Meter
+    total: int  # optimizer steps of the whole run
     notes: dict[str, str] = field(default_factory=dict)  # for the artefact's header
     step: int = 0  # optimizer steps done
 
@@ -94,6 +95,7 @@ class TrainingState:
             n_class=0 if self.prior is None else size,
             snr_gamma=self.snr_gamma,
             noise_offset=self.noise_offset,
+            progress=self.step / self.total,
         )
 
     def save(self, folder: Path) -> list[Path]:
@@ -145,6 +147,7 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         noise_stream=generator(config.seed, "noise"),
         global_streams=global_streams,
         meter=Meter(device),
+        total=config.steps.total,
         notes={
             "base_model": config.model.path,
             "trigger": subject.identifier,
