@@ -16,7 +16,9 @@ from diffusion_lab.checks import closest, flag, number, one_of, text, whole, wor
 from diffusion_lab.defaults import fill_defaults
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.methods.dreambooth import DreamBooth
+from diffusion_lab.methods.hypernetwork import Hypernetwork
 from diffusion_lab.methods.lora import Lora
+from diffusion_lab.methods.pivotal import Pivotal
 from diffusion_lab.methods.textual_inversion import TextualInversion
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ METHODS: dict[str, type] = {  # a new method: its file, a line here, conf/method
     "lora": Lora,
     "dreambooth": DreamBooth,
     "textual_inversion": TextualInversion,
+    "pivotal": Pivotal,
+    "hypernetwork": Hypernetwork,
 }
 JOBS = ("finetune", "report", "pretrain", "subjects")
 STAGES = (  # of job=pretrain, in their order

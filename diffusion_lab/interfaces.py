@@ -203,7 +203,14 @@ class Batch:
 
 
 class Method(Protocol):
-    """What a fine-tuning method supplies to the one loop. The dataclass is also its config."""
+    """What a fine-tuning method supplies to the one loop. The dataclass is also its config.
+
+    Where it applies a method also has
+    `complete(pipe, folder)`: adds the parts of a whole pipeline that `save` leaves out;
+    `evaluating(pipe)`: a context in which the pipe has the weights to evaluate and save (an average);
+    `state_dict(pipe)`, `load_state_dict(pipe, state)`: what a resumed run needs beside the trained parameters,
+    one flat dict of tensors and numbers.
+    """
 
     name: str
 
