@@ -42,6 +42,7 @@ class Picture:
     path: Path
     sha256: str  # of the file's bytes
     pixels: Pixels  # uint8 [height, width, 3]
+    caption: str | None = None  # what it shows, from the text file beside it; None: the instance prompt
 
 
 @dataclass(frozen=True, slots=True)

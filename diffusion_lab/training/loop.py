@@ -136,7 +136,11 @@ def _check_float32(state: TrainingState) -> None:
 
 def _log_values(state: TrainingState, since: _Since, norm: float) -> dict[str, float]:
     seconds = state.meter.seconds["training"] - since.seconds
-    rates = {group["name"]: float(group["lr"]) for group in state.optimizer.param_groups}
+    # Prodigy's rate is its estimate d times the configured factor.
+    rates = {
+        group["name"]: float(group["lr"]) * float(group.get("d", 1.0))
+        for group in state.optimizer.param_groups
+    }
     first, *others = rates
     return {
         "train/loss": math.fsum(since.losses) / len(since.losses),
