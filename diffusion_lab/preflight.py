@@ -71,19 +71,22 @@ def check(config: Config, run_folder: Path) -> Plan:
 
 
 def _check_finetune(config: Config, run_folder: Path) -> Plan:
-    from diffusion_lab.data.subjects import check_subject
+    from diffusion_lab.data.captions import caption_warnings
+    from diffusion_lab.data.subjects import check_subject, training_captions
 
     noun = check_subject(config.data)
     _check_impostors(config)
     _check_metrics(config)
+    _check_optimizer(config)
     prompts = _check_prompts(config, noun)
     model = model_folder(config.model)
-    warnings = _warnings(config)
+    captions = training_captions(config.data)
+    warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
     if model is not None:
         from diffusion_lab.models.folder import check_folder
 
         check_folder(model, config.model)
-        _check_tokens(config, model, prompts, noun)
+        _check_tokens(config, model, prompts, noun, captions)
     else:
         warnings.append(
             f"model.path={config.model.path} is taken for a hub id: it may be downloaded (gigabytes)"
@@ -177,14 +180,29 @@ def _check_metrics(config: Config) -> None:
             raise UserError(f"metrics.{key}={value}: there is no such file")
 
 
+def _check_optimizer(config: Config) -> None:
+    """The optional packages, looked for and not imported: they would load torch."""
+    from importlib.util import find_spec
+
+    name = config.steps.optimizer
+    package = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}.get(name)
+    if package is not None and find_spec(package) is None:
+        raise UserError(
+            f"steps.optimizer={name}: needs the package {package}, which is not installed; "
+            "pip install 'diffusion-lab[optimizers]', or use steps.optimizer=adamw"
+        )
+
+
 def _check_prompts(config: Config, noun: str) -> PromptSet:
     from diffusion_lab.data.prompts import load_prompts
 
     return load_prompts(config.prompts, identifier=config.data.identifier, class_noun=noun)
 
 
-def _check_tokens(config: Config, model: Path, prompts: PromptSet, noun: str) -> None:
-    """The prompts' lengths, counted by the model's own tokenizer.
+def _check_tokens(
+    config: Config, model: Path, prompts: PromptSet, noun: str, captions: dict[Path, str]
+) -> None:
+    """The prompts' and captions' lengths, counted by the model's own tokenizer.
 
     `tokenizers` alone reads it in a few milliseconds; loading it through transformers takes seconds. Where
     there is no tokenizer.json the job's own check has to do, as soon as it has loaded the tokenizer.
@@ -203,6 +221,7 @@ def _check_tokens(config: Config, model: Path, prompts: PromptSet, noun: str) ->
     named = [
         ("the instance prompt", instance_prompt(config.data.identifier, noun)),
         ("the negative prompt", prompts.negative),
+        *((f"the caption {file}", text) for file, text in captions.items()),
     ]
     for name, text in [*named, *((prompt.id, prompt.text) for prompt in prompts)]:
         length = len(tokenizer.encode(text).ids)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,7 +62,12 @@ def train(
                     state.global_streams = RngState.capture()
                     checkpoint(step)
                 if evaluated and step not in measured:
-                    with meter.phase("evaluation"), preserved_rng(), eval_mode(*modules(pipe)):
+                    with (
+                        meter.phase("evaluation"),
+                        preserved_rng(),
+                        eval_mode(*modules(pipe)),
+                        evaluated_weights(state),
+                    ):
                         evaluate(step)
                     _check_float32(state)
                 if step == steps.total:
@@ -89,6 +95,13 @@ def _checkpointed(steps: Steps, step: int, evaluated: bool) -> bool:
     if steps.checkpoint_every == 0:
         return False
     return step % steps.checkpoint_every == 0 or step == steps.total
+
+
+def evaluated_weights(state: TrainingState) -> AbstractContextManager[None]:
+    """Inside, the pipe has the weights that the method evaluates and saves: the trained ones, or their average."""
+    evaluating = getattr(state.method, "evaluating", None)
+    context: AbstractContextManager[None] = evaluating(state.pipe) if evaluating else nullcontext()
+    return context
 
 
 def training_step(state: TrainingState, steps: Steps) -> tuple[float, float]:
@@ -139,7 +152,11 @@ def _check_float32(state: TrainingState) -> None:
 def _log_values(state: TrainingState, norm: float) -> dict[str, float]:
     since = state.since
     seconds = state.meter.seconds["training"] - since.seconds
-    rates = {group["name"]: float(group["lr"]) for group in state.optimizer.param_groups}
+    # Prodigy's rate is its estimate d times the configured factor.
+    rates = {
+        group["name"]: float(group["lr"]) * float(group.get("d", 1.0))
+        for group in state.optimizer.param_groups
+    }
     first, *others = rates
     return {
         "train/loss": math.fsum(since.losses) / len(since.losses),
