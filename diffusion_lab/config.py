@@ -63,7 +63,8 @@ class Job:
 
 @dataclass(kw_only=True, slots=True)
 class Model:
-    path: str = "miniature"  # "miniature", a diffusers folder, or a hub id
+    path: str = "miniature"  # "miniature", a diffusers folder, a hub id, or one .safetensors checkpoint
+    config: str | None = None  # of a single file: diffusers folder or hub id with its configs; weights unused
     revision: str | None = None
     variant: str | None = None
     resolution: int | None = None  # pixels; null: the model's own
@@ -77,6 +78,8 @@ class Model:
             raise UserError(
                 "model.path is missing: model=folder model.path=FOLDER, or a hub id such as owner/name"
             )
+        if self.config is not None:
+            text("model.config", self.config)
         if self.resolution is not None:
             whole("model.resolution", self.resolution, 16, 4096)
             if self.resolution % 8:

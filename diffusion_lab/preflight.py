@@ -70,17 +70,10 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     _check_impostors(config)
     _check_metrics(config)
     prompts = _check_prompts(config, noun)
-    model = model_folder(config.model)
     warnings = _warnings(config)
-    if model is not None:
-        from diffusion_lab.models.folder import check_folder
-
-        check_folder(model, config.model)
-        _check_tokens(config, model, prompts, noun)
-    else:
-        warnings.append(
-            f"model.path={config.model.path} is taken for a hub id: it may be downloaded (gigabytes)"
-        )
+    configs = check_model(config.model, warnings)
+    if configs is not None:
+        _check_tokens(config, configs, prompts, noun)
     if (run_folder / "result.json").exists():
         raise UserError(
             f"{run_folder}: a run is recorded there already; choose another folder with hydra.run.dir "
@@ -125,18 +118,33 @@ def _plan(config: Config, run_folder: Path, prompts: PromptSet, noun: str, warni
     )  # fmt: skip
 
 
+def check_model(model: Model, warnings: list[str]) -> Path | None:
+    """Refuses a model that lacks a part. Returns the folder with its configs, None where only a hub has them."""
+    from diffusion_lab.models.folder import check_folder
+    from diffusion_lab.models.single_file import check_file, config_folder
+
+    place = model_folder(model)
+    if place is not None and place.is_dir():
+        check_folder(place, model)
+        return place
+    if place is not None:
+        check_file(place, model)
+        configs = config_folder(model)
+        if configs is None:
+            warnings.append("model.config names no folder: the model's configs may be downloaded (kilobytes)")
+        return configs
+    warnings.append(f"model.path={model.path} is taken for a hub id: it may be downloaded (gigabytes)")
+    return None
+
+
 def model_folder(model: Model) -> Path | None:
-    """The model's diffusers folder, or None for a hub id. Raises UserError where it can be neither."""
+    """The model's diffusers folder or single file, None for a hub id. UserError where it can be none."""
     if model.path == "miniature":
         return Path(__file__).resolve().parent / "miniature" / "weights" / "sd"
     folder = Path(model.path).expanduser()
-    if folder.is_dir():
-        return folder
     if folder.exists():
-        raise UserError(
-            f"model.path={model.path}: is a file; a diffusers folder is needed, with model_index.json"
-        )
-    if not HUB_ID.fullmatch(model.path):
+        return folder
+    if not HUB_ID.fullmatch(model.path) or folder.suffix in (".safetensors", ".ckpt"):
         raise UserError(
             f"model.path={model.path}: there is no such folder, nor is it a hub id (owner/name)"
             f"{closest(model.path, ['miniature'])}"
