@@ -93,6 +93,26 @@ class Model:
 
 
 @dataclass(kw_only=True, slots=True)
+class Memory:
+    gradient_checkpointing: bool = False  # activations are computed twice instead of kept
+    cache: str = (
+        "memory"  # memory, disk, off: the pictures' latents and, where its encoder is frozen, the text
+    )
+    offload: bool = False  # what a step does not need waits in the main memory
+    compile: bool = False  # torch.compile on the U-Net's blocks, once its gradients have proved right
+
+    def __post_init__(self) -> None:
+        flag("memory.gradient_checkpointing", self.gradient_checkpointing)
+        one_of("memory.cache", self.cache, ("memory", "disk", "off"))
+        flag("memory.offload", self.offload)
+        flag("memory.compile", self.compile)
+        if self.offload and self.cache == "off":
+            raise UserError(
+                "memory.offload=true: needs memory.cache=memory or disk; without a cache every step needs the VAE"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
 class Data:
     source: str = "miniature"  # miniature, folder
     subject: str = "anna"  # a miniature subject, or a name for the folder's ("": the folder's own)
@@ -250,6 +270,7 @@ class Config:
     seed: int = 0
     job: Job = field(default_factory=Job)
     model: Model = field(default_factory=Model)
+    memory: Memory = field(default_factory=Memory)
     method: AnyMethod = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
     steps: Steps = field(default_factory=Steps)
@@ -275,6 +296,6 @@ def to_yaml(config: Config) -> str:
 
 
 __all__ = [
-    "JOBS", "METHODS", "Config", "Data", "Job", "Lora", "Metrics", "Model", "Prompts", "Steps", "Tracking",
+    "JOBS", "METHODS", "Config", "Data", "Job", "Lora", "Memory", "Metrics", "Model", "Prompts", "Steps", "Tracking",
     "UserError", "as_plain_dict", "fill_defaults", "to_yaml",
 ]  # fmt: skip

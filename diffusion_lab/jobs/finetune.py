@@ -94,6 +94,7 @@ def _finetune(
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.metrics.evaluate import evaluate
     from diffusion_lab.models.load import load_pipeline, resolution_of, resolve_device
+    from diffusion_lab.models.memory import awake, compile_blocks
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.tracking.progress import Progress
     from diffusion_lab.training.loop import train
@@ -112,6 +113,7 @@ def _finetune(
     state = build_state(config, pipe, subject)
     findings.meter, findings.pipe = state.meter, pipe
     check_lengths(pipe.tokenizer, *_written_out(pipe, subject.instance_prompt, prompts))
+    compile_blocks(state, config.memory)
     embeddings = PromptEmbeddings()
 
     total, every = config.steps.total or 0, config.steps.every or 1
@@ -122,7 +124,7 @@ def _finetune(
     ):
 
         def measure(step: int) -> None:
-            with bar.pause():
+            with bar.pause(), awake(state, bank, config.memory):
                 evaluation = evaluate(
                     pipe, prompts, references, bank, config.prompts, step,
                     progress=progress, cache=embeddings, resolution=resolution,

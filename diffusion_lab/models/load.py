@@ -229,13 +229,13 @@ def frozen_dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def cast_frozen(pipe: StableDiffusionPipeline, precision: str) -> None:
+def cast_frozen(pipe: StableDiffusionPipeline, precision: str, *, vae: bool = True) -> None:
     """Casts every parameter that is not trained to `precision`, in place; what trains stays as it is.
 
-    To be called after the pictures were encoded: the VAE encodes in float32.
+    To be called after the pictures were encoded: the VAE encodes in float32, and stays so with `vae=False`.
     """
     dtype = frozen_dtype(precision)
-    for module in modules(pipe):
+    for module in modules(pipe) if vae else [pipe.unet, pipe.text_encoder]:
         for parameter in module.parameters():
             if not parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from diffusion_lab.interfaces import Batch, Method, ParamGroup, Picture, Subject, UserError
 from diffusion_lab.models.load import cast_frozen, modules, resolution_of, training_scheduler
-from diffusion_lab.training.latents import LatentCache, encode_pictures, encode_text, tokenize
+from diffusion_lab.models.memory import recompute_activations
+from diffusion_lab.training.latents import Latents, encode_pictures, encode_text, tokenize
 from diffusion_lab.training.meter import Meter
 from diffusion_lab.training.modes import eval_mode
 from diffusion_lab.training.rng import RngState, generator, preserved_rng, seeded, stream_seed
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 class Prior:
     """Pictures of the class and their caption, for prior preservation."""
 
-    latents: LatentCache
+    latents: Latents
     input_ids: Tensor  # int64 [1, tokens]
     hidden: Tensor | None  # float32 [1, tokens, d]; None where the text encoder trains
     sampler: EpochSampler
@@ -47,9 +48,9 @@ class TrainingState:
     optimizer: AcceleratedOptimizer
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler
     noise_scheduler: DDPMScheduler
-    latents: LatentCache
+    latents: Latents
     input_ids: Tensor  # int64 [1, tokens], the instance prompt
-    hidden: Tensor | None  # float32 [1, tokens, d]; None where the text encoder trains
+    hidden: Tensor | None  # float32 [1, tokens, d]; None where the text encoder trains, or nothing is cached
     sampler: EpochSampler
     prior: Prior | None  # pictures of the class, where the method preserves it
     snr_gamma: float | None
@@ -63,7 +64,7 @@ class TrainingState:
 
     @property
     def device(self) -> torch.device:
-        return self.latents.mean.device
+        return self.latents.device
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -117,14 +118,16 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         class_images = _class_pictures(config, pipe, subject, resolution)
         with seeded(stream_seed(config.seed, "weights")):
             groups = config.method.attach(pipe)
-        latents = encode_pictures(pipe.vae, subject.train, resolution, flip=config.data.flip)
+        keep = config.memory.cache
+        latents = encode_pictures(pipe.vae, subject.train, resolution, flip=config.data.flip, keep=keep)
         input_ids = tokenize(pipe, prompt).to(device)
-        text_trains = any(p.requires_grad for p in pipe.text_encoder.parameters())
-        hidden = None if text_trains else encode_text(pipe, input_ids)
-        prior = _prior(config, pipe, subject, resolution, class_images, text_trains)
+        text_runs = keep == "off" or any(p.requires_grad for p in pipe.text_encoder.parameters())
+        hidden = None if text_runs else encode_text(pipe, input_ids)
+        prior = _prior(config, pipe, subject, resolution, class_images, text_runs)
         with seeded(stream_seed(config.seed, "global")):
             global_streams = RngState.capture()
-    cast_frozen(pipe, config.model.precision)
+    cast_frozen(pipe, config.model.precision, vae=config.memory.cache != "off")
+    recompute_activations(pipe, config.memory)
     optimizer = _adamw(groups, device)
     return TrainingState(
         pipe=pipe,
@@ -180,7 +183,7 @@ def _prior(
     subject: Subject,
     resolution: int,
     pictures: Sequence[Picture],
-    text_trains: bool,
+    text_runs: bool,
 ) -> Prior | None:
     from diffusion_lab.data.class_pictures import class_prompt
 
@@ -188,9 +191,11 @@ def _prior(
         return None
     input_ids = tokenize(pipe, class_prompt(subject.class_noun)).to(pipe.device)
     return Prior(
-        latents=encode_pictures(pipe.vae, pictures, resolution, flip=config.data.flip),
+        latents=encode_pictures(
+            pipe.vae, pictures, resolution, flip=config.data.flip, keep=config.memory.cache
+        ),
         input_ids=input_ids,
-        hidden=None if text_trains else encode_text(pipe, input_ids),
+        hidden=None if text_runs else encode_text(pipe, input_ids),
         sampler=EpochSampler(n=len(pictures), seed=stream_seed(config.seed, "class") % 2**32),
     )
 
