@@ -31,7 +31,7 @@ METHODS: dict[str, type] = {  # a new method: its file, a line here, conf/method
     "dreambooth": DreamBooth,
     "textual_inversion": TextualInversion,
 }
-JOBS = ("finetune", "report", "pretrain", "subjects")
+JOBS = ("finetune", "generate", "report", "pretrain", "subjects")
 STAGES = (  # of job=pretrain, in their order
     "data", "tokenizer", "clip", "vae", "decoder", "unet", "face", "polish", "aesthetics", "evaluate",
 )  # fmt: skip
@@ -43,10 +43,13 @@ LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
 @dataclass(kw_only=True, slots=True)
 class Job:
-    name: str = "finetune"  # finetune, report, pretrain, subjects
+    name: str = "finetune"  # finetune, generate, report, pretrain, subjects
     dry_run: bool = False  # print the plan and stop
     runs: str = ""  # report: a run's folder, or a folder of runs
-    output: str = ""  # pretrain, subjects: where to write
+    output: str = ""  # generate, pretrain, subjects: where to write
+    artefact: str = ""  # generate: a file or folder that fine-tuning left; "": the model alone
+    texts: list[str] = field(default_factory=list)  # generate: prompts as they are; empty: the prompt set
+    weight: float = 1.0  # generate: of a LoRA
     stages: list[str] = field(default_factory=list)  # pretrain: which stages; empty: all
     scale: float = 1.0  # pretrain: multiplies steps and pictures
 
@@ -54,10 +57,12 @@ class Job:
         one_of("job.name", self.name, JOBS)
         flag("job.dry_run", self.dry_run)
         words("job.stages", self.stages, STAGES)
+        words("job.texts", self.texts)
+        number("job.weight", self.weight)
         number("job.scale", self.scale, 0, above=True)
         if self.name == "report" and not self.runs:
             raise UserError("job.runs is missing: job=report job.runs=FOLDER, of a run or of several runs")
-        if self.name in ("pretrain", "subjects") and not self.output:
+        if self.name in ("generate", "pretrain", "subjects") and not self.output:
             raise UserError(f"job.output is missing: job={self.name} job.output=FOLDER")
 
 

@@ -60,7 +60,28 @@ def check(config: Config, run_folder: Path) -> Plan:
         output = Path(config.job.output).expanduser()
         _check_place(output, 0, "job.output")
         return Plan(rows=(("job", config.job.name), ("into", str(output))))
+    if config.job.name == "generate":
+        return _check_generate(config)
     return _check_finetune(config, run_folder)
+
+
+def _check_generate(config: Config) -> Plan:
+    from diffusion_lab.data.prompts import images_per_prompt
+    from diffusion_lab.jobs.generate import order
+
+    wanted = order(config)
+    warnings: list[str] = []
+    check_model(wanted.model, warnings)
+    images = len(wanted.prompts) * images_per_prompt(wanted.settings, wanted.prompts)
+    _check_place(wanted.folder, images * 1_000_000, "job.output")
+    rows = (
+        ("job", "generate"),
+        ("model", wanted.model.path),
+        ("with", ", ".join(f"{piece.kind} {piece.path}" for piece in wanted.artefacts) or "nothing"),
+        ("images", f"{images}, prompts {wanted.prompts.name}"),
+        ("into", str(wanted.folder)),
+    )
+    return Plan(rows=rows, warnings=tuple(warnings))
 
 
 def _check_finetune(config: Config, run_folder: Path) -> Plan:

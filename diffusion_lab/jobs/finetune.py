@@ -23,7 +23,8 @@ from diffusion_lab.interfaces import (
     Summary,
     TrainingDiverged,
 )
-from diffusion_lab.tracking.atomic import replace_folder, write_json
+from diffusion_lab.models.artefacts import annotate
+from diffusion_lab.tracking.atomic import dumps, replace_folder, write_json
 
 if TYPE_CHECKING:
     from diffusion_lab.analysis.stop import Recommendation
@@ -203,7 +204,9 @@ def _conclude(
             plain = dataclasses.asdict(recommendation)
             files.recommendation(plain)
             summary["recommendation"] = plain
-            _place_artefact(config, run_folder, recommendation.step, findings.pipe)
+            summaries = findings.summaries[recommendation.step]
+            means = {name: summary.mean for name, summary in summaries.items()}
+            _place_artefact(config, run_folder, recommendation.step, findings.pipe, means)
     except Exception:
         log.exception("no recommendation could be made")
     tracker.finish(status, summary)
@@ -236,7 +239,9 @@ def _recommend(config: Config, findings: Findings) -> Recommendation | None:
     )
 
 
-def _place_artefact(config: Config, run_folder: Path, step: int, pipe: Any) -> None:
+def _place_artefact(
+    config: Config, run_folder: Path, step: int, pipe: Any, scores: Mapping[str, float | None]
+) -> None:
     """artefact/ is a copy of the recommended step's adapter, whole or not there at all.
 
     A method that trains whole parts of the model adds the parts that it left alone.
@@ -246,6 +251,7 @@ def _place_artefact(config: Config, run_folder: Path, step: int, pipe: Any) -> N
         if complete is not None and pipe is not None:
             complete(pipe, beside)
         shutil.copytree(adapter_folder(run_folder, step), beside, dirs_exist_ok=True)
+        annotate(beside, {"recommended_step": str(step), "scores": dumps(scores)})
 
 
 def _cost(meter: Meter | None) -> dict[str, dict[str, float]]:

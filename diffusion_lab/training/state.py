@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.interfaces import Batch, Method, ParamGroup, Picture, Subject, UserError
+from diffusion_lab.models import kohya
+from diffusion_lab.models.artefacts import notes as artefact_notes
 from diffusion_lab.models.load import cast_frozen, modules, resolution_of, training_scheduler
 from diffusion_lab.models.memory import recompute_activations
 from diffusion_lab.training.latents import Latents, encode_pictures, encode_text, tokenize
@@ -100,7 +102,9 @@ class TrainingState:
     def save(self, folder: Path) -> list[Path]:
         """The method's artefact in the ecosystem's format, with the step and the trigger in its header."""
         folder.mkdir(parents=True, exist_ok=True)
-        return self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step)})
+        paths = self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step)})
+        lora = folder / kohya.SOURCE_NAME
+        return [*paths, kohya.export(lora, folder / kohya.FILE_NAME)] if lora in paths else paths
 
 
 def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject) -> TrainingState:
@@ -148,13 +152,7 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         noise_stream=generator(config.seed, "noise"),
         global_streams=global_streams,
         meter=Meter(device),
-        notes={
-            "base_model": config.model.path,
-            "trigger": subject.identifier,
-            "class_noun": subject.class_noun,
-            "instance_prompt": prompt,
-            "subject": subject.name,
-        },
+        notes=artefact_notes(config, pipe, subject, prompt),
     )
 
 
