@@ -18,6 +18,7 @@ from diffusion_lab.interfaces import UserError
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.methods.textual_inversion import TextualInversion
+from diffusion_lab.models.memory import Memory
 
 if TYPE_CHECKING:
     from diffusion_lab.interfaces import Method
@@ -95,26 +96,6 @@ class Model:
         one_of("model.precision", self.precision, ("fp32", "bf16", "fp16"))
         flag("model.allow_pickle", self.allow_pickle)
         flag("model.local_files_only", self.local_files_only)
-
-
-@dataclass(kw_only=True, slots=True)
-class Memory:
-    gradient_checkpointing: bool = False  # activations are computed twice instead of kept
-    cache: str = (
-        "memory"  # memory, disk, off: the pictures' latents and, where its encoder is frozen, the text
-    )
-    offload: bool = False  # what a step does not need waits in the main memory
-    compile: bool = False  # torch.compile on the U-Net's blocks, once its gradients have proved right
-
-    def __post_init__(self) -> None:
-        flag("memory.gradient_checkpointing", self.gradient_checkpointing)
-        one_of("memory.cache", self.cache, ("memory", "disk", "off"))
-        flag("memory.offload", self.offload)
-        flag("memory.compile", self.compile)
-        if self.offload and self.cache == "off":
-            raise UserError(
-                "memory.offload=true: needs memory.cache=memory or disk; without a cache every step needs the VAE"
-            )
 
 
 @dataclass(kw_only=True, slots=True)

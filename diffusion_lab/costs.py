@@ -46,6 +46,7 @@ class Cost:
     memory_bytes: float
     disk_bytes: int
     peaks: Mapping[str, float] = field(default_factory=dict)  # bytes, of training and of evaluation
+    process_bytes: float = 0.0  # what the process takes beside them
 
     @property
     def seconds(self) -> float:
@@ -73,9 +74,10 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
     training = (passes + config.data.n_images * ENCODE_TFLOP) * area / tflops
     evaluation = (forwards * UNET_TFLOP + sampled * DECODE_TFLOP) * area / tflops
     peaks = footprint.peaks(config, footprint.architecture(config.model))
-    memory = max(peaks.values()) + (0 if gpu else PROCESS_BYTES)
+    process = 0.0 if gpu else PROCESS_BYTES
+    memory = max(peaks.values()) + process
     disk = _disk(evaluations, sampled, config.model.resolution or 512, 3.5e9 if whole else 15e6)
-    return Cost(device, training, evaluation, 4 * START_SECONDS, memory, disk, peaks)
+    return Cost(device, training, evaluation, 4 * START_SECONDS, memory, disk, peaks, process)
 
 
 def _disk(evaluations: int, sampled: int, resolution: int, adapter_bytes: float) -> int:
@@ -124,6 +126,42 @@ def remedies(config: Config) -> tuple[list[str], float]:
         if peak < 0.99 * best:
             changed, best, found = trial, peak, [*found, saving]
     return found, best
+
+
+def memory_row(cost: Cost) -> str:
+    parts = ", ".join(f"{name} {size / footprint.GIB:.1f}" for name, size in cost.peaks.items())
+    return f"about {cost.memory_bytes / footprint.GIB:.1f} GiB" + (f" ({parts})" if parts else "")
+
+
+def memory_warnings(config: Config, cost: Cost) -> list[str]:
+    """Says so where the run will not fit the device, and what would help."""
+    there = device_bytes(config)
+    if there is None or cost.memory_bytes < 0.95 * there or not cost.peaks:
+        return []
+    found, best = remedies(config)
+    told = f"about {cost.memory_bytes / footprint.GIB:.1f} GiB of memory are needed, and {cost.device} has {there / footprint.GIB:.1f}"
+    if found:
+        told += f"; {' '.join(found)} bring it to about {best / footprint.GIB:.1f}"
+    if hasattr(config.method, "complete"):
+        told += "; method=lora needs less"
+    return [told]
+
+
+def planned(config: Config) -> dict[str, dict[str, float]]:
+    """The estimate beside which a record puts what was measured: seconds and bytes of each phase."""
+    settings, steps = config.prompts, config.steps
+    total, every = steps.total or 1, steps.every or 1
+    evaluations = len({*range(0, total, every), total})
+    sampled = evaluations * settings.n * settings.images_per_prompt
+    forwards = sampled * settings.sampling_steps * (2 if settings.guidance_scale > 1 else 1)
+    cost = estimate(config, forwards=forwards, sampled=sampled, evaluations=evaluations)
+    return {
+        phase: {
+            "seconds": seconds,
+            "peak_memory_bytes": cost.peaks[phase] + cost.process_bytes if cost.peaks else cost.memory_bytes,
+        }
+        for phase, seconds in (("training", cost.training_seconds), ("evaluation", cost.evaluation_seconds))
+    }
 
 
 def has_gpu() -> bool:

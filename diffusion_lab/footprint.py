@@ -25,10 +25,10 @@ FULL, HALF = 4, 2  # bytes a number
 # Bytes saved for the way back a unit of the sums: residual blocks, transformer blocks.
 SAVED = {
     # (half precision, the U-Net itself trains)
-    (False, True): (16.0, 120.0),
-    (True, True): (14.0, 80.0),
-    (False, False): (12.0, 90.0),
-    (True, False): (10.0, 60.0),
+    (False, True): (13.3, 125.0),
+    (True, True): (11.8, 83.0),
+    (False, False): (13.3, 89.0),
+    (True, False): (11.8, 61.0),
 }
 RECOMPUTED = (
     0.25  # share of it that stays with gradient checkpointing: blocks' inputs and one block at a time

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import closest, one_of
-from diffusion_lab.costs import Cost, device_bytes, estimate, remedies
-from diffusion_lab.footprint import GIB
+from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
 from diffusion_lab.interfaces import PromptSet, UserError
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def _plan(config: Config, run_folder: Path, prompts: PromptSet, noun: str, warni
     forwards = sampled * sampling.sampling_steps * (2 if sampling.guidance_scale > 1 else 1)
     cost = estimate(config, forwards=forwards, sampled=sampled, evaluations=len(evaluations))
     _check_place(run_folder, cost.disk_bytes, "hydra.run.dir")
-    warnings += _memory_warnings(config, cost)
+    warnings += memory_warnings(config, cost)
     data, resolution = config.data, config.model.resolution
     every = f"every {steps.every} steps: " + ", ".join(map(str, _shortened(evaluations)))
     rows = (
@@ -132,7 +131,7 @@ def _plan(config: Config, run_folder: Path, prompts: PromptSet, noun: str, warni
         ("time", f"about {duration(cost.seconds)} on {cost.device}: "
                  f"training {duration(cost.training_seconds)}, "
                  f"evaluation {duration(cost.evaluation_seconds)}"),
-        ("memory", _memory_row(cost)),
+        ("memory", memory_row(cost)),
         ("disk", f"about {max(1, round(cost.disk_bytes / 1e6))} MB in {run_folder}"),
     )  # fmt: skip
     return Plan(
@@ -158,25 +157,6 @@ def check_model(model: Model, warnings: list[str]) -> Path | None:
         return configs
     warnings.append(f"model.path={model.path} is taken for a hub id: it may be downloaded (gigabytes)")
     return None
-
-
-def _memory_row(cost: Cost) -> str:
-    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in cost.peaks.items())
-    return f"about {cost.memory_bytes / GIB:.1f} GiB" + (f" ({parts})" if parts else "")
-
-
-def _memory_warnings(config: Config, cost: Cost) -> list[str]:
-    """Says so where the run will not fit the device, and what would help."""
-    there = device_bytes(config)
-    if there is None or cost.memory_bytes < 0.95 * there or not cost.peaks:
-        return []
-    found, best = remedies(config)
-    told = f"about {cost.memory_bytes / GIB:.1f} GiB of memory are needed, and {cost.device} has {there / GIB:.1f}"
-    if found:
-        told += f"; {' '.join(found)} bring it to about {best / GIB:.1f}"
-    if hasattr(config.method, "complete"):
-        told += "; method=lora needs less"
-    return [told]
 
 
 def model_folder(model: Model) -> Path | None:

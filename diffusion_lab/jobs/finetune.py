@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.config import Config, as_plain_dict
+from diffusion_lab.costs import planned
 from diffusion_lab.interfaces import (
     Evaluation,
     PromptSet,
@@ -197,6 +198,7 @@ def _conclude(
     Runs after a failure too, so nothing in here may hide the reason why.
     """
     summary: dict[str, Any] = {"steps_done": findings.steps_done, "cost": _cost(findings.meter)}
+    summary["cost"]["estimate"] = planned(config)
     recommendation = None
     try:
         recommendation = _recommend(config, findings)

@@ -9,19 +9,42 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.checks import flag, one_of
+from diffusion_lab.interfaces import UserError
 
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
     from torch import nn
 
-    from diffusion_lab.config import Memory
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 GRADIENTS_AGREE = 0.02  # relative distance of compiled from eager gradients; bf16's rounding is near 0.005
+
+
+@dataclass(kw_only=True, slots=True)
+class Memory:
+    gradient_checkpointing: bool = False  # activations are computed twice instead of kept
+    cache: str = (
+        "memory"  # memory, disk, off: the pictures' latents and, where its encoder is frozen, the text
+    )
+    offload: bool = False  # what a step does not need waits in the main memory
+    compile: bool = False  # torch.compile on the U-Net's blocks, once its gradients have proved right
+
+    def __post_init__(self) -> None:
+        flag("memory.gradient_checkpointing", self.gradient_checkpointing)
+        one_of("memory.cache", self.cache, ("memory", "disk", "off"))
+        flag("memory.offload", self.offload)
+        flag("memory.compile", self.compile)
+        if self.offload and self.cache == "off":
+            raise UserError(
+                "memory.offload=true: needs memory.cache=memory or disk; without a cache every step needs the VAE"
+            )
 
 
 def recompute_activations(pipe: StableDiffusionPipeline, settings: Memory) -> None:
