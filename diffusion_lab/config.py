@@ -21,6 +21,7 @@ from diffusion_lab.methods.hypernetwork import Hypernetwork
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.methods.pivotal import Pivotal
 from diffusion_lab.methods.textual_inversion import TextualInversion
+from diffusion_lab.models.memory import Memory
 
 if TYPE_CHECKING:
     from diffusion_lab.interfaces import Method
@@ -36,7 +37,7 @@ METHODS: dict[str, type] = {  # a new method: its file, a line here, conf/method
     "pivotal": Pivotal,
     "hypernetwork": Hypernetwork,
 }
-JOBS = ("finetune", "report", "pretrain", "subjects")
+JOBS = ("finetune", "generate", "report", "pretrain", "subjects")
 STAGES = (  # of job=pretrain, in their order
     "data", "tokenizer", "clip", "vae", "decoder", "unet", "face", "polish", "aesthetics", "evaluate",
 )  # fmt: skip
@@ -50,10 +51,13 @@ LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
 @dataclass(kw_only=True, slots=True)
 class Job:
-    name: str = "finetune"  # finetune, report, pretrain, subjects
+    name: str = "finetune"  # finetune, generate, report, pretrain, subjects
     dry_run: bool = False  # print the plan and stop
     runs: str = ""  # report: a run's folder, or a folder of runs
-    output: str = ""  # pretrain, subjects: where to write
+    output: str = ""  # generate, pretrain, subjects: where to write
+    artefact: str = ""  # generate: a file or folder that fine-tuning left; "": the model alone
+    texts: list[str] = field(default_factory=list)  # generate: prompts as they are; empty: the prompt set
+    weight: float = 1.0  # generate: of a LoRA
     stages: list[str] = field(default_factory=list)  # pretrain: which stages; empty: all
     scale: float = 1.0  # pretrain: multiplies steps and pictures
 
@@ -61,16 +65,19 @@ class Job:
         one_of("job.name", self.name, JOBS)
         flag("job.dry_run", self.dry_run)
         words("job.stages", self.stages, STAGES)
+        words("job.texts", self.texts)
+        number("job.weight", self.weight)
         number("job.scale", self.scale, 0, above=True)
         if self.name == "report" and not self.runs:
             raise UserError("job.runs is missing: job=report job.runs=FOLDER, of a run or of several runs")
-        if self.name in ("pretrain", "subjects") and not self.output:
+        if self.name in ("generate", "pretrain", "subjects") and not self.output:
             raise UserError(f"job.output is missing: job={self.name} job.output=FOLDER")
 
 
 @dataclass(kw_only=True, slots=True)
 class Model:
-    path: str = "miniature"  # "miniature", a diffusers folder, or a hub id
+    path: str = "miniature"  # "miniature", a diffusers folder, a hub id, or one .safetensors checkpoint
+    config: str | None = None  # of a single file: diffusers folder or hub id with its configs; weights unused
     revision: str | None = None
     variant: str | None = None
     resolution: int | None = None  # pixels; null: the model's own
@@ -84,6 +91,8 @@ class Model:
             raise UserError(
                 "model.path is missing: model=folder model.path=FOLDER, or a hub id such as owner/name"
             )
+        if self.config is not None:
+            text("model.config", self.config)
         if self.resolution is not None:
             whole("model.resolution", self.resolution, 16, 4096)
             if self.resolution % 8:
@@ -268,6 +277,7 @@ class Config:
     resume: str = "auto"  # auto, never, must: whether a run that the run folder holds goes on
     job: Job = field(default_factory=Job)
     model: Model = field(default_factory=Model)
+    memory: Memory = field(default_factory=Memory)
     method: AnyMethod = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
     steps: Steps = field(default_factory=Steps)
@@ -299,6 +309,6 @@ def to_yaml(config: Config) -> str:
 
 
 __all__ = [
-    "JOBS", "METHODS", "Config", "Data", "Job", "Lora", "Metrics", "Model", "Prompts", "Steps", "Tracking",
+    "JOBS", "METHODS", "Config", "Data", "Job", "Lora", "Memory", "Metrics", "Model", "Prompts", "Steps", "Tracking",
     "UserError", "as_plain_dict", "fill_defaults", "to_yaml",
 ]  # fmt: skip

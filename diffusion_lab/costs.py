@@ -7,10 +7,15 @@ Stable Diffusion 1.5 at 512 pixels divided by assumed speeds, not measured: an o
 
 from __future__ import annotations
 
+import copy
 import os
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from diffusion_lab import footprint
 
 if TYPE_CHECKING:
     from diffusion_lab.config import Config
@@ -25,8 +30,7 @@ MEMORY_BYTES = 1.6e9
 # Stable Diffusion 1.5, 512 pixels
 UNET_TFLOP, ENCODE_TFLOP, DECODE_TFLOP = 0.803, 1.12, 2.51  # one image
 BACKWARD = 2.0  # cost of the backward pass, in forward passes
-WEIGHTS = 1.07e9  # parameters of U-Net, text encoder and VAE
-ACTIVATION_BYTES = {"fp32": 5.5e9, "bf16": 2.8e9, "fp16": 2.8e9}  # training, one image
+PROCESS_BYTES = 1.2e9  # on the CPU: Python and the libraries themselves
 GPU_TFLOPS = {"fp32": 60.0, "bf16": 200.0, "fp16": 200.0}  # assumed: a quarter of a data-centre card's peak
 CORE_TFLOPS = 0.05  # assumed: one CPU core, float32
 
@@ -41,6 +45,8 @@ class Cost:
     start_seconds: float
     memory_bytes: float
     disk_bytes: int
+    peaks: Mapping[str, float] = field(default_factory=dict)  # bytes, of training and of evaluation
+    process_bytes: float = 0.0  # what the process takes beside them
 
     @property
     def seconds(self) -> float:
@@ -67,10 +73,12 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
     passes = steps * config.steps.batch_size * (1 + BACKWARD) * UNET_TFLOP
     training = (passes + config.data.n_images * ENCODE_TFLOP) * area / tflops
     evaluation = (forwards * UNET_TFLOP + sampled * DECODE_TFLOP) * area / tflops
-    memory = 4 * WEIGHTS + ACTIVATION_BYTES[config.model.precision] * config.steps.batch_size * area
+    peaks = footprint.peaks(config, footprint.architecture(config.model))
+    process = 0.0 if gpu else PROCESS_BYTES
+    memory = max(peaks.values()) + process
     adapter = 3.5e9 if whole else 15e6
     disk = _disk(evaluations, sampled, config.model.resolution or 512, adapter, config.steps.keep_checkpoints)
-    return Cost(device, training, evaluation, 4 * START_SECONDS, memory, disk)
+    return Cost(device, training, evaluation, 4 * START_SECONDS, memory, disk, peaks, process)
 
 
 def _disk(evaluations: int, sampled: int, resolution: int, adapter_bytes: float, checkpoints: int) -> int:
@@ -81,6 +89,84 @@ def _disk(evaluations: int, sampled: int, resolution: int, adapter_bytes: float,
     side = min(resolution, 128)
     adapters = evaluations + 3 * (checkpoints + 2)
     return int(adapters * adapter_bytes + sampled * (side * side * 3 + 2000) * 2 + 20e6)
+
+
+def device_bytes(config: Config) -> float | None:
+    """Memory of the device that the run will use: a card's by nvidia-smi, the machine's; None if unknown."""
+    if config.model.device == "cpu" or not has_gpu():
+        import psutil
+
+        return (
+            None if config.model.device.startswith(("cuda", "mps")) else float(psutil.virtual_memory().total)
+        )
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+        number = int(config.model.device.partition(":")[2] or 0)
+        return float(told[number]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+# What makes a run smaller, the least costly first.
+SAVINGS = (
+    "model.precision=bf16", "memory.offload=true", "memory.gradient_checkpointing=true", "steps.batch_size=1",
+    "prompts.batch_size=1",
+)  # fmt: skip
+
+
+def remedies(config: Config) -> tuple[list[str], float]:
+    """Settings not yet made that lower the peak, each added to those before, and the peak with all of them."""
+    changed, found = copy.deepcopy(config), []
+    model = footprint.architecture(config.model)
+    best = max(footprint.peaks(changed, model).values())
+    for saving in SAVINGS:
+        key, _, value = saving.partition("=")
+        group, _, name = key.partition(".")
+        trial = copy.deepcopy(changed)
+        setattr(getattr(trial, group), name, {"true": True, "1": 1}.get(value, value))
+        if trial.memory.cache == "off":
+            trial.memory.cache = "memory"
+        peak = max(footprint.peaks(trial, model).values())
+        if peak < 0.99 * best:
+            changed, best, found = trial, peak, [*found, saving]
+    return found, best
+
+
+def memory_row(cost: Cost) -> str:
+    parts = ", ".join(f"{name} {size / footprint.GIB:.1f}" for name, size in cost.peaks.items())
+    return f"about {cost.memory_bytes / footprint.GIB:.1f} GiB" + (f" ({parts})" if parts else "")
+
+
+def memory_warnings(config: Config, cost: Cost) -> list[str]:
+    """Says so where the run will not fit the device, and what would help."""
+    there = device_bytes(config)
+    if there is None or cost.memory_bytes < 0.95 * there or not cost.peaks:
+        return []
+    found, best = remedies(config)
+    told = f"about {cost.memory_bytes / footprint.GIB:.1f} GiB of memory are needed, and {cost.device} has {there / footprint.GIB:.1f}"
+    if found:
+        told += f"; {' '.join(found)} bring it to about {best / footprint.GIB:.1f}"
+    if hasattr(config.method, "complete"):
+        told += "; method=lora needs less"
+    return [told]
+
+
+def planned(config: Config) -> dict[str, dict[str, float]]:
+    """The estimate beside which a record puts what was measured: seconds and bytes of each phase."""
+    settings, steps = config.prompts, config.steps
+    total, every = steps.total or 1, steps.every or 1
+    evaluations = len({*range(0, total, every), total})
+    sampled = evaluations * settings.n * settings.images_per_prompt
+    forwards = sampled * settings.sampling_steps * (2 if settings.guidance_scale > 1 else 1)
+    cost = estimate(config, forwards=forwards, sampled=sampled, evaluations=evaluations)
+    return {
+        phase: {
+            "seconds": seconds,
+            "peak_memory_bytes": cost.peaks[phase] + cost.process_bytes if cost.peaks else cost.memory_bytes,
+        }
+        for phase, seconds in (("training", cost.training_seconds), ("evaluation", cost.evaluation_seconds))
+    }
 
 
 def has_gpu() -> bool:

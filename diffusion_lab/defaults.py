@@ -24,7 +24,7 @@ def fill_defaults(config: Config) -> Config:
     """
     filled = copy.deepcopy(config)
     steps, data, model = filled.steps, filled.data, filled.model
-    own = 64 if model.path == "miniature" else _resolution_of(Path(model.path).expanduser())
+    own = 64 if model.path == "miniature" else _resolution_of(Path(model.config or model.path).expanduser())
     small = own is not None and own < SMALL
     if model.resolution is None:
         model.resolution = own

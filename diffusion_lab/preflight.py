@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import closest, one_of
-from diffusion_lab.costs import Cost, estimate
+from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
 from diffusion_lab.interfaces import PromptSet, UserError
 from diffusion_lab.resume import Standing, standing
 
@@ -67,7 +67,28 @@ def check(config: Config, run_folder: Path) -> Plan:
         output = Path(config.job.output).expanduser()
         _check_place(output, 0, "job.output")
         return Plan(rows=(("job", config.job.name), ("into", str(output))))
+    if config.job.name == "generate":
+        return _check_generate(config)
     return _check_finetune(config, run_folder)
+
+
+def _check_generate(config: Config) -> Plan:
+    from diffusion_lab.data.prompts import images_per_prompt
+    from diffusion_lab.jobs.generate import order
+
+    wanted = order(config)
+    warnings: list[str] = []
+    check_model(wanted.model, warnings)
+    images = len(wanted.prompts) * images_per_prompt(wanted.settings, wanted.prompts)
+    _check_place(wanted.folder, images * 1_000_000, "job.output")
+    rows = (
+        ("job", "generate"),
+        ("model", wanted.model.path),
+        ("with", ", ".join(f"{piece.kind} {piece.path}" for piece in wanted.artefacts) or "nothing"),
+        ("images", f"{images}, prompts {wanted.prompts.name}"),
+        ("into", str(wanted.folder)),
+    )
+    return Plan(rows=rows, warnings=tuple(warnings))
 
 
 def _check_finetune(config: Config, run_folder: Path) -> Plan:
@@ -79,18 +100,11 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     _check_metrics(config)
     _check_optimizer(config)
     prompts = _check_prompts(config, noun)
-    model = model_folder(config.model)
     captions = training_captions(config.data)
     warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
-    if model is not None:
-        from diffusion_lab.models.folder import check_folder
-
-        check_folder(model, config.model)
-        _check_tokens(config, model, prompts, noun, captions)
-    else:
-        warnings.append(
-            f"model.path={config.model.path} is taken for a hub id: it may be downloaded (gigabytes)"
-        )
+    configs = check_model(config.model, warnings)
+    if configs is not None:
+        _check_tokens(config, configs, prompts, noun, captions)
     stands = standing(config, run_folder)
     return _plan(config, run_folder, prompts, noun, warnings, stands)
 
@@ -109,6 +123,7 @@ def _plan(
     forwards = sampled * sampling.sampling_steps * (2 if sampling.guidance_scale > 1 else 1)
     cost = estimate(config, forwards=forwards, sampled=sampled, evaluations=len(evaluations))
     _check_place(run_folder, cost.disk_bytes, "hydra.run.dir")
+    warnings += memory_warnings(config, cost)
     data, resolution = config.data, config.model.resolution
     every = f"every {steps.every} steps: " + ", ".join(map(str, _shortened(evaluations)))
     rows = (
@@ -124,7 +139,7 @@ def _plan(
         ("time", f"about {duration(cost.seconds)} on {cost.device}: "
                  f"training {duration(cost.training_seconds)}, "
                  f"evaluation {duration(cost.evaluation_seconds)}"),
-        ("memory", f"about {cost.memory_bytes / 1e9:.1f} GB"),
+        ("memory", memory_row(cost)),
         ("disk", f"about {max(1, round(cost.disk_bytes / 1e6))} MB in {run_folder}"),
         *([] if stands == "empty" else [("resume", f"the folder holds {WORDS[stands]}")]),
     )  # fmt: skip
@@ -135,18 +150,33 @@ def _plan(
     )  # fmt: skip
 
 
+def check_model(model: Model, warnings: list[str]) -> Path | None:
+    """Refuses a model that lacks a part. Returns the folder with its configs, None where only a hub has them."""
+    from diffusion_lab.models.folder import check_folder
+    from diffusion_lab.models.single_file import check_file, config_folder
+
+    place = model_folder(model)
+    if place is not None and place.is_dir():
+        check_folder(place, model)
+        return place
+    if place is not None:
+        check_file(place, model)
+        configs = config_folder(model)
+        if configs is None:
+            warnings.append("model.config names no folder: the model's configs may be downloaded (kilobytes)")
+        return configs
+    warnings.append(f"model.path={model.path} is taken for a hub id: it may be downloaded (gigabytes)")
+    return None
+
+
 def model_folder(model: Model) -> Path | None:
-    """The model's diffusers folder, or None for a hub id. Raises UserError where it can be neither."""
+    """The model's diffusers folder or single file, None for a hub id. UserError where it can be none."""
     if model.path == "miniature":
         return Path(__file__).resolve().parent / "miniature" / "weights" / "sd"
     folder = Path(model.path).expanduser()
-    if folder.is_dir():
-        return folder
     if folder.exists():
-        raise UserError(
-            f"model.path={model.path}: is a file; a diffusers folder is needed, with model_index.json"
-        )
-    if not HUB_ID.fullmatch(model.path):
+        return folder
+    if not HUB_ID.fullmatch(model.path) or folder.suffix in (".safetensors", ".ckpt"):
         raise UserError(
             f"model.path={model.path}: there is no such folder, nor is it a hub id (owner/name)"
             f"{closest(model.path, ['miniature'])}"

@@ -37,6 +37,7 @@ Examples:
   python -m diffusion_lab -m data.subject=anna,ben data.n_images=4,14
   python -m diffusion_lab -m hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1,2
   python -m diffusion_lab --sweep methods seed=0
+  python -m diffusion_lab job=generate job.artefact=outputs/RUN/artefact prompts.n=10
   python -m diffusion_lab job=report job.runs=outputs/sweeps/NAME
 """
 

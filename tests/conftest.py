@@ -189,7 +189,7 @@ def make_state(tiny_sd_folder: Path, tiny_subject: Subject) -> Callable[..., Tra
     """
     import torch
 
-    from diffusion_lab.config import Config, Data, Model, Steps
+    from diffusion_lab.config import Config, Data, Memory, Model, Steps
     from diffusion_lab.methods.lora import Lora
     from diffusion_lab.models.load import load_pipeline
     from diffusion_lab.training.state import build_state
@@ -202,11 +202,13 @@ def make_state(tiny_sd_folder: Path, tiny_subject: Subject) -> Callable[..., Tra
         seed: int = 0,
         flip: bool = False,
         precision: str = "fp32",
+        memory: Memory | None = None,
         **steps: Any,
     ) -> TrainingState:
         config = Config(
             seed=seed,
             model=Model(path=str(folder), device="cpu", precision=precision),
+            memory=memory or Memory(),
             method=method or Lora(rank=4, learning_rate=1e-2),
             data=Data(flip=flip),
             steps=Steps(**{"total": 4, "every": 2, "batch_size": 2, "log_every": 2, **steps}),

@@ -20,6 +20,7 @@ NEEDED = {
     ("data", "folder"): ["data.folder=pictures"],
     ("job", "report"): ["job.runs=outputs"],
     ("model", "folder"): ["model.path=owner/name"],
+    ("model", "single_file"): ["model.path=model.safetensors"],
     ("prompts", "file"): ["prompts.path=prompts.txt"],
 }  # what an option cannot do without
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]

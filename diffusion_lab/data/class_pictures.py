@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from diffusion_lab.interfaces import Picture, Prompt, PromptSet
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+    from torch import nn
 
     from diffusion_lab.config import Prompts
 
@@ -93,11 +95,16 @@ def _draw(
 
 def fingerprint(pipe: StableDiffusionPipeline) -> str:
     """SHA-256 over the weights of U-Net, VAE and text encoder as they are loaded: 16 hex digits."""
+    return weights_hash({name: getattr(pipe, name) for name in ("unet", "vae", "text_encoder")})
+
+
+def weights_hash(networks: Mapping[str, nn.Module]) -> str:
+    """SHA-256 over names and weights: 16 hex digits."""
     import torch
 
     digest = hashlib.sha256()
-    for name in ("unet", "vae", "text_encoder"):
-        for key, value in sorted(getattr(pipe, name).state_dict().items()):
+    for name, network in networks.items():
+        for key, value in sorted(network.state_dict().items()):
             digest.update(f"{name}.{key}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

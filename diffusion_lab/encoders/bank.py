@@ -85,6 +85,15 @@ class EncoderBank:
         """False only for the full-size encoders without `metrics.aesthetics_weights`."""
         return self.settings.encoders == "miniature" or self.settings.aesthetics_weights is not None
 
+    def networks(self) -> list[torch.nn.Module]:
+        """The networks loaded so far, which may be moved away between two uses."""
+        return [
+            value
+            for encoder in self._used.values()
+            for value in vars(encoder).values()
+            if isinstance(value, torch.nn.Module)
+        ]
+
     def identities(self) -> dict[str, str]:
         """Encoder -> name, weights and preprocessing, of those that have been used so far: for the record."""
         return {

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 JOBS: dict[str, str] = {
     "finetune": "diffusion_lab.jobs.finetune:run",
+    "generate": "diffusion_lab.jobs.generate:run",
     "report": "diffusion_lab.jobs.report:run",
     "pretrain": "diffusion_lab.jobs.pretrain:run",
     "subjects": "diffusion_lab.jobs.subjects:run",

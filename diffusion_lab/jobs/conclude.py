@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.config import Config
+from diffusion_lab.costs import planned
 from diffusion_lab.interfaces import Status, Summary
-from diffusion_lab.tracking.atomic import replace_folder
+from diffusion_lab.models.artefacts import annotate
+from diffusion_lab.tracking.atomic import dumps, replace_folder
 
 if TYPE_CHECKING:
     from diffusion_lab.analysis.stop import Recommendation
@@ -47,6 +49,7 @@ def conclude(
     Runs after a failure too, so nothing in here may hide the reason why.
     """
     summary: dict[str, Any] = {"steps_done": findings.steps_done, "cost": _cost(findings.meter)}
+    summary["cost"]["estimate"] = planned(config)
     stop = None
     try:
         stop = recommendation(config, findings)
@@ -54,7 +57,8 @@ def conclude(
             plain = dataclasses.asdict(stop)
             files.recommendation(plain)
             summary["recommendation"] = plain
-            _place_artefact(config, run_folder, stop.step, findings.pipe)
+            means = {name: found.mean for name, found in findings.summaries[stop.step].items()}
+            _place_artefact(config, run_folder, stop.step, findings.pipe, means)
     except Exception:
         log.exception("no recommendation could be made")
     tracker.finish(status, summary)
@@ -90,7 +94,9 @@ def recommendation(config: Config, findings: Findings) -> Recommendation | None:
     )
 
 
-def _place_artefact(config: Config, run_folder: Path, step: int, pipe: Any) -> None:
+def _place_artefact(
+    config: Config, run_folder: Path, step: int, pipe: Any, scores: Mapping[str, float | None]
+) -> None:
     """artefact/ is a copy of the recommended step's adapter, whole or not there at all.
 
     A method that trains whole parts of the model adds the parts that it left alone.
@@ -100,6 +106,7 @@ def _place_artefact(config: Config, run_folder: Path, step: int, pipe: Any) -> N
         if complete is not None and pipe is not None:
             complete(pipe, beside)
         shutil.copytree(adapter_folder(run_folder, step), beside, dirs_exist_ok=True)
+        annotate(beside, {"recommended_step": str(step), "scores": dumps(scores)})
 
 
 def _cost(meter: Meter | None) -> dict[str, dict[str, float]]:

@@ -121,6 +121,7 @@ def _finetune(
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.metrics.evaluate import evaluate
     from diffusion_lab.models.load import resolution_of
+    from diffusion_lab.models.memory import awake, compile_blocks
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.tracking.progress import Progress
     from diffusion_lab.training import checkpoint
@@ -141,6 +142,7 @@ def _finetune(
         newest = None  # its memory
     findings.meter, findings.pipe = state.meter, pipe
     check_lengths(pipe.tokenizer, *_written_out(pipe, subject.instance_prompt, prompts))
+    compile_blocks(state, config.memory)
     embeddings = PromptEmbeddings()
 
     total, every = config.steps.total or 0, config.steps.every or 1
@@ -152,7 +154,7 @@ def _finetune(
     ):
 
         def measure(step: int) -> None:
-            with bar.pause():
+            with bar.pause(), awake(state, bank, config.memory):
                 evaluation = evaluate(
                     pipe, prompts, references, bank, config.prompts, step,
                     progress=progress, cache=embeddings, resolution=resolution,

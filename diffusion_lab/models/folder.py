@@ -29,6 +29,13 @@ def check_folder(folder: Path, model: Model) -> None:
     def fail(what: str, remedy: str = "copy or download the folder again") -> UserError:
         return UserError(f"model.path={model.path}: {what}; {remedy}")
 
+    check_configs(folder, fail)
+    for part in WEIGHTS:
+        _check_weights(folder, part, model, fail)
+
+
+def check_configs(folder: Path, fail: _Fail) -> None:
+    """What describes the model, whether or not its weights are there; raises what `fail` makes."""
     index = _read_json(folder / "model_index.json", fail)
     kind = str(index.get("_class_name", ""))
     if kind != "StableDiffusionPipeline":
@@ -47,7 +54,6 @@ def check_folder(folder: Path, model: Model) -> None:
                 raise fail(f"tokenizer/{name} is missing")
     for part in WEIGHTS:
         _read_json(folder / part / "config.json", fail)
-        _check_weights(folder, part, model, fail)
 
 
 def _read_json(path: Path, fail: _Fail) -> dict[str, list[str | None]]:

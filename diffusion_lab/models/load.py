@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline from the shipped miniature, a local diffusers folder or a model hub."""
+"""A Stable Diffusion pipeline from the shipped miniature, a diffusers folder, one file or a model hub."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models.folder import check_folder
+from diffusion_lab.models.single_file import PICKLED, SD1_CONFIG, check_file, load_file
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_path(path: str) -> Path | str:
-    """A folder on this machine (checked for its parts by the caller), or a hub id as it is."""
+    """A folder or file on this machine (checked for its parts by the caller), or a hub id as it is."""
     if path == "miniature":
         if not MINIATURE.is_dir():
             raise UserError(
@@ -60,15 +61,14 @@ def resolve_path(path: str) -> Path | str:
             )
         return MINIATURE
     folder = Path(path).expanduser()
-    if folder.is_dir():
+    if folder.exists():
         return folder
-    if folder.is_file():
-        raise UserError(f"model.path={path} is a file; give a diffusers folder, with model_index.json")
-    if HUB_ID.fullmatch(path) and not path.startswith("."):
+    is_file = folder.suffix in (".safetensors", *PICKLED)
+    if HUB_ID.fullmatch(path) and not path.startswith(".") and not is_file:
         return path
     raise UserError(
-        f"model.path={path}: no such folder; "
-        "give 'miniature', a diffusers folder (with model_index.json), or a hub id (owner/name)"
+        f"model.path={path}: no such {'file' if is_file else 'folder'}; give 'miniature', a diffusers folder (with "
+        "model_index.json), a .safetensors checkpoint, or a hub id (owner/name)"
     )
 
 
@@ -100,11 +100,12 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
     if model.precision == "fp16" and device.type == "cpu":
         raise UserError("model.precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
     source = resolve_path(model.path)
+    one_file = isinstance(source, Path) and source.is_file()
     if isinstance(source, Path):
-        check_folder(source, model)
+        (check_file if one_file else check_folder)(source, model)
     try:
         with quiet_loading():
-            pipe = _from_pretrained(source, model)
+            pipe = load_file(Path(source), model) if one_file else _from_pretrained(source, model)
     except UserError:
         raise
     except Exception as error:  # the libraries raise a dozen kinds for a damaged file or a silent hub
@@ -157,6 +158,12 @@ def _from_pretrained(source: Path | str, model: Model) -> StableDiffusionPipelin
 
 def _loading_failed(model: Model, source: Path | str, error: Exception) -> str:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if isinstance(source, Path) and source.is_file():
+        config = model.config or SD1_CONFIG
+        return (
+            f"model.path={model.path}: the file cannot be loaded with the configs of {config}; set model.config "
+            f"to a diffusers folder, or a hub id that can be reached, of the same architecture ({reason})"
+        )
     if isinstance(source, Path):
         return f"model.path={model.path}: the folder cannot be loaded; copy or download it again ({reason})"
     if source in MOVED:
@@ -222,13 +229,13 @@ def frozen_dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def cast_frozen(pipe: StableDiffusionPipeline, precision: str) -> None:
+def cast_frozen(pipe: StableDiffusionPipeline, precision: str, *, vae: bool = True) -> None:
     """Casts every parameter that is not trained to `precision`, in place; what trains stays as it is.
 
-    To be called after the pictures were encoded: the VAE encodes in float32.
+    To be called after the pictures were encoded: the VAE encodes in float32, and stays so with `vae=False`.
     """
     dtype = frozen_dtype(precision)
-    for module in modules(pipe):
+    for module in modules(pipe) if vae else [pipe.unet, pipe.text_encoder]:
         for parameter in module.parameters():
             if not parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)

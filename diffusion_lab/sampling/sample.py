@@ -11,7 +11,7 @@ size, device and number of threads images are the same to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -102,13 +102,30 @@ def sample(
     diffusers.
     """
     planned = plan(prompts, settings)
+    return draw(
+        pipe, planned, prompts.negative, settings,
+        prompt_embeds=prompt_embeds, progress=progress, resolution=resolution,
+    )  # fmt: skip
+
+
+def draw(
+    pipe: StableDiffusionPipeline,
+    planned: Sequence[Planned],
+    negative: str,
+    settings: Prompts,
+    *,
+    prompt_embeds: PromptEmbeddings | None = None,
+    progress: Callable[[int], None] | None = None,
+    resolution: int | None = None,
+) -> list[Pixels]:
+    """As `sample`, of the named images alone."""
     shape = latent_shape(pipe, resolution)
     cache = PromptEmbeddings() if prompt_embeds is None else prompt_embeds
     guided = settings.guidance_scale > 1
     images: list[Pixels] = []
     with eval_mode(pipe.unet, pipe.vae, pipe.text_encoder), preserved_rng(), torch.inference_mode():
         texts = [item.prompt.text for item in planned]
-        known = cache.encode(pipe, [prompts.negative, *texts] if guided else texts)
+        known = cache.encode(pipe, [negative, *texts] if guided else texts)
         unconditional, conditional = (known[:1], known[1:]) if guided else (None, known)
         for start in range(0, len(planned), settings.batch_size):
             batch = planned[start : start + settings.batch_size]

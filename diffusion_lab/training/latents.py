@@ -7,9 +7,10 @@ train on less variety, and keeping them by step would pair them with the wrong p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -21,59 +22,141 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 
+class Latents(Protocol):
+    """Where the latents of a training set come from."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def sample(self, numbers: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Scaled latents of the named pictures, float32 [b, c, h, w] on the device.
+
+        Drawn on the CPU and picture by picture: first whether it is mirrored (where it can be), then
+        standard normal noise.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class LatentCache:
-    """Posterior moments of every picture; v is 1, or 2 where each picture is also kept mirrored."""
+    """Posterior moments of every picture in memory; v is 1, or 2 where each is also kept mirrored."""
 
     mean: Tensor  # float32 [n, v, c, h, w]
     logvar: Tensor  # float32 [n, v, c, h, w], natural logarithm
     scaling_factor: float  # the VAE's: latents have about unit variance after it
     shift_factor: float  # the VAE's: subtracted before; 0 for Stable Diffusion
 
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
     def sample(self, numbers: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Scaled latents of the named pictures, float32 [b, c, h, w] on the cache's device.
-
-        Drawn on the CPU and picture by picture: first whether it is mirrored (where it can be), then
-        standard normal noise.
-        """
-        versions, noise = [], []
-        for _ in numbers:
-            many = self.mean.shape[1]
-            versions.append(int(torch.randint(0, many, (1,), generator=generator)) if many > 1 else 0)
-            noise.append(torch.randn(self.mean.shape[2:], generator=generator))
+        many, shape = self.mean.shape[1], self.mean.shape[2:]
+        versions, noise = _draw(len(numbers), many, shape, generator)
         rows = torch.tensor(list(numbers)), torch.tensor(versions)
-        device = self.mean.device
-        mean, logvar = self.mean[rows], self.logvar[rows]
-        latents = mean + torch.exp(0.5 * logvar) * torch.stack(noise).to(device, non_blocking=True)
-        return (latents - self.shift_factor) * self.scaling_factor
+        return _scaled(self.mean[rows], self.logvar[rows], noise, self.scaling_factor, self.shift_factor)
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class LatentSource:
+    """The same, with the moments of a picture read or computed each time they are asked for."""
+
+    moments: Callable[[int, int], tuple[Tensor, Tensor]]  # picture, version -> mean, logvar [c, h, w]
+    versions: int
+    shape: torch.Size  # of one picture's latents
+    device: torch.device
+    scaling_factor: float
+    shift_factor: float
+
+    def sample(self, numbers: Sequence[int], generator: torch.Generator) -> Tensor:
+        versions, noise = _draw(len(numbers), self.versions, self.shape, generator)
+        found = [self.moments(number, version) for number, version in zip(numbers, versions, strict=True)]
+        mean, logvar = (torch.stack(part).to(self.device) for part in zip(*found, strict=True))
+        return _scaled(mean, logvar, noise, self.scaling_factor, self.shift_factor)
+
+
+def _draw(n: int, many: int, shape: torch.Size, generator: torch.Generator) -> tuple[list[int], Tensor]:
+    versions, noise = [], []
+    for _ in range(n):
+        versions.append(int(torch.randint(0, many, (1,), generator=generator)) if many > 1 else 0)
+        noise.append(torch.randn(shape, generator=generator))
+    return versions, torch.stack(noise)
+
+
+def _scaled(mean: Tensor, logvar: Tensor, noise: Tensor, scale: float, shift: float) -> Tensor:
+    latents = mean + torch.exp(0.5 * logvar) * noise.to(mean.device, non_blocking=True)
+    return (latents - shift) * scale
+
+
 def encode_pictures(
-    vae: AutoencoderKL, pictures: Sequence[Picture], resolution: int, *, flip: bool = False
-) -> LatentCache:
+    vae: AutoencoderKL,
+    pictures: Sequence[Picture],
+    resolution: int,
+    *,
+    flip: bool = False,
+    keep: str = "memory",
+    folder: Path | None = None,
+) -> Latents:
     """Every picture's centred square at `resolution` pixels through the VAE, in float32 and one by one.
 
-    One by one so that the memory needed does not depend on how many there are.
+    One by one so that the memory needed does not depend on how many there are. `keep`: `memory` holds the
+    moments, `disk` keeps them in `folder` (the cache's) for later runs too, `off` encodes at every `sample`.
     """
     if not pictures:
         raise ValueError("no pictures to encode")
     if vae.dtype != torch.float32:
         raise ValueError(f"the VAE is {vae.dtype}: pictures are encoded before the frozen parts are cast")
-    means, logvars = [], []
-    for picture in pictures:
-        pixels = to_tensor(fit(picture.pixels, resolution)).to(vae.device)
-        for version in [pixels, pixels.flip(-1)] if flip else [pixels]:
-            posterior = vae.encode(version[None]).latent_dist
-            means.append(posterior.mean[0])
-            logvars.append(posterior.logvar[0])
-    shape = (len(pictures), 2 if flip else 1, *means[0].shape)
-    return LatentCache(
-        mean=torch.stack(means).reshape(shape),
-        logvar=torch.stack(logvars).reshape(shape),
-        scaling_factor=float(vae.config["scaling_factor"]),
-        shift_factor=float(vae.config.get("shift_factor") or 0.0),
-    )
+    factors = float(vae.config["scaling_factor"]), float(vae.config.get("shift_factor") or 0.0)
+    versions = 2 if flip else 1
+
+    @torch.no_grad()
+    def encode(number: int, version: int) -> tuple[Tensor, Tensor]:
+        pixels = to_tensor(fit(pictures[number].pixels, resolution)).to(vae.device)
+        posterior = vae.encode((pixels.flip(-1) if version else pixels)[None]).latent_dist
+        return posterior.mean[0], posterior.logvar[0]
+
+    if keep == "memory":
+        found = [encode(number, version) for number in range(len(pictures)) for version in range(versions)]
+        mean, logvar = (torch.stack(part) for part in zip(*found, strict=True))
+        shape = (len(pictures), versions, *mean.shape[1:])
+        return LatentCache(mean.reshape(shape), logvar.reshape(shape), *factors)
+    moments = encode if keep == "off" else _on_disk(encode, vae, pictures, resolution, versions, folder)
+    shape = moments(0, 0)[0].shape
+    return LatentSource(moments, versions, shape, vae.device, *factors)
+
+
+def _on_disk(
+    encode: Callable[[int, int], tuple[Tensor, Tensor]],
+    vae: AutoencoderKL,
+    pictures: Sequence[Picture],
+    resolution: int,
+    versions: int,
+    folder: Path | None,
+) -> Callable[[int, int], tuple[Tensor, Tensor]]:
+    """Encodes what `folder` does not hold yet. A file's name says all that its content depends on."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save
+
+    from diffusion_lab.data.class_pictures import weights_hash
+    from diffusion_lab.data.subjects import default_cache
+    from diffusion_lab.tracking.atomic import write_bytes
+
+    place = (folder or default_cache() / "latents") / weights_hash({"vae": vae})
+
+    def path(number: int, version: int) -> Path:
+        return place / f"{pictures[number].sha256}-{resolution}{'-mirrored' if version else ''}.safetensors"
+
+    def read(number: int, version: int) -> tuple[Tensor, Tensor]:
+        found = load_file(path(number, version))
+        return found["mean"], found["logvar"]
+
+    for number in range(len(pictures)):
+        for version in range(versions):
+            try:
+                read(number, version)
+            except (OSError, SafetensorError, KeyError):  # not there, or damaged
+                mean, logvar = (part.cpu().contiguous() for part in encode(number, version))
+                write_bytes(path(number, version), save({"mean": mean, "logvar": logvar}))
+    return read
 
 
 def tokenize(

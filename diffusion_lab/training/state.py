@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from diffusion_lab.data.captions import caption_file
 from diffusion_lab.interfaces import Batch, Method, ParamGroup, Picture, Subject, UserError
+from diffusion_lab.models import kohya
+from diffusion_lab.models.artefacts import notes as artefact_notes
 from diffusion_lab.models.load import cast_frozen, modules, resolution_of, training_scheduler
+from diffusion_lab.models.memory import recompute_activations
 from diffusion_lab.processes import WAIT
 from diffusion_lab.training.checkpoint import digest
-from diffusion_lab.training.latents import LatentCache, encode_pictures, encode_text, tokenize
+from diffusion_lab.training.latents import Latents, encode_pictures, encode_text, tokenize
 from diffusion_lab.training.meter import Meter, Since
 from diffusion_lab.training.modes import eval_mode
 from diffusion_lab.training.optimizers import build_optimizer
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 class Prior:
     """Pictures of the class and their caption, for prior preservation."""
 
-    latents: LatentCache
+    latents: Latents
     input_ids: Tensor  # int64 [1, tokens]
     hidden: Tensor | None  # float32 [1, tokens, d]; None where the text encoder trains
     sampler: EpochSampler
@@ -51,9 +54,11 @@ class TrainingState:
     optimizer: AcceleratedOptimizer
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler
     noise_scheduler: DDPMScheduler
-    latents: LatentCache
+    latents: Latents
     input_ids: Tensor  # int64 [n, tokens], the pictures' captions; [1, tokens] where all have the same
-    hidden: Tensor | None  # float32 [n or 1, tokens, d]; None where the text encoder trains
+    hidden: (
+        Tensor | None
+    )  # float32 [n or 1, tokens, d]; None where the text encoder trains or nothing is cached
     sampler: EpochSampler
     prior: Prior | None  # pictures of the class, where the method preserves it
     snr_gamma: float | None
@@ -70,7 +75,7 @@ class TrainingState:
 
     @property
     def device(self) -> torch.device:
-        return self.latents.mean.device
+        return self.latents.device
 
     @property
     def processes(self) -> int:
@@ -125,7 +130,9 @@ class TrainingState:
     def save(self, folder: Path) -> list[Path]:
         """The method's artefact in the ecosystem's format, with the step and the trigger in its header."""
         folder.mkdir(parents=True, exist_ok=True)
-        return self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step)})
+        paths = self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step)})
+        lora = folder / kohya.SOURCE_NAME
+        return [*paths, kohya.export(lora, folder / kohya.FILE_NAME)] if lora in paths else paths
 
 
 def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject) -> TrainingState:
@@ -145,14 +152,16 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
             class_images = _class_pictures(config, pipe, subject, resolution)
         with seeded(stream_seed(config.seed, "weights")):
             groups = config.method.attach(pipe)
-        latents = encode_pictures(pipe.vae, subject.train, resolution, flip=config.data.flip)
-        text_trains = any(p.requires_grad for p in pipe.text_encoder.parameters())
-        input_ids, hidden = _captions(pipe, subject.train, prompt, text_trains)
-        prior = _prior(config, pipe, subject, resolution, class_images, text_trains)
+        keep = config.memory.cache
+        latents = encode_pictures(pipe.vae, subject.train, resolution, flip=config.data.flip, keep=keep)
+        text_runs = keep == "off" or any(p.requires_grad for p in pipe.text_encoder.parameters())
+        input_ids, hidden = _captions(pipe, subject.train, prompt, text_runs)
+        prior = _prior(config, pipe, subject, resolution, class_images, text_runs)
         own = f"global {accelerator.process_index}" if accelerator.process_index else "global"
         with seeded(stream_seed(config.seed, own)):  # every process has dropout of its own
             global_streams = RngState.capture()
-    cast_frozen(pipe, config.model.precision)
+    cast_frozen(pipe, config.model.precision, vae=config.memory.cache != "off")
+    recompute_activations(pipe, config.memory)
     optimizer = build_optimizer(config.steps.optimizer, groups, device)
     return TrainingState(
         pipe=pipe,
@@ -175,13 +184,7 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         meter=Meter(device),
         total=config.steps.total,
         identity=identity,
-        notes={
-            "base_model": config.model.path,
-            "trigger": subject.identifier,
-            "class_noun": subject.class_noun,
-            "instance_prompt": prompt,
-            "subject": subject.name,
-        },
+        notes=artefact_notes(config, pipe, subject, prompt),
     )
 
 
@@ -204,7 +207,7 @@ def _rows(values: Tensor, numbers: Sequence[int]) -> Tensor:
 
 
 def _captions(
-    pipe: StableDiffusionPipeline, pictures: Sequence[Picture], prompt: str, text_trains: bool
+    pipe: StableDiffusionPipeline, pictures: Sequence[Picture], prompt: str, text_runs: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Tokens and hidden states of the pictures' captions, each text once and by itself.
 
@@ -216,9 +219,9 @@ def _captions(
         if text not in ids:
             remedy = {"remedy": f"shorten {caption_file(picture.path)}"} if picture.caption else {}
             ids[text] = tokenize(pipe, text, **remedy).to(pipe.device)
-    hidden = {} if text_trains else {text: encode_text(pipe, row) for text, row in ids.items()}
+    hidden = {} if text_runs else {text: encode_text(pipe, row) for text, row in ids.items()}
     order = list(ids) if len(ids) == 1 else [picture.caption or prompt for picture in pictures]
-    states = None if text_trains else torch.cat([hidden[text] for text in order])
+    states = None if text_runs else torch.cat([hidden[text] for text in order])
     return torch.cat([ids[text] for text in order]), states
 
 
@@ -247,7 +250,7 @@ def _prior(
     subject: Subject,
     resolution: int,
     pictures: Sequence[Picture],
-    text_trains: bool,
+    text_runs: bool,
 ) -> Prior | None:
     from diffusion_lab.data.class_pictures import class_prompt
 
@@ -255,9 +258,11 @@ def _prior(
         return None
     input_ids = tokenize(pipe, class_prompt(subject.class_noun)).to(pipe.device)
     return Prior(
-        latents=encode_pictures(pipe.vae, pictures, resolution, flip=config.data.flip),
+        latents=encode_pictures(
+            pipe.vae, pictures, resolution, flip=config.data.flip, keep=config.memory.cache
+        ),
         input_ids=input_ids,
-        hidden=None if text_trains else encode_text(pipe, input_ids),
+        hidden=None if text_runs else encode_text(pipe, input_ids),
         sampler=EpochSampler(n=len(pictures), seed=stream_seed(config.seed, "class") % 2**32),
     )
 

@@ -151,7 +151,7 @@ def test_paths_that_are_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     file = tmp_path / "model.ckpt"
     file.write_bytes(b"")
     for path, words in (
-        (file, "is a file"),
+        (tmp_path / "gone.ckpt", "no such file"),
         (tmp_path / "a" / "b", "no such folder"),
         ("nowhere", "no such"),
     ):

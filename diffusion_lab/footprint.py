@@ -1,0 +1,211 @@
+"""How many bytes a run will need at its peak, from the architecture and the settings, before anything is loaded.
+
+Weights, gradients and the optimizer's numbers are counted. Activations are two coefficients times two sums over
+the U-Net: one over its residual blocks (positions times channels in and out), one over its transformer blocks
+(positions times channels). The coefficients were fitted to what autograd saves in Stable Diffusion 1.5's U-Net
+at 512 pixels, with torch's fake tensors, attention's own matrices left out (a card's kernels keep none);
+`benchmarks/memory.py` measures. What a driver and its context take is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusion_lab.config import Config, Model
+
+GIB = 2**30
+FULL, HALF = 4, 2  # bytes a number
+# Bytes saved for the way back a unit of the sums: residual blocks, transformer blocks.
+SAVED = {
+    # (half precision, the U-Net itself trains)
+    (False, True): (13.3, 125.0),
+    (True, True): (11.8, 83.0),
+    (False, False): (13.3, 89.0),
+    (True, False): (11.8, 61.0),
+}
+RECOMPUTED = (
+    0.25  # share of it that stays with gradient checkpointing: blocks' inputs and one block at a time
+)
+WORKSPACE = 0.4e9  # convolutions' scratch space, fragments, what else is on a card
+DECODED = 1.0e9  # decoding one 512-pixel image in float32: four layers of 128 to 256 channels at full size
+ENCODERS = {"full": 2.0e9, "miniature": 0.1e9}  # the metrics' networks, float32
+OPTIMIZER_BYTES = {"adamw8bit": 2, "prodigy": 16}  # a trained number; AdamW: 8
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What the estimate needs to know of a model."""
+
+    parameters: Mapping[str, float]  # of "unet", "vae", "text_encoder"
+    unet: Mapping[str, Any]  # its config
+    factor: int = 8  # pixels a latent, each way
+    known: bool = True  # False: Stable Diffusion 1.5's figures stand for a model that is not here yet
+
+
+SD15 = Architecture(
+    parameters={"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
+    unet={
+        "block_out_channels": [320, 640, 1280, 1280],
+        "layers_per_block": 2,
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+        "cross_attention_dim": 768,
+        "sample_size": 64,
+    },
+    known=False,
+)
+
+
+def architecture(model: Model) -> Architecture:
+    """Read from the model's own configs and its files' headers; SD 1.5's where they are not on this machine."""
+    from diffusion_lab.models.folder import WEIGHTS
+    from diffusion_lab.models.single_file import PREFIXES, config_folder
+    from diffusion_lab.preflight import model_folder
+
+    place = model_folder(model)
+    configs = config_folder(model) if place is not None and place.is_file() else place
+    if place is None or configs is None:
+        return SD15
+    try:
+        unet = json.loads((configs / "unet" / "config.json").read_text("utf-8"))
+        if place.is_file():
+            shapes = _shapes(place)
+            parameters = {
+                part: _count({k: v for k, v in shapes.items() if k.startswith(prefix)})
+                for part, prefix in zip(("unet", "vae", "text_encoder"), PREFIXES.values(), strict=True)
+            }
+        else:
+            parameters = {part: sum(map(_count, map(_shapes, _files(place / part)))) for part in WEIGHTS}
+        vae = json.loads((configs / "vae" / "config.json").read_text("utf-8"))
+        sums(unet, 8)  # KeyError where the config lacks what the estimate needs
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return SD15
+    return Architecture(parameters, unet, 2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def _files(folder: Path) -> list[Path]:
+    """One variant of the weights, all its shards."""
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [file for file in files if file.name.count(".") == 1]
+    return plain or files[:1]
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Name -> shape, from the header of a safetensors file: its length in 8 bytes, then JSON."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _count(shapes: Mapping[str, list[int]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def sums(unet: Mapping[str, Any], side: int) -> tuple[float, float]:
+    """Over all residual blocks positions * (channels in + out), over all transformer blocks positions * channels.
+
+    `side`: of the latents. Skip connections are concatenated, as in the U-Net's way up.
+    """
+    channels, layers = list(unet["block_out_channels"]), unet["layers_per_block"]
+    residual = transformer = 0.0
+    positions, current = float(side * side), channels[0]
+    skips = [current]
+    for number, (kind, out) in enumerate(zip(unet["down_block_types"], channels, strict=True)):
+        for _ in range(layers):
+            residual += positions * (current + out)
+            current = out
+            transformer += positions * out if "Attn" in kind else 0
+            skips.append(out)
+        if number < len(channels) - 1:
+            positions /= 4
+            skips.append(out)
+    residual += positions * 4 * current
+    transformer += positions * current
+    for number, (kind, out) in enumerate(zip(unet["up_block_types"], reversed(channels), strict=True)):
+        for _ in range(layers + 1):
+            residual += positions * (current + skips.pop() + out)
+            current = out
+            transformer += positions * out if "Attn" in kind else 0
+        if number < len(channels) - 1:
+            positions *= 4
+    return residual, transformer
+
+
+def attention_channels(unet: Mapping[str, Any]) -> tuple[int, int]:
+    """Number of transformer blocks and the sum of their channels."""
+    channels, layers = list(unet["block_out_channels"]), unet["layers_per_block"]
+    found = [channels[-1]]
+    for kind, out in zip(unet["down_block_types"], channels, strict=True):
+        found += [out] * layers if "Attn" in kind else []
+    for kind, out in zip(unet["up_block_types"], reversed(channels), strict=True):
+        found += [out] * (layers + 1) if "Attn" in kind else []
+    return len(found), sum(found)
+
+
+def trained_numbers(config: Config, model: Architecture) -> float:
+    """About how many numbers the method trains."""
+    method: Any = config.method
+    text = model.parameters["text_encoder"] if getattr(method, "text_encoder", False) else 0.0
+    if hasattr(method, "complete"):  # whole networks
+        return model.parameters["unet"] + text
+    blocks, channels = attention_channels(model.unet)
+    width = int(model.unet["cross_attention_dim"])
+    if hasattr(method, "rank"):
+        # B A on queries, keys, values and the way out, of self- and of cross-attention
+        return float(method.rank) * (14 * channels + 2 * blocks * width)
+    return float(getattr(method, "vectors", 1) * width)
+
+
+def peaks(config: Config, model: Architecture) -> dict[str, float]:
+    """Bytes at the peak of "training" and of "evaluation"."""
+    half = config.model.precision != "fp32"
+    width = HALF if half else FULL
+    whole = hasattr(config.method, "complete")
+    trained = trained_numbers(config, model)
+    frozen = {part: number for part, number in model.parameters.items() if not (whole and part == "unet")}
+    resting = frozen["vae"] + (0 if _text_runs(config) else frozen["text_encoder"])
+    encoders = ENCODERS[config.metrics.encoders]
+    weights = trained * FULL + (sum(frozen.values()) - resting) * width
+    optimizer = trained * OPTIMIZER_BYTES.get(getattr(config.steps, "optimizer", "adamw"), 8)
+    side = _side(config, model)
+    residual, transformer = sums(model.unet, side)
+    per_residual, per_transformer = SAVED[half, whole]
+    pictures = config.steps.batch_size * (2 if getattr(config.method, "prior_weight", 0) else 1)
+    saved = pictures * (per_residual * residual + per_transformer * transformer)
+    if config.memory.gradient_checkpointing:
+        saved *= RECOMPUTED
+    casts = trained * HALF if half and whole else 0.0  # autocast's copies of trained weights
+    gradients = trained * FULL
+    idle = 0.0 if config.memory.offload else resting * width + encoders
+    kept = gradients if config.steps.gradient_accumulation > 1 else 0.0
+    forward = casts + saved + kept
+    backward = gradients + saved * (0.3 if config.memory.gradient_checkpointing else 0.5)
+    area = (side / 64) ** 2
+    images = config.prompts.batch_size
+    sampling = images * 2 * (FULL if whole else width) * (residual / 20 + 24 * side * side * 320)
+    decoding = min(images, max(1, int(8 / area))) * DECODED * area * width / FULL
+    on_card = weights + optimizer + resting * width + encoders
+    return {
+        "training": weights + optimizer + idle + max(forward, backward) + WORKSPACE,
+        "evaluation": on_card + max(sampling, decoding) + WORKSPACE,
+    }
+
+
+def _text_runs(config: Config) -> bool:
+    """Whether every step goes through the text encoder."""
+    learns_word = hasattr(config.method, "vectors")
+    return config.memory.cache == "off" or learns_word or bool(getattr(config.method, "text_encoder", False))
+
+
+def _side(config: Config, model: Architecture) -> int:
+    """Of the latents of one picture."""
+    pixels = config.model.resolution
+    return max(1, pixels // model.factor) if pixels else int(model.unet.get("sample_size") or 64)
