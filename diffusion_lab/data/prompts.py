@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+IDENTIFIER, WITH, WITHOUT = "identifier", "with", "without"  # a slot of sets that have both, and its phrases
+
 
 def load_prompts(config_prompts: Prompts, *, identifier: str, class_noun: str) -> PromptSet:
     """The configured set, filled with the subject's words.
@@ -61,6 +63,11 @@ def load_prompts(config_prompts: Prompts, *, identifier: str, class_noun: str) -
 def images_per_prompt(config_prompts: Prompts, prompts: PromptSet) -> int:
     """Images a prompt, so that there are at least `prompts.n` times `prompts.images_per_prompt` in all."""
     return math.ceil(config_prompts.n / len(prompts)) * config_prompts.images_per_prompt
+
+
+def without_identifier(prompt: Prompt) -> bool:
+    """True for a set's prompts that speak of the class alone: their images are not of the subject."""
+    return prompt.slots.get(IDENTIFIER) == WITHOUT
 
 
 def _sha256(prompts: tuple[Prompt, ...], negative: str) -> str:
