@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab.checks import closest, flag, number, one_of, text, whole, words
 from diffusion_lab.defaults import fill_defaults
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.lora import Lora
+from diffusion_lab.methods.textual_inversion import TextualInversion
 
 if TYPE_CHECKING:
     from diffusion_lab.interfaces import Method
@@ -24,9 +26,15 @@ if TYPE_CHECKING:
 else:
     AnyMethod = Any  # OmegaConf keeps the type of the dataclass that stands there
 
-METHODS: dict[str, type] = {"lora": Lora}  # a new method: its file, a line here, conf/method/<name>.yaml
+METHODS: dict[str, type] = {  # a new method: its file, a line here, conf/method/<name>.yaml
+    "lora": Lora,
+    "dreambooth": DreamBooth,
+    "textual_inversion": TextualInversion,
+}
 JOBS = ("finetune", "report", "pretrain", "subjects")
-STAGES = ("data", "tokenizer", "clip", "vae", "unet", "face", "aesthetics", "evaluate")  # of job=pretrain
+STAGES = (  # of job=pretrain, in their order
+    "data", "tokenizer", "clip", "vae", "decoder", "unet", "face", "polish", "aesthetics", "evaluate",
+)  # fmt: skip
 LR_SCHEDULERS = (
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
 )  # fmt: skip
@@ -124,6 +132,8 @@ class Steps:
     max_grad_norm: float = 1.0  # 0: no clipping
     lr_scheduler: str = "constant"  # a name of diffusers.optimization.SchedulerType
     lr_warmup: int = 0
+    snr_gamma: float | None = None  # Min-SNR weighting, 5 in its paper; null: none
+    noise_offset: float = 0.0  # 0.05 to 0.1 lets a model learn very dark and very bright pictures
     log_every: int = 10
 
     def __post_init__(self) -> None:
@@ -137,6 +147,9 @@ class Steps:
         one_of("steps.lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
         whole("steps.lr_warmup", self.lr_warmup, 0)
         whole("steps.log_every", self.log_every, 1)
+        if self.snr_gamma is not None:
+            number("steps.snr_gamma", self.snr_gamma, 0, above=True)
+        number("steps.noise_offset", self.noise_offset, 0, 1)
         if self.lr_warmup and self.lr_scheduler == "constant":
             raise UserError(
                 f"steps.lr_warmup={self.lr_warmup}: steps.lr_scheduler=constant has no warm-up; "
@@ -154,7 +167,7 @@ class Prompts:
     noise_seed: int = 0  # which noise they get
     negative: str | None = None  # null: the set's own; "": none
     sampling_steps: int = 12
-    guidance_scale: float = 4.0
+    guidance_scale: float = 3.0
     batch_size: int = 25  # images a batch; changes the speed, not the images
 
     def __post_init__(self) -> None:

@@ -53,20 +53,22 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
     gpu = config.model.device != "cpu" and has_gpu()
     device = "a GPU" if gpu else f"{cores} CPU core{'s' if cores != 1 else ''}"
     steps = (config.steps.total or 0) * config.steps.gradient_accumulation
+    whole = hasattr(config.method, "complete")  # saves whole networks, not adapters
     if config.model.path == "miniature":
         speed = 10.0 if gpu else min(cores, 8) / 2
         training = steps * STEP_SECONDS * config.steps.batch_size / 4 / speed
         evaluation = (forwards * FORWARD_SECONDS + sampled * SCORE_SECONDS) / speed
         return Cost(
-            device, training, evaluation, START_SECONDS, MEMORY_BYTES, _disk(evaluations, sampled, 64, 2e6)
-        )
+            device, training, evaluation, START_SECONDS, MEMORY_BYTES,
+            _disk(evaluations, sampled, 64, 50e6 if whole else 2e6),
+        )  # fmt: skip
     area = ((config.model.resolution or 512) / 512) ** 2
     tflops = GPU_TFLOPS[config.model.precision] if gpu else CORE_TFLOPS * cores
     passes = steps * config.steps.batch_size * (1 + BACKWARD) * UNET_TFLOP
     training = (passes + config.data.n_images * ENCODE_TFLOP) * area / tflops
     evaluation = (forwards * UNET_TFLOP + sampled * DECODE_TFLOP) * area / tflops
     memory = 4 * WEIGHTS + ACTIVATION_BYTES[config.model.precision] * config.steps.batch_size * area
-    disk = _disk(evaluations, sampled, config.model.resolution or 512, 15e6)
+    disk = _disk(evaluations, sampled, config.model.resolution or 512, 3.5e9 if whole else 15e6)
     return Cost(device, training, evaluation, 4 * START_SECONDS, memory, disk)
 
 

@@ -37,7 +37,23 @@ def fill_defaults(config: Config) -> Config:
     if data.class_noun is None:
         data.class_noun = _noun_of(data)
     _fill_method(filled.method, small)
+    _fill_token(filled)
     return filled
+
+
+def _fill_token(config: Config) -> None:
+    """A method that learns a word learns the one that stands in the prompts."""
+    method: Any = config.method
+    data = config.data
+    if not hasattr(method, "token"):
+        return
+    if method.token not in (None, data.identifier):
+        raise UserError(
+            f"method.token={method.token}: the prompts say data.identifier={data.identifier}; set that one"
+        )
+    method.token = data.identifier
+    if method.initialiser is None:
+        method.initialiser = data.class_noun
 
 
 def _fill_method(method: Any, small: bool) -> None:
@@ -48,6 +64,10 @@ def _fill_method(method: Any, small: bool) -> None:
         method.text_encoder_learning_rate = method.learning_rate / 10
     if getattr(method, "alpha", 0.0) is None:
         method.alpha = float(method.rank)
+    if getattr(method, "targets", "") is None:
+        from diffusion_lab.methods.lora import default_targets
+
+        method.targets = default_targets(small)
 
 
 def _noun_of(data: Data) -> str | None:

@@ -236,6 +236,9 @@ class Batch:
     input_ids: Tensor  # int64 [b, tokens]
     encoder_hidden_states: Tensor | None  # float32 [b, tokens, d] where the text encoder is frozen and cached
     noise_scheduler: DDPMScheduler  # the model's betas and prediction type
+    n_class: int = 0  # the last so many pictures are of the class, not of the subject
+    snr_gamma: float | None = None  # Min-SNR; None: all time steps weigh the same
+    noise_offset: float = 0.0
 
 
 class Method(Protocol):

@@ -154,7 +154,10 @@ def test_values_are_checked_with_their_key(word: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("method=lroa", "method=lroa: no such option; method has lora; did you mean 'lora'?"),
+        (
+            "method=lroa",
+            "method=lroa: no such option; method has dreambooth, lora, textual_inversion; did you mean 'lora'?",
+        ),
         ("metod=lora", "did you mean 'method'?"),
         (
             "experiment=dbug",
@@ -204,7 +207,7 @@ def test_fill_defaults_of_the_miniature() -> None:
     config = compose()
     filled = fill_defaults(config)
     assert (filled.steps.total, filled.steps.every) == (300, 50)
-    assert (filled.method.learning_rate, filled.method.text_encoder_learning_rate) == (2e-3, 2e-4)
+    assert (filled.method.learning_rate, filled.method.text_encoder_learning_rate) == (1e-3, 1e-4)
     assert (filled.method.alpha, filled.model.resolution) == (8.0, 64)
     assert filled.data.class_noun == "woman"
     assert config.steps.total is None, "the argument is left as it was"

@@ -65,6 +65,7 @@ def _movement(m: Moves) -> str:
 
 def _changes(m: Moves, start: int, end: int, *, past: bool) -> str:
     up, down, flat = ("rose", "fell", "stayed near") if past else ("rises", "falls", "stays near")
+    moved = "went" if past else "goes"
     parts: list[str] = []
     for name in m.weights:
         a, b = m.values[name][start], m.values[name][end]
@@ -72,8 +73,10 @@ def _changes(m: Moves, start: int, end: int, *, past: bool) -> str:
             parts.append(f"{spoken(name)} has no value")
             continue
         noise = ((m.halves[name][start] or 0.0) ** 2 + (m.halves[name][end] or 0.0) ** 2) ** 0.5
-        if abs(b - a) <= noise or f"{a:.2f}" == f"{b:.2f}":
+        if f"{a:.2f}" == f"{b:.2f}":
             parts.append(f"{spoken(name)} {flat} {b:.2f}")
+        elif abs(b - a) <= noise:
+            parts.append(f"{spoken(name)} {moved} from {a:.2f} to {b:.2f}, within its error")
         else:
             parts.append(f"{spoken(name)} {up if b > a else down} from {a:.2f} to {b:.2f}")
     return listed(parts)

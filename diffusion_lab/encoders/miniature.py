@@ -72,11 +72,13 @@ class MiniatureClip:
         from transformers import CLIPTokenizer
 
         from diffusion_lab.miniature.pretrain.clip import load_clip
+        from diffusion_lab.models.load import quiet_loading
 
         folder = folder or WEIGHTS / "clip"
         version = fingerprint(folder)
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "text")
-        return cls(load_clip(folder), tokenizer, version=version, device=device)
+        with quiet_loading():
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "text")
+            return cls(load_clip(folder), tokenizer, version=version, device=device)
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[NDArray[np.uint8]], batch: int = 128) -> Tensor:

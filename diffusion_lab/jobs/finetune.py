@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.config import Config, as_plain_dict
-from diffusion_lab.interfaces import Evaluation, References, Status, Subject, Summary, TrainingDiverged
+from diffusion_lab.interfaces import (
+    Evaluation,
+    PromptSet,
+    References,
+    Status,
+    Subject,
+    Summary,
+    TrainingDiverged,
+)
 from diffusion_lab.tracking.atomic import replace_folder, write_json
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ class Findings:
     ceilings: dict[str, Summary | None] = field(default_factory=dict)  # by metric
     steps_done: int = 0
     meter: Meter | None = None
+    pipe: Any = None  # once the method is attached
 
 
 def run(config: Config, run_folder: Path) -> None:
@@ -101,7 +110,8 @@ def _finetune(
     bank = EncoderBank(config.metrics, device)
     references = _measure_photographs(config, subject, bank, resolution, findings, files)
     state = build_state(config, pipe, subject)
-    findings.meter = state.meter
+    findings.meter, findings.pipe = state.meter, pipe
+    check_lengths(pipe.tokenizer, *_written_out(pipe, subject.instance_prompt, prompts))
     embeddings = PromptEmbeddings()
 
     with (
@@ -159,6 +169,16 @@ def _measure_photographs(
     return references
 
 
+def _written_out(pipe: Any, instance_prompt: str, prompts: PromptSet) -> tuple[str, PromptSet]:
+    """As the text encoder reads them once the method is attached: a learned word may be several tokens."""
+
+    def written(text: str) -> str:
+        return str(pipe.maybe_convert_prompt(text, pipe.tokenizer))
+
+    read = tuple(dataclasses.replace(prompt, text=written(prompt.text)) for prompt in prompts)
+    return written(instance_prompt), dataclasses.replace(prompts, prompts=read)
+
+
 def adapter_folder(run_folder: Path, step: int) -> Path:
     """Where the artefact of an evaluated step lies."""
     return run_folder / "adapters" / f"step-{step:06d}"
@@ -179,7 +199,7 @@ def _conclude(
             plain = dataclasses.asdict(recommendation)
             files.recommendation(plain)
             summary["recommendation"] = plain
-            _place_artefact(run_folder, recommendation.step)
+            _place_artefact(config, run_folder, recommendation.step, findings.pipe)
     except Exception:
         log.exception("no recommendation could be made")
     tracker.finish(status, summary)
@@ -212,9 +232,15 @@ def _recommend(config: Config, findings: Findings) -> Recommendation | None:
     )
 
 
-def _place_artefact(run_folder: Path, step: int) -> None:
-    """artefact/ is a copy of the recommended step's adapter, whole or not there at all."""
+def _place_artefact(config: Config, run_folder: Path, step: int, pipe: Any) -> None:
+    """artefact/ is a copy of the recommended step's adapter, whole or not there at all.
+
+    A method that trains whole parts of the model adds the parts that it left alone.
+    """
+    complete = getattr(config.method, "complete", None)
     with replace_folder(run_folder / "artefact") as beside:
+        if complete is not None and pipe is not None:
+            complete(pipe, beside)
         shutil.copytree(adapter_folder(run_folder, step), beside, dirs_exist_ok=True)
 
 

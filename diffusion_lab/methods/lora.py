@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,21 +24,23 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+REST = ("ff.net.0.proj", "ff.net.2", "conv1", "conv2")
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
 
 
 @dataclass(kw_only=True, slots=True)
 class Lora:
-    learning_rates: ClassVar[tuple[float, float]] = (2e-3, 1e-4)  # miniature, full-size models
+    learning_rates: ClassVar[tuple[float, float]] = (1e-3, 1e-4)  # miniature, full-size models
 
     name: str = "lora"
     rank: int = 8
     alpha: float | None = None  # null: equal to rank, so that the scale alpha / rank is 1
     dropout: float = 0.0
-    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    targets: list[str] | None = None  # null: attention; on the miniature feed-forward and convolutions too
     text_encoder: bool = False
-    learning_rate: float | None = None  # null: 2e-3 on the miniature, 1e-4 on full-size models
+    learning_rate: float | None = None  # null: 1e-3 on the miniature, 1e-4 on full-size models
     text_encoder_learning_rate: float | None = None  # null: a tenth of the U-Net's
     weight_decay: float = 1e-2
 
@@ -47,8 +49,9 @@ class Lora:
         if self.alpha is not None:
             number("method.alpha", self.alpha, 0, above=True)
         number("method.dropout", self.dropout, 0, 1, below=True)
-        words("method.targets", self.targets)
-        if not self.targets:
+        if self.targets is not None:
+            words("method.targets", self.targets)
+        if self.targets == []:
             raise UserError("method.targets=[]: name at least one layer, such as method.targets=[to_q,to_v]")
         flag("method.text_encoder", self.text_encoder)
         for key in ("learning_rate", "text_encoder_learning_rate"):
@@ -68,11 +71,12 @@ class Lora:
         """
         for module in (pipe.unet, pipe.vae, pipe.text_encoder):
             module.requires_grad_(False)
-        _check_targets(pipe.unet, self.targets)
+        is_small = sum(p.numel() for p in pipe.unet.parameters()) < SMALL_UNET
         small, full = self.learning_rates
-        parameters = sum(p.numel() for p in pipe.unet.parameters())
-        rate = self.learning_rate or (small if parameters < SMALL_UNET else full)
-        pipe.unet.add_adapter(self._peft_config(self.targets))
+        rate = self.learning_rate or (small if is_small else full)
+        targets = self.targets or default_targets(is_small)
+        _check_targets(pipe.unet, targets)
+        pipe.unet.add_adapter(self._peft_config(targets))
         groups = [ParamGroup("unet", _trainable(pipe.unet), rate, self.weight_decay)]
         if self.text_encoder:
             pipe.text_encoder.add_adapter(self._peft_config(TEXT_TARGETS))
@@ -98,19 +102,9 @@ class Lora:
 
     def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of one micro-batch, float32 scalar."""
-        from diffusion_lab.training.losses import denoising_loss, draw_noise
+        from diffusion_lab.training.losses import batch_loss
 
-        scheduler = batch.noise_scheduler
-        hidden = batch.encoder_hidden_states
-        if hidden is None:
-            hidden = pipe.text_encoder(batch.input_ids)[0]
-        draw = draw_noise(batch.latents, scheduler.config["num_train_timesteps"], generator)
-
-        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
-            prediction: Tensor = pipe.unet(noisy, timesteps, hidden, return_dict=False)[0]
-            return prediction
-
-        return denoising_loss(predict, scheduler, batch.latents, draw)
+        return batch_loss(pipe, batch, generator)
 
     def after_step(self, pipe: StableDiffusionPipeline) -> None:
         """Nothing to do."""
@@ -189,6 +183,11 @@ class Lora:
             strange = [*result.unexpected_keys, *(key for key in result.missing_keys if ".lora_" in key)]
             if strange:
                 raise UserError(f"{path}: saved with other method.targets than this run's ({strange[0]})")
+
+
+def default_targets(small: bool) -> list[str]:
+    """Attention as in diffusers' script; a miniature's attention is too thin for a face to fit into it."""
+    return [*ATTENTION, *REST] if small else list(ATTENTION)
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:

@@ -102,11 +102,11 @@ def write_subjects(folder: Path, names: Collection[str] | None = None) -> Path:
                 Image.fromarray(subject_portrait(name, index).image).save(beside / f"{index:02d}.png")
             (beside / "class_noun.txt").write_text(SUBJECTS[name].noun + "\n", encoding="utf-8")
             beside.chmod(0o755)  # mkdtemp makes it private
-            if target.exists():
+            if target.exists() and not is_complete(target):  # another process may have finished it by now
                 shutil.rmtree(target)
             os.replace(beside, target)
         except OSError:
-            # Another process may have finished the same subject between our check and the rename.
+            # A complete folder of another process cannot be renamed over, and need not be.
             if not is_complete(target):
                 raise
         finally:

@@ -73,7 +73,7 @@ def resolve_path(path: str) -> Path | str:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Without the libraries' own loading bars, which would be mixed into logs."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -103,7 +103,7 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
     if isinstance(source, Path):
         check_folder(source, model)
     try:
-        with _quiet_loading():
+        with quiet_loading():
             pipe = _from_pretrained(source, model)
     except UserError:
         raise

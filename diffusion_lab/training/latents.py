@@ -79,6 +79,7 @@ def encode_pictures(
 def tokenize(pipe: StableDiffusionPipeline, text: str) -> Tensor:
     """int64 [1, tokens], padded as the pipeline pads its prompts. UserError where the text does not fit."""
     tokenizer = pipe.tokenizer
+    text = pipe.maybe_convert_prompt(text, tokenizer)  # a learned word of several vectors is written out
     most = int(tokenizer.model_max_length)
     given = len(tokenizer(text).input_ids)
     if given > most:

@@ -1,4 +1,8 @@
-"""The denoising loss of DDPM (Ho et al. 2020, arXiv:2006.11239, eq. 14), for both prediction types."""
+"""The denoising loss of DDPM (Ho et al. 2020, arXiv:2006.11239, eq. 14), for both prediction types.
+
+Variants: Min-SNR weights (Hang et al. 2023, arXiv:2303.09556), offset noise (Guttenberg 2023, "Diffusion with
+offset noise"), prior preservation (Ruiz et al. 2022, arXiv:2208.12242, eq. 2).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+    from diffusion_lab.interfaces import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +28,18 @@ class Draw:
     timesteps: Tensor  # int64 [b], uniform on 0..T-1
 
 
-def draw_noise(latents: Tensor, steps: int, generator: torch.Generator) -> Draw:
+def draw_noise(latents: Tensor, steps: int, generator: torch.Generator, offset: float = 0.0) -> Draw:
     """Noise and timesteps for `latents` [b, c, h, w] on their device; `steps` is T, usually 1000.
 
-    Drawn on the CPU and picture by picture, so that neither the device nor the split into micro-batches
+    `offset` shifts each channel's noise by that much of a standard normal number. Drawn on the CPU and picture by picture, so that neither the device nor the split into micro-batches
     changes the numbers.
     """
     noise, timesteps = [], []
     for _ in range(latents.shape[0]):
-        noise.append(torch.randn(latents.shape[1:], generator=generator))
+        here = torch.randn(latents.shape[1:], generator=generator)
+        if offset:
+            here = here + offset * torch.randn((latents.shape[1], 1, 1), generator=generator)
+        noise.append(here)
         timesteps.append(torch.randint(0, steps, (1,), generator=generator))
     device = latents.device
     return Draw(
@@ -52,13 +61,61 @@ def prediction_target(scheduler: DDPMScheduler, latents: Tensor, draw: Draw) -> 
     raise ValueError(f"prediction_type {prediction_type} is not epsilon or v_prediction")
 
 
+def snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
+    """Min-SNR weight of each time step [b]: min(SNR, gamma) / SNR, for v-prediction over SNR + 1.
+
+    Hang et al. 2023, eq. 5 and appendix A: the same weight on the picture's error for both targets.
+    """
+    from diffusers.training_utils import compute_snr
+
+    snr: Tensor = compute_snr(scheduler, timesteps)
+    is_v = scheduler.config["prediction_type"] == "v_prediction"
+    return snr.clamp(max=gamma) / (snr + 1 if is_v else snr)
+
+
 def denoising_loss(
-    predict: Callable[[Tensor, Tensor], Tensor], scheduler: DDPMScheduler, latents: Tensor, draw: Draw
+    predict: Callable[[Tensor, Tensor], Tensor],
+    scheduler: DDPMScheduler,
+    latents: Tensor,
+    draw: Draw,
+    *,
+    snr_gamma: float | None = None,
+    n_class: int = 0,
+    prior_weight: float = 1.0,
 ) -> Tensor:
     """Mean squared error of `predict(noisy latents, timesteps)`, float32 scalar.
 
     x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise; the mean is over pictures, channels and positions.
+    `snr_gamma` weighs each picture's error by its time step. The last `n_class` pictures are of the class:
+    their own mean counts `prior_weight` times beside the mean of the others.
     """
     noisy = scheduler.add_noise(latents, draw.noise, draw.timesteps)
     target = prediction_target(scheduler, latents, draw)
-    return F.mse_loss(predict(noisy, draw.timesteps).float(), target.float())
+    prediction = predict(noisy, draw.timesteps).float()
+    if snr_gamma is None and not n_class:
+        return F.mse_loss(prediction, target.float())
+    error = (prediction - target.float()).pow(2).mean(dim=(1, 2, 3))
+    if snr_gamma is not None:
+        error = error * snr_weights(scheduler, draw.timesteps, snr_gamma)
+    own = len(error) - n_class
+    return error[:own].mean() + prior_weight * error[own:].mean() if n_class else error.mean()
+
+
+def batch_loss(
+    pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator, prior_weight: float = 1.0
+) -> Tensor:
+    """The loss of one micro-batch through the pipe's own U-Net and, where it trains, its text encoder."""
+    hidden = batch.encoder_hidden_states
+    if hidden is None:
+        hidden = pipe.text_encoder(batch.input_ids)[0]
+    steps = batch.noise_scheduler.config["num_train_timesteps"]
+    draw = draw_noise(batch.latents, steps, generator, batch.noise_offset)
+
+    def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        prediction: Tensor = pipe.unet(noisy, timesteps, hidden, return_dict=False)[0]
+        return prediction
+
+    return denoising_loss(
+        predict, batch.noise_scheduler, batch.latents, draw,
+        snr_gamma=batch.snr_gamma, n_class=batch.n_class, prior_weight=prior_weight,
+    )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.interfaces import Batch, Method, ParamGroup, Subject, UserError
+from diffusion_lab.interfaces import Batch, Method, ParamGroup, Picture, Subject, UserError
 from diffusion_lab.models.load import cast_frozen, modules, resolution_of, training_scheduler
 from diffusion_lab.training.latents import LatentCache, encode_pictures, encode_text, tokenize
 from diffusion_lab.training.meter import Meter
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from diffusers import DDPMScheduler, StableDiffusionPipeline
 
     from diffusion_lab.config import Config
+
+
+@dataclass(slots=True)
+class Prior:
+    """Pictures of the class and their caption, for prior preservation."""
+
+    latents: LatentCache
+    input_ids: Tensor  # int64 [1, tokens]
+    hidden: Tensor | None  # float32 [1, tokens, d]; None where the text encoder trains
+    sampler: EpochSampler
 
 
 @dataclass(slots=True)
@@ -41,6 +51,9 @@ class TrainingState:
     input_ids: Tensor  # int64 [1, tokens], the instance prompt
     hidden: Tensor | None  # float32 [1, tokens, d]; None where the text encoder trains
     sampler: EpochSampler
+    prior: Prior | None  # pictures of the class, where the method preserves it
+    snr_gamma: float | None
+    noise_offset: float
     latent_stream: torch.Generator  # CPU: samples of the posterior, mirroring
     noise_stream: torch.Generator  # CPU: noise and timesteps of the loss
     global_streams: RngState  # Python, NumPy, torch as this run last left them: dropout
@@ -63,14 +76,24 @@ class TrainingState:
         return [m for m in modules(self.pipe) if any(p.requires_grad for p in m.parameters())]
 
     def next_batch(self, size: int) -> Batch:
-        """The next `size` pictures: moves the sampler and the latents' stream."""
+        """The next `size` pictures, and as many of the class: moves the samplers and the latents' stream."""
         latents = self.latents.sample(self.sampler.take(size), self.latent_stream)
         hidden = None if self.hidden is None else self.hidden.expand(size, -1, -1)
+        input_ids = self.input_ids.expand(size, -1)
+        if self.prior is not None:
+            of_class = self.prior.latents.sample(self.prior.sampler.take(size), self.latent_stream)
+            latents = torch.cat([latents, of_class])
+            input_ids = torch.cat([input_ids, self.prior.input_ids.expand(size, -1)])
+            if hidden is not None and self.prior.hidden is not None:
+                hidden = torch.cat([hidden, self.prior.hidden.expand(size, -1, -1)])
         return Batch(
             latents=latents,
-            input_ids=self.input_ids.expand(size, -1),
+            input_ids=input_ids,
             encoder_hidden_states=hidden,
             noise_scheduler=self.noise_scheduler,
+            n_class=0 if self.prior is None else size,
+            snr_gamma=self.snr_gamma,
+            noise_offset=self.noise_offset,
         )
 
     def save(self, folder: Path) -> list[Path]:
@@ -91,12 +114,14 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
     resolution = resolution_of(pipe, config.model)
     accelerator = _accelerator(device, config.model.precision)
     with preserved_rng(), eval_mode(*modules(pipe)):
+        class_images = _class_pictures(config, pipe, subject, resolution)
         with seeded(stream_seed(config.seed, "weights")):
             groups = config.method.attach(pipe)
         latents = encode_pictures(pipe.vae, subject.train, resolution, flip=config.data.flip)
         input_ids = tokenize(pipe, prompt).to(device)
         text_trains = any(p.requires_grad for p in pipe.text_encoder.parameters())
         hidden = None if text_trains else encode_text(pipe, input_ids)
+        prior = _prior(config, pipe, subject, resolution, class_images, text_trains)
         with seeded(stream_seed(config.seed, "global")):
             global_streams = RngState.capture()
     cast_frozen(pipe, config.model.precision)
@@ -113,6 +138,9 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         input_ids=input_ids,
         hidden=hidden,
         sampler=EpochSampler(n=len(subject.train), seed=config.seed),
+        prior=prior,
+        snr_gamma=config.steps.snr_gamma,
+        noise_offset=config.steps.noise_offset,
         latent_stream=generator(config.seed, "latents"),
         noise_stream=generator(config.seed, "noise"),
         global_streams=global_streams,
@@ -124,6 +152,46 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
             "instance_prompt": prompt,
             "subject": subject.name,
         },
+    )
+
+
+def _class_pictures(
+    config: Config, pipe: StableDiffusionPipeline, subject: Subject, resolution: int
+) -> tuple[Picture, ...]:
+    """What the untouched model draws of the class, where the method asks for it."""
+    from diffusion_lab.data.class_pictures import class_pictures
+
+    if not getattr(config.method, "prior_weight", 0.0):
+        return ()
+    wanted: int = config.method.prior_images  # type: ignore[attr-defined]
+    return class_pictures(
+        pipe,
+        subject.class_noun,
+        wanted,
+        config.prompts,
+        resolution=resolution,
+        seed=config.prompts.noise_seed,
+    )
+
+
+def _prior(
+    config: Config,
+    pipe: StableDiffusionPipeline,
+    subject: Subject,
+    resolution: int,
+    pictures: Sequence[Picture],
+    text_trains: bool,
+) -> Prior | None:
+    from diffusion_lab.data.class_pictures import class_prompt
+
+    if not pictures:
+        return None
+    input_ids = tokenize(pipe, class_prompt(subject.class_noun)).to(pipe.device)
+    return Prior(
+        latents=encode_pictures(pipe.vae, pictures, resolution, flip=config.data.flip),
+        input_ids=input_ids,
+        hidden=None if text_trains else encode_text(pipe, input_ids),
+        sampler=EpochSampler(n=len(pictures), seed=stream_seed(config.seed, "class") % 2**32),
     )
 
 

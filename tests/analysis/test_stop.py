@@ -223,3 +223,18 @@ def test_weights_are_shares_in_the_order_of_the_metrics() -> None:
     used, notes = settle_weights({"a": 1.0, "b": 1.0}, ["a", "b"], {"a"})
     assert used == {"a": 1.0}
     assert "b has no value" in notes[0]
+
+
+def test_reason_does_not_call_a_visible_change_none() -> None:
+    visible = {0: {"similarity": near(0.50, 0.03)}, 50: {"similarity": near(0.57, 0.03)}}
+    assert "similarity went from 0.50 to 0.57, within its error" in must(
+        recommend(visible, {"similarity": 1}, {}, METRICS)
+    ).reason  # fmt: skip
+    hidden = {0: {"similarity": near(0.501, 0.03)}, 50: {"similarity": near(0.504, 0.03)}}
+    flat = must(recommend(hidden, {"similarity": 1}, {}, METRICS))
+    assert flat.step == 50
+    assert "similarity stayed near 0.50" in flat.reason
+    clear = {0: {"similarity": near(0.50, 0.01)}, 50: {"similarity": near(0.57, 0.01)}}
+    assert (
+        "similarity rose from 0.50 to 0.57" in must(recommend(clear, {"similarity": 1}, {}, METRICS)).reason
+    )

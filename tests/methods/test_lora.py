@@ -13,7 +13,7 @@ import torch
 
 from diffusion_lab.config import Steps
 from diffusion_lab.interfaces import UserError
-from diffusion_lab.methods.lora import FILE_NAME, Lora
+from diffusion_lab.methods.lora import FILE_NAME, Lora, default_targets
 from diffusion_lab.models.load import modules
 from diffusion_lab.training.loop import train, training_step
 
@@ -57,10 +57,12 @@ def test_one_target_that_fits_nowhere_is_refused(tiny_pipe, targets: list[str]) 
 
 
 def test_parameters_and_rates(tiny_pipe) -> None:
-    groups = Lora(rank=2, text_encoder=True, weight_decay=0.5).attach(tiny_pipe)
+    groups = Lora(
+        rank=2, targets=["to_q", "to_k", "to_v", "to_out.0"], text_encoder=True, weight_decay=0.5
+    ).attach(tiny_pipe)
     assert [(g.name, g.learning_rate, g.weight_decay) for g in groups] == [
-        ("unet", 2e-3, 0.5),
-        ("text_encoder", pytest.approx(2e-4), 0.5),
+        ("unet", 1e-3, 0.5),
+        ("text_encoder", pytest.approx(1e-4), 0.5),
     ]
     attentions = [n for n, _ in tiny_pipe.unet.named_modules() if n.endswith(("attn1", "attn2"))]
     assert attentions
@@ -69,6 +71,15 @@ def test_parameters_and_rates(tiny_pipe) -> None:
     assert len(groups[1].params) == layers * 4 * 2
     for group in groups:
         assert all(p.dtype == torch.float32 and p.requires_grad for p in group.params)
+
+
+def test_default_targets_go_by_the_models_size(tiny_pipe) -> None:
+    assert default_targets(small=False) == ["to_q", "to_k", "to_v", "to_out.0"]
+    layers = [n for n, _ in tiny_pipe.unet.named_modules()]
+    wanted = [n for n in layers if any(n.endswith(f".{t}") for t in default_targets(small=True))]
+    (group,) = Lora(rank=2).attach(tiny_pipe)
+    assert len(group.params) == 2 * len(wanted)
+    assert any("conv1" in n for n in wanted)
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])

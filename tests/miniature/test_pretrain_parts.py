@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,20 @@ def test_check_prompts_ask_for_no_flaws(tmp_path: Path) -> None:
     assert {noun for noun, _ in prompts} == set(NOUNS)
     sheet([np.zeros((4, 4, 3), np.uint8)] * 5, 3, tmp_path / "sheet.png", 2)
     assert (tmp_path / "sheet.png").stat().st_size > 0
+
+
+def test_shipped_configs_name_no_folder_of_the_machine_that_made_them() -> None:
+    from diffusion_lab.encoders.miniature import WEIGHTS
+
+    texts = {p: p.read_text() for p in WEIGHTS.rglob("*.json") if p.name != "tokenizer.json"}
+    assert len(texts) >= 6
+    assert not [path.name for path, text in texts.items() if "_name_or_path" in text or '"/' in text]
+
+
+def test_origin_is_forgotten_and_the_rest_kept(tmp_path: Path) -> None:
+    from diffusion_lab.miniature.pretrain.export import forget_origin
+
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"_name_or_path": "/somewhere", "b": 1, "a": [2]}')
+    forget_origin(tmp_path)
+    assert json.loads((tmp_path / "unet" / "config.json").read_text()) == {"b": 1, "a": [2]}

@@ -16,6 +16,12 @@ from diffusion_lab.miniature.pretrain.data import HELDOUT_SEED, TRAIN_SEED
 SCALE = 0.0004
 
 
+def test_the_command_line_knows_all_stages() -> None:
+    from diffusion_lab.config import STAGES
+
+    assert list(recipe.STAGES) == list(STAGES)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("pretrain")

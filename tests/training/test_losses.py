@@ -132,3 +132,42 @@ def test_loss_falls_when_overfitting_one_batch(make_state, monkeypatch) -> None:
         losses.append(training_step(state, Steps(batch_size=2))[0])
     assert losses[-1] < 0.8 * losses[0]
     assert min(losses) == min(losses[-5:])
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_and_prior_preservation_are_the_papers(prediction_type: str) -> None:
+    """Min-SNR (Hang et al., eq. 5) and DreamBooth's eq. 2, element by element in Python floats."""
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction_type
+    )
+    latents = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    draw = Draw(torch.randn(latents.shape, generator=torch.Generator().manual_seed(2)),
+                torch.tensor([3, 200, 600, 990]))  # fmt: skip
+
+    def predict(noisy, timesteps):
+        return torch.cos(2 * noisy) - timesteps[:, None, None, None] / 500
+
+    abar = cumulative_alphas(scheduler.config)
+    each = []
+    for i, t in enumerate(draw.timesteps.tolist()):
+        one = Draw(draw.noise[i : i + 1], draw.timesteps[i : i + 1])
+        mse = literal_loss(scheduler.config, latents[i : i + 1], one, predict)
+        snr = abar[t] / (1 - abar[t])
+        each.append(mse * min(snr, 5.0) / (snr + 1 if prediction_type == "v_prediction" else snr))
+    ours = denoising_loss(predict, scheduler, latents, draw, snr_gamma=5.0)
+    assert ours.item() == pytest.approx(sum(each) / 4, rel=1e-4)
+    both = denoising_loss(
+        predict, scheduler, latents, draw, snr_gamma=5.0, n_class=1, prior_weight=0.3
+    )  # halves of unequal size: a mean over all would differ
+    assert both.item() == pytest.approx(sum(each[:3]) / 3 + 0.3 * each[3], rel=1e-4)
+
+
+def test_offset_noise_shifts_channels_and_leaves_the_stream_alone_where_it_is_off() -> None:
+    latents = torch.zeros(3, 4, 8, 8)
+    plain = draw_noise(latents, 1000, torch.Generator().manual_seed(3))
+    same = draw_noise(latents, 1000, torch.Generator().manual_seed(3), 0.0)
+    assert torch.equal(plain.noise, same.noise)
+    shifted = draw_noise(latents[:1], 1000, torch.Generator().manual_seed(3), 0.5)
+    difference = shifted.noise[0] - plain.noise[0]
+    assert difference.flatten(1).std(dim=1).max() < 1e-6
+    assert difference.flatten(1).mean(dim=1).abs().min() > 1e-3

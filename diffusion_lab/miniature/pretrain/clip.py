@@ -46,9 +46,15 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """float [n, 3, 64, 64] in -1..1 -> [n, dimension]."""
-        features: Tensor = self.blocks(F.relu(self.stem(pixels))).flatten(1)
-        out: Tensor = self.out(features)
+        out: Tensor = self.out(self.maps(pixels)[-1].flatten(1))
         return out
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """float [n, 3, 64, 64] in -1..1 -> the maps after the stem and after each block, fine to coarse."""
+        found = [F.relu(self.stem(pixels))]
+        for block in self.blocks:
+            found.append(block(found[-1]))
+        return found
 
 
 class SmallClip(nn.Module):

@@ -32,6 +32,15 @@ def save_pipeline(pipe: Any, folder: Path) -> None:
     with beside(folder) as temporary:
         pipe.save_pretrained(temporary)
         halve(temporary)
+        forget_origin(temporary)
+
+
+def forget_origin(folder: Path) -> None:
+    """Take out of every config.json below ``folder`` where its part was loaded from: a path of this machine."""
+    for path in sorted(folder.rglob("config.json")):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 class beside:

@@ -127,6 +127,7 @@ def run_decoder(made: Recipe) -> dict[str, Any]:
     data, model = made.train_set(), made.load_vae()
     model = vae.train_decoder(
         model,
+        clip.load_clip(made.weights / "clip").image,
         data,
         made.moments(data),
         made.folder,

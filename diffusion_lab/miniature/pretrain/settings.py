@@ -30,8 +30,8 @@ class Sizes:
     steps: Mapping[str, int] = field(
         default_factory=lambda: {
             "clip": 2_500,
-            "vae": 4_000,
-            "decoder": 2_000,
+            "vae": 12_000,
+            "decoder": 1_500,
             "unet": 12_000,
             "face": 1_600,
             "polish": 1_650,

@@ -1,0 +1,103 @@
+"""Pictures of the class, drawn by the untouched model, for prior preservation (Ruiz et al. 2022, section 3.2).
+
+They are drawn once and kept under a name that says everything they depend on, so that later runs, of other
+subjects too, find them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_lab.interfaces import Picture, Prompt, PromptSet
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from diffusion_lab.config import Prompts
+
+log = logging.getLogger(__name__)
+
+
+def class_prompt(class_noun: str) -> str:
+    """ "a photo of a woman", the caption of every picture of the class."""
+    article = "an" if class_noun[:1].lower() in "aeiou" else "a"
+    return f"a photo of {article} {class_noun}"
+
+
+def class_pictures(
+    pipe: StableDiffusionPipeline,
+    class_noun: str,
+    n: int,
+    settings: Prompts,
+    *,
+    resolution: int,
+    seed: int,
+    cache: Path | None = None,
+) -> tuple[Picture, ...]:
+    """``n`` pictures of the class by ``pipe`` as it is; sampler and guidance are the evaluation's.
+
+    A set half drawn by a killed run is gone on with. The global random streams stay as they were.
+    """
+    from diffusion_lab.data.pictures import read_pictures
+    from diffusion_lab.data.subjects import default_cache
+
+    text = class_prompt(class_noun)
+    facts = {
+        "model": fingerprint(pipe), "prompt": text, "resolution": resolution, "seed": seed,
+        "steps": settings.sampling_steps, "guidance": settings.guidance_scale, "batch": settings.batch_size,
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = (cache or default_cache()) / "class_pictures" / key
+    paths = [folder / f"{i:05d}.png" for i in range(n)]
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    if missing:
+        log.info("drawing %d pictures of %r for prior preservation, kept in %s", len(missing), text, folder)
+        _draw(pipe, text, missing, settings, resolution, seed, folder)
+    return tuple(read_pictures(paths))
+
+
+def _draw(
+    pipe: StableDiffusionPipeline,
+    text: str,
+    missing: list[int],
+    settings: Prompts,
+    resolution: int,
+    seed: int,
+    folder: Path,
+) -> None:
+    import io
+
+    from PIL import Image
+
+    from diffusion_lab.sampling.sample import sample
+    from diffusion_lab.tracking.atomic import write_bytes
+    from diffusion_lab.training.rng import stream_seed
+
+    # Whole batches from the first one missing on: a picture's last bits depend on its batch.
+    size = settings.batch_size
+    for start in range(missing[0] // size * size, missing[-1] + 1, size):
+        noise_seed = stream_seed(seed, f"class {start}") % 2**32
+        chosen = dataclasses.replace(settings, n=size, images_per_prompt=1, noise_seed=noise_seed)
+        prompts = PromptSet("class", (Prompt(id="class", text=text, plain=text),), "", "")
+        images = sample(pipe, prompts, chosen, resolution=resolution)
+        for i, image in enumerate(images, start):
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "PNG")
+            write_bytes(folder / f"{i:05d}.png", buffer.getvalue())
+
+
+def fingerprint(pipe: StableDiffusionPipeline) -> str:
+    """SHA-256 over the weights of U-Net, VAE and text encoder as they are loaded: 16 hex digits."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in ("unet", "vae", "text_encoder"):
+        for key, value in sorted(getattr(pipe, name).state_dict().items()):
+            digest.update(f"{name}.{key}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,126 @@
+"""DreamBooth (Ruiz et al. 2022, arXiv:2208.12242): the whole U-Net learns the subject.
+
+Prior preservation keeps the class from becoming the subject: beside every picture of the subject the model sees
+one of the class that it drew itself before training (eq. 2, lambda = `prior_weight`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from diffusion_lab.checks import flag, number, whole
+from diffusion_lab.interfaces import Batch, ParamGroup, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from torch import Tensor, nn
+
+SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
+
+
+@dataclass(kw_only=True, slots=True)
+class DreamBooth:
+    # Full size: 5e-6 of the paper and of diffusers' example without prior preservation's longer runs.
+    learning_rates: ClassVar[tuple[float, float]] = (1e-4, 5e-6)  # miniature, full-size models
+
+    name: str = "dreambooth"
+    text_encoder: bool = False
+    prior_weight: float = 1.0  # lambda; 0: no prior preservation
+    prior_images: int = 100  # pictures of the class, drawn once and kept
+    learning_rate: float | None = None  # null: 1e-4 on the miniature, 5e-6 on full-size models
+    text_encoder_learning_rate: float | None = None  # null: a tenth of the U-Net's
+    weight_decay: float = 1e-2
+
+    def __post_init__(self) -> None:
+        flag("method.text_encoder", self.text_encoder)
+        number("method.prior_weight", self.prior_weight, 0)
+        whole("method.prior_images", self.prior_images, 1)
+        for key in ("learning_rate", "text_encoder_learning_rate"):
+            if getattr(self, key) is not None:
+                number(f"method.{key}", getattr(self, key), 0, above=True)
+        number("method.weight_decay", self.weight_decay, 0)
+
+    def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
+        """The U-Net, and where asked the text encoder, train in float32; everything else is frozen."""
+        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+            module.requires_grad_(False)
+        small, full = self.learning_rates
+        parameters = sum(p.numel() for p in pipe.unet.parameters())
+        rate = self.learning_rate or (small if parameters < SMALL_UNET else full)
+        groups = [ParamGroup("unet", _train(pipe.unet), rate, self.weight_decay)]
+        if self.text_encoder:
+            text_rate = self.text_encoder_learning_rate or rate / 10
+            groups.append(ParamGroup("text_encoder", _train(pipe.text_encoder), text_rate, self.weight_decay))
+        return groups
+
+    def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Denoising loss of the subject's pictures plus `prior_weight` times that of the class's."""
+        from diffusion_lab.training.losses import batch_loss
+
+        return batch_loss(pipe, batch, generator, self.prior_weight)
+
+    def after_step(self, pipe: StableDiffusionPipeline) -> None:
+        """Nothing to do."""
+
+    def save(
+        self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
+    ) -> list[Path]:
+        """Writes what has changed, in diffusers' folders: `unet/`, `text_encoder/`, and the notes as JSON.
+
+        `complete` adds the rest of the pipeline. Parts are replaced whole.
+        """
+        from diffusion_lab.models.load import quiet_loading
+        from diffusion_lab.tracking.atomic import replace_folder, write_json
+
+        paths = []
+        for name in self._parts():
+            with quiet_loading(), replace_folder(folder / name) as beside:
+                getattr(pipe, name).save_pretrained(beside, safe_serialization=True)
+            paths += sorted((folder / name).glob("*.safetensors"))
+        write_json(folder / "dreambooth.json", {"method": self.name, **(notes or {})})
+        return [*paths, folder / "dreambooth.json"]
+
+    def complete(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
+        """Writes the whole pipeline: plain diffusers reads it with `from_pretrained(folder)`."""
+        from diffusion_lab.models.load import quiet_loading
+
+        with quiet_loading():
+            pipe.save_pretrained(folder, safe_serialization=True)
+
+    def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
+        """Reads what `save` wrote into an attached pipe; else UserError."""
+        from safetensors.torch import load_file
+
+        for name in self._parts():
+            files = sorted((folder / name).glob("*.safetensors"))
+            if not files:
+                raise UserError(f"{folder / name} is missing: no such part was saved there")
+            weights = {key: value for file in files for key, value in load_file(file).items()}
+            try:
+                getattr(pipe, name).load_state_dict(weights)
+            except RuntimeError as error:
+                raise UserError(f"{folder / name}: holds another model's weights ({error})") from error
+
+    def _parts(self) -> tuple[str, ...]:
+        return ("unet", "text_encoder") if self.text_encoder else ("unet",)
+
+
+def notes_of(folder: Path) -> dict[str, str]:
+    """What `save` noted in `folder`."""
+    found: dict[str, str] = json.loads((folder / "dreambooth.json").read_text("utf-8"))
+    return found
+
+
+def _train(module: nn.Module) -> list[nn.Parameter]:
+    import torch
+
+    module.requires_grad_(True)
+    parameters = list(module.parameters())
+    for parameter in parameters:
+        parameter.data = parameter.data.to(torch.float32)
+    return parameters

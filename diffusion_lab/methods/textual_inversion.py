@@ -1,0 +1,172 @@
+"""Textual Inversion (Gal et al. 2022, arXiv:2208.01618): a new word is learned, and nothing else.
+
+The word is a new entry of the tokenizer; its vectors are a parameter of their own that takes the place of the
+embedding's rows on the way through, so that no optimizer ever touches another word (zeroing gradients would not do:
+weight decay moves every row). Files are the ecosystem's: diffusers' `learned_embeds.safetensors`, and the same
+vectors as A1111 reads them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from diffusion_lab.checks import flag, number, whole
+from diffusion_lab.interfaces import Batch, ParamGroup, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from torch import Tensor, nn
+
+FILE_NAME = "learned_embeds.safetensors"
+A1111_NAME = "learned_embeds_a1111.safetensors"
+SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
+
+
+@dataclass(kw_only=True, slots=True)
+class TextualInversion:
+    # Full size: 5e-4 times a batch of 4, as diffusers' example scales it.
+    learning_rates: ClassVar[tuple[float, float]] = (2e-2, 2e-3)  # miniature, full-size models
+
+    name: str = "textual_inversion"
+    token: str | None = None  # the new word; null: data.identifier
+    initialiser: str | None = None  # words whose vectors it starts from; null: the class noun
+    vectors: int = 1  # entries the word takes; more hold more, and leave a prompt less room
+    keep_norm: bool = False  # after every step each vector is as long as it was at the start
+    learning_rate: float | None = None  # null: 2e-2 on the miniature, 2e-3 on full-size models
+
+    def __post_init__(self) -> None:
+        whole("method.vectors", self.vectors, 1, 32)
+        flag("method.keep_norm", self.keep_norm)
+        if self.learning_rate is not None:
+            number("method.learning_rate", self.learning_rate, 0, above=True)
+        if self.token is not None and len(self.token.split()) != 1:
+            raise UserError(f"method.token={self.token!r}: must be one word")
+
+    def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
+        """Adds the word to the tokenizer and its vectors to the text encoder; everything else is frozen.
+
+        UserError where the tokenizer knows the word already or an initialiser has none of its tokens.
+        """
+        import torch
+        from torch import nn
+
+        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+            module.requires_grad_(False)
+        start = self._start(pipe)
+        names = self._names()
+        known = len(pipe.tokenizer(self.token, add_special_tokens=False).input_ids) == 1
+        if known or pipe.tokenizer.add_tokens(names) != len(names):
+            raise UserError(
+                f"data.identifier={self.token}: is a word of the model's vocabulary; a new one is needed"
+            )
+        pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer), mean_resizing=False)
+        pipe.text_encoder.requires_grad_(False)
+        embedding = pipe.text_encoder.get_input_embeddings()
+        ids = pipe.tokenizer.convert_tokens_to_ids(names)
+        with torch.no_grad():
+            embedding.weight[ids] = start.to(embedding.weight.dtype)
+        learned = nn.Parameter(start.clone().float())
+        embedding.register_parameter("learned", learned)
+        embedding.register_buffer("learned_norm", start.float().norm(dim=1, keepdim=True), persistent=False)
+        embedding.register_forward_hook(_replace(ids))
+        small, full = self.learning_rates
+        parameters = sum(p.numel() for p in pipe.unet.parameters())
+        rate = self.learning_rate or (small if parameters < SMALL_UNET else full)
+        return [ParamGroup("embedding", [learned], rate, 0.0)]
+
+    def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Denoising loss of one micro-batch, float32 scalar."""
+        from diffusion_lab.training.losses import batch_loss
+
+        return batch_loss(pipe, batch, generator)
+
+    def after_step(self, pipe: StableDiffusionPipeline) -> None:
+        """Gives the vectors their length back where asked."""
+        if self.keep_norm:
+            import torch
+
+            embedding: Any = pipe.text_encoder.get_input_embeddings()
+            with torch.no_grad():
+                embedding.learned.mul_(embedding.learned_norm / embedding.learned.norm(dim=1, keepdim=True))
+
+    def save(
+        self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
+    ) -> list[Path]:
+        """Writes diffusers' file (`pipe.load_textual_inversion(folder)`) and A1111's, `notes` into the headers."""
+        from safetensors.torch import save_file
+
+        embedding: Any = pipe.text_encoder.get_input_embeddings()
+        vectors = embedding.learned.detach().float().cpu().contiguous()
+        header = {"format": "pt", "method": self.name, "vectors": str(self.vectors), **(notes or {})}
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, weights in ((FILE_NAME, {str(self.token): vectors}), (A1111_NAME, {"emb_params": vectors})):
+            partial = folder / f"{name}.part"
+            try:
+                save_file(weights, partial, metadata=header)
+                os.replace(partial, folder / name)
+            finally:
+                partial.unlink(missing_ok=True)
+        return [folder / FILE_NAME, folder / A1111_NAME]
+
+    def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
+        """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
+        import torch
+        from safetensors.torch import load_file
+
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise UserError(f"{path} is missing: no embedding was saved there")
+        embedding: Any = pipe.text_encoder.get_input_embeddings()
+        weights = load_file(path)
+        found = weights.get(str(self.token))
+        if found is None or found.shape != embedding.learned.shape:
+            shapes = {name: tuple(value.shape) for name, value in weights.items()}
+            raise UserError(
+                f"{path}: holds {shapes}, this run learns {self.token!r} of shape {tuple(embedding.learned.shape)}"
+            )
+        with torch.no_grad():
+            embedding.learned.copy_(found)
+
+    def _names(self) -> list[str]:
+        """The entries of the word, named as diffusers names a word of several vectors."""
+        if self.token is None:
+            raise ValueError("method.token is not filled in: see config.fill_defaults")
+        return [self.token, *(f"{self.token}_{i}" for i in range(1, self.vectors))]
+
+    def _start(self, pipe: StableDiffusionPipeline) -> Tensor:
+        """float [vectors, d]: the initialiser's tokens in turn."""
+        import torch
+
+        if self.initialiser is None:
+            raise ValueError("method.initialiser is not filled in: see config.fill_defaults")
+        ids = pipe.tokenizer(self.initialiser, add_special_tokens=False).input_ids
+        if not ids:
+            raise UserError(f"method.initialiser={self.initialiser!r}: has no token; give a word or several")
+        if self.vectors == 1 and len(ids) > 1:
+            raise UserError(
+                f"method.initialiser={self.initialiser!r}: is {len(ids)} tokens and the word starts from one; "
+                "give a common word, or set method.vectors"
+            )
+        rows = torch.tensor([ids[i % len(ids)] for i in range(self.vectors)])
+        weight: Tensor = pipe.text_encoder.get_input_embeddings().weight
+        return weight.detach()[rows.to(weight.device)].clone()
+
+
+def _replace(ids: list[int]) -> Any:
+    """A forward hook: the rows of `ids` come from the module's `learned`, gradients included."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        import torch
+
+        learned: Any = module.learned
+        for row, token in enumerate(ids):
+            here = (inputs[0] == token).unsqueeze(-1)
+            output = torch.where(here, learned[row].to(output.dtype), output)
+        return output
+
+    return hook
