@@ -193,9 +193,11 @@ class Metrics:
     weights: dict[str, float] = field(default_factory=dict)  # stop rule; empty: equal, and said so
     ranges: dict[str, list[float]] = field(default_factory=dict)  # stop rule and plots: [low, high] a metric
     face_weights: str = "vggface2"  # full: a name of facenet-pytorch, or a local file
-    clip_model: str = "ViT-L-14"  # full: open_clip's name
+    clip_model: str = "ViT-L-14"  # full: open_clip's name, or a folder or hub id of transformers
     clip_weights: str = "openai"  # full: open_clip's tag, or a local file
-    aesthetics_weights: str | None = None  # full: a head's safetensors; null: no aesthetics metric
+    aesthetics_weights: str | None = None  # a head's safetensors; null: the miniature's own, full: none
+    dino_model: str = "facebook/dino-vits16"  # metric dino: a folder or hub id of transformers
+    inception_weights: str | None = None  # metrics fid and kid: a file; null: torch's cache
     batch_size: int = 50
 
     def __post_init__(self) -> None:
@@ -216,7 +218,7 @@ class Metrics:
                 raise UserError(
                     f"metrics.ranges.{name}={list(bounds)}: must be two numbers, [low, high], low < high"
                 )
-        for key in ("face_weights", "clip_model", "clip_weights"):
+        for key in ("face_weights", "clip_model", "clip_weights", "dino_model"):
             text(f"metrics.{key}", getattr(self, key))
         whole("metrics.batch_size", self.batch_size, 1)
 
