@@ -114,17 +114,20 @@ def _finetune(
     check_lengths(pipe.tokenizer, *_written_out(pipe, subject.instance_prompt, prompts))
     embeddings = PromptEmbeddings()
 
+    total, every = config.steps.total or 0, config.steps.every or 1
+    evaluations = len({*range(0, total, every), total})
     with (
         Progress(config.tracker.progress) as progress,
-        progress.task("training", config.steps.total or 0) as bar,
+        progress.task("training", total, breaks=evaluations) as bar,
     ):
 
         def measure(step: int) -> None:
-            evaluation = evaluate(
-                pipe, prompts, references, bank, config.prompts, step,
-                progress=progress, cache=embeddings, resolution=resolution,
-                base=run_folder / "base_features.safetensors",
-            )  # fmt: skip
+            with bar.pause():
+                evaluation = evaluate(
+                    pipe, prompts, references, bank, config.prompts, step,
+                    progress=progress, cache=embeddings, resolution=resolution,
+                    base=run_folder / "base_features.safetensors",
+                )  # fmt: skip
             state.save(adapter_folder(run_folder, step))
             tracker.evaluation(evaluation, prompts)
             findings.summaries[step] = evaluation.summaries

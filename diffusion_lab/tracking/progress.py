@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -31,12 +32,18 @@ TASKS_SHORTER = 5.0  # seconds: such tasks have no closing line
 log = logging.getLogger(__name__)
 
 
-def time_left(elapsed: float, done: int, total: int) -> float | None:
+def time_left(
+    elapsed: float, done: int, total: int, *, paused: float = 0.0, breaks: int = 0, breaks_total: int = 0
+) -> float | None:
     """Seconds still to go at the mean speed so far; None before the first step.
 
-    The mean over the whole task, because the outer task's steps stand still while the inner ones run.
+    `paused` of the `elapsed` seconds went into `breaks` of `breaks_total` breaks, in which no step was done;
+    those that are still to come will take as long.
     """
-    return elapsed * (total - done) / done if done > 0 else None
+    if done <= 0:
+        return None
+    to_come = paused / breaks * max(0, breaks_total - breaks) if breaks else 0.0
+    return (elapsed - paused) * (total - done) / done + to_come
 
 
 def duration(seconds: float | None) -> str:
@@ -51,12 +58,30 @@ def duration(seconds: float | None) -> str:
 class Task:
     """One piece of work of `total` steps; it ends with its `with` block or with `close`."""
 
-    def __init__(self, progress: Progress, name: str, total: int) -> None:
+    def __init__(self, progress: Progress, name: str, total: int, breaks: int = 0) -> None:
         self.name, self.total, self.done = name, total, 0
+        self._breaks_total, self._breaks, self._paused = breaks, 0, 0.0
         self._progress = progress
         self._started = self._spoke = progress.clock()
         self._closed = False
-        self._bar: TaskID | None = progress.bar(name, total)
+        self._bar: TaskID | None = progress.bar(name, total, self.left)
+
+    def left(self, elapsed: float) -> float | None:
+        """Seconds still to go."""
+        return time_left(
+            elapsed, self.done, self.total,
+            paused=self._paused, breaks=self._breaks, breaks_total=self._breaks_total,
+        )  # fmt: skip
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """One of the task's breaks: other work, which says nothing of this task's speed."""
+        started = self._progress.clock()
+        try:
+            yield
+        finally:
+            self._paused += self._progress.clock() - started
+            self._breaks += 1
 
     def advance(self, n: int = 1) -> None:
         """`n` more steps are done. Fits as a callback `progress: Callable[[int], None]`."""
@@ -68,7 +93,7 @@ class Task:
             if now - self._spoke >= self._progress.interval and self.done < self.total:
                 self._spoke = now
                 elapsed = now - self._started
-                left = duration(time_left(elapsed, self.done, self.total))
+                left = duration(self.left(elapsed))
                 self._progress.say(
                     f"{self.name} {self.done}/{self.total}, {duration(elapsed)} gone, {left} left"
                 )
@@ -131,14 +156,14 @@ class Progress:
             self._bars.stop()
             self._bars = None
 
-    def task(self, name: str, total: int) -> Task:
-        """A new task, shown below those that are open."""
-        return Task(self, name, total)
+    def task(self, name: str, total: int, breaks: int = 0) -> Task:
+        """A new task, shown below those that are open; `breaks`: how often `Task.pause` will be used."""
+        return Task(self, name, total, breaks)
 
     # --- for Task -----------------------------------------------------------------------------------
 
-    def bar(self, name: str, total: int) -> TaskID | None:
-        return self._bars.add_task(name, total=total) if self._bars is not None else None
+    def bar(self, name: str, total: int, left: Callable[[float], float | None]) -> TaskID | None:
+        return self._bars.add_task(name, total=total, left=left) if self._bars is not None else None
 
     def move(self, bar: TaskID, done: int) -> None:
         if self._bars is not None:
@@ -187,7 +212,7 @@ def _bars(stream: TextIO) -> Bars:
 
         def render(self, task: RichTask) -> Text:
             gone = task.elapsed or 0.0
-            left = time_left(gone, int(task.completed), int(task.total or 0))
+            left = task.fields["left"](gone)
             return Text(f"{duration(gone)} gone, {duration(left)} left", style="progress.remaining")
 
     # Even where the terminal was only said to be one ("bars" into a file), draw as if it were.

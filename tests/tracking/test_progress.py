@@ -186,3 +186,20 @@ def test_arithmetic() -> None:
     assert time_left(10.0, 0, 5) is None
     assert time_left(10.0, 2, 6) == 20.0
     assert [duration(s) for s in (None, 0.4, 125, 3725)] == ["-:--", "0:00", "2:05", "1:02:05"]
+
+
+def test_breaks_do_not_count_as_slow_steps() -> None:
+    """10 of 100 steps took 1 s each after a break of 30 s; one more break of three is to come at the end."""
+    assert time_left(40.0, 10, 100, paused=30.0, breaks=1, breaks_total=2) == 90.0 + 30.0
+    assert time_left(40.0, 10, 100, paused=30.0, breaks=2, breaks_total=2) == 90.0
+    assert time_left(30.0, 0, 100, paused=30.0, breaks=1, breaks_total=2) is None
+
+
+def test_a_task_forecasts_from_its_own_speed_and_its_breaks() -> None:
+    now = [0.0]
+    with Progress("off", clock=lambda: now[0]) as progress, progress.task("training", 10, breaks=2) as task:
+        with task.pause():
+            now[0] += 60
+        now[0] += 2
+        task.advance(2)
+        assert task.left(now[0]) == 8.0 + 60.0
