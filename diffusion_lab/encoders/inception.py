@@ -81,31 +81,32 @@ def build(*, fid: bool) -> nn.Module:
         net.Mixed_7b, net.Mixed_7c = _BlockE1(1280), _BlockE2(2048)
     net.fc = nn.Identity()
     net.dropout = nn.Identity()
-    return net.eval()
+    made: nn.Module = net.eval()
+    return made
 
 
 def _without_padding(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1, count_include_pad=False)
 
 
-class _BlockA(published.InceptionA):
+class _BlockA(published.InceptionA):  # type: ignore[misc]  # torchvision has no types
     """Average pool that does not count the padding: TensorFlow's."""
 
     def _forward(self, x: Tensor) -> list[Tensor]:
         return [*super()._forward(x)[:3], self.branch_pool(_without_padding(x))]
 
 
-class _BlockC(published.InceptionC):
+class _BlockC(published.InceptionC):  # type: ignore[misc]
     def _forward(self, x: Tensor) -> list[Tensor]:
         return [*super()._forward(x)[:3], self.branch_pool(_without_padding(x))]
 
 
-class _BlockE1(published.InceptionE):
+class _BlockE1(published.InceptionE):  # type: ignore[misc]
     def _forward(self, x: Tensor) -> list[Tensor]:
         return [*super()._forward(x)[:3], self.branch_pool(_without_padding(x))]
 
 
-class _BlockE2(published.InceptionE):
+class _BlockE2(published.InceptionE):  # type: ignore[misc]
     """Max pool: a slip of the original network that its published weights were trained with."""
 
     def _forward(self, x: Tensor) -> list[Tensor]:

@@ -45,7 +45,8 @@ def _factor(x: Tensor) -> Tensor:
     import torch
 
     a = (x - x.mean(0)) / (len(x) - 1) ** 0.5
-    return torch.linalg.qr(a, mode="r").R if a.shape[0] > a.shape[1] else a
+    root: Tensor = torch.linalg.qr(a, mode="r").R if a.shape[0] > a.shape[1] else a
+    return root
 
 
 def frechet_legacy(x: Tensor, y: Tensor) -> float:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from diffusion_lab.interfaces import Features, References, Summary
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -99,6 +101,8 @@ class Fid:
     def _distance(
         self, some: Features, targets: Features, prompt_ids: Sequence[Hashable] | None = None
     ) -> Summary:
+        import torch
+
         from diffusion_lab.analysis.intervals import jackknife_error, of_set, undefined
         from diffusion_lab.metrics.distances import frechet, frechet_legacy
 
@@ -111,10 +115,10 @@ class Fid:
             return of_set(frechet_legacy(x, y), some.n, None, 0, note="; ".join(s for s in (note, said) if s))
         ids = list(range(some.n)) if prompt_ids is None else list(prompt_ids)
 
-        def without(rows: object) -> float:
-            return frechet(x[rows], y) if len(x[rows]) > 1 else frechet(x, y)
+        def of_rows(rows: NDArray[np.int64]) -> float:
+            return frechet(x[torch.from_numpy(rows)], y)  # of three groups two are left: two images
 
-        error, groups = jackknife_error(without, ids)
+        error, groups = jackknife_error(of_rows, ids)
         return of_set(frechet(x, y), some.n, error, groups, note=note)
 
 
