@@ -159,6 +159,7 @@ def _card(run: Run, info: MetricInfo, stop: int | None) -> dict[str, Any]:
         "hue": charts.hue(info.name),
         "defined": defined,
         "missing": words.missing(info.name, summaries, faces=_faces(run)),
+        "note": next((s.note for s in reversed(summaries.values()) if s.note), ""),
         "figure": charts.as_json(figure) if defined else None,
     }
 
