@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from diffusion_lab.checks import closest
 from diffusion_lab.data.prompt_files import Line, read_lines
-from diffusion_lab.data.templates import DREAMBOOTH_LIVE, DREAMBOOTH_OBJECTS, Template
+from diffusion_lab.data.templates import (
+    DREAMBOOTH_LIVE,
+    DREAMBOOTH_OBJECTS,
+    LOGO,
+    PAPER,
+    PROBES,
+    Template,
+)
 from diffusion_lab.interfaces import Prompt, PromptSet, UserError
 from diffusion_lab.miniature import phrases
 
@@ -165,6 +172,29 @@ def _templates(templates: tuple[Template, ...]) -> Make:
     return make
 
 
+def _paper(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
+    """Every prompt with the identifier, then the same ones without; of fewer than 20 whole pairs, the plain
+    prompt's always among them.
+    """
+    edits = list(enumerate(PAPER))
+    if config.n < 2 * len(PAPER):
+        generator = _random("prompts", config.seed)
+        drawn = sorted(edits[1:], key=lambda _: generator.random())[: max(1, config.n // 2) - 1]
+        edits = [edits[0], *sorted(drawn)]
+    both = ((WITH, f"{identifier} {class_noun}", 0), (WITHOUT, class_noun, len(PAPER)))
+    prompts = tuple(
+        Prompt(
+            id=_id(first + number),
+            text=fill(template, words),
+            plain=fill(template, class_noun),
+            slots={"edit": edit, IDENTIFIER: said},
+        )
+        for said, words, first in both
+        for number, (edit, template) in edits
+    )
+    return prompts, ""
+
+
 def _file(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
     if not config.path:
         raise UserError("prompts.path is not set: give a text file (a prompt a line) or a CSV file")
@@ -238,6 +268,9 @@ SETS: dict[str, Make] = {
     "miniature_negative": _miniature_negative,
     "dreambooth_objects": _templates(DREAMBOOTH_OBJECTS),
     "dreambooth_live": _templates(DREAMBOOTH_LIVE),
+    "paper": _paper,
+    "logo": _templates(LOGO),
+    "probes": _templates(PROBES),
     "file": _file,
 }
 """By name: from the config, the identifier and the class noun to the prompts and the set's negative one."""

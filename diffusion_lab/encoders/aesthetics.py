@@ -1,7 +1,7 @@
 """The aesthetics head: linear layers on CLIP's image embedding, read from a file.
 
-Fits what `job=train_aesthetics` writes (its header names the activation between the layers and the CLIP it was
-trained on) and the two published families: LAION-AI/aesthetic-predictor (one linear layer) and
+Fits what `write_head` writes (its header names the activation between the layers and the CLIP it was trained on)
+and the two published families: LAION-AI/aesthetic-predictor (one linear layer) and
 christophschuhmann/improved-aesthetic-predictor (five linear layers with dropout and **no** activation between
 them, trained on SAC, Logos and AVA). With these two a warning goes along: see `LEAK`.
 """
@@ -32,7 +32,7 @@ LAYOUTS: Mapping[tuple[int, ...], str] = {
 }
 LEAK = (
     "Stable Diffusion was trained on pictures of LAION that such a predictor had chosen, so it may rate what it "
-    "taught itself; a head of your own: job=train_aesthetics"
+    "taught itself; a head trained on other ratings, such as AVA's, does not"
 )
 _ACTIVATIONS = {"none": nn.Identity, "gelu": nn.GELU}
 
