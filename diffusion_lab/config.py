@@ -31,7 +31,7 @@ METHODS: dict[str, type] = {  # a new method: its file, a line here, conf/method
     "dreambooth": DreamBooth,
     "textual_inversion": TextualInversion,
 }
-JOBS = ("finetune", "report", "pretrain", "subjects")
+JOBS = ("finetune", "score", "report", "pretrain", "subjects")
 STAGES = (  # of job=pretrain, in their order
     "data", "tokenizer", "clip", "vae", "decoder", "unet", "face", "polish", "aesthetics", "evaluate",
 )  # fmt: skip
@@ -43,8 +43,9 @@ LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
 @dataclass(kw_only=True, slots=True)
 class Job:
-    name: str = "finetune"  # finetune, report, pretrain, subjects
+    name: str = "finetune"  # finetune, score, report, pretrain, subjects
     dry_run: bool = False  # print the plan and stop
+    images: str = ""  # score: a folder of images
     runs: str = ""  # report: a run's folder, or a folder of runs
     output: str = ""  # pretrain, subjects: where to write
     stages: list[str] = field(default_factory=list)  # pretrain: which stages; empty: all
@@ -55,6 +56,8 @@ class Job:
         flag("job.dry_run", self.dry_run)
         words("job.stages", self.stages, STAGES)
         number("job.scale", self.scale, 0, above=True)
+        if self.name == "score" and not self.images:
+            raise UserError("job.images is missing: job=score job.images=FOLDER, of images to score")
         if self.name == "report" and not self.runs:
             raise UserError("job.runs is missing: job=report job.runs=FOLDER, of a run or of several runs")
         if self.name in ("pretrain", "subjects") and not self.output:

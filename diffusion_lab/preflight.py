@@ -60,6 +60,15 @@ def check(config: Config, run_folder: Path) -> Plan:
         output = Path(config.job.output).expanduser()
         _check_place(output, 0, "job.output")
         return Plan(rows=(("job", config.job.name), ("into", str(output))))
+    if config.job.name == "score":
+        from diffusion_lab.jobs.score import check_images
+
+        _check_impostors(config)
+        _check_metrics(config)
+        rows, warnings = check_images(config)
+        _check_new(run_folder)
+        _check_place(run_folder, 0, "hydra.run.dir")
+        return Plan(rows=tuple(rows), warnings=tuple(warnings))
     return _check_finetune(config, run_folder)
 
 
@@ -81,11 +90,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
         warnings.append(
             f"model.path={config.model.path} is taken for a hub id: it may be downloaded (gigabytes)"
         )
-    if (run_folder / "result.json").exists():
-        raise UserError(
-            f"{run_folder}: a run is recorded there already; choose another folder with hydra.run.dir "
-            "(hydra.sweep.dir with -m)"
-        )
+    _check_new(run_folder)
     return _plan(config, run_folder, prompts, noun, warnings)
 
 
@@ -123,6 +128,14 @@ def _plan(config: Config, run_folder: Path, prompts: PromptSet, noun: str, warni
         rows=rows, warnings=tuple(warnings), images=data.n_images, prompts=len(prompts), steps=steps.total,
         evaluations=evaluations, images_sampled=sampled, unet_forwards=forwards, cost=cost,
     )  # fmt: skip
+
+
+def _check_new(run_folder: Path) -> None:
+    if (run_folder / "result.json").exists():
+        raise UserError(
+            f"{run_folder}: a run is recorded there already; choose another folder with hydra.run.dir "
+            "(hydra.sweep.dir with -m)"
+        )
 
 
 def model_folder(model: Model) -> Path | None:

@@ -31,6 +31,7 @@ Examples:
   python -m diffusion_lab experiment=debug                    the whole way in a minute
   python -m diffusion_lab -m data.subject=anna,ben data.n_images=4,14
   python -m diffusion_lab -m hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1,2
+  python -m diffusion_lab job=score job.images=pictures data=folder data.folder=my_dog data.class_noun=dog
   python -m diffusion_lab job=report job.runs=outputs/sweeps/NAME
 """
 

@@ -12,7 +12,7 @@ import logging
 import math
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -57,7 +57,7 @@ def load_prompts(config_prompts: Prompts, *, identifier: str, class_noun: str) -
     prompts, own_negative = make(config_prompts, identifier, class_noun)
     negative = own_negative if config_prompts.negative is None else config_prompts.negative
     made = PromptSet(
-        name=config_prompts.name, prompts=prompts, negative=negative, sha256=_sha256(prompts, negative)
+        name=config_prompts.name, prompts=prompts, negative=negative, sha256=prompts_sha256(prompts, negative)
     )
     if len(made) < config_prompts.n:
         log.info(
@@ -77,7 +77,8 @@ def without_identifier(prompt: Prompt) -> bool:
     return prompt.slots.get(IDENTIFIER) == WITHOUT
 
 
-def _sha256(prompts: tuple[Prompt, ...], negative: str) -> str:
+def prompts_sha256(prompts: Sequence[Prompt], negative: str) -> str:
+    """Of ids, texts, slots and the negative prompt."""
     content = [[p.id, p.text, p.plain, dict(p.slots)] for p in prompts]
     return hashlib.sha256(json.dumps([content, negative], ensure_ascii=False).encode()).hexdigest()
 
@@ -221,14 +222,14 @@ def _from_lines(lines: list[Line], config: Prompts, identifier: str, class_noun:
         Prompt(
             id=_id(i),
             text=fill(line.text, f"{identifier} {class_noun}"),
-            plain=_plain(line.text, identifier, class_noun),
+            plain=plain_prompt(line.text, identifier, class_noun),
             slots=line.slots,
         )
         for i, line in numbered
     )
 
 
-def _plain(template: str, identifier: str, class_noun: str) -> str:
+def plain_prompt(template: str, identifier: str, class_noun: str) -> str:
     """The prompt with the class noun where the subject stands."""
     if "{subject}" in template:
         # "a photo of {subject}" needs the article that an identifier goes without.

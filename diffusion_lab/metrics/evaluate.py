@@ -158,6 +158,17 @@ def take(features: Features, numbers: Sequence[int]) -> Features | None:
     return Features(n=len(numbers), prompts=prompts, **fields)
 
 
+def joined(parts: Sequence[Features]) -> Features:
+    """The features of several batches as those of one; at least one batch."""
+    import torch
+
+    fields: dict[str, Any] = {
+        name: None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
+        for name in TENSORS
+    }
+    return Features(n=sum(part.n for part in parts), **fields)
+
+
 TENSORS = ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception")
 
 
