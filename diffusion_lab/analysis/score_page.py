@@ -148,13 +148,12 @@ def print_table(folder: Path, console: Console | None = None) -> None:
     run = read_run(folder)
     lines = view(run, read_images(folder))["lines"]
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("metric", "mean", "", "95 % interval", "images", "missing", "ceiling", "impostor"):
-        table.add_column(name, justify="left" if name in ("metric", "") else "right", no_wrap=True)
+    for name in ("metric", "mean", "95 % interval", "images", "ceiling", "impostor"):
+        table.add_column(name, justify="left" if name in ("metric", "mean") else "right", overflow="fold")
     for line in lines:
-        table.add_row(
-            line["name"], line["mean"], line["error"], line["interval"], str(line["n"]),
-            str(line["missing"] or ""), line["ceiling"], line["impostor"],
-        )  # fmt: skip
+        images = f"{line['n']} of {line['n'] + line['missing']}" if line["missing"] else str(line["n"])
+        mean = f"{line['mean']} {line['error']}"
+        table.add_row(line["name"], mean, line["interval"], images, line["ceiling"], line["impostor"])
     console = console or Console()
     console.print(table)
     for line in lines:
