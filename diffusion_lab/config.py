@@ -37,7 +37,7 @@ METHODS: dict[str, type] = {  # a new method: its file, a line here, conf/method
     "pivotal": Pivotal,
     "hypernetwork": Hypernetwork,
 }
-JOBS = ("finetune", "generate", "report", "pretrain", "subjects")
+JOBS = ("finetune", "generate", "score", "report", "pretrain", "subjects")
 STAGES = (  # of job=pretrain, in their order
     "data", "tokenizer", "clip", "vae", "decoder", "unet", "face", "polish", "aesthetics", "evaluate",
 )  # fmt: skip
@@ -51,8 +51,9 @@ LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
 @dataclass(kw_only=True, slots=True)
 class Job:
-    name: str = "finetune"  # finetune, generate, report, pretrain, subjects
+    name: str = "finetune"  # finetune, generate, score, report, pretrain, subjects
     dry_run: bool = False  # print the plan and stop
+    images: str = ""  # score: a folder of images
     runs: str = ""  # report: a run's folder, or a folder of runs
     output: str = ""  # generate, pretrain, subjects: where to write
     artefact: str = ""  # generate: a file or folder that fine-tuning left; "": the model alone
@@ -68,6 +69,8 @@ class Job:
         words("job.texts", self.texts)
         number("job.weight", self.weight)
         number("job.scale", self.scale, 0, above=True)
+        if self.name == "score" and not self.images:
+            raise UserError("job.images is missing: job=score job.images=FOLDER, of images to score")
         if self.name == "report" and not self.runs:
             raise UserError("job.runs is missing: job=report job.runs=FOLDER, of a run or of several runs")
         if self.name in ("generate", "pretrain", "subjects") and not self.output:
@@ -222,9 +225,11 @@ class Metrics:
     weights: dict[str, float] = field(default_factory=dict)  # stop rule; empty: equal, and said so
     ranges: dict[str, list[float]] = field(default_factory=dict)  # stop rule and plots: [low, high] a metric
     face_weights: str = "vggface2"  # full: a name of facenet-pytorch, or a local file
-    clip_model: str = "ViT-L-14"  # full: open_clip's name
+    clip_model: str = "ViT-L-14"  # full: open_clip's name, or a folder or hub id of transformers
     clip_weights: str = "openai"  # full: open_clip's tag, or a local file
-    aesthetics_weights: str | None = None  # full: a head's safetensors; null: no aesthetics metric
+    aesthetics_weights: str | None = None  # a head's safetensors; null: the miniature's own, full: none
+    dino_model: str = "facebook/dino-vits16"  # metric dino: a folder or hub id of transformers
+    inception_weights: str | None = None  # metrics fid and kid: a file; null: torch's cache
     batch_size: int = 50
 
     def __post_init__(self) -> None:
@@ -245,7 +250,7 @@ class Metrics:
                 raise UserError(
                     f"metrics.ranges.{name}={list(bounds)}: must be two numbers, [low, high], low < high"
                 )
-        for key in ("face_weights", "clip_model", "clip_weights"):
+        for key in ("face_weights", "clip_model", "clip_weights", "dino_model"):
             text(f"metrics.{key}", getattr(self, key))
         whole("metrics.batch_size", self.batch_size, 1)
 

@@ -6,7 +6,7 @@ answered before anything slow is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -93,8 +93,8 @@ class PromptSet:
 class Features:
     """What the encoders saw in n images; each encoder runs once and every metric shares it.
 
-    Rows of an image without a face are NaN in `face`. Rows are unit length otherwise. A field is None
-    where no metric asked for that encoder.
+    Rows of an image without a face are NaN in `face`, of an image without a prompt in `clip_text`. Rows are
+    unit length otherwise, but for `inception`. A field is None where no metric asked for that encoder.
     """
 
     n: int
@@ -102,9 +102,14 @@ class Features:
     clip_image: Tensor | None = None  # float32 [n, d]
     clip_text: Tensor | None = None  # float32 [n, d], of the plain prompts; None for photographs
     aesthetics: Tensor | None = None  # float32 [n], 0..10
+    dino: Tensor | None = None  # float32 [n, d]
+    inception: Tensor | None = None  # float32 [n, 2048], pool features as they are
+    prompts: tuple[Prompt, ...] | None = None  # of generated images, where a metric asks for them
 
     def __post_init__(self) -> None:
-        for name in ("face", "clip_image", "clip_text", "aesthetics"):
+        if self.prompts is not None and len(self.prompts) != self.n:
+            raise ValueError(f"features.prompts has {len(self.prompts)} entries for {self.n} images")
+        for name in ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception"):
             value = getattr(self, name)
             if value is not None and value.shape[0] != self.n:
                 raise ValueError(f"features.{name} has {value.shape[0]} rows for {self.n} images")
@@ -112,11 +117,17 @@ class Features:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class References:
-    """Features of the subject's photographs, and of other subjects (None where there are none)."""
+    """Features of the subject's photographs, and of other subjects (None where there are none).
+
+    `without` and `base` belong to one evaluation: its images of prompts without the identifier, and the same
+    images, in the same order, as the untouched model drew them.
+    """
 
     train: Features
     heldout: Features | None
     impostors: Features | None
+    without: Features | None = None
+    base: Features | None = None
 
 
 @runtime_checkable
@@ -131,6 +142,7 @@ class Metric(Protocol):
     unit: str  # "cosine", "share", "0 to 1"
     can_miss: bool  # images without a face have no value: the penalised mean counts them 0
     pairwise: frozenset[str]  # of {"values", "ceiling"}: which are means over pairs within one set of images
+    over: Literal["subject", "class"]  # images of prompts with the identifier, or of those without it
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         """float32 [n], NaN where undefined (an image without a face)."""
@@ -140,6 +152,33 @@ class Metric(Protocol):
 
     def impostor(self, references: References) -> Tensor | None:
         """What photographs of other subjects would score: float32 [m], or None."""
+
+
+@runtime_checkable
+class SetMetric(Protocol):
+    """A number that only a whole set of images has (a distance between sets): no value an image, no rows."""
+
+    name: str
+    version: str
+    higher_is_better: bool
+    needs: tuple[str, ...]
+    label: str
+    unit: str
+    over: Literal["subject", "class"]
+
+    def summary(
+        self, generated: Features, references: References, prompt_ids: Sequence[Hashable] | None = None
+    ) -> Summary:
+        """Value and interval, clustered by prompt; mean None and a `note` that says why where undefined."""
+
+    def ceiling_summary(self, references: References) -> Summary | None:
+        """The same of photographs that were held out, or None."""
+
+    def impostor_summary(self, references: References) -> Summary | None:
+        """The same of other subjects' photographs, or None."""
+
+
+AnyMetric = Metric | SetMetric
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +192,7 @@ class Summary:
     low: float | None  # 95 % interval
     high: float | None
     penalised: float | None = None  # mean with missing images counted 0; None where no image can miss
+    note: str | None = None  # what a reader has to know: why there is no value, or what biases it
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,15 @@ def check(config: Config, run_folder: Path) -> Plan:
         return Plan(rows=(("job", config.job.name), ("into", str(output))))
     if config.job.name == "generate":
         return _check_generate(config)
+    if config.job.name == "score":
+        from diffusion_lab.jobs.score import check_images
+
+        _check_impostors(config)
+        _check_metrics(config)
+        rows, warnings = check_images(config)
+        _check_new(run_folder)
+        _check_place(run_folder, 0, "hydra.run.dir")
+        return Plan(rows=tuple(rows), warnings=tuple(warnings))
     return _check_finetune(config, run_folder)
 
 
@@ -169,6 +178,14 @@ def check_model(model: Model, warnings: list[str]) -> Path | None:
     return None
 
 
+def _check_new(run_folder: Path) -> None:
+    if (run_folder / "result.json").exists():
+        raise UserError(
+            f"{run_folder}: a run is recorded there already; choose another folder with hydra.run.dir "
+            "(hydra.sweep.dir with -m)"
+        )
+
+
 def model_folder(model: Model) -> Path | None:
     """The model's diffusers folder or single file, None for a hub id. UserError where it can be none."""
     if model.path == "miniature":
@@ -198,15 +215,22 @@ def _check_metrics(config: Config) -> None:
     for key, names in (("metrics.names", metrics.names), ("metrics.ranges", metrics.ranges)):
         for name in names:
             one_of(key, name, METRICS)
+    if metrics.aesthetics_weights is not None and not Path(metrics.aesthetics_weights).expanduser().is_file():
+        raise UserError(f"metrics.aesthetics_weights={metrics.aesthetics_weights}: there is no such file")
+    if {"fid", "kid", "fid_legacy"} & set(metrics.names):
+        from diffusion_lab.encoders.weights import find_inception
+
+        find_inception(metrics.inception_weights)
+    for key, value in (("clip_model", metrics.clip_model), ("dino_model", metrics.dino_model)):
+        if value.startswith((".", "/", "~")) and not Path(value).expanduser().is_dir():
+            raise UserError(f"metrics.{key}={value}: there is no such folder")
     if metrics.encoders != "full":
         return
     for key, value in (
         ("face_weights", metrics.face_weights),
         ("clip_weights", metrics.clip_weights),
-        ("aesthetics_weights", metrics.aesthetics_weights),
     ):
-        is_path = value is not None and (key == "aesthetics_weights" or "/" in value or "." in value)
-        if is_path and not Path(str(value)).expanduser().is_file():
+        if ("/" in value or "." in value) and not Path(value).expanduser().is_file():
             raise UserError(f"metrics.{key}={value}: there is no such file")
 
 
@@ -224,9 +248,17 @@ def _check_optimizer(config: Config) -> None:
 
 
 def _check_prompts(config: Config, noun: str) -> PromptSet:
-    from diffusion_lab.data.prompts import load_prompts
+    from diffusion_lab.data.prompts import load_prompts, without_identifier
+    from diffusion_lab.metrics import NEEDS_TWINS
 
-    return load_prompts(config.prompts, identifier=config.data.identifier, class_noun=noun)
+    prompts = load_prompts(config.prompts, identifier=config.data.identifier, class_noun=noun)
+    wanting = [name for name in config.metrics.names if name in NEEDS_TWINS]
+    if wanting and not any(map(without_identifier, prompts)):
+        raise UserError(
+            f"metrics.names: {', '.join(wanting)} compare prompts with and without the identifier, and the set "
+            f"{prompts.name} has none without; take prompts=paper, or leave them out"
+        )
+    return prompts
 
 
 def _check_tokens(

@@ -19,6 +19,7 @@ from diffusion_lab.methods.lora import Lora
 NEEDED = {
     ("data", "folder"): ["data.folder=pictures"],
     ("job", "report"): ["job.runs=outputs"],
+    ("job", "score"): ["job.images=outputs"],
     ("model", "folder"): ["model.path=owner/name"],
     ("model", "single_file"): ["model.path=model.safetensors"],
     ("prompts", "file"): ["prompts.path=prompts.txt"],
@@ -140,6 +141,7 @@ def test_slots_alone_refuse_a_key_that_is_not_in_the_schema() -> None:
         ("job.stages=[unnet]", "did you mean 'unet'"),
         ("job.scale=0", "job.scale=0.0: must be a number above 0"),
         ("job=report", "job.runs is missing"),
+        ("job=score", "job.images is missing"),
         ("data=folder", "data.folder is missing"),
         ("model=folder", "model.path is missing"),
         ("seed=-1", "seed=-1"),

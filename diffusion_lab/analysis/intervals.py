@@ -14,6 +14,13 @@ everyone else's, and s^2 / n is too small by a factor of about four. The jackkni
 in which s_d^2 / n is replaced by its clustered form where prompts repeat (the same linearisation, Hoeffding
 1948).
 
+**Sets.** A number that only the whole set has (KID, Vendi, FID) gets its standard error from
+- the bootstrap over prompts (Efron 1979), with weights, so that an image drawn twice never meets itself;
+- its influence function, the limit of the bootstrap (Jaeckel 1972, "The infinitesimal jackknife"), where that
+  has a closed form;
+- the delete-a-group jackknife over prompts (Quenouille 1956; Shao & Tu 1995, section 5.1) elsewhere.
+All three are deterministic, and the interval is value +- t * se with Student's t.
+
 Similarities to fixed photographs are conditional on those: the interval says how another draw of prompts and
 noise would come out, not another set of photographs.
 """
@@ -21,7 +28,7 @@ noise would come out, not another set of photographs.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
 from itertools import compress
 
@@ -82,6 +89,73 @@ def _standard_error(
         return None, groups
     squares = math.fsum(math.fsum(parts) ** 2 for parts in sums.values())
     return math.sqrt(groups / (groups - 1) * squares) / len(residuals), groups
+
+
+def undefined(why: str, missing: int = 0) -> Summary:
+    """No value, and in words why."""
+    return Summary(None, 0, missing, None, None, None, note=why)
+
+
+def of_set(
+    value: float, n: int, error: float | None, groups: int, *, missing: int = 0, note: str | None = None
+) -> Summary:
+    """The summary of a set's own number: value +- t * ``error`` with ``groups`` - 1 degrees of freedom."""
+    if not math.isfinite(value):
+        raise ValueError("a set's value is not finite")
+    if error is None or groups < 2:
+        return Summary(value, n, missing, None, None, None, note=note)
+    reach = student_t(groups - 1) * error
+    return Summary(value, n, missing, error, value - reach, value + reach, note=note)
+
+
+def influence_error(
+    influences: Iterable[float], prompt_ids: Sequence[Hashable] | None = None
+) -> tuple[float | None, int]:
+    """Standard error of a set's number and its clusters, from each image's influence: value ~ mean of them.
+
+    ``influences``: n derivatives of the number by each image's weight, times n; their mean is taken off.
+    """
+    x = np.array([float(value) for value in influences], dtype=np.float64)
+    ids = range(len(x)) if prompt_ids is None else prompt_ids
+    return _standard_error(x - x.mean(), list(ids)) if len(x) else (None, 0)
+
+
+def bootstrap_weights(
+    prompt_ids: Sequence[Hashable], replicates: int = 400, seed: int = 0
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """[replicates, n]: how often each image is in each bootstrap sample of prompts drawn with replacement."""
+    codes = group_codes(prompt_ids)
+    groups = int(codes.max()) + 1
+    generator = np.random.default_rng([seed, 0xB007])
+    counts = generator.multinomial(groups, np.full(groups, 1 / groups), size=replicates)
+    return np.asarray(counts[:, codes], dtype=np.float64)
+
+
+def group_codes(prompt_ids: Sequence[Hashable]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Each image's prompt as a number, in the order of first appearance."""
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(key, len(seen)) for key in prompt_ids], dtype=np.int64)
+
+
+def jackknife_error(
+    statistic: Callable[[np.ndarray[tuple[int], np.dtype[np.int64]]], float],
+    prompt_ids: Sequence[Hashable],
+    most_groups: int = 20,
+) -> tuple[float | None, int]:
+    """Standard error by leaving out a group of prompts at a time, and the number of groups.
+
+    ``statistic``: of the rows with these numbers. Prompts are dealt to at most ``most_groups`` groups in turn:
+        se^2 = (g - 1) / g * sum_j (theta_(j) - mean theta_(.))^2
+    """
+    codes = group_codes(prompt_ids)
+    groups = min(most_groups, int(codes.max()) + 1)
+    if groups < 3:
+        return None, groups
+    dealt = codes % groups
+    left_out = [statistic(np.flatnonzero(dealt != group)) for group in range(groups)]
+    mean = math.fsum(left_out) / groups
+    squares = math.fsum((value - mean) ** 2 for value in left_out)
+    return math.sqrt((groups - 1) / groups * squares), groups
 
 
 @lru_cache(maxsize=256)

@@ -40,6 +40,7 @@ class Run:
     provenance: Mapping[str, Any]
     cost: Mapping[str, Any]  # "training" and "evaluation": "seconds", "peak_memory_bytes"
     metrics: Mapping[str, MetricInfo]
+    encoders: Mapping[str, Any]  # by role, its identity
     summaries: Mapping[int, Mapping[str, Summary]]  # by step, ascending
     seconds: Mapping[int, Mapping[str, float]]  # by step: "sampling", "encoding", "metrics"
     references: Mapping[str, Mapping[str, Summary | None]]  # metric -> "ceiling", "impostor"
@@ -56,7 +57,14 @@ class Run:
 
 def is_run(folder: Path) -> bool:
     """True for a folder with a run's `result.json`, or with Hydra's notes of a job that never wrote one."""
+    if is_scored(folder):
+        return False
     return (folder / "result.json").is_file() or _fine_tuning(_hydra_config(folder))
+
+
+def is_scored(folder: Path) -> bool:
+    """True for the folder of a job=score: a record too, but of no training."""
+    return (folder / "result.json").is_file() and (folder / "scores.csv").is_file()
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -91,7 +99,7 @@ def read_run(folder: Path) -> Run:
         UserError: (job.runs) where there is no run, or where `result.json` cannot be read.
     """
     folder = Path(folder)
-    if not is_run(folder):
+    if not is_run(folder) and not is_scored(folder):
         raise UserError(f"job.runs: {folder} is no run's folder: it has no result.json")
     path = folder / "result.json"
     try:
@@ -131,6 +139,7 @@ def _run(folder: Path, result: Mapping[str, Any]) -> Run:
         provenance=result.get("provenance") or {},
         cost=result.get("cost") or {},
         metrics=metrics,
+        encoders=result.get("encoders") or {},
         summaries=summaries,
         seconds={int(e["step"]): e.get("seconds") or {} for e in evaluations},
         references=references,

@@ -45,16 +45,18 @@ def write_report(run_folder: Path) -> Path:
     return save(run.folder / "report.html", "report", view(run))
 
 
-def save(path: Path, template: str, values: Mapping[str, Any]) -> Path:
-    """Renders `template`.html with its script and style, and puts it in place in one move."""
+def save(path: Path, template: str, values: Mapping[str, Any], *, charts: bool = True) -> Path:
+    """Renders `template`.html with its script and style, and puts it in place in one move.
+
+    ``charts``: with plotly.js, some megabytes.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    scripts = [
-        plotly.offline.get_plotlyjs(),
-        *((TEMPLATES / name).read_text() for name in ("common.js", f"{template}.js")),
-    ]
+    scripts = [(TEMPLATES / f"{template}.js").read_text()]
+    if charts:
+        scripts = [plotly.offline.get_plotlyjs(), (TEMPLATES / "common.js").read_text(), *scripts]
     page = environment.get_template(f"{template}.html").render(
         **values,
         scripts=[Markup(script) for script in scripts],
@@ -159,6 +161,7 @@ def _card(run: Run, info: MetricInfo, stop: int | None) -> dict[str, Any]:
         "hue": charts.hue(info.name),
         "defined": defined,
         "missing": words.missing(info.name, summaries, faces=_faces(run)),
+        "note": next((s.note for s in reversed(summaries.values()) if s.note), ""),
         "figure": charts.as_json(figure) if defined else None,
     }
 
@@ -192,9 +195,9 @@ def _cell(s: Summary | None) -> dict[str, str]:
     }
 
 
-def data_uri(path: Path) -> str:
-    """A picture for the page: as it is where it is small, else reduced and as WebP."""
-    content, kind = path.read_bytes(), "png"
+def data_uri(path: Path, kind: str = "png") -> str:
+    """A picture for the page: as it is where it is small, else reduced and as WebP. ``kind``: the file's own."""
+    content = path.read_bytes()
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:

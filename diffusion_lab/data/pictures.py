@@ -57,22 +57,22 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts if p)
 
 
-def list_pictures(folder: Path) -> list[Path]:
+def list_pictures(folder: Path, key: str = "data.folder") -> list[Path]:
     """The picture files directly in `folder`, in natural order of their names.
 
     Hidden files, what operating systems leave behind, sub-folders and text files are skipped; kinds of
     pictures that cannot be decoded are named in the log.
-    Raises UserError when the folder is missing, is no folder, or holds no picture.
+    Raises UserError, naming `key`, when the folder is missing, is no folder, or holds no picture.
     """
     folder = Path(folder)
     try:
         entries = sorted(folder.iterdir(), key=lambda path: (natural_key(path.name), path.name))
     except FileNotFoundError:
-        raise UserError(f"data.folder: {folder} does not exist") from None
+        raise UserError(f"{key}: {folder} does not exist") from None
     except NotADirectoryError:
-        raise UserError(f"data.folder: {folder} is a file; give the folder that holds the pictures") from None
+        raise UserError(f"{key}: {folder} is a file; give the folder that holds the pictures") from None
     except OSError as error:
-        raise UserError(f"data.folder: {folder} cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{key}: {folder} cannot be read ({error.strerror or error})") from error
     visible = [p for p in entries if not p.name.startswith(".") and p.name.casefold() not in JUNK]
     files = [path for path in visible if path.is_file()]
     pictures = [path for path in files if path.suffix.casefold() in SUFFIXES]
@@ -86,7 +86,7 @@ def list_pictures(folder: Path) -> list[Path]:
     if others:
         log.warning("%s: left out, not known as pictures by their suffix: %s", folder, _names(others))
     if not pictures:
-        raise UserError(f"data.folder: no pictures in {folder}{_why_empty(visible, files, unreadable)}")
+        raise UserError(f"{key}: no pictures in {folder}{_why_empty(visible, files, unreadable)}")
     return pictures
 
 

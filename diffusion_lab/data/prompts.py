@@ -12,13 +12,20 @@ import logging
 import math
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from diffusion_lab.checks import closest
 from diffusion_lab.data.prompt_files import Line, read_lines
-from diffusion_lab.data.templates import DREAMBOOTH_LIVE, DREAMBOOTH_OBJECTS, Template
+from diffusion_lab.data.templates import (
+    DREAMBOOTH_LIVE,
+    DREAMBOOTH_OBJECTS,
+    LOGO,
+    PAPER,
+    PROBES,
+    Template,
+)
 from diffusion_lab.interfaces import Prompt, PromptSet, UserError
 from diffusion_lab.miniature import phrases
 
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+IDENTIFIER, WITH, WITHOUT = "identifier", "with", "without"  # a slot of sets that have both, and its phrases
 
 
 def load_prompts(config_prompts: Prompts, *, identifier: str, class_noun: str) -> PromptSet:
@@ -48,7 +57,7 @@ def load_prompts(config_prompts: Prompts, *, identifier: str, class_noun: str) -
     prompts, own_negative = make(config_prompts, identifier, class_noun)
     negative = own_negative if config_prompts.negative is None else config_prompts.negative
     made = PromptSet(
-        name=config_prompts.name, prompts=prompts, negative=negative, sha256=_sha256(prompts, negative)
+        name=config_prompts.name, prompts=prompts, negative=negative, sha256=prompts_sha256(prompts, negative)
     )
     if len(made) < config_prompts.n:
         log.info(
@@ -63,7 +72,13 @@ def images_per_prompt(config_prompts: Prompts, prompts: PromptSet) -> int:
     return math.ceil(config_prompts.n / len(prompts)) * config_prompts.images_per_prompt
 
 
-def _sha256(prompts: tuple[Prompt, ...], negative: str) -> str:
+def without_identifier(prompt: Prompt) -> bool:
+    """True for a set's prompts that speak of the class alone: their images are not of the subject."""
+    return prompt.slots.get(IDENTIFIER) == WITHOUT
+
+
+def prompts_sha256(prompts: Sequence[Prompt], negative: str) -> str:
+    """Of ids, texts, slots and the negative prompt."""
     content = [[p.id, p.text, p.plain, dict(p.slots)] for p in prompts]
     return hashlib.sha256(json.dumps([content, negative], ensure_ascii=False).encode()).hexdigest()
 
@@ -158,6 +173,29 @@ def _templates(templates: tuple[Template, ...]) -> Make:
     return make
 
 
+def _paper(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
+    """Every prompt with the identifier, then the same ones without; of fewer than 20 whole pairs, the plain
+    prompt's always among them.
+    """
+    edits = list(enumerate(PAPER))
+    if config.n < 2 * len(PAPER):
+        generator = _random("prompts", config.seed)
+        drawn = sorted(edits[1:], key=lambda _: generator.random())[: max(1, config.n // 2) - 1]
+        edits = [edits[0], *sorted(drawn)]
+    both = ((WITH, f"{identifier} {class_noun}", 0), (WITHOUT, class_noun, len(PAPER)))
+    prompts = tuple(
+        Prompt(
+            id=_id(first + number),
+            text=fill(template, words),
+            plain=fill(template, class_noun),
+            slots={"edit": edit, IDENTIFIER: said},
+        )
+        for said, words, first in both
+        for number, (edit, template) in edits
+    )
+    return prompts, ""
+
+
 def _file(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
     if not config.path:
         raise UserError("prompts.path is not set: give a text file (a prompt a line) or a CSV file")
@@ -184,14 +222,14 @@ def _from_lines(lines: list[Line], config: Prompts, identifier: str, class_noun:
         Prompt(
             id=_id(i),
             text=fill(line.text, f"{identifier} {class_noun}"),
-            plain=_plain(line.text, identifier, class_noun),
+            plain=plain_prompt(line.text, identifier, class_noun),
             slots=line.slots,
         )
         for i, line in numbered
     )
 
 
-def _plain(template: str, identifier: str, class_noun: str) -> str:
+def plain_prompt(template: str, identifier: str, class_noun: str) -> str:
     """The prompt with the class noun where the subject stands."""
     if "{subject}" in template:
         # "a photo of {subject}" needs the article that an identifier goes without.
@@ -231,6 +269,9 @@ SETS: dict[str, Make] = {
     "miniature_negative": _miniature_negative,
     "dreambooth_objects": _templates(DREAMBOOTH_OBJECTS),
     "dreambooth_live": _templates(DREAMBOOTH_LIVE),
+    "paper": _paper,
+    "logo": _templates(LOGO),
+    "probes": _templates(PROBES),
     "file": _file,
 }
 """By name: from the config, the identifier and the class noun to the prompts and the set's negative one."""

@@ -1,7 +1,11 @@
-"""The DreamBooth set's prompts: 25 for objects, 25 for live subjects.
+"""Prompts that others have published. `{subject}` stands for identifier and class noun.
 
-Ruiz et al. 2022, "DreamBooth" (arXiv:2208.12242), as published with their dataset. `{subject}` stands for
-identifier and class noun. Each comes with the kind of change it asks for.
+- DreamBooth's: 25 for objects, 25 for live subjects. Ruiz et al. 2022 (arXiv:2208.12242), as published with their
+  dataset; each with the kind of change it asks for.
+- The ten of a comparison of fine-tuning methods by image similarity and prompt similarity, from its public code
+  (gnguralnick/stable-diffusion-fine-tuning), which follows Gal et al. 2022 (arXiv:2208.01618).
+- Five for a logo, from a talk on brand logos. The fourth is garbled there; its legible words are kept.
+- Two that diffusion models fail: one of two things left out, colours on the wrong garment.
 """
 
 from __future__ import annotations
@@ -35,3 +39,27 @@ _CHANGED = tuple(("property", phrase, f"a {phrase} {{subject}}") for phrase in _
 
 DREAMBOOTH_OBJECTS: tuple[Template, ...] = _after("place", _PLACES + _MORE_PLACES) + _CHANGED
 DREAMBOOTH_LIVE: tuple[Template, ...] = _after("place", _PLACES) + _after("outfit", _OUTFITS) + _CHANGED
+
+PAPER: tuple[tuple[str, str], ...] = (  # edit, template; the plain prompt first
+    ("", "a photo of a {subject}"),
+    ("forest", "a photo of a {subject} in a forest"),
+    ("city", "a photo of a {subject} in a city"),
+    ("desert", "a photo of a {subject} in a desert"),
+    ("oil painting", "an oil painting of a {subject}"),
+    ("field", "a photo of a {subject} in a field"),
+    ("held", "Elmo holding a {subject}"),
+    ("kitchen", "a photo of a {subject} in a kitchen"),
+    ("bedroom", "a photo of a {subject} in a bedroom"),
+    ("painting in a forest", "a painting of a {subject} in a forest"),
+)
+LOGO: tuple[Template, ...] = (
+    ("product", "", "a {subject}"),
+    ("product", "sweater", "a male model wearing a blue {subject} sweater"),
+    ("product", "t shirt", "a female model wearing a green {subject} t shirt"),
+    ("product", "products", "the latest {subject} products"),
+    ("product", "fragrance", "the new {subject} fragrance"),
+)
+PROBES: tuple[Template, ...] = (  # they name no subject: for methods of inference, and for what tuning broke
+    ("probe", "neglect", "a blue cat and a yellow bowl"),
+    ("probe", "binding", "a man wearing a blue t shirt and red pants"),
+)

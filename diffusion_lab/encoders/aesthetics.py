@@ -1,14 +1,16 @@
-"""The full-size aesthetics head: linear layers on CLIP's image embedding, read from a file.
+"""The aesthetics head: linear layers on CLIP's image embedding, read from a file.
 
-Fits the two published families on ViT-L/14: LAION-AI/aesthetic-predictor (one linear layer) and
-christophschuhmann/improved-aesthetic-predictor (five linear layers with dropout and **no** activation
-between them, trained on SAC, Logos and AVA). Ratings from LAION leak where the diffusion model was trained
-on LAION.
+Fits what `write_head` writes (its header names the activation between the layers and the CLIP it was trained on)
+and the two published families: LAION-AI/aesthetic-predictor (one linear layer) and
+christophschuhmann/improved-aesthetic-predictor (five linear layers with dropout and **no** activation between
+them, trained on SAC, Logos and AVA). With these two a warning goes along: see `LEAK`.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Self
@@ -16,27 +18,46 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.encoders.weights import fingerprint, read_tensors
+from diffusion_lab.encoders.weights import fingerprint, read_header, read_tensors
 from diffusion_lab.interfaces import UserError
 
+log = logging.getLogger(__name__)
+
 _KEY = "metrics.aesthetics_weights"
+FORMAT = "diffusion_lab aesthetics head 1"  # in the header of our own files
+LAYOUTS: Mapping[tuple[int, ...], str] = {
+    (768, 1): "LAION-AI/aesthetic-predictor, ViT-L/14",
+    (512, 1): "LAION-AI/aesthetic-predictor, ViT-B",
+    (768, 1024, 128, 64, 16, 1): "improved-aesthetic-predictor, ViT-L/14",
+}
+LEAK = (
+    "Stable Diffusion was trained on pictures of LAION that such a predictor had chosen, so it may rate what it "
+    "taught itself; a head trained on other ratings, such as AVA's, does not"
+)
+_ACTIVATIONS = {"none": nn.Identity, "gelu": nn.GELU}
 
 
 class AestheticsHead:
-    """CLIP image embeddings -> ratings, 0 to 10."""
+    """CLIP image embeddings -> ratings, 0 to 10. ``clip``: the identity it was trained on, "" if unknown."""
 
     name = "aesthetics-head"
     preprocessing = "unit-length CLIP image embedding; clamped to 0..10"
 
-    def __init__(self, net: nn.Module, *, device: str = "cpu") -> None:
+    def __init__(self, net: nn.Module, *, clip: str = "", device: str = "cpu") -> None:
         self._net = net.to(device).eval()
+        self.clip = clip
         self.device = torch.device(device)
         self.version = fingerprint(net)
 
     @classmethod
     def load(cls, weights: str, device: str = "cpu") -> Self:
         """From a file (.safetensors, or .pt with tensors only), which also fixes the layers' sizes."""
-        return cls(read_head(Path(weights).expanduser()), device=device)
+        path = Path(weights).expanduser()
+        net, header = read_head(path), read_header(path)
+        published = LAYOUTS.get(layout(net))
+        if published and header.get("format") != FORMAT:
+            log.warning("%s: has the layers of %s. %s", _KEY, published, LEAK)
+        return cls(net, clip=header.get("clip", ""), device=device)
 
     @torch.no_grad()
     def score(self, clip_image_embeddings: Tensor) -> Tensor:
@@ -51,9 +72,24 @@ class AestheticsHead:
         rating: Tensor = self._net(inputs)[:, 0].clamp(0, 10).cpu()
         return rating
 
+    def check_clip(self, identity: str) -> None:
+        """UserError where it was trained on another CLIP than ``identity`` (name and weights' hash)."""
+        if self.clip and self.clip != identity:
+            raise UserError(
+                f"{_KEY} was trained on {self.clip}, and metrics has {identity}: train it anew on that one"
+            )
+
+
+def layout(net: nn.Module) -> tuple[int, ...]:
+    """(768, 1024, 128, 64, 16, 1): the widths of a chain of linear layers."""
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    return (layers[0].in_features, *(layer.out_features for layer in layers))
+
 
 def read_head(path: Path) -> nn.Sequential:
-    """The chain of linear layers in ``path``, in the order of the numbers in their names."""
+    """The chain of linear layers in ``path``, in the order of the numbers in their names, and what its header
+    says stands between them.
+    """
     tensors = read_tensors(path, _KEY)
     names = [name for name in tensors if re.fullmatch(r"(.*\.)?weight", name) and tensors[name].ndim == 2]
     names.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
@@ -64,6 +100,9 @@ def read_head(path: Path) -> nn.Sequential:
         raise UserError(
             f"{_KEY}: {path} is not a chain of linear layers (weight and bias) that ends in one number"
         )
+    between = read_header(path).get("activation", "none")
+    if between not in _ACTIVATIONS:
+        raise UserError(f"{_KEY}: {path} asks for the activation {between!r}, which is not known here")
     layers: list[nn.Module] = []
     for name, (inputs, outputs) in zip(names, widths, strict=True):
         layer = nn.Linear(inputs, outputs)
@@ -71,4 +110,24 @@ def read_head(path: Path) -> nn.Sequential:
             {"weight": tensors[name], "bias": tensors[name.removesuffix("weight") + "bias"]}
         )
         layers.append(layer)
+        if between != "none" and name != names[-1]:
+            layers.append(_ACTIVATIONS[between]())
     return nn.Sequential(*layers).float()
+
+
+def write_head(
+    net: nn.Sequential, path: Path, *, activation: str, clip: str, notes: Mapping[str, str]
+) -> None:
+    """A chain of linear layers (activations between are named, not stored) as safetensors."""
+    from safetensors.torch import save
+
+    from diffusion_lab.tracking.atomic import write_bytes
+
+    layers = [layer for layer in net if isinstance(layer, nn.Linear)]
+    tensors = {
+        f"layers.{number}.{name}": value.detach().contiguous()
+        for number, layer in enumerate(layers)
+        for name, value in layer.state_dict().items()
+    }
+    header = {**notes, "format": FORMAT, "activation": activation, "clip": clip}
+    write_bytes(path, save(tensors, metadata=header))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.config import Metrics
+from diffusion_lab.encoders.cache import FeatureCache, image_key, text_key
 from diffusion_lab.interfaces import Features, UserError
 from diffusion_lab.training.rng import preserved_rng
 
@@ -21,30 +23,37 @@ if TYPE_CHECKING:
     from diffusion_lab.interfaces import Pixels
 
 KINDS = ("miniature", "full")
-FIELDS = frozenset({"face", "clip_image", "clip_text", "aesthetics"})
+FIELDS = frozenset({"face", "clip_image", "clip_text", "aesthetics", "dino", "inception"})
 
 
 class EncoderBank:
-    """Images to `Features`. Loading happens inside `features` and disturbs no global generator."""
+    """Images to `Features`. Loading happens inside `features` and disturbs no global generator.
 
-    def __init__(self, settings: Metrics, device: str | torch.device = "cpu") -> None:
+    ``cache``: where rows are kept and looked up before anything is encoded; for images that will be seen again.
+    """
+
+    def __init__(
+        self, settings: Metrics, device: str | torch.device = "cpu", *, cache: FeatureCache | None = None
+    ) -> None:
         if settings.encoders not in KINDS:
             raise UserError(f"metrics.encoders is {settings.encoders!r}; it can be {' or '.join(KINDS)}")
         self.settings = settings
         self.device = str(device)
+        self.cache = cache
         self._used: dict[str, Any] = {}
 
     def features(
         self,
         images: Sequence[Pixels],
         *,
-        texts: list[str] | None,
+        texts: Sequence[str | None] | None,
         needs: Set[str],
         progress: Callable[[int], None] | None = None,
     ) -> Features:
         """The fields in ``needs`` (of `Features`) of n >= 1 images, float32 on the CPU; the others are None.
 
-        ``texts``: what CLIP is asked about each image; None for photographs, which have no `clip_text`.
+        ``texts``: what CLIP is asked about each image, None for an image without a prompt, whose `clip_text`
+        is NaN; None for photographs, which have no `clip_text`.
         `aesthetics` is None too where no head is configured.
         Rows of `face` are NaN where no face is found, also where the crop's embedding is not finite.
         """
@@ -60,25 +69,61 @@ class EncoderBank:
                 parts.append(self._encode(chunk, asked, needs))
                 if progress is not None:
                     progress(len(chunk))
-        fields = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        fields: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return Features(n=len(images), **fields)
 
     def _encode(
-        self, images: Sequence[Pixels], texts: list[str] | None, needs: Set[str]
+        self, images: Sequence[Pixels], texts: Sequence[str | None] | None, needs: Set[str]
     ) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
+        keys = [] if self.cache is None else [image_key(image) for image in images]
+
+        def seen(roles: tuple[str, ...], encode: Callable[[Sequence[Pixels]], Tensor]) -> Tensor:
+            if self.cache is None:
+                return encode(images)
+            return self._kept(roles, keys, lambda numbers: encode([images[number] for number in numbers]))
+
         if "face" in needs:
-            found["face"] = self._faces(images)
+            found["face"] = seen(("detector", "face"), self._faces)
         rate = "aesthetics" in needs and self.has_aesthetics
         if rate or "clip_image" in needs:
-            seen = self._clip.embed_images(images)
+            clip = seen(("clip",), lambda some: self._clip.embed_images(some))
             if "clip_image" in needs:
-                found["clip_image"] = seen
+                found["clip_image"] = clip
             if rate:
-                found["aesthetics"] = self._aesthetics.score(seen)
+                found["aesthetics"] = self._aesthetics.score(clip)
         if "clip_text" in needs and texts is not None:
-            found["clip_text"] = self._clip.embed_texts(texts)
+            found["clip_text"] = self._texts(texts)
+        if "dino" in needs:
+            found["dino"] = seen(("dino",), lambda some: self._dino.embed_images(some))
+        if "inception" in needs:
+            found["inception"] = seen(("inception",), lambda some: self._inception.embed_images(some))
         return {name: value.float().cpu() for name, value in found.items()}
+
+    def _texts(self, texts: Sequence[str | None]) -> Tensor:
+        """float32 [n, d], NaN rows for None."""
+        there = [(row, text) for row, text in enumerate(texts) if text is not None]
+        asked = [text for _, text in there] or [""]  # the empty one only tells the width
+        if self.cache is None:
+            rows = self._clip.embed_texts(asked)
+        else:
+            keys = [text_key(text) for text in asked]
+            rows = self._kept(("clip",), keys, lambda n: self._clip.embed_texts([asked[i] for i in n]))
+        found = torch.full((len(texts), rows.shape[1]), torch.nan)
+        if there:
+            found[[row for row, _ in there]] = rows.float().cpu()
+        return found
+
+    def _kept(
+        self, roles: tuple[str, ...], keys: Sequence[bytes], encode: Callable[[list[int]], Tensor]
+    ) -> Tensor:
+        """Rows from the cache, and of those that are not there ``encode(numbers)``."""
+        assert self.cache is not None
+        for role in roles:
+            getattr(self, _LOADED_BY[role])  # its identity is known once it is loaded
+        known = self.identities()
+        identity = "; ".join([*(known[role] for role in roles), torch.device(self.device).type])
+        return self.cache.rows(identity, keys, encode)
 
     @property
     def has_aesthetics(self) -> bool:
@@ -93,6 +138,10 @@ class EncoderBank:
             for value in vars(encoder).values()
             if isinstance(value, torch.nn.Module)
         ]
+
+    def clip_identity(self) -> str:
+        """Name and weights' hash of the CLIP in use: what a head is trained for."""
+        return f"{self._clip.name} {self._clip.version}"
 
     def identities(self) -> dict[str, str]:
         """Encoder -> name, weights and preprocessing, of those that have been used so far: for the record."""
@@ -155,19 +204,55 @@ class EncoderBank:
             from diffusion_lab.encoders.miniature import MiniatureClip
 
             return self._load("clip", lambda: MiniatureClip.load(device=self.device))
+        name = self.settings.clip_model
+        if is_transformers(name):
+            from diffusion_lab.encoders.clip_transformers import TransformersClip
+
+            return self._load("clip", lambda: TransformersClip.load(name, self.device))
         from diffusion_lab.encoders.clip import OpenClip
 
-        return self._load(
-            "clip", lambda: OpenClip.load(self.settings.clip_model, self.settings.clip_weights, self.device)
-        )
+        return self._load("clip", lambda: OpenClip.load(name, self.settings.clip_weights, self.device))
 
     @cached_property
     def _aesthetics(self) -> Any:
-        if self.settings.encoders == "miniature":
+        """`metrics.aesthetics_weights` where it is set, which the miniature's own head makes way for."""
+        if self.settings.aesthetics_weights is None:  # `has_aesthetics` was asked before
             from diffusion_lab.encoders.miniature import MiniatureAesthetics
 
             return self._load("aesthetics", lambda: MiniatureAesthetics.load(device=self.device))
         from diffusion_lab.encoders.aesthetics import AestheticsHead
 
-        weights = str(self.settings.aesthetics_weights)  # `has_aesthetics` was asked before
-        return self._load("aesthetics", lambda: AestheticsHead.load(weights, self.device))
+        weights = self.settings.aesthetics_weights
+        head = self._load("aesthetics", lambda: AestheticsHead.load(weights, self.device))
+        head.check_clip(self.clip_identity())
+        return head
+
+    @cached_property
+    def _dino(self) -> Any:
+        from diffusion_lab.encoders.dino import DinoEncoder
+
+        return self._load("dino", lambda: DinoEncoder.load(self.settings.dino_model, self.device))
+
+    @cached_property
+    def _inception(self) -> Any:
+        from diffusion_lab.encoders.inception import InceptionEncoder
+
+        return self._load(
+            "inception", lambda: InceptionEncoder.load(self.settings.inception_weights, self.device)
+        )
+
+
+_LOADED_BY = {
+    "detector": "_detector", "face": "_embedder", "clip": "_clip", "dino": "_dino", "inception": "_inception",
+}  # fmt: skip
+
+
+def is_transformers(clip_model: str) -> bool:
+    """Whether `metrics.clip_model` is a folder or a hub id rather than a name of open_clip ("ViT-L/14" too)."""
+    if Path(clip_model).expanduser().is_dir():
+        return True
+    if "/" not in clip_model and not clip_model.startswith((".", "~")):
+        return False
+    import open_clip
+
+    return clip_model.replace("/", "-") not in open_clip.list_models()

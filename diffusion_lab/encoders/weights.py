@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,32 @@ from diffusion_lab.interfaces import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "inception_v3_google-0cc3c7bd.pth")
+"""As pytorch-fid and torchvision publish them, the one that the literature's numbers are of first."""
+
+
+def find_inception(weights: str | None) -> Path:
+    """The file of `metrics.inception_weights`, or one in torch's cache. Imports nothing slow.
+
+    UserError that says which file to put where.
+    """
+    if weights is not None:
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise UserError(f"metrics.inception_weights={weights}: there is no such file")
+        return path
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
+    folder = Path(home).expanduser() / "hub" / "checkpoints"
+    for name in INCEPTION_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"metrics.inception_weights is not set: fid and kid need Inception's weights. Fetch {INCEPTION_FILES[0]} "
+        "from the releases of mseitzer/pytorch-fid and set metrics.inception_weights to that file, or put it "
+        f"into {folder}; fid_clip and kid_clip do without"
+    )
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
@@ -34,6 +61,16 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     ):
         raise UserError(f"{key}: {path} does not hold a table of tensors")
     return content
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """What a safetensors file says about itself; nothing for other files."""
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -28,11 +28,15 @@ log = logging.getLogger(__name__)
 JOBS: dict[str, str] = {
     "finetune": "diffusion_lab.jobs.finetune:run",
     "generate": "diffusion_lab.jobs.generate:run",
+    "score": "diffusion_lab.jobs.score:run",
     "report": "diffusion_lab.jobs.report:run",
     "pretrain": "diffusion_lab.jobs.pretrain:run",
     "subjects": "diffusion_lab.jobs.subjects:run",
 }
-WITH_RUN_FOLDER = ("finetune",)  # the others write where they are told and need no folder of their own
+WITH_RUN_FOLDER = (
+    "finetune",
+    "score",
+)  # the others write where they are told and need no folder of their own
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 

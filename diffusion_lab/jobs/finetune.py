@@ -158,6 +158,7 @@ def _finetune(
                 evaluation = evaluate(
                     pipe, prompts, references, bank, config.prompts, step,
                     progress=progress, cache=embeddings, resolution=resolution,
+                    base=run_folder / "base_features.safetensors",
                 )  # fmt: skip
             state.save(adapter_folder(run_folder, step))
             tracker.evaluation(evaluation, prompts)

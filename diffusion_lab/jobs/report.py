@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def run(config: Config, run_folder: Path) -> None:
-    """Writes report.html or comparison.html into `job.runs` and prints its path. `run_folder` stays unused.
+    """Writes report.html (of a run or a job=score) or comparison.html into `job.runs` and prints its path. `run_folder` stays unused.
 
     Raises:
         UserError: (job.runs) where no folder is named, or where it holds no run.
     """
     from diffusion_lab.analysis.comparison import write_comparison
-    from diffusion_lab.analysis.record import is_run
+    from diffusion_lab.analysis.record import is_run, is_scored
     from diffusion_lab.analysis.report import write_report
 
     if not config.job.runs:
@@ -26,4 +26,9 @@ def run(config: Config, run_folder: Path) -> None:
     folder = Path(config.job.runs).expanduser()
     if not folder.is_dir():
         raise UserError(f"job.runs: there is no folder {folder}")
+    if is_scored(folder):
+        from diffusion_lab.analysis.score_page import write_score_report
+
+        print(write_score_report(folder))
+        return
     print(write_report(folder) if is_run(folder) else write_comparison(folder))

@@ -1,4 +1,4 @@
-"""The metrics: arithmetic on features, one value an image. Importing this does not import torch.
+"""The metrics: arithmetic on features, one value an image where it can be. Importing this does not import torch.
 
 A new metric is a class in a file of its own and a line in the table; the tests pick it up.
 """
@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffusion_lab.interfaces import Metric, UserError
+from diffusion_lab.checks import closest
+from diffusion_lab.interfaces import AnyMetric, UserError
 from diffusion_lab.metrics.aesthetics import Aesthetics
+from diffusion_lab.metrics.class_drift import ClassDrift, ClassLeak
 from diffusion_lab.metrics.clip import ClipImage, ClipText
+from diffusion_lab.metrics.dino import Dino
 from diffusion_lab.metrics.diversity import Diversity
+from diffusion_lab.metrics.editability import ImageSimilarity, PromptBaseline, PromptSimilarity
 from diffusion_lab.metrics.face_rate import FaceRate
 from diffusion_lab.metrics.memorisation import Memorisation
+from diffusion_lab.metrics.set_distances import Fid, Kid
 from diffusion_lab.metrics.similarity import Similarity, SimilarityHeldout
+from diffusion_lab.metrics.vendi import Vendi
 
-_ALL: tuple[Metric, ...] = (
+_ALL: tuple[AnyMetric, ...] = (
     Similarity(),
     SimilarityHeldout(),
     FaceRate(),
@@ -24,14 +30,34 @@ _ALL: tuple[Metric, ...] = (
     ClipText(),
     ClipImage(),
     Memorisation(),
+    # by wish only (metrics.names): they need another encoder, other prompts, or time
+    Dino(),
+    Kid("kid", "inception", "Distance to the pictures (KID)"),
+    Kid("kid_clip", "clip_image", "Distance to the pictures (KID on CLIP)"),
+    Fid("fid", "inception", "Distance to the pictures (FID)"),
+    Fid("fid_clip", "clip_image", "Distance to the pictures (Frechet, on CLIP)"),
+    Fid("fid_legacy", "inception", "Distance to the pictures (FID, complex root)", legacy=True),
+    Vendi(),
+    ImageSimilarity(),
+    PromptSimilarity(),
+    PromptBaseline(),
+    ClassDrift(),
+    ClassLeak(),
 )
+NEEDS_TWINS = frozenset(
+    {"image_similarity", "prompt_similarity", "prompt_baseline", "class_drift", "class_leak"}
+)
+"""Those that speak of prompts with and without the identifier, which only some sets have."""
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+METRICS: dict[str, AnyMetric] = {metric.name: metric for metric in _ALL}
 
 
-def select(names: Sequence[str]) -> tuple[Metric, ...]:
+def select(names: Sequence[str]) -> tuple[AnyMetric, ...]:
     """The metrics of these names, in this order; UserError names an unknown one and those there are."""
     for name in names:
         if name not in METRICS:
-            raise UserError(f"metrics.names: there is no metric {name}; there are {', '.join(METRICS)}")
+            raise UserError(
+                f"metrics.names: there is no metric {name}; there are {', '.join(METRICS)}"
+                f"{closest(name, METRICS)}"
+            )
     return tuple(METRICS[name] for name in dict.fromkeys(names))

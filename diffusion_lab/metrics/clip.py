@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diffusion_lab.metrics.cosines import leave_one_out, mean_cosine, or_none
 
@@ -26,6 +26,7 @@ class ClipText:
     unit = "cosine"
     can_miss = False
     pairwise: frozenset[str] = frozenset()
+    over: Literal["subject", "class"] = "subject"
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.clip_image is not None
@@ -52,6 +53,7 @@ class ClipImage:
     unit = "cosine"
     can_miss = False
     pairwise: frozenset[str] = frozenset({"ceiling"})
+    over: Literal["subject", "class"] = "subject"
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.clip_image is not None

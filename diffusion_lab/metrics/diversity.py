@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diffusion_lab.metrics.cosines import joined, leave_one_out
 
@@ -28,6 +28,7 @@ class Diversity:
     unit = "cosine distance"
     can_miss = False
     pairwise: frozenset[str] = frozenset({"values", "ceiling"})
+    over: Literal["subject", "class"] = "subject"
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.clip_image is not None

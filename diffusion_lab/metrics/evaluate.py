@@ -6,20 +6,24 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from diffusion_lab.analysis.intervals import summarise
-from diffusion_lab.interfaces import Evaluation, References, ScoreRow, UserError
+from diffusion_lab.analysis.intervals import summarise, undefined
+from diffusion_lab.data.prompts import without_identifier
+from diffusion_lab.interfaces import Evaluation, Features, Metric, References, ScoreRow, UserError
 from diffusion_lab.metrics import select
 from diffusion_lab.sampling.sample import plan, sample
 from diffusion_lab.training.rng import preserved_rng
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from diffusers import StableDiffusionPipeline
 
     from diffusion_lab.config import Prompts
     from diffusion_lab.encoders.bank import EncoderBank
-    from diffusion_lab.interfaces import Features, Metric, Picture, Pixels, PromptSet, Subject, Summary
+    from diffusion_lab.interfaces import AnyMetric, Picture, Pixels, PromptSet, Subject, Summary
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.sampling.sample import Planned
     from diffusion_lab.tracking.progress import Progress
@@ -36,11 +40,14 @@ def evaluate(
     progress: Progress | None = None,
     cache: PromptEmbeddings | None = None,
     resolution: int | None = None,
+    base: Path | None = None,
 ) -> Evaluation:
     """Draws the set's images with ``pipe`` as it is and scores them by the bank's metrics.
 
     Leaves the modes of all modules, `pipe.scheduler`, the weights and the global generators as they were.
-    ``cache``: the run's prompt embeddings; ``resolution``: pixels, by default the model's own.
+    ``cache``: the run's prompt embeddings; ``resolution``: pixels, by default the model's own. ``base``: a
+    file for what the untouched model drew without the identifier, written at step 0 and read at later steps;
+    only the metrics that compare with it make it.
     """
     planned = plan(prompts, settings)
     metrics = select(bank.settings.names)
@@ -68,6 +75,8 @@ def evaluate(
             )
         seconds["encoding"] = time.perf_counter() - started
         started = time.perf_counter()
+        if base is not None and any(metric.name == "class_drift" for metric in metrics):
+            references = replace(references, base=_base_features(base, features, planned, step))
         rows, summaries = score(features, references, metrics, planned, step)
         seconds["metrics"] = time.perf_counter() - started
     return Evaluation(step=step, images=tuple(images), rows=rows, summaries=summaries, seconds=seconds)
@@ -76,18 +85,37 @@ def evaluate(
 def score(
     features: Features,
     references: References,
-    metrics: Sequence[Metric],
+    metrics: Sequence[AnyMetric],
     planned: Sequence[Planned],
     step: int,
 ) -> tuple[tuple[ScoreRow, ...], dict[str, Summary]]:
-    """A row per metric and image, metric by metric, and each metric's summary, clustered by prompt."""
+    """A row per metric and image, metric by metric, and each metric's summary, clustered by prompt.
+
+    A metric of the whole set has no rows.
+    Images of prompts without the identifier count in the metrics that speak of the class, and in no other,
+    where their value is None.
+    """
     rows: list[ScoreRow] = []
     summaries: dict[str, Summary] = {}
+    subject, klass = split_by_identifier(planned)
+    features = replace(features, prompts=tuple(item.prompt for item in planned))
+    groups = {"subject": (take(features, subject), subject), "class": (take(features, klass), klass)}
+    references = replace(references, without=groups["class"][0])
     for metric in metrics:
-        values = [float(value) for value in metric(features, references)]
+        seen, numbers = groups[metric.over]
+        ids = [planned[number].prompt.id for number in numbers]
+        if seen is None:
+            said = "without" if metric.over == "class" else "with"
+            summaries[metric.name] = undefined(f"no prompt of the set is {said} the identifier")
+            continue
+        if not isinstance(metric, Metric):
+            summaries[metric.name] = metric.summary(seen, references, ids)
+            continue
+        values = [float(value) for value in metric(seen, references)]
+        at = dict(zip(numbers, values, strict=True))
         summaries[metric.name] = summarise(
             values,
-            [item.prompt.id for item in planned],
+            ids,
             # Without a face in any reference the metric has no meaning, so neither has a zero for what is
             # missing.
             can_miss=metric.can_miss and _comparable(metric, references),
@@ -101,12 +129,65 @@ def score(
                 seed=item.seed,
                 metric=metric.name,
                 version=metric.version,
-                value=None if math.isnan(value) else value,
+                value=None if math.isnan(value := at.get(number, math.nan)) else value,
                 slots=item.prompt.slots,
             )
-            for item, value in zip(planned, values, strict=True)
+            for number, item in enumerate(planned)
         )
     return tuple(rows), summaries
+
+
+def split_by_identifier(planned: Sequence[Planned]) -> tuple[list[int], list[int]]:
+    """Numbers of the images with the identifier in their prompt, and of those that a set has without it."""
+    klass = [number for number, item in enumerate(planned) if without_identifier(item.prompt)]
+    left_out = set(klass)
+    return [number for number in range(len(planned)) if number not in left_out], klass
+
+
+def take(features: Features, numbers: Sequence[int]) -> Features | None:
+    """The features of these images; the same object for all of them, None for none."""
+    if not numbers:
+        return None
+    if len(numbers) == features.n:
+        return features
+    fields: dict[str, Any] = {}
+    for name in TENSORS:
+        value = getattr(features, name)
+        fields[name] = None if value is None else value[list(numbers)]
+    prompts = None if features.prompts is None else tuple(features.prompts[number] for number in numbers)
+    return Features(n=len(numbers), prompts=prompts, **fields)
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """The features of several batches as those of one; at least one batch."""
+    import torch
+
+    fields: dict[str, Any] = {
+        name: None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
+        for name in TENSORS
+    }
+    return Features(n=sum(part.n for part in parts), **fields)
+
+
+TENSORS = ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception")
+
+
+def _base_features(path: Path, features: Features, planned: Sequence[Planned], step: int) -> Features | None:
+    """What the untouched model's class images were: kept at step 0, read back later, also by a resumed run."""
+    from safetensors.torch import load_file, save
+
+    from diffusion_lab.tracking.atomic import write_bytes
+
+    klass = take(features, split_by_identifier(planned)[1])
+    if klass is None or klass.clip_image is None:
+        return None
+    if step == 0:
+        write_bytes(path, save({"clip_image": klass.clip_image.contiguous()}))
+        return klass
+    if not path.is_file():
+        return None
+    found = load_file(path)["clip_image"]
+    return Features(n=len(found), clip_image=found)
 
 
 def reference_features(subject: Subject, bank: EncoderBank, resolution: int) -> References:
@@ -130,7 +211,7 @@ def reference_features(subject: Subject, bank: EncoderBank, resolution: int) -> 
 
 
 def reference_scores(
-    references: References, metrics: Iterable[Metric]
+    references: References, metrics: Iterable[AnyMetric]
 ) -> dict[str, dict[Literal["ceiling", "impostor"], Summary | None]]:
     """Each metric's ceiling (real against real, leave-one-out) and impostor line; None where it has none.
 
@@ -138,6 +219,10 @@ def reference_scores(
     """
     result: dict[str, dict[Literal["ceiling", "impostor"], Summary | None]] = {}
     for metric in metrics:
+        if not isinstance(metric, Metric):
+            lines = metric.ceiling_summary(references), metric.impostor_summary(references)
+            result[metric.name] = {"ceiling": lines[0], "impostor": lines[1]}
+            continue
         ceiling, impostor = metric.ceiling(references), metric.impostor(references)
         result[metric.name] = {
             "ceiling": None if ceiling is None else summarise(ceiling, pairwise="ceiling" in metric.pairwise),
@@ -159,17 +244,17 @@ def without_face(references: References) -> dict[str, tuple[int, int]]:
     }
 
 
-def needed(metrics: Iterable[Metric]) -> set[str]:
+def needed(metrics: Iterable[AnyMetric]) -> set[str]:
     """The fields of `Features` that these metrics read."""
     return {field for metric in metrics for field in metric.needs}
 
 
-def check_metrics(metrics: Sequence[Metric], n_images: int) -> None:
+def check_metrics(metrics: Sequence[AnyMetric], n_images: int) -> None:
     """UserError where a metric is not defined for so few images, before any is drawn."""
     if n_images < 1:
         raise UserError("prompts.n: there is no prompt to evaluate")
     for metric in metrics:
-        if n_images < 2 and "values" in metric.pairwise:
+        if n_images < 2 and isinstance(metric, Metric) and "values" in metric.pairwise:
             raise UserError(
                 f"prompts.n: {metric.name} compares images with each other and one alone has no value; "
                 f"set prompts.n to 2 or more, or leave {metric.name} out of metrics.names"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diffusion_lab.metrics.cosines import joined
 
@@ -23,6 +23,7 @@ class FaceRate:
     unit = "share"
     can_miss = False
     pairwise: frozenset[str] = frozenset()
+    over: Literal["subject", "class"] = "subject"
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.face is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diffusion_lab.metrics.cosines import nearest_cosine, or_none
 
@@ -27,6 +27,7 @@ class Memorisation:
     unit = "cosine"
     can_miss = False
     pairwise: frozenset[str] = frozenset()
+    over: Literal["subject", "class"] = "subject"
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.clip_image is not None

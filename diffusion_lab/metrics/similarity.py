@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diffusion_lab.metrics.cosines import leave_one_out, mean_cosine, or_none, undefined
 
@@ -28,6 +28,7 @@ class Similarity:
     unit = "cosine"
     can_miss = True
     pairwise: frozenset[str] = frozenset({"ceiling"})
+    over: Literal["subject", "class"] = "subject"
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.face is not None
@@ -59,6 +60,7 @@ class SimilarityHeldout:
     unit = "cosine"
     can_miss = True
     pairwise: frozenset[str] = frozenset({"ceiling"})
+    over: Literal["subject", "class"] = "subject"
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.face is not None

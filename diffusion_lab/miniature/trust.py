@@ -88,10 +88,12 @@ def scores(
     texts: list[str] | None = None,
 ) -> NDArray[np.float64]:
     """The metric's value of each image, float64 [n], NaN where undefined."""
-    from diffusion_lab.interfaces import References
+    from diffusion_lab.interfaces import Metric, References
 
     seen = bank.features(images, texts=texts, needs=set(METRICS[metric].needs))
-    values = METRICS[metric](seen, References(train=references, heldout=None, impostors=None))
+    measure = METRICS[metric]
+    assert isinstance(measure, Metric), f"{metric} has no value an image"
+    values = measure(seen, References(train=references, heldout=None, impostors=None))
     return np.asarray(values, dtype=np.float64)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml  # type: ignore[import-untyped]
 from PIL import Image
 
-from diffusion_lab.interfaces import Evaluation, Metric, PromptSet, ScoreRow, Status, Summary, UserError
+from diffusion_lab.interfaces import AnyMetric, Evaluation, PromptSet, ScoreRow, Status, Summary, UserError
 from diffusion_lab.tracking import atomic, provenance, samples, scores
 from diffusion_lab.tracking.earlier import earlier
 
@@ -48,6 +48,7 @@ def empty_result() -> dict[str, Any]:
         "cost": {},
         "metrics": {},
         "encoders": {},
+        "prompts": {},
         "started": None,
         "finished": None,
         "steps_done": 0,
@@ -159,6 +160,9 @@ class FileTracker:
             "metrics": {name: dataclasses.asdict(item) for name, item in evaluation.summaries.items()},
             "seconds": dict(evaluation.seconds),
         }
+        self.result["prompts"] = {
+            "name": prompts.name, "n": len(prompts), "sha256": prompts.sha256, "negative": prompts.negative,
+        }  # fmt: skip
         kept = [other for other in self.result["evaluations"] if other["step"] != step]
         self.result["evaluations"] = sorted([*kept, entry], key=lambda one: int(one["step"]))
         self.result["steps_done"] = max(self.result["steps_done"], step)
@@ -185,7 +189,7 @@ class FileTracker:
 
     # --- what else belongs to the record ------------------------------------------------------------
 
-    def metrics(self, metrics: Iterable[Metric]) -> None:
+    def metrics(self, metrics: Iterable[AnyMetric]) -> None:
         """What each score means: a number without its definition is none."""
         self.result["metrics"] = {
             metric.name: {

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffusion_lab.analysis.intervals import student_t, summarise
+from diffusion_lab.analysis.intervals import (
+    bootstrap_weights,
+    influence_error,
+    jackknife_error,
+    of_set,
+    student_t,
+    summarise,
+    undefined,
+)
 
 NAN = math.nan
 numbers = st.lists(st.floats(-10, 10, width=32), min_size=3, max_size=20)
@@ -132,3 +140,60 @@ def test_the_interval_holds_the_mean_and_the_mean_the_range(values: list[float])
     assert summary.high is not None
     assert min(values) - 1e-9 <= summary.mean <= max(values) + 1e-9
     assert summary.low <= summary.mean <= summary.high
+
+
+# --- numbers of whole sets ------------------------------------------------------------------------------
+
+
+def test_jackknife_of_a_mean_is_the_usual_error() -> None:
+    x = np.random.default_rng(2).normal(size=15)
+    error, groups = jackknife_error(lambda rows: float(x[rows].mean()), range(15))
+    assert error == pytest.approx(stats.sem(x))
+    assert groups == 15
+
+
+def test_jackknife_by_groups_leaves_whole_prompts_out() -> None:
+    x, ids = np.random.default_rng(3).normal(size=300), np.repeat(np.arange(100), 3).tolist()
+    seen: list[set[int]] = []
+
+    def mean(rows: np.ndarray) -> float:
+        seen.append({ids[row] for row in rows})
+        return float(x[rows].mean())
+
+    error, groups = jackknife_error(mean, ids)
+    assert groups == len(seen) == 20
+    assert all(len(prompts) == 95 for prompts in seen)
+    assert error == pytest.approx(summarise(x, ids).standard_error, rel=0.5)
+    assert jackknife_error(mean, ["a", "a", "b"]) == (None, 2)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
+def test_bootstrap_draws_whole_prompts(ids: list[int]) -> None:
+    weights = bootstrap_weights(ids, 30)
+    groups = len(set(ids))
+    assert weights.shape == (30, len(ids))
+    first = [ids.index(key) for key in dict.fromkeys(ids)]
+    assert (weights[:, first].sum(1) == groups).all()
+    for row, key in enumerate(ids):
+        assert (weights[:, row] == weights[:, ids.index(key)]).all()
+
+
+def test_influence_of_a_mean_is_the_value_itself() -> None:
+    x, ids = np.random.default_rng(4).normal(size=12), list("aabbccddeeff")
+    error, groups = influence_error(x, ids)
+    assert groups == 6
+    assert error == pytest.approx(summarise(x, ids).standard_error)
+
+
+def test_interval_of_a_sets_number_and_its_refusal() -> None:
+    summary = of_set(2.0, 10, 0.5, 5, note="few")
+    assert (summary.mean, summary.n, summary.note) == (2.0, 10, "few")
+    assert (summary.low, summary.high) == pytest.approx(
+        (2 - stats.t.ppf(0.975, 4) * 0.5, 2 + stats.t.ppf(0.975, 4) * 0.5)
+    )
+    assert of_set(2.0, 10, 0.5, 1).low is None
+    with pytest.raises(ValueError, match="finite"):
+        of_set(NAN, 10, 0.5, 5)
+    assert undefined("no prompt", 3) == summarise([], []).__class__(
+        None, 0, 3, None, None, None, None, "no prompt"
+    )

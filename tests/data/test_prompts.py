@@ -24,6 +24,7 @@ from diffusion_lab.data.prompts import (
     prompt_slots,
     stratified,
     with_article,
+    without_identifier,
 )
 from diffusion_lab.interfaces import PromptSet, UserError
 from diffusion_lab.miniature import phrases
@@ -172,6 +173,42 @@ def test_a_smaller_draw_of_a_list_lies_inside_a_larger_one() -> None:
     assert all(everything[p.text] == p.id for p in load("dog", name="dreambooth_live", n=5))
     draws = {frozenset(p.text for p in load("dog", name="dreambooth_live", n=5, seed=s)) for s in range(5)}
     assert len(draws) == 5
+
+
+def test_the_papers_prompts_come_in_pairs() -> None:
+    prompts = load("owl", name="paper", n=20)
+    with_it = [p for p in prompts if not without_identifier(p)]
+    without = [p for p in prompts if without_identifier(p)]
+    assert len(with_it) == len(without) == 10
+    assert [p.plain for p in with_it] == [p.plain for p in without] == [p.text for p in without]
+    assert [p.text.replace("a customcls owl", "an owl") for p in with_it] == [p.text for p in without]
+    assert with_it[0].text == "a photo of a customcls owl"
+    assert [p.slots["edit"] for p in with_it] == [p.slots["edit"] for p in without]
+    assert [p.slots["edit"] for p in with_it].count("") == 1
+    assert len({p.id for p in prompts}) == len({p.text for p in prompts}) == 20
+    assert images_per_prompt(Prompts(name="paper", n=20, images_per_prompt=5), prompts) == 5
+    everything = {p.text: p.id for p in prompts}
+    inside: set[str] = set()
+    for n in (1, 2, 3, 4, 10, 18, 19):
+        few = load("owl", name="paper", n=n)
+        assert len(few) == 2 * max(1, n // 2)
+        assert [p.plain for p in few.prompts[: len(few) // 2]] == [
+            p.text for p in few.prompts[len(few) // 2 :]
+        ]
+        assert few.prompts[0] == with_it[0]
+        assert all(everything[p.text] == p.id for p in few)
+        assert inside <= {p.text for p in few}
+        inside = {p.text for p in few}
+
+
+def test_logo_and_probes() -> None:
+    logo = load("logo", name="logo", n=5)
+    assert [p.text for p in logo][1] == "a male model wearing a blue customcls logo sweater"
+    assert [p.plain for p in logo][3:] == ["the latest logo products", "the new logo fragrance"]
+    assert all("customcls" in p.text and "customcls" not in p.plain for p in logo)
+    probes = load("dog", name="probes", n=2)
+    assert [p.slots for p in probes] == [{"probe": "neglect"}, {"probe": "binding"}]
+    assert [p.text for p in probes] == [p.plain for p in probes]
 
 
 @pytest.mark.skipif("DIFFUSION_LAB_PHOTOS" not in os.environ, reason="DIFFUSION_LAB_PHOTOS is not set")

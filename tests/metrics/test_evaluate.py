@@ -29,6 +29,7 @@ PROMPTS = PromptSet(
     negative="blurry",
     sha256="",
 )
+DEFAULT = Metrics().names
 SETTINGS = Prompts(n=2, images_per_prompt=2, sampling_steps=2, batch_size=3)
 
 
@@ -50,11 +51,11 @@ def test_rows_and_summaries(tiny_pipe: Any, bank: EncoderBank, seen: References)
         a.tolist() == b.tolist()
         for a, b in zip(found.images, sample(tiny_pipe, PROMPTS, SETTINGS), strict=True)
     )
-    assert sorted(found.summaries) == sorted(METRICS)
+    assert sorted(found.summaries) == sorted(DEFAULT)
     assert set(found.seconds) == {"sampling", "encoding", "metrics"}
-    assert len(found.rows) == 4 * len(METRICS)
+    assert len(found.rows) == 4 * len(DEFAULT)
     planned = plan(PROMPTS, SETTINGS)
-    for name, metric in METRICS.items():
+    for name, metric in zip(DEFAULT, select(DEFAULT), strict=True):
         rows = [row for row in found.rows if row.metric == name]
         assert [(row.prompt_id, row.index, row.seed) for row in rows] == [
             (item.prompt.id, item.index, item.seed) for item in planned
@@ -133,14 +134,14 @@ def test_mixed_faces(features: MakeFeatures, references: References) -> None:
 def test_a_dog(features: MakeFeatures) -> None:
     nobody = features(4, 1, without_face=(0, 1, 2, 3))
     references = References(train=nobody, heldout=nobody, impostors=None)
-    _, summaries = score(nobody, references, select(list(METRICS)), plan(PROMPTS, SETTINGS), 0)
+    _, summaries = score(nobody, references, select(DEFAULT), plan(PROMPTS, SETTINGS), 0)
     for name in ("similarity", "similarity_heldout"):
         summary = summaries[name]
         assert (summary.mean, summary.n, summary.missing, summary.penalised) == (None, 0, 4, None)
     assert summaries["face_rate"].mean == 0
     assert summaries["clip_image"].n == 4
     assert without_face(references) == {"train": (4, 4), "heldout": (4, 4)}
-    scores = reference_scores(references, select(list(METRICS)))
+    scores = reference_scores(references, select(DEFAULT))
     assert scores["similarity"] == {"ceiling": None, "impostor": None}
     assert scores["clip_image"]["ceiling"] is not None
 
@@ -154,7 +155,7 @@ def test_no_generated_face_at_all_is_penalised_with_zero(
 
 
 def test_reference_scores_count_photographs_without_a_face(references: References) -> None:
-    scores = reference_scores(references, select(list(METRICS)))
+    scores = reference_scores(references, select(DEFAULT))
     ceiling = scores["similarity"]["ceiling"]
     assert ceiling is not None
     assert (ceiling.n, ceiling.missing) == (4, 1)

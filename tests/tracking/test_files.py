@@ -25,7 +25,7 @@ from diffusion_lab.tracking.files import FileTracker
 
 KEYS = {
     "schema", "status", "error", "config", "provenance", "evaluations", "references", "recommendation", "cost",
-    "metrics", "encoders", "started", "finished", "steps_done",
+    "metrics", "encoders", "prompts", "started", "finished", "steps_done",
 }  # fmt: skip
 
 

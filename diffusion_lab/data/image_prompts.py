@@ -1,0 +1,186 @@
+"""The prompts of images that lie in a folder, from where people and tools leave them.
+
+In this order: a table beside them (metadata.csv or metadata.jsonl), a text file of the same name, what the file
+itself says (A1111's `parameters`, ComfyUI's graph), and prompts.json of one of our own runs. Imports no Pillow
+before it opens an image.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.data.prompts import plain_prompt
+from diffusion_lab.interfaces import UserError
+
+log = logging.getLogger(__name__)
+
+TABLES = ("metadata.csv", "metadata.jsonl")  # as the datasets library names them
+_USER_COMMENT = (0x8769, 0x9286)  # Exif: where A1111 puts its parameters in JPEG and WebP
+_MOST_HOPS = 8  # through a ComfyUI graph, from the sampler to the text
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is known of an image besides its pixels."""
+
+    text: str | None = None  # the prompt; None: not known
+    plain: str | None = None  # with the class noun alone, where a run of ours has it
+    slots: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0  # of its noise, where the file says it
+    source: str = ""  # "metadata.csv", "text file", ...
+
+
+def find_prompts(paths: Sequence[Path], folder: Path) -> list[Told]:
+    """What is known of each image of ``folder``. UserError (job.images) for a table that cannot be used."""
+    table = _table(folder)
+    if strangers := set(table) - {path.name for path in paths}:
+        named = ", ".join(sorted(strangers)[:3])
+        log.warning("%s: %d rows name no picture there, such as %s", folder, len(strangers), named)
+    run = _run_prompts(folder)
+    return [table.get(path.name) or _beside(path) or _inside(path) or _of_run(path, run) for path in paths]
+
+
+def asked(text: str, identifier: str, class_noun: str) -> str:
+    """What CLIP is asked: no identifier, and none of the tools' own notation (<lora:x:1>, (word:1.2))."""
+    text = re.sub(r"<\w+:[^<>]*>", "", text)
+    text = re.sub(r"\(([^()]*?):\s*[\d.]+\s*\)", r"\1", text)
+    text = re.sub(r"\s{2,}", " ", text).strip(" ,\n")
+    words = rf"(?i)(?<!\w){re.escape(identifier)}\s+{re.escape(class_noun)}(?!\w)"
+    return plain_prompt(re.sub(words, "{subject}", text), identifier, class_noun)
+
+
+# --- beside the images ----------------------------------------------------------------------------------
+
+
+def _table(folder: Path) -> dict[str, Told]:
+    for name in TABLES:
+        path = folder / name
+        if path.is_file():
+            try:
+                content = path.read_text(encoding="utf-8-sig")
+                rows = _csv_rows(content) if path.suffix == ".csv" else _json_rows(content)
+                return dict(_row(row, name) for row in rows)
+            except (OSError, ValueError, csv.Error) as error:
+                raise UserError(f"job.images: {path} cannot be used ({error})") from error
+    return {}
+
+
+def _csv_rows(content: str) -> list[dict[str, Any]]:
+    return list(csv.DictReader(io.StringIO(content, newline=""), strict=True))
+
+
+def _json_rows(content: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in content.split("\n") if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("every line must be an object")
+    return rows
+
+
+def _row(row: Mapping[str, Any], source: str) -> tuple[str, Told]:
+    """The file's name and what the row says; every other column is a slot."""
+    cells = {str(key): "" if value is None else str(value).strip() for key, value in row.items() if key}
+    name = cells.pop("file_name", "")
+    column = next((key for key in ("text", "prompt") if key in cells), None)
+    if not name or column is None:
+        raise ValueError("it needs the columns file_name and text")
+    text = cells.pop(column)
+    return name, Told(text=text or None, slots=cells, source=source)
+
+
+def _beside(path: Path) -> Told | None:
+    try:
+        text = path.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"job.images: {path.with_suffix('.txt')} cannot be read ({error})") from error
+    return Told(text=text, source="text file") if text else None
+
+
+def _run_prompts(folder: Path) -> dict[str, Told]:
+    """By id, where ``folder`` is RUN/samples/step-000100 of a run with tracker.keep_images."""
+    try:
+        content = json.loads((folder.resolve().parent.parent / "prompts.json").read_text(encoding="utf-8"))
+        return {
+            str(one["id"]): Told(one["text"], one["plain"], dict(one["slots"]), source="prompts.json")
+            for one in content["prompts"]
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _of_run(path: Path, prompts: Mapping[str, Told]) -> Told:
+    found = re.fullmatch(r"(.+)-\d+", path.stem)
+    return prompts.get(found[1], Told()) if found else Told()
+
+
+# --- inside the images ----------------------------------------------------------------------------------
+
+
+def _inside(path: Path) -> Told | None:
+    """From the file's own metadata; damaged ones say nothing."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            info = dict(image.info)
+            comment = image.getexif().get_ifd(_USER_COMMENT[0]).get(_USER_COMMENT[1])
+    except Exception:  # whether it is a picture at all is said where its pixels are read
+        return None
+    parameters = info.get("parameters") or _decoded(comment)
+    if isinstance(parameters, str) and parameters.strip():
+        return parse_parameters(parameters)
+    graph = info.get("prompt")
+    text = comfy_text(graph) if isinstance(graph, str) else None
+    return Told(text=text, source="ComfyUI's graph") if text else None
+
+
+def parse_parameters(parameters: str) -> Told | None:
+    """A1111's text: the prompt's lines, "Negative prompt: ...", then "Steps: ..., Seed: 1, ..."."""
+    lines: list[str] = []
+    for line in parameters.strip().split("\n"):
+        if line.startswith(("Negative prompt:", "Steps: ")):
+            break
+        lines.append(line)
+    text = "\n".join(lines).strip()
+    seed = re.search(r"(?:^|, )Seed: (\d+)", parameters, re.MULTILINE)
+    known = int(seed[1]) if seed and int(seed[1]) < 2**64 else 0
+    return Told(text=text, seed=known, source="parameters") if text else None
+
+
+def comfy_text(graph: str) -> str | None:
+    """The text that a ComfyUI graph leads to a sampler's `positive`; None where it is not written in it."""
+    try:
+        nodes = json.loads(graph)
+        starts = [node["inputs"]["positive"] for node in nodes.values() if "positive" in node["inputs"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    for link in starts:
+        for _ in range(_MOST_HOPS):
+            node = nodes.get(str(link[0])) if isinstance(link, list) and link else None
+            inputs = node.get("inputs") if isinstance(node, dict) else None
+            if not isinstance(inputs, dict):
+                break
+            if isinstance(inputs.get("text"), str) and inputs["text"].strip():
+                return str(inputs["text"]).strip()
+            link = next((inputs[k] for k in ("text", "positive", "conditioning") if k in inputs), None)
+    return None
+
+
+def _decoded(comment: object) -> str | None:
+    """Exif's UserComment: eight bytes that name the code, then the text."""
+    if not isinstance(comment, bytes):
+        return None
+    if comment.startswith(b"UNICODE\0"):
+        body = comment[8:]
+        code = "utf-16-le" if body[1:2] == b"\0" else "utf-16-be"
+        return body.decode(code, errors="replace")
+    return comment.removeprefix(b"ASCII\0\0\0").decode("utf-8", errors="replace")

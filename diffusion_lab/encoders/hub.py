@@ -1,0 +1,42 @@
+"""Encoders in transformers' format: a local folder or a hub id, safetensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from diffusion_lab.interfaces import UserError
+
+T = TypeVar("T")
+
+
+def load_pretrained(load: Callable[[str], T], name: str, key: str, files: str) -> T:
+    """``load(name)``; what goes wrong becomes a UserError with the key and the files that are needed.
+
+    ``files``: "config.json and model.safetensors".
+    """
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    if not local and (folder.suffix or name.startswith((".", "/", "~"))):
+        raise UserError(
+            f"{key}={name}: there is no such folder; give one with {files}, or a hub id (owner/name)"
+        )
+    if (
+        local
+        and not (folder / "model.safetensors").is_file()
+        and not list(folder.glob("model-*.safetensors"))
+    ):
+        raise UserError(f"{key}={name}: model.safetensors is missing there; it needs {files}")
+    try:
+        return load(str(folder) if local else name)
+    except Exception as error:  # no network, a private repository, a file that does not fit
+        raise UserError(
+            f"{key}={name} could not be {'read' if local else 'downloaded or read'} ({_first(error)}). "
+            f"Put {files} of that model into a folder and set {key} to it"
+        ) from error
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

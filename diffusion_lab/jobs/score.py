@@ -1,0 +1,257 @@
+"""job=score: any folder of images, of any tool, against a subject's pictures: the same ruler, without training.
+
+Importing this module loads nothing slow: `check_images` belongs to the checks before a job.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from diffusion_lab.config import Config, Data, as_plain_dict
+from diffusion_lab.data.image_prompts import Told, asked, find_prompts
+from diffusion_lab.data.pictures import list_pictures, read_picture
+from diffusion_lab.data.subjects import default_cache, load_subject, subject_folder
+from diffusion_lab.interfaces import Evaluation, Prompt, PromptSet, Status, Subject, Summary, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusion_lab.encoders.bank import EncoderBank
+    from diffusion_lab.interfaces import AnyMetric, Features, References
+    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.tracking.files import FileTracker
+
+log = logging.getLogger(__name__)
+
+CACHE = "features.sqlite"  # in the cache's folder: what encoders saw, by image and encoder
+
+
+# --- before anything is loaded --------------------------------------------------------------------------
+
+
+def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
+    """Rows of the plan and warnings. Raises UserError for images or metrics that cannot be scored."""
+    from diffusion_lab.data.subjects import check_subject
+    from diffusion_lab.metrics import NEEDS_TWINS
+
+    folder, names = Path(config.job.images).expanduser(), config.metrics.names
+    paths = list_pictures(folder, "job.images")
+    data = scored_data(config.data)
+    noun = check_subject(data)
+    if len(paths) == 1 and "diversity" in names:
+        raise UserError(
+            "job.images: diversity compares images with each other and one alone has no value; add images, or "
+            "leave diversity out of metrics.names"
+        )
+    if "class_drift" in names:
+        raise UserError(
+            "metrics.names: class_drift compares with the untouched model's images, which a run draws at step 0; "
+            "leave it out here"
+        )
+    wanting = [name for name in names if name in NEEDS_TWINS]
+    if wanting and not any(told.slots.get("identifier") == "without" for told in find_prompts(paths, folder)):
+        raise UserError(
+            f"metrics.names: {', '.join(wanting)} compare images of prompts with and without the identifier; say "
+            "which is which in metadata.csv: columns file_name, text, edit and identifier (with or without)"
+        )
+    warnings = []
+    if config.metrics.encoders == "miniature" and data.source == "folder":
+        warnings.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
+    if data.source == "folder" and Path(str(data.folder)).expanduser().resolve() == folder.resolve():
+        warnings.append("job.images is data.folder: pictures are compared with themselves")
+    rows = [
+        ("job", "score"),
+        ("images", f"{len(paths)} in {folder}"),
+        ("against", f"{data.subject}, a {noun}, {data.n_images} pictures"),
+        ("metrics", ", ".join(names)),
+    ]
+    return rows, warnings
+
+
+def scored_data(data: Data) -> Data:
+    """``data`` as a run would read it, or, of fewer pictures than it asks for, with all there are."""
+    if data.source != "folder":
+        return data
+    from diffusion_lab.data.subsets import heldout_count
+
+    total = len(list_pictures(subject_folder(data, None)[0]))
+    if data.n_images + heldout_count(total, data.n_heldout) <= total:
+        return data
+    held = data.n_heldout or 0
+    return dataclasses.replace(data, n_images=max(1, total - held), n_heldout=held)
+
+
+# --- the job --------------------------------------------------------------------------------------------
+
+
+def run(config: Config, run_folder: Path) -> None:
+    """Scores `job.images` and leaves scores.parquet, scores.csv, result.json and report.html in `run_folder`."""
+    from diffusion_lab.models.load import resolve_device
+    from diffusion_lab.tracking.files import FileTracker
+
+    device = resolve_device(config.model.device)
+    config = dataclasses.replace(config, data=scored_data(config.data))
+    files = FileTracker(run_folder, device=str(device))
+    status: Status = "failed"
+    files.start(as_plain_dict(config))
+    try:
+        _score_folder(config, run_folder, device, files)
+        status = "completed"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        files.error("stopped by the user (Ctrl-C)")
+        raise
+    except BaseException as error:
+        files.error(f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        files.finish(status, {})
+    from diffusion_lab.analysis.score_page import print_table, write_score_report
+
+    report = write_score_report(run_folder)
+    print_table(run_folder)
+    log.info("report: %s", report)
+
+
+def _score_folder(config: Config, run_folder: Path, device: torch.device, files: FileTracker) -> None:
+    from diffusion_lab.data.pictures import fit
+    from diffusion_lab.data.prompts import prompts_sha256
+    from diffusion_lab.encoders.bank import EncoderBank
+    from diffusion_lab.encoders.cache import FeatureCache
+    from diffusion_lab.metrics import select
+    from diffusion_lab.metrics.evaluate import needed, reference_features, reference_scores, score
+    from diffusion_lab.tracking.scored import write_scored
+
+    folder = Path(config.job.images).expanduser()
+    paths = list_pictures(folder, "job.images")
+    told = find_prompts(paths, folder)
+    subject = load_subject(config.data)
+    metrics = select(config.metrics.names)
+    cache = FeatureCache(default_cache() / CACHE)
+    bank = EncoderBank(config.metrics, device, cache=cache)
+    resolution = usual_side(paths)
+    files.training_pictures(
+        [fit(picture.pixels, resolution) for picture in subject.train],
+        [picture.path.name for picture in subject.train],
+    )
+    references = reference_features(subject, bank, resolution)
+    planned = _planned(paths, told, subject)
+    started = time.perf_counter()
+    kept, features, small = _encode(config, paths, planned, bank, needed(metrics))
+    encoding = time.perf_counter() - started
+    planned = [planned[number] for number in kept]
+    _describe(files, metrics, bank, references, reference_scores(references, metrics))
+    rows, summaries = score(features, references, metrics, planned, 0)
+    _tell_prompts(planned, told, summaries)
+    prompts = tuple(item.prompt for item in planned)
+    found = Evaluation(
+        step=0, images=(), rows=rows, summaries=summaries,
+        seconds={"encoding": encoding, "metrics": time.perf_counter() - started - encoding},
+    )  # fmt: skip
+    write_scored(run_folder, rows, planned, metrics, small)
+    files.evaluation(found, PromptSet("images", prompts, "", prompts_sha256(prompts, "")))
+    log.info("%d images; %d features from the cache, %d made", len(planned), cache.hits, cache.misses)
+
+
+def _planned(paths: Sequence[Path], told: Sequence[Told], subject: Subject) -> list[Planned]:
+    """One entry an image; images of one prompt share its id, since they are not independent."""
+    from diffusion_lab.sampling.sample import Planned
+
+    ids: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    planned = []
+    for number, (path, one) in enumerate(zip(paths, told, strict=True)):
+        text = one.text or ""
+        name = ids.setdefault(text, f"p{len(ids):03d}") if text else f"image{number:05d}"
+        plain = one.plain or asked(text, subject.identifier, subject.class_noun)
+        prompt = Prompt(id=name, text=text, plain=plain, slots={**one.slots, "file": path.name})
+        planned.append(Planned(prompt, seen[name], one.seed))
+        seen[name] += 1
+    return planned
+
+
+def _encode(
+    config: Config, paths: Sequence[Path], planned: Sequence[Planned], bank: EncoderBank, needs: set[str]
+) -> tuple[list[int], Features, list[bytes]]:
+    """Numbers of the images that could be read, their features and small pictures of them for the page.
+
+    A batch at a time: a folder may hold more pixels than fit into memory.
+    """
+    from diffusion_lab.metrics.evaluate import joined
+    from diffusion_lab.tracking.progress import Progress
+    from diffusion_lab.tracking.scored import thumbnail
+
+    kept: list[int] = []
+    small: list[bytes] = []
+    parts: list[Features] = []
+    size = config.metrics.batch_size
+    with Progress(config.tracker.progress) as progress, progress.task("encoding", len(paths)) as bar:
+        for start in range(0, len(paths), size):
+            pixels, texts = [], []
+            for number in range(start, min(start + size, len(paths))):
+                try:
+                    pixels.append(read_picture(paths[number]).pixels)
+                except UserError as error:
+                    if config.data.on_corrupt != "skip":
+                        raise
+                    log.warning("left out: %s", error)
+                    continue
+                kept.append(number)
+                texts.append(planned[number].prompt.plain or None)
+            if pixels:
+                parts.append(bank.features(pixels, texts=texts, needs=needs))
+                small += [thumbnail(one) for one in pixels]
+            bar.advance(min(size, len(paths) - start))
+    if not parts:
+        raise UserError(f"job.images: none of the {len(paths)} images in {config.job.images} can be read")
+    return kept, joined(parts), small
+
+
+def _describe(
+    files: FileTracker,
+    metrics: Sequence[AnyMetric],
+    bank: EncoderBank,
+    references: References,
+    lines: Mapping[str, Mapping[Literal["ceiling", "impostor"], Summary | None]],
+) -> None:
+    """What the scores are read against, into the record; photographs without a face into the log."""
+    from diffusion_lab.metrics.evaluate import without_face
+
+    files.metrics(metrics)
+    files.encoders(bank.identities())
+    ceilings = {name: pair["ceiling"] for name, pair in lines.items()}
+    files.references(ceilings, {name: pair["impostor"] for name, pair in lines.items()})
+    for group, (missing, total) in without_face(references).items():
+        if missing:
+            log.warning("no face found in %d of %d %s photographs", missing, total, group)
+
+
+def _tell_prompts(planned: Sequence[Planned], told: Sequence[Told], summaries: dict[str, Summary]) -> None:
+    """How many images have a prompt, and from where; the rest has no clip_text, which its summary says."""
+    sources = Counter(one.source for one in told if one.text)
+    without = sum(not item.prompt.text for item in planned)
+    said = [f"{n} from {source}" for source, n in sources.items()]
+    log.info("prompts: %s", ", ".join([*said, *([f"{without} images without"] if without else [])]))
+    if without and (clip := summaries.get("clip_text")):
+        note = f"{without} of {len(planned)} images have no prompt"
+        summaries["clip_text"] = dataclasses.replace(clip, note=note)
+
+
+def usual_side(paths: Sequence[Path]) -> int:
+    """The most frequent short side of the images, in pixels: photographs are compared at that size."""
+    from PIL import Image
+
+    sides: Counter[int] = Counter()
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                sides[min(image.size)] += 1
+        except Exception:  # said where its pixels are read
+            continue
+    return sides.most_common(1)[0][0] if sides else 512

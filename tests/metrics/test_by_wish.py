@@ -1,0 +1,203 @@
+"""Metrics that run by wish only: sets, DINO, prompts with and without the identifier, the class."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_lab.config import Metrics
+from diffusion_lab.interfaces import Features, Metric, Prompt, References, SetMetric
+from diffusion_lab.metrics import METRICS, NEEDS_TWINS, select
+from diffusion_lab.metrics.distances import frechet, kid
+from diffusion_lab.metrics.evaluate import _base_features, reference_scores, score
+from diffusion_lab.sampling.sample import Planned
+
+SETS = [name for name, metric in METRICS.items() if isinstance(metric, SetMetric)]
+PLAIN, FOREST = "a photo of a dog", "a photo of a dog in a forest"
+
+
+def rich(n: int, seed: int) -> Features:
+    generator = np.random.default_rng(seed)
+
+    def unit() -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.from_numpy(generator.normal(size=(n, 6))), dim=1).float()
+
+    return Features(
+        n=n,
+        face=unit(),
+        clip_image=unit(),
+        clip_text=unit(),
+        dino=unit(),
+        inception=torch.from_numpy(generator.normal(1, 1, (n, 6))).float(),
+    )
+
+
+@pytest.fixture
+def photographs() -> References:
+    return References(train=rich(5, 1), heldout=rich(3, 2), impostors=rich(4, 3))
+
+
+def planned(*texts: tuple[str, str, bool], each: int = 2) -> list[Planned]:
+    """(plain text, edit, with the identifier)."""
+    found = []
+    for number, (plain, edit, with_it) in enumerate(texts):
+        slots = {"edit": edit, "identifier": "with" if with_it else "without"}
+        text = plain.replace("a dog", "customcls dog") if with_it else plain
+        found += [Planned(Prompt(f"p{number}", text, plain, slots), i, i) for i in range(each)]
+    return found
+
+
+BOTH = planned((PLAIN, "", True), (FOREST, "forest", True), (PLAIN, "", False), (FOREST, "forest", False))
+
+
+def test_each_is_one_of_two_kinds_and_none_is_on_by_default() -> None:
+    assert set(SETS) == {"kid", "kid_clip", "fid", "fid_clip", "fid_legacy", "vendi"}
+    for name, metric in METRICS.items():
+        assert isinstance(metric, Metric) != isinstance(metric, SetMetric), name
+        assert metric.name == name
+        assert metric.version
+        assert metric.label
+        assert metric.unit
+    assert not set(Metrics().names) & {*SETS, *NEEDS_TWINS, "dino"}
+
+
+def test_dino_is_the_mean_over_all_pairs(photographs: References) -> None:
+    generated = rich(3, 9)
+    assert generated.dino is not None
+    assert photographs.train.dino is not None
+    expected = [np.mean([float(a @ b) for b in photographs.train.dino]) for a in generated.dino]
+    metric = METRICS["dino"]
+    assert isinstance(metric, Metric)
+    np.testing.assert_allclose(metric(generated, photographs).numpy(), expected, atol=1e-6)
+    ceiling = metric.ceiling(photographs)
+    assert ceiling is not None
+    assert len(ceiling) == 5
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_sets_have_a_summary_and_no_rows(name: str, photographs: References) -> None:
+    generated = rich(8, 4)
+    prompts = planned(*[(f"a dog {i}", "", True) for i in range(4)])
+    rows, summaries = score(generated, photographs, select([name, "clip_image"]), prompts, 3)
+    assert {row.metric for row in rows} == {"clip_image"}
+    summary = summaries[name]
+    assert (summary.n, summary.missing) == (8, 0)
+    assert summary.mean is not None
+    if name == "fid_legacy":
+        assert summary.low is None
+        assert "can be negative" in (summary.note or "")
+    else:
+        assert summary.standard_error is not None
+        assert summary.standard_error > 0
+        assert summary.low is not None
+        assert summary.high is not None
+        assert summary.low < summary.mean < summary.high
+    again = score(generated, photographs, select([name]), prompts, 3)[1][name]
+    assert again == summary  # the bootstrap is deterministic
+
+
+def test_values_of_sets_are_the_functions_own(photographs: References) -> None:
+    generated = rich(8, 4)
+    _, found = score(generated, photographs, select(SETS), planned(*[("a dog", "", True)] * 4), 0)
+    x, y = generated.inception, photographs.train.inception
+    assert x is not None
+    assert y is not None
+    assert found["kid"].mean == pytest.approx(kid(x, y))
+    assert found["fid"].mean == pytest.approx(frechet(x, y))
+    a, b = generated.clip_image, photographs.train.clip_image
+    assert a is not None
+    assert b is not None
+    assert found["kid_clip"].mean == pytest.approx(kid(a.double() * 6**0.5, b.double() * 6**0.5))
+    assert "5 images in 6 dimensions: biased" in (found["fid"].note or "")
+
+
+def test_sets_too_small_have_no_value_and_say_why(photographs: References) -> None:
+    alone = replace(photographs, train=rich(1, 7))
+    prompts = planned(*[("a dog", "", True)] * 4)
+    for name in ("kid", "fid"):
+        summary = score(rich(8, 4), alone, select([name]), prompts, 0)[1][name]
+        assert summary.mean is None
+        assert "two training pictures" in (summary.note or "")
+    lines = reference_scores(photographs, select(SETS))
+    assert lines["vendi"] == {"ceiling": None, "impostor": None}
+    ceiling, impostor = lines["kid"]["ceiling"], lines["kid"]["impostor"]
+    assert ceiling is not None
+    assert impostor is not None
+    assert photographs.heldout is not None
+    assert ceiling.mean == pytest.approx(kid(photographs.heldout.inception, photographs.train.inception))  # type: ignore[arg-type]
+
+
+def test_one_prompt_gives_no_interval(photographs: References) -> None:
+    for name in SETS:
+        summary = score(rich(8, 4), photographs, select([name]), planned(("a dog", "", True), each=8), 0)[1][
+            name
+        ]
+        assert summary.mean is not None
+        assert summary.low is None
+
+
+def test_the_papers_two_axes(photographs: References) -> None:
+    generated = rich(8, 5)
+    clip, targets = generated.clip_image, photographs.train.clip_image
+    assert clip is not None
+    assert targets is not None
+    names = ["image_similarity", "prompt_similarity", "prompt_baseline"]
+    rows, found = score(generated, photographs, select(names), BOTH, 0)
+    by = {name: [row.value for row in rows if row.metric == name] for name in names}
+    assert all(len(values) == 8 for values in by.values())
+    cosines = clip @ clip.T
+    np.testing.assert_allclose(by["image_similarity"][:2], (clip[:2] @ targets.T).mean(1), atol=1e-6)
+    assert by["image_similarity"][2:] == [None] * 6
+    np.testing.assert_allclose(by["prompt_similarity"][2:4], cosines[2:4, 6:8].mean(1), atol=1e-6)
+    assert by["prompt_similarity"][:2] + by["prompt_similarity"][4:] == [None] * 6
+    expected = [cosines[4, 5], cosines[5, 4], cosines[6, 7], cosines[7, 6]]
+    np.testing.assert_allclose(by["prompt_baseline"][4:], expected, atol=1e-6)
+    assert by["prompt_baseline"][:4] == [None] * 4
+    assert (found["image_similarity"].n, found["prompt_similarity"].n, found["prompt_baseline"].n) == (
+        2,
+        2,
+        4,
+    )
+
+
+def test_images_without_the_identifier_are_left_out_of_the_subjects_scores(photographs: References) -> None:
+    generated = rich(8, 5)
+    _, found = score(generated, photographs, select(["clip_image", "diversity"]), BOTH, 0)
+    _, alone = score(rich(8, 5), photographs, select(["clip_image"]), planned(*[("a dog", "", True)] * 4), 0)
+    assert found["clip_image"].n == found["diversity"].n == 4
+    assert alone["clip_image"].n == 8
+    assert found["clip_image"].mean != alone["clip_image"].mean
+
+
+def test_class_drift_is_nothing_where_nothing_moved(photographs: References, tmp_path: Path) -> None:
+    path = tmp_path / "base.safetensors"
+    before, after = rich(8, 5), rich(8, 6)
+    at_start = replace(photographs, base=_base_features(path, before, BOTH, 0))
+    later = replace(photographs, base=_base_features(path, after, BOTH, 50))  # read back from the file
+    names = ["class_drift", "class_leak"]
+    start = score(before, at_start, select(names), BOTH, 0)[1]
+    end = score(after, later, select(names), BOTH, 50)[1]
+    assert start["class_drift"].mean == 0
+    a, b, targets = before.clip_image, after.clip_image, photographs.train.clip_image
+    assert a is not None
+    assert b is not None
+    assert targets is not None
+    assert end["class_drift"].mean == pytest.approx(float((1 - (a[4:] * b[4:]).sum(1)).mean()), abs=1e-6)
+    assert end["class_leak"].mean == pytest.approx(float((b[4:] @ targets.T).mean()), abs=1e-6)
+    assert _base_features(tmp_path / "none", after, BOTH, 50) is None
+    nothing = score(after, photographs, select(names), BOTH, 50)[1]["class_drift"]
+    assert (nothing.mean, nothing.missing) == (None, 4)
+
+
+def test_without_such_prompts_there_is_no_value_but_a_reason(photographs: References) -> None:
+    prompts = planned(*[("a dog", "", True)] * 4)
+    rows, found = score(rich(8, 5), photographs, select(["class_drift", "prompt_similarity"]), prompts, 0)
+    assert found["class_drift"].mean is None
+    assert "without the identifier" in (found["class_drift"].note or "")
+    assert found["prompt_similarity"].mean is None
+    assert found["prompt_similarity"].missing == 8
+    assert {row.value for row in rows} == {None}
