@@ -31,7 +31,8 @@ METHODS: dict[str, type] = {  # a new method: its file, a line here, conf/method
     "dreambooth": DreamBooth,
     "textual_inversion": TextualInversion,
 }
-JOBS = ("finetune", "report", "pretrain", "subjects")
+BALANCES = ("none", "bins", "density")  # of ratings: aesthetics/balance.py
+JOBS = ("finetune", "report", "pretrain", "subjects", "train_aesthetics")
 STAGES = (  # of job=pretrain, in their order
     "data", "tokenizer", "clip", "vae", "decoder", "unet", "face", "polish", "aesthetics", "evaluate",
 )  # fmt: skip
@@ -49,6 +50,13 @@ class Job:
     output: str = ""  # pretrain, subjects: where to write
     stages: list[str] = field(default_factory=list)  # pretrain: which stages; empty: all
     scale: float = 1.0  # pretrain: multiplies steps and pictures
+    images: str = ""  # train_aesthetics: the folder of the rated pictures
+    ratings: str = ""  # train_aesthetics: AVA.txt, or a CSV with columns image and rating (0 to 10)
+    balance: str = "density"  # train_aesthetics: none, bins, density: which ratings are drawn how often
+    exponent: float = 0.7  # train_aesthetics: 0 draws pictures alike, 1 draws ratings alike
+    hidden: list[int] = field(default_factory=lambda: [256, 64])  # train_aesthetics: widths of hidden layers
+    epochs: int = 100  # train_aesthetics: at most
+    learning_rate: float = 1e-3  # train_aesthetics
 
     def __post_init__(self) -> None:
         one_of("job.name", self.name, JOBS)
@@ -57,7 +65,19 @@ class Job:
         number("job.scale", self.scale, 0, above=True)
         if self.name == "report" and not self.runs:
             raise UserError("job.runs is missing: job=report job.runs=FOLDER, of a run or of several runs")
-        if self.name in ("pretrain", "subjects") and not self.output:
+        one_of("job.balance", self.balance, BALANCES)
+        number("job.exponent", self.exponent, 0, 2)
+        number("job.learning_rate", self.learning_rate, 0, above=True)
+        whole("job.epochs", self.epochs, 1)
+        for width in self.hidden:
+            whole("job.hidden", width, 1)
+        if self.name == "train_aesthetics":
+            for key in ("images", "ratings"):
+                if not getattr(self, key):
+                    raise UserError(
+                        f"job.{key} is missing: job=train_aesthetics job.images=FOLDER job.ratings=AVA.txt"
+                    )
+        if self.name in ("pretrain", "subjects", "train_aesthetics") and not self.output:
             raise UserError(f"job.output is missing: job={self.name} job.output=FOLDER")
 
 

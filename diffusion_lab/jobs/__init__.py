@@ -26,6 +26,7 @@ JOBS: dict[str, str] = {
     "report": "diffusion_lab.jobs.report:run",
     "pretrain": "diffusion_lab.jobs.pretrain:run",
     "subjects": "diffusion_lab.jobs.subjects:run",
+    "train_aesthetics": "diffusion_lab.jobs.train_aesthetics:run",
 }
 WITH_RUN_FOLDER = ("finetune",)  # the others write where they are told and need no folder of their own
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
