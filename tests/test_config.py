@@ -19,6 +19,7 @@ from diffusion_lab.methods.lora import Lora
 NEEDED = {
     ("data", "folder"): ["data.folder=pictures"],
     ("job", "report"): ["job.runs=outputs"],
+    ("job", "train_aesthetics"): ["job.images=pictures", "job.ratings=AVA.txt"],
     ("model", "folder"): ["model.path=owner/name"],
     ("prompts", "file"): ["prompts.path=prompts.txt"],
 }  # what an option cannot do without

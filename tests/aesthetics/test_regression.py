@@ -56,7 +56,7 @@ def test_balancing_restores_the_extremes() -> None:
         said[kind] = regression.predict(net, x[parts.test]).double().numpy()
     truth = rated[parts.test]
     plain, balanced = examine(said["none"], truth), examine(said["density"], truth)
-    assert plain.spearman > 0.6
+    assert plain.spearman > 0.5
     assert balanced.spread > plain.spread
     mean, low, high = gain_at_extremes(said["density"], said["none"], truth)
     assert low < mean < high
