@@ -37,7 +37,8 @@ METHODS: dict[str, type] = {  # a new method: its file, a line here, conf/method
     "pivotal": Pivotal,
     "hypernetwork": Hypernetwork,
 }
-JOBS = ("finetune", "generate", "score", "report", "pretrain", "subjects")
+BALANCES = ("none", "bins", "density")  # of ratings: aesthetics/balance.py
+JOBS = ("finetune", "generate", "score", "report", "pretrain", "subjects", "train_aesthetics")
 STAGES = (  # of job=pretrain, in their order
     "data", "tokenizer", "clip", "vae", "decoder", "unet", "face", "polish", "aesthetics", "evaluate",
 )  # fmt: skip
@@ -51,16 +52,22 @@ LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
 @dataclass(kw_only=True, slots=True)
 class Job:
-    name: str = "finetune"  # finetune, generate, score, report, pretrain, subjects
+    name: str = "finetune"  # one of JOBS
     dry_run: bool = False  # print the plan and stop
-    images: str = ""  # score: a folder of images
+    images: str = ""  # score, train_aesthetics: a folder of images
     runs: str = ""  # report: a run's folder, or a folder of runs
-    output: str = ""  # generate, pretrain, subjects: where to write
+    output: str = ""  # generate, pretrain, subjects, train_aesthetics: where to write
     artefact: str = ""  # generate: a file or folder that fine-tuning left; "": the model alone
     texts: list[str] = field(default_factory=list)  # generate: prompts as they are; empty: the prompt set
     weight: float = 1.0  # generate: of a LoRA
     stages: list[str] = field(default_factory=list)  # pretrain: which stages; empty: all
     scale: float = 1.0  # pretrain: multiplies steps and pictures
+    ratings: str = ""  # train_aesthetics: AVA.txt, or a CSV with columns image and rating (0 to 10)
+    balance: str = "density"  # train_aesthetics: none, bins, density: which ratings are drawn how often
+    exponent: float = 0.7  # train_aesthetics: 0 draws pictures alike, 1 draws ratings alike
+    hidden: list[int] = field(default_factory=lambda: [256, 64])  # train_aesthetics: widths of hidden layers
+    epochs: int = 100  # train_aesthetics: at most
+    learning_rate: float = 1e-3  # train_aesthetics
 
     def __post_init__(self) -> None:
         one_of("job.name", self.name, JOBS)
@@ -73,7 +80,19 @@ class Job:
             raise UserError("job.images is missing: job=score job.images=FOLDER, of images to score")
         if self.name == "report" and not self.runs:
             raise UserError("job.runs is missing: job=report job.runs=FOLDER, of a run or of several runs")
-        if self.name in ("generate", "pretrain", "subjects") and not self.output:
+        one_of("job.balance", self.balance, BALANCES)
+        number("job.exponent", self.exponent, 0, 2)
+        number("job.learning_rate", self.learning_rate, 0, above=True)
+        whole("job.epochs", self.epochs, 1)
+        for width in self.hidden:
+            whole("job.hidden", width, 1)
+        if self.name == "train_aesthetics":
+            for key in ("images", "ratings"):
+                if not getattr(self, key):
+                    raise UserError(
+                        f"job.{key} is missing: job=train_aesthetics job.images=FOLDER job.ratings=AVA.txt"
+                    )
+        if self.name in ("generate", "pretrain", "subjects", "train_aesthetics") and not self.output:
             raise UserError(f"job.output is missing: job={self.name} job.output=FOLDER")
 
 

@@ -63,7 +63,14 @@ def check(config: Config, run_folder: Path) -> Plan:
         if not runs.is_dir():
             raise UserError(f"job.runs={config.job.runs}: there is no such folder")
         return Plan(rows=(("job", "report"), ("of", str(runs))))
-    if config.job.name in ("pretrain", "subjects"):
+    if config.job.name == "train_aesthetics":
+        for key, there in (("images", Path.is_dir), ("ratings", Path.is_file)):
+            given = getattr(config.job, key)
+            if not there(Path(given).expanduser()):
+                raise UserError(
+                    f"job.{key}={given}: there is no such {'folder' if key == 'images' else 'file'}"
+                )
+    if config.job.name in ("pretrain", "subjects", "train_aesthetics"):
         output = Path(config.job.output).expanduser()
         _check_place(output, 0, "job.output")
         return Plan(rows=(("job", config.job.name), ("into", str(output))))

@@ -20,6 +20,7 @@ NEEDED = {
     ("data", "folder"): ["data.folder=pictures"],
     ("job", "report"): ["job.runs=outputs"],
     ("job", "score"): ["job.images=outputs"],
+    ("job", "train_aesthetics"): ["job.images=pictures", "job.ratings=AVA.txt"],
     ("model", "folder"): ["model.path=owner/name"],
     ("model", "single_file"): ["model.path=model.safetensors"],
     ("prompts", "file"): ["prompts.path=prompts.txt"],

@@ -32,6 +32,7 @@ JOBS: dict[str, str] = {
     "report": "diffusion_lab.jobs.report:run",
     "pretrain": "diffusion_lab.jobs.pretrain:run",
     "subjects": "diffusion_lab.jobs.subjects:run",
+    "train_aesthetics": "diffusion_lab.jobs.train_aesthetics:run",
 }
 WITH_RUN_FOLDER = (
     "finetune",
