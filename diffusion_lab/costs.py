@@ -117,7 +117,8 @@ SAVINGS = (
 
 def remedies(config: Config) -> tuple[list[str], float]:
     """Settings not yet made that lower the peak, each added to those before, and the peak with all of them."""
-    changed, found = copy.deepcopy(config), []
+    changed = copy.deepcopy(config)
+    found: list[str] = []
     model = footprint.architecture(config.model)
     best = max(footprint.peaks(changed, model).values())
     for saving in SAVINGS:
