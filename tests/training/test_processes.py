@@ -88,7 +88,7 @@ def test_accelerate_launch_with_two_processes(tmp_path: Path) -> None:
     two, one = load_file(tmp_path / "two" / name), load_file(tmp_path / "one" / name)
     assert two.keys() == one.keys()
     for key in one:
-        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(two[key], one[key], rtol=0, atol=5e-5)  # weights up to 0.6
     events = [json.loads(line) for line in (tmp_path / "two" / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events].count("evaluation") == 3
     assert [event["step"] for event in events if event["event"] == "scalars"] == [1, 2, 3, 4]
@@ -102,4 +102,4 @@ def test_accelerate_launch_with_two_processes(tmp_path: Path) -> None:
     }
     assert losses["two"] == pytest.approx(losses["one"], rel=1e-3)
     assert json.loads((tmp_path / "two" / "result.json").read_text())["status"] == "completed"
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()].count("two-2") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
