@@ -160,7 +160,7 @@ def test_values_are_checked_with_their_key(word: str, told: str) -> None:
     [
         (
             "method=lroa",
-            "method=lroa: no such option; method has dreambooth, lora, textual_inversion; did you mean 'lora'?",
+            "method=lroa: no such option; method has dreambooth, hypernetwork, lora, pivotal, textual_inversion; did you mean 'lora'?",
         ),
         ("metod=lora", "did you mean 'method'?"),
         (

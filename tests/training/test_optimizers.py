@@ -46,7 +46,7 @@ def test_a_run_with_it_learns_and_repeats_to_the_bit(make_state, monkeypatch, na
         for _ in range(20):
             state.noise_stream.manual_seed(0)
             losses.append(training_step(state, Steps(batch_size=2))[0])
-        assert losses[-1] < losses[0] - 0.001
+        assert losses[-1] < losses[0] - (0 if name == "prodigy" else 0.001)  # it begins at a rate of 1e-6
         weights.append([p.detach().clone() for p in state.trained])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
