@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.checks import closest, flag, number, one_of, text, whole, words
+from diffusion_lab.data.captions import CAPTIONS
 from diffusion_lab.defaults import fill_defaults
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.methods.dreambooth import DreamBooth
+from diffusion_lab.methods.hypernetwork import Hypernetwork
 from diffusion_lab.methods.lora import Lora
+from diffusion_lab.methods.pivotal import Pivotal
 from diffusion_lab.methods.textual_inversion import TextualInversion
 from diffusion_lab.models.memory import Memory
 
@@ -31,6 +34,8 @@ METHODS: dict[str, type] = {  # a new method: its file, a line here, conf/method
     "lora": Lora,
     "dreambooth": DreamBooth,
     "textual_inversion": TextualInversion,
+    "pivotal": Pivotal,
+    "hypernetwork": Hypernetwork,
 }
 JOBS = ("finetune", "generate", "report", "pretrain", "subjects")
 STAGES = (  # of job=pretrain, in their order
@@ -39,6 +44,7 @@ STAGES = (  # of job=pretrain, in their order
 LR_SCHEDULERS = (
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
 )  # fmt: skip
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
 
@@ -110,6 +116,7 @@ class Data:
     subset_seed: int = 0  # with the subject's name it fixes the nested order
     impostors: str | None = None  # a folder of folders with other subjects
     on_corrupt: str = "error"  # error, skip
+    captions: str = "auto"  # auto (a text file beside a picture, else the instance prompt), always, never
     flip: bool = False  # random horizontal flips; off for faces
 
     def __post_init__(self) -> None:
@@ -120,6 +127,7 @@ class Data:
             whole("data.n_heldout", self.n_heldout, 0)
         whole("data.subset_seed", self.subset_seed, 0, LARGEST_SEED)
         one_of("data.on_corrupt", self.on_corrupt, ("error", "skip"))
+        one_of("data.captions", self.captions, CAPTIONS)
         flag("data.flip", self.flip)
         if self.source == "folder":
             if not self.folder:
@@ -128,6 +136,10 @@ class Data:
                 )
         else:
             text("data.subject", self.subject)
+            if self.captions == "always":
+                raise UserError(
+                    "data.captions=always: the miniature's people have no captions; use data=folder"
+                )
             if self.folder is not None:
                 raise UserError(f"data.folder={self.folder}: is read only with data=folder; add data=folder")
 
@@ -139,6 +151,7 @@ class Steps:
     batch_size: int = 4  # pictures a micro-batch and process
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0  # 0: no clipping
+    optimizer: str = "adamw"  # adamw, adamw8bit (bitsandbytes), prodigy (finds the learning rate itself)
     lr_scheduler: str = "constant"  # a name of diffusers.optimization.SchedulerType
     lr_warmup: int = 0
     snr_gamma: float | None = None  # Min-SNR weighting, 5 in its paper; null: none
@@ -153,6 +166,7 @@ class Steps:
         whole("steps.batch_size", self.batch_size, 1)
         whole("steps.gradient_accumulation", self.gradient_accumulation, 1)
         number("steps.max_grad_norm", self.max_grad_norm, 0)
+        one_of("steps.optimizer", self.optimizer, OPTIMIZERS)
         one_of("steps.lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
         whole("steps.lr_warmup", self.lr_warmup, 0)
         whole("steps.log_every", self.log_every, 1)
@@ -266,6 +280,11 @@ class Config:
 
     def __post_init__(self) -> None:
         whole("seed", self.seed, 0, LARGEST_SEED)
+        if self.steps.optimizer == "prodigy" and self.method.name == "pivotal":
+            raise UserError(
+                "steps.optimizer=prodigy: finds one learning rate for a run, and method=pivotal trains two things, "
+                "one after the other; use steps.optimizer=adamw"
+            )
 
 
 def as_plain_dict(config: Config) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def fill_defaults(config: Config) -> Config:
         data.subject = data.subject or Path(str(data.folder)).expanduser().resolve().name
     if data.class_noun is None:
         data.class_noun = _noun_of(data)
-    _fill_method(filled.method, small)
+    _fill_method(filled.method, small, free=steps.optimizer == "prodigy")
     _fill_token(filled)
     return filled
 
@@ -56,18 +56,24 @@ def _fill_token(config: Config) -> None:
         method.initialiser = data.class_noun
 
 
-def _fill_method(method: Any, small: bool) -> None:
-    """Learning rates from the method's own pair `learning_rates` (small, full-size); alpha is the rank."""
+def _fill_method(method: Any, small: bool, free: bool) -> None:
+    """Learning rates are 1 where the optimizer finds them (`free`), else from the method's own pair
+    `learning_rates` (small, full-size). Alpha and targets by the method's rule.
+    """
+    rates = ("learning_rate", "text_encoder_learning_rate", "token_learning_rate")
+    for key in rates if free else ():
+        if getattr(method, key, 0.0) is None:
+            setattr(method, key, 1.0)
     if getattr(method, "learning_rate", 0.0) is None:
         method.learning_rate = method.learning_rates[0 if small else 1]
+    if getattr(method, "token_learning_rate", 0.0) is None:
+        method.token_learning_rate = method.token_learning_rates[0 if small else 1]
     if getattr(method, "text_encoder_learning_rate", 0.0) is None:
         method.text_encoder_learning_rate = method.learning_rate / 10
     if getattr(method, "alpha", 0.0) is None:
-        method.alpha = float(method.rank)
+        method.alpha = method.default_alpha
     if getattr(method, "targets", "") is None:
-        from diffusion_lab.methods.lora import default_targets
-
-        method.targets = default_targets(small)
+        method.targets = method.default_targets(small)
 
 
 def _noun_of(data: Data) -> str | None:

@@ -42,6 +42,7 @@ class Picture:
     path: Path
     sha256: str  # of the file's bytes
     pixels: Pixels  # uint8 [height, width, 3]
+    caption: str | None = None  # what it shows, from the text file beside it; None: the instance prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +200,18 @@ class Batch:
     n_class: int = 0  # the last so many pictures are of the class, not of the subject
     snr_gamma: float | None = None  # Min-SNR; None: all time steps weigh the same
     noise_offset: float = 0.0
+    progress: float = 0.0  # share of the run's optimizer steps already taken, in [0, 1)
 
 
 class Method(Protocol):
-    """What a fine-tuning method supplies to the one loop. The dataclass is also its config."""
+    """What a fine-tuning method supplies to the one loop. The dataclass is also its config.
+
+    Where it applies a method also has
+    `complete(pipe, folder)`: adds the parts of a whole pipeline that `save` leaves out;
+    `evaluating(pipe)`: a context in which the pipe has the weights to evaluate and save (an average);
+    `state_dict(pipe)`, `load_state_dict(pipe, state)`: what a resumed run needs beside the trained parameters,
+    one flat dict of tensors and numbers.
+    """
 
     name: str
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.checks import closest, one_of
+from diffusion_lab.checks import one_of
 from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
 from diffusion_lab.interfaces import PromptSet, UserError
+from diffusion_lab.models.folder import check_model
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from diffusion_lab.config import Config, Model
-
-HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
+    from diffusion_lab.config import Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,16 +83,19 @@ def _check_generate(config: Config) -> Plan:
 
 
 def _check_finetune(config: Config, run_folder: Path) -> Plan:
-    from diffusion_lab.data.subjects import check_subject
+    from diffusion_lab.data.captions import caption_warnings
+    from diffusion_lab.data.subjects import check_subject, training_captions
 
     noun = check_subject(config.data)
     _check_impostors(config)
     _check_metrics(config)
+    _check_optimizer(config)
     prompts = _check_prompts(config, noun)
-    warnings = _warnings(config)
+    captions = training_captions(config.data)
+    warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
     configs = check_model(config.model, warnings)
     if configs is not None:
-        _check_tokens(config, configs, prompts, noun)
+        _check_tokens(config, configs, prompts, noun, captions)
     if (run_folder / "result.json").exists():
         raise UserError(
             f"{run_folder}: a run is recorded there already; choose another folder with hydra.run.dir "
@@ -140,40 +141,6 @@ def _plan(config: Config, run_folder: Path, prompts: PromptSet, noun: str, warni
     )  # fmt: skip
 
 
-def check_model(model: Model, warnings: list[str]) -> Path | None:
-    """Refuses a model that lacks a part. Returns the folder with its configs, None where only a hub has them."""
-    from diffusion_lab.models.folder import check_folder
-    from diffusion_lab.models.single_file import check_file, config_folder
-
-    place = model_folder(model)
-    if place is not None and place.is_dir():
-        check_folder(place, model)
-        return place
-    if place is not None:
-        check_file(place, model)
-        configs = config_folder(model)
-        if configs is None:
-            warnings.append("model.config names no folder: the model's configs may be downloaded (kilobytes)")
-        return configs
-    warnings.append(f"model.path={model.path} is taken for a hub id: it may be downloaded (gigabytes)")
-    return None
-
-
-def model_folder(model: Model) -> Path | None:
-    """The model's diffusers folder or single file, None for a hub id. UserError where it can be none."""
-    if model.path == "miniature":
-        return Path(__file__).resolve().parent / "miniature" / "weights" / "sd"
-    folder = Path(model.path).expanduser()
-    if folder.exists():
-        return folder
-    if not HUB_ID.fullmatch(model.path) or folder.suffix in (".safetensors", ".ckpt"):
-        raise UserError(
-            f"model.path={model.path}: there is no such folder, nor is it a hub id (owner/name)"
-            f"{closest(model.path, ['miniature'])}"
-        )
-    return None
-
-
 def _check_impostors(config: Config) -> None:
     folder = config.data.impostors
     if folder is not None and not Path(folder).expanduser().is_dir():
@@ -200,14 +167,29 @@ def _check_metrics(config: Config) -> None:
             raise UserError(f"metrics.{key}={value}: there is no such file")
 
 
+def _check_optimizer(config: Config) -> None:
+    """The optional packages, looked for and not imported: they would load torch."""
+    from importlib.util import find_spec
+
+    name = config.steps.optimizer
+    package = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}.get(name)
+    if package is not None and find_spec(package) is None:
+        raise UserError(
+            f"steps.optimizer={name}: needs the package {package}, which is not installed; "
+            "pip install 'diffusion-lab[optimizers]', or use steps.optimizer=adamw"
+        )
+
+
 def _check_prompts(config: Config, noun: str) -> PromptSet:
     from diffusion_lab.data.prompts import load_prompts
 
     return load_prompts(config.prompts, identifier=config.data.identifier, class_noun=noun)
 
 
-def _check_tokens(config: Config, model: Path, prompts: PromptSet, noun: str) -> None:
-    """The prompts' lengths, counted by the model's own tokenizer.
+def _check_tokens(
+    config: Config, model: Path, prompts: PromptSet, noun: str, captions: dict[Path, str]
+) -> None:
+    """The prompts' and captions' lengths, counted by the model's own tokenizer.
 
     `tokenizers` alone reads it in a few milliseconds; loading it through transformers takes seconds. Where
     there is no tokenizer.json the job's own check has to do, as soon as it has loaded the tokenizer.
@@ -226,6 +208,7 @@ def _check_tokens(config: Config, model: Path, prompts: PromptSet, noun: str) ->
     named = [
         ("the instance prompt", instance_prompt(config.data.identifier, noun)),
         ("the negative prompt", prompts.negative),
+        *((f"the caption {file}", text) for file, text in captions.items()),
     ]
     for name, text in [*named, *((prompt.id, prompt.text) for prompt in prompts)]:
         length = len(tokenizer.encode(text).ids)

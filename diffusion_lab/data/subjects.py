@@ -10,11 +10,13 @@ import hashlib
 import logging
 import os
 import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import closest
+from diffusion_lab.data.captions import caption_file, read_captions
 from diffusion_lab.data.pictures import list_pictures, natural_key, read_folder, read_pictures
 from diffusion_lab.data.subsets import check_counts, nested_order, split
 from diffusion_lab.interfaces import Picture, Subject, UserError
@@ -51,6 +53,8 @@ def load_subject(config_data: Data, cache: Path | None = None) -> Subject:
     train, heldout = split(
         pictures, config_data.n_images, config_data.n_heldout, subject=name, seed=config_data.subset_seed
     )
+    captions = read_captions([picture.path for picture in train], config_data.captions)
+    train = tuple(replace(picture, caption=text) for picture, text in zip(train, captions, strict=True))
     return Subject(
         name=name,
         class_noun=class_noun,
@@ -78,6 +82,20 @@ def check_subject(config_data: Data) -> str:
     return noun
 
 
+def training_captions(config_data: Data) -> dict[Path, str]:
+    """Caption by file of the pictures trained on, if all of them can be read; decodes nothing.
+
+    Raises UserError where a caption is missing, empty or no text.
+    """
+    if config_data.source != "folder":
+        return {}
+    paths = list_pictures(subject_folder(config_data, None)[0])
+    order = nested_order([p.name for p in paths], subject_name(config_data), config_data.subset_seed)
+    chosen = [paths[i] for i in order[: config_data.n_images]]
+    texts = read_captions(chosen, config_data.captions)
+    return {caption_file(path): text for path, text in zip(chosen, texts, strict=True) if text is not None}
+
+
 def subject_name(config_data: Data) -> str:
     """The configured name; of a folder without one the folder's own."""
     if config_data.source == "folder" and not config_data.subject:
@@ -86,7 +104,7 @@ def subject_name(config_data: Data) -> str:
 
 
 def instance_prompt(identifier: str, class_noun: str) -> str:
-    """ "a photo of customcls woman", the caption of every picture trained on."""
+    """ "a photo of customcls woman", the caption of every picture without one of its own."""
     return f"a photo of {identifier} {class_noun}"
 
 

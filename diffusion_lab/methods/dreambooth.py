@@ -2,15 +2,19 @@
 
 Prior preservation keeps the class from becoming the subject: beside every picture of the subject the model sees
 one of the class that it drew itself before training (eq. 2, lambda = `prior_weight`).
+
+With `ema` a moving average of the weights is kept beside them (diffusers' EMAModel): it is what is evaluated and
+saved, and the training itself never sees it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffusion_lab.checks import flag, number, whole
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
@@ -32,12 +36,16 @@ class DreamBooth:
     text_encoder: bool = False
     prior_weight: float = 1.0  # lambda; 0: no prior preservation
     prior_images: int = 100  # pictures of the class, drawn once and kept
+    ema: bool = False  # evaluate and save a moving average of the weights
+    ema_decay: float = 0.99  # after some hundred steps; before, diffusers' warm-up: (1 + step) / (10 + step)
     learning_rate: float | None = None  # null: 1e-4 on the miniature, 5e-6 on full-size models
     text_encoder_learning_rate: float | None = None  # null: a tenth of the U-Net's
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
         flag("method.text_encoder", self.text_encoder)
+        flag("method.ema", self.ema)
+        number("method.ema_decay", self.ema_decay, 0, 1, below=True)
         number("method.prior_weight", self.prior_weight, 0)
         whole("method.prior_images", self.prior_images, 1)
         for key in ("learning_rate", "text_encoder_learning_rate"):
@@ -56,6 +64,11 @@ class DreamBooth:
         if self.text_encoder:
             text_rate = self.text_encoder_learning_rate or rate / 10
             groups.append(ParamGroup("text_encoder", _train(pipe.text_encoder), text_rate, self.weight_decay))
+        if self.ema:
+            from diffusers.training_utils import EMAModel
+
+            # On the pipe, where everything else is that a run changes: a method has settings only.
+            pipe.unet.average = EMAModel(self._trained(pipe), decay=self.ema_decay, foreach=True)
         return groups
 
     def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -65,7 +78,40 @@ class DreamBooth:
         return batch_loss(pipe, batch, generator, self.prior_weight)
 
     def after_step(self, pipe: StableDiffusionPipeline) -> None:
-        """Nothing to do."""
+        """Moves the average, where there is one."""
+        if self.ema:
+            pipe.unet.average.step(self._trained(pipe))
+
+    @contextmanager
+    def evaluating(self, pipe: StableDiffusionPipeline) -> Iterator[None]:
+        """The average stands in the weights' place inside, where there is one. May be nested."""
+        if not self.ema or pipe.unet.average.temp_stored_params is not None:
+            yield
+            return
+        average, parameters = pipe.unet.average, self._trained(pipe)
+        average.store(parameters)
+        try:
+            average.copy_to(parameters)
+            yield
+        finally:
+            average.restore(parameters)
+
+    def state_dict(self, pipe: StableDiffusionPipeline) -> dict[str, Any]:
+        """What a resumed run needs beside the trained weights: the average and its number of steps."""
+        if not self.ema:
+            return {}
+        average = pipe.unet.average
+        tensors = {f"average.{i}": value for i, value in enumerate(average.shadow_params)}
+        return {"optimization_step": average.optimization_step, **tensors}
+
+    def load_state_dict(self, pipe: StableDiffusionPipeline, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave, into an attached pipe."""
+        if not self.ema:
+            return
+        average = pipe.unet.average
+        average.optimization_step = int(state["optimization_step"])
+        for i, value in enumerate(average.shadow_params):
+            value.copy_(state[f"average.{i}"])
 
     def save(
         self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
@@ -79,7 +125,7 @@ class DreamBooth:
 
         paths = []
         for name in self._parts():
-            with quiet_loading(), replace_folder(folder / name) as beside:
+            with self.evaluating(pipe), quiet_loading(), replace_folder(folder / name) as beside:
                 getattr(pipe, name).save_pretrained(beside, safe_serialization=True)
             paths += sorted((folder / name).glob("*.safetensors"))
         write_json(folder / "dreambooth.json", {"method": self.name, **(notes or {})})
@@ -105,6 +151,12 @@ class DreamBooth:
                 getattr(pipe, name).load_state_dict(weights)
             except RuntimeError as error:
                 raise UserError(f"{folder / name}: holds another model's weights ({error})") from error
+        if self.ema:
+            for value, parameter in zip(pipe.unet.average.shadow_params, self._trained(pipe), strict=True):
+                value.copy_(parameter.detach())
+
+    def _trained(self, pipe: StableDiffusionPipeline) -> list[nn.Parameter]:
+        return [p for name in self._parts() for p in getattr(pipe, name).parameters()]
 
     def _parts(self) -> tuple[str, ...]:
         return ("unet", "text_encoder") if self.text_encoder else ("unet",)

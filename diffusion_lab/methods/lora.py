@@ -2,8 +2,11 @@
 
 A linear layer W x becomes W x + (alpha / rank) B A x; A and B train, W does not. A starts normal with
 standard deviation 1 / rank, B at zero, as in diffusers' training script: the untouched model at step 0.
-The files are diffusers' own; peft's settings (rank, alpha, targets) travel in the header, where
-`pipe.load_lora_weights` finds them, so that alpha survives also where it is not the rank.
+Relatives (`variant`, `rank_stabilised`, `dora`) are peft's; see `variants.py`.
+
+Files. LoRA and DoRA: diffusers' own; peft's settings (rank, alpha, targets) travel in the header, where
+`pipe.load_lora_weights` finds them, so that alpha survives also where it is not the rank. LoHa, LoKr and OFT:
+diffusers has no loader for them, so they are peft's folders, which `PeftModel.from_pretrained` reads.
 """
 
 from __future__ import annotations
@@ -13,10 +16,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.checks import closest, flag, number, whole, words
+from diffusion_lab.checks import closest, flag, number, one_of, whole, words
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
+from diffusion_lab.methods.variants import (
+    VARIANTS,
+    compare,
+    default_alpha,
+    load_folder,
+    peft_config,
+    save_folder,
+    set_weights,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import torch
@@ -25,19 +37,23 @@ if TYPE_CHECKING:
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-REST = ("ff.net.0.proj", "ff.net.2", "conv1", "conv2")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+CONVOLUTIONS = ("conv1", "conv2")
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
+# Miniature, full-size models. 1e-4: diffusers' LoRA example; LyCORIS' guidelines train LoHa and LoKr as LoRA.
+LEARNING_RATES = {"lora": (1e-3, 1e-4), "loha": (1e-3, 1e-4), "lokr": (1e-3, 1e-4), "oft": (1e-3, 1e-4)}
 
 
 @dataclass(kw_only=True, slots=True)
 class Lora:
-    learning_rates: ClassVar[tuple[float, float]] = (1e-3, 1e-4)  # miniature, full-size models
-
     name: str = "lora"
-    rank: int = 8
+    variant: str = "lora"  # lora, loha, lokr, oft
+    rank: int = 8  # oft: width of the rotated blocks
     alpha: float | None = None  # null: equal to rank, so that the scale alpha / rank is 1
-    dropout: float = 0.0
+    rank_stabilised: bool = False  # lora: the scale is alpha / sqrt(rank); alpha null: 1 at rank 8
+    dora: bool = False  # lora: each weight's length learns apart from its direction
+    dropout: float = 0.0  # lora: of what comes in; loha, lokr: of rows of the change; oft: of rotated blocks
     targets: list[str] | None = None  # null: attention; on the miniature feed-forward and convolutions too
     text_encoder: bool = False
     learning_rate: float | None = None  # null: 1e-3 on the miniature, 1e-4 on full-size models
@@ -45,9 +61,20 @@ class Lora:
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
-        whole("method.rank", self.rank, 1)
+        one_of("method.variant", self.variant, VARIANTS)
+        whole("method.rank", self.rank, 2 if self.variant == "oft" else 1)
         if self.alpha is not None:
             number("method.alpha", self.alpha, 0, above=True)
+        for key in ("rank_stabilised", "dora"):
+            flag(f"method.{key}", getattr(self, key))
+            if getattr(self, key) and self.variant != "lora":
+                raise UserError(
+                    f"method.{key}=true: is for method.variant=lora, and this is {self.variant}; leave out one"
+                )
+        if self.variant == "oft" and self.alpha is not None:
+            raise UserError(
+                f"method.alpha={self.alpha}: method.variant=oft rotates and has no scale; leave it null"
+            )
         number("method.dropout", self.dropout, 0, 1, below=True)
         if self.targets is not None:
             words("method.targets", self.targets)
@@ -60,9 +87,19 @@ class Lora:
         number("method.weight_decay", self.weight_decay, 0)
 
     @property
-    def scale(self) -> float:
-        """What the product B A is multiplied with: alpha / rank."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
+    def learning_rates(self) -> tuple[float, float]:
+        """Of the miniature and of full-size models."""
+        return LEARNING_RATES[self.variant]
+
+    @property
+    def default_alpha(self) -> float | None:
+        return default_alpha(self.variant, self.rank, self.rank_stabilised)
+
+    def default_targets(self, small: bool) -> list[str]:
+        """Attention as in diffusers' script; a miniature's is too thin for a face to fit into it."""
+        if not small:
+            return list(ATTENTION)
+        return [*ATTENTION, *FEED_FORWARD, *([] if self.variant == "oft" else CONVOLUTIONS)]
 
     def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
         """Adds the adapter named `default`, float32; everything else is frozen.
@@ -74,12 +111,12 @@ class Lora:
         is_small = sum(p.numel() for p in pipe.unet.parameters()) < SMALL_UNET
         small, full = self.learning_rates
         rate = self.learning_rate or (small if is_small else full)
-        targets = self.targets or default_targets(is_small)
-        _check_targets(pipe.unet, targets)
-        pipe.unet.add_adapter(self._peft_config(targets))
+        targets = self.targets or self.default_targets(is_small)
+        _check_targets(pipe.unet, targets, self.variant)
+        pipe.unet.add_adapter(peft_config(self, targets))
         groups = [ParamGroup("unet", _trainable(pipe.unet), rate, self.weight_decay)]
         if self.text_encoder:
-            pipe.text_encoder.add_adapter(self._peft_config(TEXT_TARGETS))
+            pipe.text_encoder.add_adapter(peft_config(self, TEXT_TARGETS))
             text_rate = self.text_encoder_learning_rate or rate / 10
             groups.append(
                 ParamGroup("text_encoder", _trainable(pipe.text_encoder), text_rate, self.weight_decay)
@@ -87,18 +124,6 @@ class Lora:
         for module in (pipe.unet, pipe.text_encoder):
             module.train(module.training)  # peft's new layers arrive in training mode, with dropout on
         return groups
-
-    def _peft_config(self, targets: list[str]) -> Any:
-        from peft import LoraConfig
-
-        config: Any = LoraConfig  # its alpha is annotated int; a fraction works and is saved
-        return config(
-            r=self.rank,
-            lora_alpha=self.alpha if self.alpha is not None else self.rank,
-            lora_dropout=self.dropout,
-            target_modules=list(targets),
-            init_lora_weights="gaussian",
-        )
 
     def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of one micro-batch, float32 scalar."""
@@ -114,80 +139,92 @@ class Lora:
     ) -> list[Path]:
         """Writes `pytorch_lora_weights.safetensors`, whole or not at all; `notes` go into its header.
 
-        Plain diffusers reads it: `pipe.load_lora_weights(folder)`.
+        Plain diffusers reads it: `pipe.load_lora_weights(folder)`. LoHa, LoKr and OFT: `unet/` and, where it
+        trains, `text_encoder/`, which `PeftModel.from_pretrained(pipe.unet, folder / "unet")` reads.
         """
-        from diffusers import StableDiffusionPipeline
-        from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-        from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
-
-        trained = {"unet": pipe.unet}
-        if self.text_encoder:
-            trained["text_encoder"] = pipe.text_encoder
-        settings: dict[str, Any] = {}
-        for part, module in trained.items():
-            for key, value in module.peft_config["default"].to_dict().items():
-                settings[f"{part}.{key}"] = sorted(value) if isinstance(value, set) else value
         header = {
-            "format": "pt",
-            LORA_ADAPTER_METADATA_KEY: json.dumps(settings, indent=2, sort_keys=True),
             "method": self.name,
+            "variant": self.variant,
             "rank": str(self.rank),
-            "alpha": str(self.alpha if self.alpha is not None else float(self.rank)),
+            "alpha": str(self.alpha if self.alpha is not None else self.default_alpha),
             **(notes or {}),
         }
-
-        def write(weights: dict[str, Tensor], name: str) -> None:
-            partial = Path(f"{name}.part")
-            try:
-                save_file(
-                    {key: value.contiguous() for key, value in weights.items()}, partial, metadata=header
-                )
-                os.replace(partial, name)
-            finally:
-                partial.unlink(missing_ok=True)
-
-        # peft's own key names. diffusers' scripts rename them first (`lora.down`), but not those of every
-        # layer, and a file with both kinds of names is read wrongly, without a word.
-        layers = {
-            f"{part}_lora_layers": get_peft_model_state_dict(module, save_embedding_layers=False)
-            for part, module in trained.items()
-        }
-        save_weights = StableDiffusionPipeline.save_lora_weights
-        save_weights(folder, **layers, weight_name=FILE_NAME, save_function=write)
-        return [folder / FILE_NAME]
+        if self.variant == "lora":
+            return [_save_lora(self._networks(pipe), folder, header)]
+        return [
+            path
+            for part, module in self._networks(pipe).items()
+            for path in save_folder(module, folder / part, header)
+        ]
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
         """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
-        from diffusers import StableDiffusionPipeline
-        from peft import set_peft_model_state_dict
+        if self.variant == "lora":
+            _load_lora(self._networks(pipe), folder)
+            return
+        for part, module in self._networks(pipe).items():
+            load_folder(module, folder / part)
 
-        path = folder / FILE_NAME
-        if not path.is_file():
-            raise UserError(f"{path} is missing: no adapter was saved there")
-        weights, _, settings = StableDiffusionPipeline.lora_state_dict(
-            folder, weight_name=FILE_NAME, use_safetensors=True, return_lora_metadata=True
-        )
-        trained = {"unet": pipe.unet}
+    def _networks(self, pipe: StableDiffusionPipeline) -> dict[str, nn.Module]:
+        found = {"unet": pipe.unet}
         if self.text_encoder:
-            trained["text_encoder"] = pipe.text_encoder
-        for part, module in trained.items():
-            attached = module.peft_config["default"]
-            for key, ours in (("r", attached.r), ("lora_alpha", attached.lora_alpha)):
-                theirs = (settings or {}).get(f"{part}.{key}")
-                if theirs != ours:
-                    name = {"r": "method.rank", "lora_alpha": "method.alpha"}[key]
-                    raise UserError(f"{path}: saved with {name}={theirs} for the {part}, this run has {ours}")
-            own = {k.removeprefix(f"{part}."): v for k, v in weights.items() if k.startswith(f"{part}.")}
-            result: Any = set_peft_model_state_dict(module, own, adapter_name="default")
-            strange = [*result.unexpected_keys, *(key for key in result.missing_keys if ".lora_" in key)]
-            if strange:
-                raise UserError(f"{path}: saved with other method.targets than this run's ({strange[0]})")
+            found["text_encoder"] = pipe.text_encoder
+        return found
 
 
-def default_targets(small: bool) -> list[str]:
-    """Attention as in diffusers' script; a miniature's attention is too thin for a face to fit into it."""
-    return [*ATTENTION, *REST] if small else list(ATTENTION)
+def _save_lora(networks: Mapping[str, Any], folder: Path, header: Mapping[str, str]) -> Path:
+    """diffusers' file, with peft's settings in the header beside ours."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    settings: dict[str, Any] = {}
+    for part, module in networks.items():
+        for key, value in module.peft_config["default"].to_dict().items():
+            settings[f"{part}.{key}"] = sorted(value) if isinstance(value, set) else value
+    metadata = {
+        "format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(settings, indent=2, sort_keys=True), **header,
+    }  # fmt: skip
+
+    def write(weights: dict[str, Tensor], name: str) -> None:
+        partial = Path(f"{name}.part")
+        try:
+            tensors = {key: value.contiguous() for key, value in weights.items()}
+            save_file(tensors, partial, metadata=metadata)
+            os.replace(partial, name)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    # peft's own key names. diffusers' scripts rename them first (`lora.down`), but not those of every
+    # layer, and a file with both kinds of names is read wrongly, without a word.
+    layers = {
+        f"{part}_lora_layers": get_peft_model_state_dict(module, save_embedding_layers=False)
+        for part, module in networks.items()
+    }
+    save_weights = StableDiffusionPipeline.save_lora_weights
+    save_weights(folder, **layers, weight_name=FILE_NAME, save_function=write)
+    return folder / FILE_NAME
+
+
+def _load_lora(networks: Mapping[str, Any], folder: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"{path} is missing: no adapter was saved there")
+    weights, _, settings = StableDiffusionPipeline.lora_state_dict(
+        folder, weight_name=FILE_NAME, use_safetensors=True, return_lora_metadata=True
+    )
+    for part, module in networks.items():
+        saved = {
+            key.removeprefix(f"{part}."): value
+            for key, value in (settings or {}).items()
+            if key.startswith(f"{part}.")
+        }
+        compare(path, part, saved, module.peft_config["default"].to_dict())
+        own = {k.removeprefix(f"{part}."): v for k, v in weights.items() if k.startswith(f"{part}.")}
+        set_weights(module, own, path)
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -199,16 +236,23 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return parameters
 
 
-def _check_targets(unet: nn.Module, targets: list[str]) -> None:
+def _check_targets(unet: nn.Module, targets: list[str], variant: str) -> None:
     """peft complains only where no target fits at all; one misspelt of four would train less, silently."""
     from torch import nn
 
-    layers = [name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    layers = {name: x for name, x in unet.named_modules() if isinstance(x, nn.Linear | nn.Conv2d)}
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
+        found = [layer for name, layer in layers.items() if name == target or name.endswith(f".{target}")]
+        if not found:
             ends = {".".join(name.split(".")[-parts:]) for name in layers for parts in (1, 2)}
             known = sorted(end for end in ends if not end[0].isdigit())
             raise UserError(
                 f"method.targets: the U-Net has no linear or convolution layer named {target}"
                 f"{closest(target, known)}; the attention has to_q, to_k, to_v, to_out.0"
+            )
+        # peft 0.21 puts rotated patches together by adding them where they overlap: not the same layer at step 0.
+        if variant == "oft" and any(isinstance(x, nn.Conv2d) and max(x.kernel_size) > 1 for x in found):
+            raise UserError(
+                f"method.targets: method.variant=oft rotates linear layers, and {target} is a convolution; "
+                "leave it out, or use another variant"
             )

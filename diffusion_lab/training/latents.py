@@ -159,17 +159,16 @@ def _on_disk(
     return read
 
 
-def tokenize(pipe: StableDiffusionPipeline, text: str) -> Tensor:
+def tokenize(
+    pipe: StableDiffusionPipeline, text: str, remedy: str = "shorten data.identifier or data.class_noun"
+) -> Tensor:
     """int64 [1, tokens], padded as the pipeline pads its prompts. UserError where the text does not fit."""
     tokenizer = pipe.tokenizer
     text = pipe.maybe_convert_prompt(text, tokenizer)  # a learned word of several vectors is written out
     most = int(tokenizer.model_max_length)
     given = len(tokenizer(text).input_ids)
     if given > most:
-        raise UserError(
-            f"the prompt {text!r} has {given} tokens, the model reads {most}; "
-            "shorten data.identifier or data.class_noun"
-        )
+        raise UserError(f"the prompt {text!r} has {given} tokens, the model reads {most}; {remedy}")
     ids: Tensor = tokenizer(text, padding="max_length", max_length=most, return_tensors="pt").input_ids
     return ids
 

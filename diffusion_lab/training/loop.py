@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,12 @@ def train(
         try:
             for step in range(state.step, steps.total + 1):  # N + 1 times: the ends are ordinary evaluations
                 if step % steps.every == 0 or step == steps.total:
-                    with meter.phase("evaluation"), preserved_rng(), eval_mode(*modules(pipe)):
+                    with (
+                        meter.phase("evaluation"),
+                        preserved_rng(),
+                        eval_mode(*modules(pipe)),
+                        evaluated_weights(state),
+                    ):
                         evaluate(step)
                     _check_float32(state)
                 if step == steps.total:
@@ -80,6 +86,13 @@ def train(
                     since = _Since(seconds=meter.seconds["training"])
         finally:
             state.global_streams = RngState.capture()
+
+
+def evaluated_weights(state: TrainingState) -> AbstractContextManager[None]:
+    """Inside, the pipe has the weights that the method evaluates and saves: the trained ones, or their average."""
+    evaluating = getattr(state.method, "evaluating", None)
+    context: AbstractContextManager[None] = evaluating(state.pipe) if evaluating else nullcontext()
+    return context
 
 
 def training_step(state: TrainingState, steps: Steps) -> tuple[float, float]:
@@ -123,7 +136,11 @@ def _check_float32(state: TrainingState) -> None:
 
 def _log_values(state: TrainingState, since: _Since, norm: float) -> dict[str, float]:
     seconds = state.meter.seconds["training"] - since.seconds
-    rates = {group["name"]: float(group["lr"]) for group in state.optimizer.param_groups}
+    # Prodigy's rate is its estimate d times the configured factor.
+    rates = {
+        group["name"]: float(group["lr"]) * float(group.get("d", 1.0))
+        for group in state.optimizer.param_groups
+    }
     first, *others = rates
     return {
         "train/loss": math.fsum(since.losses) / len(since.losses),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.data.captions import caption_file
 from diffusion_lab.interfaces import Batch, Method, ParamGroup, Picture, Subject, UserError
 from diffusion_lab.models import kohya
 from diffusion_lab.models.artefacts import notes as artefact_notes
@@ -18,6 +19,7 @@ from diffusion_lab.models.memory import recompute_activations
 from diffusion_lab.training.latents import Latents, encode_pictures, encode_text, tokenize
 from diffusion_lab.training.meter import Meter
 from diffusion_lab.training.modes import eval_mode
+from diffusion_lab.training.optimizers import build_optimizer
 from diffusion_lab.training.rng import RngState, generator, preserved_rng, seeded, stream_seed
 from diffusion_lab.training.sampler import EpochSampler
 
@@ -51,8 +53,10 @@ class TrainingState:
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler
     noise_scheduler: DDPMScheduler
     latents: Latents
-    input_ids: Tensor  # int64 [1, tokens], the instance prompt
-    hidden: Tensor | None  # float32 [1, tokens, d]; None where the text encoder trains, or nothing is cached
+    input_ids: Tensor  # int64 [n, tokens], the pictures' captions; [1, tokens] where all have the same
+    hidden: (
+        Tensor | None
+    )  # float32 [n or 1, tokens, d]; None where the text encoder trains or nothing is cached
     sampler: EpochSampler
     prior: Prior | None  # pictures of the class, where the method preserves it
     snr_gamma: float | None
@@ -61,6 +65,7 @@ class TrainingState:
     noise_stream: torch.Generator  # CPU: noise and timesteps of the loss
     global_streams: RngState  # Python, NumPy, torch as this run last left them: dropout
     meter: Meter
+    total: int  # optimizer steps of the whole run
     notes: dict[str, str] = field(default_factory=dict)  # for the artefact's header
     step: int = 0  # optimizer steps done
 
@@ -80,9 +85,10 @@ class TrainingState:
 
     def next_batch(self, size: int) -> Batch:
         """The next `size` pictures, and as many of the class: moves the samplers and the latents' stream."""
-        latents = self.latents.sample(self.sampler.take(size), self.latent_stream)
-        hidden = None if self.hidden is None else self.hidden.expand(size, -1, -1)
-        input_ids = self.input_ids.expand(size, -1)
+        numbers = self.sampler.take(size)
+        latents = self.latents.sample(numbers, self.latent_stream)
+        hidden = None if self.hidden is None else _rows(self.hidden, numbers)
+        input_ids = _rows(self.input_ids, numbers)
         if self.prior is not None:
             of_class = self.prior.latents.sample(self.prior.sampler.take(size), self.latent_stream)
             latents = torch.cat([latents, of_class])
@@ -97,6 +103,7 @@ class TrainingState:
             n_class=0 if self.prior is None else size,
             snr_gamma=self.snr_gamma,
             noise_offset=self.noise_offset,
+            progress=self.step / self.total,
         )
 
     def save(self, folder: Path) -> list[Path]:
@@ -124,15 +131,14 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
             groups = config.method.attach(pipe)
         keep = config.memory.cache
         latents = encode_pictures(pipe.vae, subject.train, resolution, flip=config.data.flip, keep=keep)
-        input_ids = tokenize(pipe, prompt).to(device)
         text_runs = keep == "off" or any(p.requires_grad for p in pipe.text_encoder.parameters())
-        hidden = None if text_runs else encode_text(pipe, input_ids)
+        input_ids, hidden = _captions(pipe, subject.train, prompt, text_runs)
         prior = _prior(config, pipe, subject, resolution, class_images, text_runs)
         with seeded(stream_seed(config.seed, "global")):
             global_streams = RngState.capture()
-    cast_frozen(pipe, config.model.precision, vae=config.memory.cache != "off")
+    cast_frozen(pipe, config.model.precision, vae=keep != "off")
     recompute_activations(pipe, config.memory)
-    optimizer = _adamw(groups, device)
+    optimizer = build_optimizer(config.steps.optimizer, groups, device)
     return TrainingState(
         pipe=pipe,
         method=config.method,
@@ -152,8 +158,33 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         noise_stream=generator(config.seed, "noise"),
         global_streams=global_streams,
         meter=Meter(device),
+        total=config.steps.total,
         notes=artefact_notes(config, pipe, subject, prompt),
     )
+
+
+def _rows(values: Tensor, numbers: Sequence[int]) -> Tensor:
+    """The pictures' own rows, or the one that all of them share."""
+    return values.expand(len(numbers), *values.shape[1:]) if len(values) == 1 else values[list(numbers)]
+
+
+def _captions(
+    pipe: StableDiffusionPipeline, pictures: Sequence[Picture], prompt: str, text_trains: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens and hidden states of the pictures' captions, each text once and by itself.
+
+    By itself so that a picture's numbers do not depend on the others' captions.
+    """
+    ids: dict[str, Tensor] = {}
+    for picture in pictures:
+        text = picture.caption or prompt
+        if text not in ids:
+            remedy = {"remedy": f"shorten {caption_file(picture.path)}"} if picture.caption else {}
+            ids[text] = tokenize(pipe, text, **remedy).to(pipe.device)
+    hidden = {} if text_trains else {text: encode_text(pipe, row) for text, row in ids.items()}
+    order = list(ids) if len(ids) == 1 else [picture.caption or prompt for picture in pictures]
+    states = None if text_trains else torch.cat([hidden[text] for text in order])
+    return torch.cat([ids[text] for text in order]), states
 
 
 def _class_pictures(
@@ -211,20 +242,6 @@ def _accelerator(device: torch.device, precision: str) -> Accelerator:
     if accelerator.num_processes > 1:
         raise UserError(f"training runs in one process, not in {accelerator.num_processes}")
     return accelerator
-
-
-def _adamw(groups: Sequence[ParamGroup], device: torch.device) -> torch.optim.AdamW:
-    options: list[dict[str, Any]] = [
-        {
-            "name": group.name,
-            "params": list(group.params),
-            "lr": group.learning_rate,
-            "weight_decay": group.weight_decay,
-        }
-        for group in groups
-    ]
-    # fused: one kernel for all of the many small matrices
-    return torch.optim.AdamW(options, fused=device.type in ("cuda", "cpu"))
 
 
 def _lr_scheduler(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:

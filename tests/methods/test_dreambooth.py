@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diffusion_lab.config import Prompts, Steps
 from diffusion_lab.data.class_pictures import class_pictures, class_prompt, fingerprint
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.methods.dreambooth import DreamBooth, notes_of
-from diffusion_lab.training.loop import training_step
+from diffusion_lab.training.loop import evaluated_weights, training_step
 
 SETTINGS = Prompts(n=1, sampling_steps=2, guidance_scale=2.0, batch_size=2)
 
@@ -90,6 +91,7 @@ def test_what_is_not_there_is_named(make_state, tmp_path: Path) -> None:
     ("values", "key"),
     [
         ({"prior_weight": -1.0}, "method.prior_weight=-1.0"),
+        ({"ema_decay": 1.0}, "method.ema_decay=1.0"),
         ({"prior_images": 0}, "method.prior_images=0"),
         ({"learning_rate": 0.0}, "method.learning_rate=0.0"),
     ],
@@ -97,3 +99,49 @@ def test_what_is_not_there_is_named(make_state, tmp_path: Path) -> None:
 def test_wrong_values_name_their_key(values, key: str) -> None:
     with pytest.raises(UserError, match=key.replace(".", r"\.")):
         DreamBooth(**values)
+
+
+def test_average_is_the_formulas_and_training_never_sees_it(make_state, tmp_path: Path) -> None:
+    """EMA, literally: a <- d a + (1 - d) w with d = min((1 + s) / (10 + s), decay), none at the first step."""
+    plain = make_state(method=DreamBooth(prior_weight=0.0, learning_rate=1e-3))
+    state = make_state(method=DreamBooth(prior_weight=0.0, learning_rate=1e-3, ema=True, ema_decay=0.25))
+    seen = []
+
+    def evaluate(_: int) -> None:
+        seen.append(state.pipe.unet.conv_in.weight.detach().clone())
+        state.save(tmp_path)  # nested: the average stands there already
+
+    weight, average = state.pipe.unet.conv_in.weight, None
+    for s in range(4):
+        for each in (plain, state):
+            training_step(each, Steps(batch_size=2))
+        decay = 0.0 if s == 0 else min((1 + s) / (10 + s), 0.25)
+        now = weight.detach().clone()
+        average = now if average is None else decay * average + (1 - decay) * now
+        assert torch.equal(now, plain.pipe.unet.conv_in.weight)
+        with evaluated_weights(state):
+            evaluate(s)
+        torch.testing.assert_close(seen[-1], average, rtol=1e-6, atol=1e-7)
+        assert torch.equal(weight, now)
+    assert not torch.equal(seen[-1], weight)
+    saved = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
+    assert torch.equal(saved, seen[-1])
+    state.save(tmp_path)  # outside of an evaluation: the average all the same
+    assert torch.equal(
+        load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"], saved
+    )
+    assert torch.equal(weight, now)
+
+
+def test_state_of_the_average_comes_back(make_state) -> None:
+    method = DreamBooth(prior_weight=0.0, learning_rate=1e-3, ema=True)
+    state, other = make_state(method=method), make_state(method=method)
+    for _ in range(2):
+        training_step(state, Steps(batch_size=2))
+    kept = state.method.state_dict(state.pipe)
+    assert all(isinstance(value, int | torch.Tensor) for value in kept.values())
+    other.method.load_state_dict(other.pipe, kept)
+    ours, theirs = state.pipe.unet.average, other.pipe.unet.average
+    assert theirs.optimization_step == 2
+    assert all(torch.equal(a, b) for a, b in zip(ours.shadow_params, theirs.shadow_params, strict=True))
+    assert DreamBooth().state_dict(state.pipe) == {}

@@ -13,7 +13,7 @@ import torch
 
 from diffusion_lab.config import Steps
 from diffusion_lab.interfaces import UserError
-from diffusion_lab.methods.lora import FILE_NAME, Lora, default_targets
+from diffusion_lab.methods.lora import FILE_NAME, Lora
 from diffusion_lab.models.load import modules
 from diffusion_lab.training.loop import train, training_step
 
@@ -74,9 +74,9 @@ def test_parameters_and_rates(tiny_pipe) -> None:
 
 
 def test_default_targets_go_by_the_models_size(tiny_pipe) -> None:
-    assert default_targets(small=False) == ["to_q", "to_k", "to_v", "to_out.0"]
+    assert Lora().default_targets(small=False) == ["to_q", "to_k", "to_v", "to_out.0"]
     layers = [n for n, _ in tiny_pipe.unet.named_modules()]
-    wanted = [n for n in layers if any(n.endswith(f".{t}") for t in default_targets(small=True))]
+    wanted = [n for n in layers if any(n.endswith(f".{t}") for t in Lora().default_targets(small=True))]
     (group,) = Lora(rank=2).attach(tiny_pipe)
     assert len(group.params) == 2 * len(wanted)
     assert any("conv1" in n for n in wanted)
@@ -114,6 +114,8 @@ CASES = {
     "alpha": Lora(rank=4, alpha=10.0, learning_rate=2e-2),
     "fraction": Lora(rank=4, alpha=0.5, learning_rate=2e-2),
     "text": Lora(rank=2, alpha=3.0, text_encoder=True, learning_rate=2e-2),
+    "stabilised": Lora(rank=4, alpha=3.0, rank_stabilised=True, learning_rate=2e-2),
+    "dora": Lora(rank=4, dora=True, text_encoder=True, learning_rate=2e-2),
     "targets": Lora(rank=4, alpha=8.0, targets=["to_q", "conv_in", "ff.net.2"], learning_rate=2e-2),
 }
 
@@ -192,6 +194,8 @@ def test_load_refuses_other_settings(make_state, tmp_path: Path) -> None:
     for method, key in (
         (Lora(rank=8, alpha=10.0), "method.rank=4"),
         (Lora(rank=4), "method.alpha=10"),
+        (Lora(rank=4, alpha=10.0, rank_stabilised=True), "method.rank_stabilised=False"),
+        (Lora(rank=4, alpha=10.0, dora=True), "method.dora=False"),
         (Lora(rank=4, alpha=10.0, targets=["to_q"]), "method.targets"),
     ):
         other = make_state(method=method)

@@ -1,0 +1,256 @@
+"""Hypernetwork as in AUTOMATIC1111's web UI: small residual networks on the context before keys and values.
+
+For every width d of a context there are two networks, one before the keys and one before the values,
+
+    context + f(context),   f = Linear(d, 2 d), Linear(2 d, d) for `layers` 1, 2, 1,
+
+shared by all attention layers whose context is d wide. The text's width serves the cross-attention; with
+`self_attention` the U-Net's own widths have their pairs too (in the web UI: 320, 640, 1280 beside 768).
+The last layer starts at zero, so that the model is the untouched one at step 0; in the web UI it starts as the others.
+
+The file, `hypernetwork.safetensors`, names tensors as the web UI's file nests them:
+
+    {width}.{0: keys, 1: values}.linear.{index}.{weight, bias}
+
+with `index` counting activations, layer norms and dropouts too, and its settings under the web UI's names in the
+header (JSON values), so that `{int(width): (keys' state dict, values' state dict), **settings}` is its `.pt` file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from diffusion_lab.checks import flag, number, one_of
+from diffusion_lab.interfaces import Batch, ParamGroup, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from torch import Tensor, nn
+
+FILE_NAME = "hypernetwork.safetensors"
+SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
+ACTIVATIONS = {  # the web UI's word -> torch's class
+    "linear": "", "relu": "ReLU", "leakyrelu": "LeakyReLU", "elu": "ELU", "swish": "Hardswish",
+    "tanh": "Tanh", "sigmoid": "Sigmoid", "gelu": "GELU", "mish": "Mish", "softsign": "Softsign",
+}  # fmt: skip
+INITS = ("Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal")  # the web UI's words
+
+
+@dataclass(kw_only=True, slots=True)
+class Hypernetwork:
+    # Full size: the web UI's guides begin with 5e-6 at batch 1 for 10,000 steps and more. Ours starts at zero and
+    # has a tenth of the steps.
+    learning_rates: ClassVar[tuple[float, float]] = (1e-3, 5e-5)  # miniature, full-size models
+
+    name: str = "hypernetwork"
+    layers: list[float] = field(default_factory=lambda: [1.0, 2.0, 1.0])  # widths, in widths of the context
+    activation: str = "linear"  # linear, relu, leakyrelu, elu, swish, tanh, sigmoid, gelu, mish, softsign
+    activate_output: bool = False  # the activation after the last layer too
+    layer_norm: bool = False  # after every layer
+    dropout: float = 0.0  # after every layer but the last
+    init: str = (
+        "Normal"  # Normal, XavierUniform, XavierNormal, KaimingUniform, KaimingNormal; the last is zero
+    )
+    self_attention: bool = False  # before the self-attention's keys and values too
+    learning_rate: float | None = None  # null: 1e-3 on the miniature, 5e-5 on full-size models
+    weight_decay: float = 1e-2
+
+    def __post_init__(self) -> None:
+        for width in self.layers:
+            number("method.layers", width, 0, above=True)
+        if len(self.layers) < 2 or self.layers[0] != 1 or self.layers[-1] != 1:
+            raise UserError(
+                f"method.layers={self.layers}: must begin and end with 1, such as method.layers=[1,2,1]"
+            )
+        one_of("method.activation", self.activation, ACTIVATIONS)
+        one_of("method.init", self.init, INITS)
+        for key in ("activate_output", "layer_norm", "self_attention"):
+            flag(f"method.{key}", getattr(self, key))
+        number("method.dropout", self.dropout, 0, 1, below=True)
+        if self.learning_rate is not None:
+            number("method.learning_rate", self.learning_rate, 0, above=True)
+        number("method.weight_decay", self.weight_decay, 0)
+
+    def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
+        """Adds `hypernetwork` to the U-Net, float32; everything else is frozen.
+
+        Weights are drawn from torch's global stream, widths in rising order, keys before values.
+        """
+        from torch import nn
+
+        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+            module.requires_grad_(False)
+        small, full = self.learning_rates
+        parameters = sum(p.numel() for p in pipe.unet.parameters())
+        rate = self.learning_rate or (small if parameters < SMALL_UNET else full)
+        places = _places(pipe.unet, self.self_attention)
+        device = pipe.unet.device
+        networks = nn.ModuleDict(
+            {
+                str(width): nn.ModuleList([self._network(width), self._network(width)])
+                for width in sorted({width for width, _ in places})
+            }
+        ).to(device)
+        pipe.unet.add_module("hypernetwork", networks)
+        for width, attention in places:
+            pair: Any = networks[str(width)]
+            for network, layer in zip(pair, (attention.to_k, attention.to_v), strict=True):
+                layer.register_forward_pre_hook(_residual(network))
+        pipe.unet.train(pipe.unet.training)  # the new layers arrive in training mode, with dropout on
+        return [ParamGroup("hypernetwork", list(networks.parameters()), rate, self.weight_decay)]
+
+    def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Denoising loss of one micro-batch, float32 scalar."""
+        from diffusion_lab.training.losses import batch_loss
+
+        return batch_loss(pipe, batch, generator)
+
+    def after_step(self, pipe: StableDiffusionPipeline) -> None:
+        """Nothing to do."""
+
+    def save(
+        self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
+    ) -> list[Path]:
+        """Writes `hypernetwork.safetensors`, whole or not at all; `notes` go into its header."""
+        from safetensors.torch import save_file
+
+        unet: Any = pipe.unet
+        header = {
+            "format": "pt",
+            "method": self.name,
+            **{key: json.dumps(value) for key, value in self._settings().items()},
+            **(notes or {}),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{FILE_NAME}.part"
+        try:
+            weights = {k: v.detach().cpu().contiguous() for k, v in unet.hypernetwork.state_dict().items()}
+            save_file(weights, partial, metadata=header)
+            os.replace(partial, folder / FILE_NAME)
+        finally:
+            partial.unlink(missing_ok=True)
+        return [folder / FILE_NAME]
+
+    def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
+        """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
+        from safetensors.torch import load_file
+
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise UserError(f"{path} is missing: no hypernetwork was saved there")
+        saved = from_file(path)
+        for key in ("layers", "activation", "activate_output", "layer_norm", "self_attention"):
+            theirs, ours = getattr(saved, key), getattr(self, key)
+            if theirs != ours:
+                raise UserError(f"{path}: saved with method.{key}={theirs}, this run has {ours}")
+        unet: Any = pipe.unet
+        try:
+            unet.hypernetwork.load_state_dict(load_file(path))
+        except RuntimeError as error:
+            raise UserError(f"{path}: made for another model ({error})") from error
+
+    def _settings(self) -> dict[str, Any]:
+        """By the names of the web UI's file, and what it has no name for."""
+        n = len(self.layers)
+        return {
+            "layer_structure": self.layers,
+            "activation_func": self.activation,
+            "is_layer_norm": self.layer_norm,
+            "weight_initialization": self.init,
+            "use_dropout": self.dropout > 0,
+            "dropout_structure": [0.0, *[self.dropout] * (n - 2), 0.0],
+            "activate_output": self.activate_output,
+            "last_layer_dropout": self.dropout > 0,  # of the last but one, in the web UI's sense
+            "self_attention": self.self_attention,
+        }
+
+    def _network(self, width: int) -> nn.Module:
+        """f of one context width: [..., width] -> [..., width], zero at first."""
+        from collections import OrderedDict
+
+        from torch import nn
+
+        linear = nn.Sequential()
+        for i, (before, after) in enumerate(zip(self.layers, self.layers[1:], strict=False)):
+            last = i == len(self.layers) - 2
+            linear.append(self._start(nn.Linear(int(width * before), int(width * after))))
+            if self.activation != "linear" and (self.activate_output or not last):
+                linear.append(getattr(nn, ACTIVATIONS[self.activation])())
+            if self.layer_norm:
+                linear.append(nn.LayerNorm(int(width * after)))
+            if self.dropout and not last:
+                linear.append(nn.Dropout(self.dropout))
+        final: Any = [layer for layer in linear if isinstance(layer, nn.Linear | nn.LayerNorm)][-1]
+        nn.init.zeros_(final.weight)
+        nn.init.zeros_(final.bias)
+        return nn.Sequential(OrderedDict(linear=linear))
+
+    def _start(self, layer: nn.Linear) -> nn.Linear:
+        from torch import nn
+
+        slope: Literal["leaky_relu", "relu"] = "leaky_relu" if self.activation == "leakyrelu" else "relu"
+        if self.init == "Normal":
+            nn.init.normal_(layer.weight, std=0.01)
+        elif self.init.startswith("Kaiming"):
+            draw = nn.init.kaiming_uniform_ if self.init == "KaimingUniform" else nn.init.kaiming_normal_
+            draw(layer.weight, nonlinearity=slope)
+        else:
+            (nn.init.xavier_uniform_ if self.init == "XavierUniform" else nn.init.xavier_normal_)(
+                layer.weight
+            )
+        nn.init.zeros_(layer.bias)
+        return layer
+
+
+def from_file(path: Path) -> Hypernetwork:
+    """The settings in a file's header: `from_file(path).attach(pipe)` makes room for its weights."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="np") as file:
+        header = file.metadata() or {}
+    try:
+        found = {
+            key: json.loads(header[key]) for key in ("layer_structure", "activation_func", "activate_output")
+        }
+        return Hypernetwork(
+            layers=found["layer_structure"],
+            activation=found["activation_func"],
+            activate_output=found["activate_output"],
+            layer_norm=json.loads(header["is_layer_norm"]),
+            init=json.loads(header["weight_initialization"]),
+            dropout=max(json.loads(header["dropout_structure"])),
+            self_attention=json.loads(header["self_attention"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: is not a hypernetwork that this program saved ({error})") from error
+
+
+def _places(unet: nn.Module, self_attention: bool) -> list[tuple[int, Any]]:
+    """Width of the context and attention layer, in the U-Net's order."""
+    from diffusers.models.attention_processor import Attention
+
+    found = []
+    for module in unet.modules():
+        if isinstance(module, Attention) and (module.is_cross_attention or self_attention):
+            layer: Any = module
+            found.append((int(layer.to_k.in_features), layer))
+    if not found:
+        raise UserError("model.path: the U-Net has no cross-attention for method=hypernetwork to work on")
+    return found
+
+
+def _residual(network: nn.Module) -> Any:
+    """A forward pre-hook: context -> context + f(context), f in float32's precision whatever the context's."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        context, *rest = inputs
+        weight = next(network.parameters())
+        return (context + network(context.to(weight.dtype)).to(context.dtype), *rest)
+
+    return hook

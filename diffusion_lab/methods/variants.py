@@ -1,0 +1,132 @@
+"""LoRA and its relatives in peft: which class and settings a variant is, and peft's own folder format.
+
+LoRA and DoRA have a file of diffusers' (see `lora.py`). LoHa, LoKr and OFT have none that diffusers loads, so they
+are saved as peft saves them, a folder for each network:
+
+    pipe.unet = PeftModel.from_pretrained(pipe.unet, "artefact/unet")
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.interfaces import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from diffusion_lab.methods.lora import Lora
+
+VARIANTS = ("lora", "loha", "lokr", "oft")
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
+PREFIX = "base_model.model."  # of every key in peft's files
+PLAIN_RANK = 8  # rank at which a rank-stabilised adapter of default alpha has the scale 1
+
+
+def default_alpha(variant: str, rank: int, rank_stabilised: bool) -> float | None:
+    """The alpha that gives the scale 1; rank-stabilised: at rank 8, for other ranks sqrt(8 / rank)."""
+    if variant == "oft":
+        return None  # a rotation has no scale
+    return math.sqrt(PLAIN_RANK) if rank_stabilised else float(rank)
+
+
+def peft_config(method: Lora, targets: list[str]) -> Any:
+    """peft's configuration of the method's variant.
+
+    LoRA: Hu et al. 2021, arXiv:2106.09685; rank-stabilised: Kalajdzievski 2023, arXiv:2312.03732; DoRA: Liu et al.
+    2024, arXiv:2402.09353; LoHa: Hyeon-Woo et al. 2021, arXiv:2108.06098; LoKr: Yeh et al. 2023, arXiv:2309.14859;
+    OFT: Qiu et al. 2023, arXiv:2306.07280, its blocks `rank` wide.
+    """
+    import peft
+
+    common: dict[str, Any] = {"target_modules": list(targets)}
+    alpha = method.alpha if method.alpha is not None else method.default_alpha
+    if method.variant == "lora":
+        config: Any = peft.LoraConfig  # its alpha is annotated int; a fraction works and is saved
+        return config(
+            r=method.rank, lora_alpha=alpha, lora_dropout=method.dropout, init_lora_weights="gaussian",
+            use_rslora=method.rank_stabilised, use_dora=method.dora, **common,
+        )  # fmt: skip
+    if method.variant == "oft":
+        return peft.OFTConfig(r=0, oft_block_size=method.rank, module_dropout=method.dropout, **common)
+    config = {"loha": peft.LoHaConfig, "lokr": peft.LoKrConfig}[method.variant]
+    return config(r=method.rank, alpha=alpha, rank_dropout=method.dropout, **common)
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """What must agree between a saved adapter and this run's, by config key."""
+    if "lora_alpha" in config:
+        return {
+            "method.rank": config["r"],
+            "method.alpha": config["lora_alpha"],
+            "method.rank_stabilised": config.get("use_rslora", False),
+            "method.dora": config.get("use_dora", False),
+        }
+    if "oft_block_size" in config:
+        return {"method.rank": config["oft_block_size"]}
+    return {"method.rank": config["r"], "method.alpha": config["alpha"]}
+
+
+def compare(where: Path, part: str, saved: Mapping[str, Any], attached: Mapping[str, Any]) -> None:
+    """UserError where the saved adapter has other settings than the attached one."""
+    theirs = settings_of(saved) if saved else {}
+    for key, ours in settings_of(attached).items():
+        if theirs.get(key) != ours:
+            raise UserError(
+                f"{where}: saved with {key}={theirs.get(key)} for the {part}, this run has {ours}"
+            )
+
+
+def save_folder(module: nn.Module, folder: Path, header: Mapping[str, str]) -> list[Path]:
+    """Writes peft's two files, whole or not at all."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    from diffusion_lab.tracking.atomic import replace_folder
+
+    adapter: Any = module
+    config = copy.copy(adapter.peft_config["default"])
+    config.inference_mode = True  # as peft's own save does: whoever loads it does not train it
+    weights = get_peft_model_state_dict(module, save_embedding_layers=False)
+    with replace_folder(folder) as beside:
+        save_file(
+            {PREFIX + key: value.detach().cpu().contiguous() for key, value in weights.items()},
+            beside / WEIGHTS,
+            metadata={"format": "pt", **header},
+        )
+        config.save_pretrained(str(beside))
+    return [folder / WEIGHTS, folder / CONFIG]
+
+
+def load_folder(module: nn.Module, folder: Path) -> None:
+    """Reads what `save_folder` wrote into a network with the same adapter attached; else UserError."""
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    if not path.is_file() or not (folder / CONFIG).is_file():
+        raise UserError(f"{path} is missing: no adapter was saved there")
+    saved = json.loads((folder / CONFIG).read_text("utf-8"))
+    adapter: Any = module
+    attached = adapter.peft_config["default"].to_dict()
+    if saved.get("peft_type") != attached["peft_type"]:
+        raise UserError(
+            f"{folder}: holds {saved.get('peft_type')}, this run's method.variant is {attached['peft_type'].lower()}"
+        )
+    compare(folder, folder.name, saved, attached)
+    set_weights(module, {k.removeprefix(PREFIX): v for k, v in load_file(path).items()}, path)
+
+
+def set_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Puts an adapter's weights (peft's keys) into the attached one; UserError where layers differ."""
+    from peft import set_peft_model_state_dict
+
+    own = {key for key, p in module.named_parameters() if ".default" in key}
+    result: Any = set_peft_model_state_dict(module, weights, adapter_name="default")
+    strange = [*result.unexpected_keys, *(key for key in result.missing_keys if key in own)]
+    if strange:
+        raise UserError(f"{path}: saved with other method.targets than this run's ({strange[0]})")
