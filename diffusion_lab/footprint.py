@@ -9,6 +9,7 @@ at 512 pixels, with torch's fake tensors, attention's own matrices left out (a c
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -162,7 +163,7 @@ def trained_numbers(config: Config, model: Architecture) -> float:
         return float(method.rank) * (14 * channels + 2 * blocks * width)
     if hasattr(method, "layers"):  # a network before the keys and one before the values, of the text's width
         widths = [share * width for share in method.layers]
-        return 2 * sum(first * second for first, second in zip(widths, widths[1:], strict=False))
+        return 2 * sum(first * second for first, second in itertools.pairwise(widths))
     return float(getattr(method, "vectors", 1) * width)
 
 
