@@ -113,7 +113,7 @@ SAVINGS = (
 
 def remedies(config: Config) -> tuple[list[str], float]:
     """Settings not yet made that lower the peak, each added to those before, and the peak with all of them."""
-    changed, found = copy.deepcopy(config), []
+    changed, found = copy.deepcopy(config), list[str]()
     model = footprint.architecture(config.model)
     best = max(footprint.peaks(changed, model).values())
     for saving in SAVINGS:

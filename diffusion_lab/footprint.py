@@ -162,7 +162,7 @@ def trained_numbers(config: Config, model: Architecture) -> float:
         # B A on queries, keys, values and the way out, of self- and of cross-attention
         return float(method.rank) * (14 * channels + 2 * blocks * width)
     if hasattr(method, "layers"):  # a network before the keys and one before the values, of the text's width
-        widths = [share * width for share in method.layers]
+        widths = [float(share) * width for share in method.layers]
         return 2 * sum(first * second for first, second in itertools.pairwise(widths))
     return float(getattr(method, "vectors", 1) * width)
 

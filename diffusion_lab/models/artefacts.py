@@ -56,13 +56,14 @@ def notes(config: Config, pipe: StableDiffusionPipeline, subject: Subject, promp
 
 
 def annotate(folder: Path, words: Mapping[str, str]) -> None:
-    """Adds `words` to the headers of all artefacts directly in `folder`; weights stay to the bit."""
+    """Adds `words` to the headers of all artefacts in `folder`; weights stay to the bit."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     from diffusion_lab.tracking.atomic import write_json
 
-    for path in sorted(folder.glob("*.safetensors")):
+    files = [*folder.glob("*.safetensors"), *folder.glob("*/adapter_model.safetensors")]
+    for path in sorted(files):
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
         partial = path.with_name(f".{path.name}.tmp")

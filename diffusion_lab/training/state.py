@@ -111,7 +111,7 @@ class TrainingState:
         folder.mkdir(parents=True, exist_ok=True)
         paths = self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step)})
         lora = folder / kohya.SOURCE_NAME
-        return [*paths, kohya.export(lora, folder / kohya.FILE_NAME)] if lora in paths else paths
+        return [*paths, *kohya.export(lora, folder / kohya.FILE_NAME)] if lora in paths else paths
 
 
 def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject) -> TrainingState:
