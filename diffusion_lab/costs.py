@@ -110,15 +110,15 @@ def device_bytes(config: Config) -> float | None:
 
 # What makes a run smaller, the least costly first.
 SAVINGS = (
-    "model.precision=bf16", "memory.offload=true", "memory.gradient_checkpointing=true", "steps.batch_size=1",
+    "model.precision=bf16", "memory.offload=true", "memory.gradient_checkpointing=true",
+    "steps.optimizer=adamw8bit", "steps.batch_size=1",
     "prompts.batch_size=1",
 )  # fmt: skip
 
 
 def remedies(config: Config) -> tuple[list[str], float]:
     """Settings not yet made that lower the peak, each added to those before, and the peak with all of them."""
-    changed = copy.deepcopy(config)
-    found: list[str] = []
+    changed, found = copy.deepcopy(config), list[str]()
     model = footprint.architecture(config.model)
     best = max(footprint.peaks(changed, model).values())
     for saving in SAVINGS:

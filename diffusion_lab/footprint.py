@@ -9,6 +9,7 @@ at 512 pixels, with torch's fake tensors, attention's own matrices left out (a c
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -36,7 +37,7 @@ RECOMPUTED = (
 WORKSPACE = 0.4e9  # convolutions' scratch space, fragments, what else is on a card
 DECODED = 1.0e9  # decoding one 512-pixel image in float32: four layers of 128 to 256 channels at full size
 ENCODERS = {"full": 2.0e9, "miniature": 0.1e9}  # the metrics' networks, float32
-OPTIMIZER_BYTES = {"adamw8bit": 2, "prodigy": 16}  # a trained number; AdamW: 8
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}  # a trained number
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,8 @@ SD15 = Architecture(
 
 def architecture(model: Model) -> Architecture:
     """Read from the model's own configs and its files' headers; SD 1.5's where they are not on this machine."""
-    from diffusion_lab.models.folder import WEIGHTS
+    from diffusion_lab.models.folder import WEIGHTS, model_folder
     from diffusion_lab.models.single_file import PREFIXES, config_folder
-    from diffusion_lab.preflight import model_folder
 
     place = model_folder(model)
     configs = config_folder(model) if place is not None and place.is_file() else place
@@ -161,6 +161,9 @@ def trained_numbers(config: Config, model: Architecture) -> float:
     if hasattr(method, "rank"):
         # B A on queries, keys, values and the way out, of self- and of cross-attention
         return float(method.rank) * (14 * channels + 2 * blocks * width)
+    if hasattr(method, "layers"):  # a network before the keys and one before the values, of the text's width
+        widths = [float(share) * width for share in method.layers]
+        return 2 * sum(first * second for first, second in itertools.pairwise(widths))
     return float(getattr(method, "vectors", 1) * width)
 
 
@@ -173,8 +176,9 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
     frozen = {part: number for part, number in model.parameters.items() if not (whole and part == "unet")}
     resting = frozen["vae"] + (0 if _text_runs(config) else frozen["text_encoder"])
     encoders = ENCODERS[config.metrics.encoders]
-    weights = trained * FULL + (sum(frozen.values()) - resting) * width
-    optimizer = trained * OPTIMIZER_BYTES.get(getattr(config.steps, "optimizer", "adamw"), 8)
+    average = trained * FULL if getattr(config.method, "ema", False) else 0.0
+    weights = average + trained * FULL + (sum(frozen.values()) - resting) * width
+    optimizer = trained * OPTIMIZER_BYTES[config.steps.optimizer]
     side = _side(config, model)
     residual, transformer = sums(model.unet, side)
     per_residual, per_transformer = SAVED[half, whole]

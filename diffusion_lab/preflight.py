@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.checks import closest, one_of
+from diffusion_lab.checks import one_of
 from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
 from diffusion_lab.interfaces import PromptSet, UserError
+from diffusion_lab.models.folder import check_model
 from diffusion_lab.resume import Standing, standing
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from diffusion_lab.config import Config, Model
+    from diffusion_lab.config import Config
 
 WORDS: dict[Standing, str] = {
     "empty": "no run",
     "unfinished": "an unfinished run, which goes on",
     "finished": "a finished run, which is left alone",
 }
-HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,46 +165,12 @@ def _plan(
     )  # fmt: skip
 
 
-def check_model(model: Model, warnings: list[str]) -> Path | None:
-    """Refuses a model that lacks a part. Returns the folder with its configs, None where only a hub has them."""
-    from diffusion_lab.models.folder import check_folder
-    from diffusion_lab.models.single_file import check_file, config_folder
-
-    place = model_folder(model)
-    if place is not None and place.is_dir():
-        check_folder(place, model)
-        return place
-    if place is not None:
-        check_file(place, model)
-        configs = config_folder(model)
-        if configs is None:
-            warnings.append("model.config names no folder: the model's configs may be downloaded (kilobytes)")
-        return configs
-    warnings.append(f"model.path={model.path} is taken for a hub id: it may be downloaded (gigabytes)")
-    return None
-
-
 def _check_new(run_folder: Path) -> None:
     if (run_folder / "result.json").exists():
         raise UserError(
             f"{run_folder}: a run is recorded there already; choose another folder with hydra.run.dir "
             "(hydra.sweep.dir with -m)"
         )
-
-
-def model_folder(model: Model) -> Path | None:
-    """The model's diffusers folder or single file, None for a hub id. UserError where it can be none."""
-    if model.path == "miniature":
-        return Path(__file__).resolve().parent / "miniature" / "weights" / "sd"
-    folder = Path(model.path).expanduser()
-    if folder.exists():
-        return folder
-    if not HUB_ID.fullmatch(model.path) or folder.suffix in (".safetensors", ".ckpt"):
-        raise UserError(
-            f"model.path={model.path}: there is no such folder, nor is it a hub id (owner/name)"
-            f"{closest(model.path, ['miniature'])}"
-        )
-    return None
 
 
 def _check_impostors(config: Config) -> None:

@@ -22,14 +22,18 @@ if TYPE_CHECKING:
     from diffusion_lab.interfaces import Subject
 
 LORA, EMBEDDING, NETWORKS, PEFT, PIPELINE = "lora", "embedding", "networks", "peft", "pipeline"
+HYPERNETWORK = "hypernetwork"
 A1111_VECTORS = "emb_params"
+OWN_NAMES = (
+    "learned_embeds.safetensors", "pytorch_lora_weights.safetensors", "hypernetwork.safetensors",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
     """One recognised piece; a folder may hold several, such as an embedding and the LoRA trained with it."""
 
-    kind: str  # lora, embedding, networks (unet/, text_encoder/), peft (the same as adapters), pipeline
+    kind: str  # lora, embedding, hypernetwork, networks (unet/, text_encoder/), peft (the same as adapters), pipeline
     path: Path
     header: Mapping[str, str]
 
@@ -52,13 +56,14 @@ def notes(config: Config, pipe: StableDiffusionPipeline, subject: Subject, promp
 
 
 def annotate(folder: Path, words: Mapping[str, str]) -> None:
-    """Adds `words` to the headers of all artefacts directly in `folder`; weights stay to the bit."""
+    """Adds `words` to the headers of all artefacts in `folder`; weights stay to the bit."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     from diffusion_lab.tracking.atomic import write_json
 
-    for path in sorted(folder.glob("*.safetensors")):
+    files = [*folder.glob("*.safetensors"), *folder.glob("*/adapter_model.safetensors")]
+    for path in sorted(files):
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
         partial = path.with_name(f".{path.name}.tmp")
@@ -89,7 +94,7 @@ def recognise(path: Path) -> tuple[Artefact, ...]:
         elif (path / part / "config.json").is_file():
             found.append(Artefact(NETWORKS, path / part, header))
     # One of our own names stands for its twins in other tools' formats, which lie beside it.
-    own = [path / name for name in ("learned_embeds.safetensors", "pytorch_lora_weights.safetensors")]
+    own = [path / name for name in OWN_NAMES]
     files = [file for file in own if file.is_file()] or ([] if found else sorted(path.glob("*.safetensors")))
     found += [_file(file) for file in files]
     if not found:
@@ -104,6 +109,8 @@ def _file(path: Path) -> Artefact:
     if path.suffix != ".safetensors":
         raise UserError(f"job.artefact={path}: only .safetensors files are loaded, since others can run code")
     header, keys = _header(path)
+    if header.get("method") == HYPERNETWORK:
+        return Artefact(HYPERNETWORK, path, header)
     if any("lora" in key for key in keys):
         return Artefact(LORA, path, header)
     if keys == [A1111_VECTORS] or (0 < len(keys) <= 2 and not any("." in key.strip("<>") for key in keys)):
@@ -159,6 +166,15 @@ def _embedding(pipe: Any, artefact: Artefact, weight: float) -> None:
     )
 
 
+def _hypernetwork(pipe: Any, artefact: Artefact, weight: float) -> None:
+    from safetensors.torch import load_file
+
+    from diffusion_lab.methods.hypernetwork import from_file
+
+    from_file(artefact.path).attach(pipe)
+    pipe.unet.hypernetwork.load_state_dict(load_file(artefact.path))
+
+
 def _networks(pipe: Any, artefact: Artefact, weight: float) -> None:
     from safetensors.torch import load_file
 
@@ -175,4 +191,6 @@ def _peft(pipe: Any, artefact: Artefact, weight: float) -> None:
     setattr(pipe, part, merged)
 
 
-_APPLY = {LORA: _lora, EMBEDDING: _embedding, NETWORKS: _networks, PEFT: _peft}
+_APPLY = {
+    LORA: _lora, EMBEDDING: _embedding, HYPERNETWORK: _hypernetwork, NETWORKS: _networks, PEFT: _peft,
+}  # fmt: skip

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion_lab.checks import closest
 from diffusion_lab.interfaces import UserError
 
 if TYPE_CHECKING:
     from diffusion_lab.config import Model
 
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
 WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -21,6 +24,39 @@ PICKLED = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "pytorch_model",
 }
+
+
+def check_model(model: Model, warnings: list[str]) -> Path | None:
+    """Refuses a model that lacks a part. Returns the folder with its configs, None where only a hub has them."""
+    from diffusion_lab.models.single_file import check_file, config_folder
+
+    place = model_folder(model)
+    if place is not None and place.is_dir():
+        check_folder(place, model)
+        return place
+    if place is not None:
+        check_file(place, model)
+        configs = config_folder(model)
+        if configs is None:
+            warnings.append("model.config names no folder: the model's configs may be downloaded (kilobytes)")
+        return configs
+    warnings.append(f"model.path={model.path} is taken for a hub id: it may be downloaded (gigabytes)")
+    return None
+
+
+def model_folder(model: Model) -> Path | None:
+    """The model's diffusers folder or single file, None for a hub id. UserError where it can be none."""
+    if model.path == "miniature":
+        return Path(__file__).resolve().parents[1] / "miniature" / "weights" / "sd"
+    folder = Path(model.path).expanduser()
+    if folder.exists():
+        return folder
+    if not HUB_ID.fullmatch(model.path) or folder.suffix in (".safetensors", ".ckpt"):
+        raise UserError(
+            f"model.path={model.path}: there is no such folder, nor is it a hub id (owner/name)"
+            f"{closest(model.path, ['miniature'])}"
+        )
+    return None
 
 
 def check_folder(folder: Path, model: Model) -> None:

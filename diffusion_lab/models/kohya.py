@@ -19,8 +19,11 @@ SOURCE_NAME = "pytorch_lora_weights.safetensors"  # diffusers' name, and ours
 FILE_NAME = "lora_kohya.safetensors"
 
 
-def export(source: Path, target: Path) -> Path:
-    """Writes `target` from diffusers' file of a LoRA (with peft's settings in its header); whole or not at all."""
+def export(source: Path, target: Path) -> list[Path]:
+    """Writes `target` from diffusers' file of a LoRA (with peft's settings in its header); whole or not at all.
+
+    Returns the file written. None for DoRA: the tools do not agree on the shape of its lengths.
+    """
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from safetensors import safe_open
     from safetensors.torch import load_file, save
@@ -30,6 +33,8 @@ def export(source: Path, target: Path) -> Path:
     with safe_open(source, framework="pt") as file:
         header = dict(file.metadata() or {})
     settings = json.loads(header.pop(LORA_ADAPTER_METADATA_KEY))
+    if settings.get("unet.use_dora"):
+        return []
     weights = rename(load_file(source), settings)
     ranks = {len(value) for key, value in weights.items() if key.endswith("lora_down.weight")}
     known = {
@@ -40,7 +45,7 @@ def export(source: Path, target: Path) -> Path:
         "ss_steps": header.get("step", ""),
     }
     write_bytes(target, save(weights, metadata={**header, **known}))
-    return target
+    return [target]
 
 
 def rename(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -132,7 +132,7 @@ class TrainingState:
         folder.mkdir(parents=True, exist_ok=True)
         paths = self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step)})
         lora = folder / kohya.SOURCE_NAME
-        return [*paths, kohya.export(lora, folder / kohya.FILE_NAME)] if lora in paths else paths
+        return [*paths, *kohya.export(lora, folder / kohya.FILE_NAME)] if lora in paths else paths
 
 
 def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject) -> TrainingState:
@@ -160,7 +160,7 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         own = f"global {accelerator.process_index}" if accelerator.process_index else "global"
         with seeded(stream_seed(config.seed, own)):  # every process has dropout of its own
             global_streams = RngState.capture()
-    cast_frozen(pipe, config.model.precision, vae=config.memory.cache != "off")
+    cast_frozen(pipe, config.model.precision, vae=keep != "off")
     recompute_activations(pipe, config.memory)
     optimizer = build_optimizer(config.steps.optimizer, groups, device)
     return TrainingState(

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from diffusion_lab.config import Prompts, Steps
 from diffusion_lab.interfaces import Prompt, PromptSet, UserError
 from diffusion_lab.methods.dreambooth import DreamBooth
+from diffusion_lab.methods.hypernetwork import Hypernetwork
 from diffusion_lab.methods.lora import Lora
+from diffusion_lab.methods.pivotal import Pivotal
 from diffusion_lab.methods.textual_inversion import TextualInversion
 from diffusion_lab.models import kohya
 from diffusion_lab.models.artefacts import annotate, apply, recognise
@@ -131,6 +133,27 @@ def test_adapters_that_only_peft_reads(tiny_pipe, load_plain_pipe, tiny_sd_folde
     apply(other, piece)
     assert np.abs(picture(other) - picture(tiny_pipe)).max() <= 2
     assert not np.array_equal(picture(other), before)
+
+
+def test_an_embedding_and_its_lora_load_together(make_state, tiny_pipe, tmp_path: Path) -> None:
+    method = Pivotal(
+        token="customcls", initialiser="dog", rank=4, learning_rate=3e-2, token_learning_rate=0.5
+    )
+    state = trained(make_state, method, tmp_path / "both")
+    assert [piece.kind for piece in recognise(tmp_path / "both")] == ["embedding", "lora"]
+    for piece in recognise(tmp_path / "both"):
+        apply(tiny_pipe, piece)
+    assert np.abs(picture(tiny_pipe) - picture(state.pipe)).max() <= 2
+
+
+def test_a_hypernetwork(make_state, tiny_pipe, tmp_path: Path) -> None:
+    state = trained(make_state, Hypernetwork(learning_rate=3e-2), tmp_path / "hyper")
+    before = picture(tiny_pipe)
+    (piece,) = recognise(tmp_path / "hyper")
+    assert piece.kind == "hypernetwork"
+    apply(tiny_pipe, piece)
+    assert np.abs(picture(tiny_pipe) - picture(state.pipe)).max() <= 2
+    assert not np.array_equal(picture(tiny_pipe), before)
 
 
 def test_words_are_added_to_headers_and_weights_stay(lora) -> None:
