@@ -66,6 +66,7 @@ def _main(words: list[str]) -> int:
 
         print(usage())
         return 0
+    words = _study(words)
     _refuse_secrets(words)
     flags, overrides = _flags(words)
     words = [
@@ -85,9 +86,23 @@ def _main(words: list[str]) -> int:
     return _single(words, overrides, composed)
 
 
+def _study(words: list[str]) -> list[str]:
+    """The words with `--sweep NAME` written out."""
+    for i, word in enumerate(words):
+        flag, given, name = word.partition("=")
+        if flag == "--sweep":
+            from diffusion_lab.studies import words as of_study
+
+            name = name if given else next(iter(words[i + 1 :]), "")
+            return of_study(name, words[:i] + words[i + (1 if given else 2) :])
+    return words
+
+
 def _flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Hydra's flags, and the overrides with --config-dir written as one. Unknown flags end with status 2."""
     from hydra._internal.utils import get_args_parser
+
+    from diffusion_lab.compose import quoted
 
     parser = get_args_parser()
     parser.error = _unknown_flag  # type: ignore[method-assign]
@@ -120,17 +135,11 @@ def _refuse_secrets(words: Sequence[str]) -> None:
             )
 
 
-def quoted(value: str) -> str:
-    """A value as Hydra's grammar reads it back unchanged."""
-    doubled = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"'{doubled}'"  # a backslash is special before a quote only
-
-
 # --- one run ------------------------------------------------------------------------------------------
 
 
 def _single(words: list[str], overrides: list[str], composed: Any) -> int:
-    from diffusion_lab.compose import to_config
+    from diffusion_lab.compose import quoted, to_config
     from diffusion_lab.preflight import check, show
 
     config = fill_defaults(to_config(composed))
@@ -196,7 +205,7 @@ def _shown(folder: Path) -> str:
 
 def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) -> int:
     """All jobs, one after another or as the launcher has it; a job that fails does not stop the others."""
-    from diffusion_lab.compose import compose_raw, to_config
+    from diffusion_lab.compose import compose_raw, quoted, to_config
 
     for job in expanded[:MOST_CHECKED]:
         composed = compose_raw(job)
@@ -220,7 +229,20 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
         )
         for end in failed:
             print(f"{end['status']}: {end['name']}: {end['error']}", file=sys.stderr)
+        _compare(folder)
     return 1 if failed or len(ended) < len(expanded) else 0
+
+
+def _compare(folder: Path) -> None:
+    """One page over the sweep's runs; that it fails must not hide how the sweep ended."""
+    from diffusion_lab.analysis.comparison import write_comparison
+
+    try:
+        log.info("comparison: %s", _shown(write_comparison(folder)))
+    except UserError as error:
+        log.warning("%s", error)
+    except Exception:
+        log.exception("no comparison could be written; job=report job.runs=%s makes it again", _shown(folder))
 
 
 def sweep_job(composed: Any) -> dict[str, Any]:

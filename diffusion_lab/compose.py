@@ -153,3 +153,9 @@ def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
             [*params, *overrides]
         )
         return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+
+
+def quoted(value: str) -> str:
+    """A value as Hydra's grammar reads it back unchanged."""
+    doubled = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"'{doubled}'"  # a backslash is special before a quote only

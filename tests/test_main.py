@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_lab import jobs
-from diffusion_lab.__main__ import main, quoted
+from diffusion_lab.__main__ import main
 from diffusion_lab.config import Config
 from diffusion_lab.interfaces import TrainingDiverged, UserError
 
@@ -230,7 +230,7 @@ def test_other_jobs_make_no_run_folder() -> None:
     "value", ["a b", "it's", "back\\slash", "x=1,y=[2]", "${now:%H}"[:1] + "5", "trail\\"]
 )
 def test_quoted_values_come_back_unchanged(value: str) -> None:
-    from diffusion_lab.compose import compose
+    from diffusion_lab.compose import compose, quoted
 
     assert compose([f"tracker.run_name={quoted(value)}"]).tracker.run_name == value
 
@@ -283,6 +283,18 @@ def test_a_sweep_goes_on_after_a_failure_and_leaks_nothing(
     told = capfd.readouterr().err
     assert "2 of 3 jobs completed, 1 failed" in told
     assert f"failed: {failed.name}: KeyError: 'boom'" in told
+
+
+def test_a_study_is_a_sweep_and_ends_with_its_comparison(
+    run_as: Callable[[Job], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_as(complete)
+    (tmp_path / "mine.yaml").write_text("# Question: seeds?\ndata.n_images: [4, 14]\n", "utf-8")
+    assert main([*QUICK, "--sweep", str(tmp_path / "mine.yaml"), "seed=3"]) == 0
+    [sweep] = folders("outputs/sweeps/mine_*")
+    assert len(list(sweep.glob("*/result.json"))) == 2
+    assert (sweep / "comparison.html").is_file()
+    assert f"{sweep.name}/comparison.html" in capfd.readouterr().err
 
 
 def test_a_sweep_without_failures(run_as: Callable[[Job], None]) -> None:

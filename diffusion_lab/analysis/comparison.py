@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from diffusion_lab.analysis import charts, words
+from diffusion_lab.analysis.groups import COSTS, Mean, at_stop, costs, grouped, telling
 from diffusion_lab.analysis.record import MetricInfo, Run, find_runs, flatten, read_run
 from diffusion_lab.analysis.report import save
 from diffusion_lab.analysis.stop import half_width_of, value_of
@@ -45,7 +46,7 @@ def write_comparison(runs_folder: Path) -> Path:
 
 def view(folder: Path, runs: Sequence[Run], unreadable: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """What the template shows, in plain values."""
-    keys = differences([run.config for run in runs])
+    keys = telling([run.config for run in runs], differences([run.config for run in runs]))
     settings = [{key: _shown(flatten(run.config), key) for key in keys} for run in runs]
     infos: dict[str, MetricInfo] = {}
     for run in runs:
@@ -61,6 +62,7 @@ def view(folder: Path, runs: Sequence[Run], unreadable: Sequence[tuple[str, str]
         "keys": keys,
         "metrics": [{"name": i.name, "label": i.label, "unit": i.unit} for i in infos.values()],
         "rows": rows,
+        "groups": _groups(runs, keys, infos),
         "common": common([run.config for run in runs]),
         "data": {
             "keys": keys,
@@ -68,6 +70,7 @@ def view(folder: Path, runs: Sequence[Run], unreadable: Sequence[tuple[str, str]
                 {"name": i.name, "label": i.label, "unit": i.unit, "up": i.higher_is_better}
                 for i in infos.values()
             ],
+            "costs": [{"name": n, "label": label, "unit": unit} for n, (label, unit) in COSTS.items()],
             "runs": [
                 {
                     "name": name_of(run.folder, folder),
@@ -75,12 +78,16 @@ def view(folder: Path, runs: Sequence[Run], unreadable: Sequence[tuple[str, str]
                     "stop": None if run.recommendation is None else run.recommendation.step,
                     "steps": run.steps,
                     "values": {n: [_mean(at.get(n)) for at in run.summaries.values()] for n in run.metrics},
+                    "at_stop": at_stop(run),
                 }
                 for run, values in zip(runs, settings, strict=True)
                 if run.summaries
             ],
             "hues": list(charts.SPARE_HUES),
-            "figures": {"overlay": charts.as_json(charts.empty_figure())},
+            "figures": {
+                "overlay": charts.as_json(charts.empty_figure()),
+                "plane": charts.as_json(charts.empty_figure()),
+            },
             "dark": dict(charts.DARK),
         },
     }
@@ -129,8 +136,6 @@ def _row(
                 "missing": "" if s is None or not s.missing else f"{s.missing} of {s.n + s.missing} missing",
             }
         )
-    costs = [run.cost.get(part) for part in ("training", "evaluation")]
-    spent = [c.get("seconds") if isinstance(c, Mapping) else None for c in costs]
     return {
         "name": name,
         "link": f"{quote(name)}/report.html" if (run.folder / "report.html").is_file() else "",
@@ -140,8 +145,41 @@ def _row(
         "stop": stop,
         "cells": cells,
         "costs": [
-            {"sort": "" if s is None else repr(s), "value": "-" if s is None else words.seconds(s)}
-            for s in spent
+            {"sort": "" if value is None else repr(value), "value": _cost(cost, value)}
+            for cost, value in costs(run).items()
+        ],
+    }
+
+
+def _cost(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return words.seconds(value) if COSTS[name][1] == "s" else words.size(value * 2**20)
+
+
+def _groups(runs: Sequence[Run], keys: Sequence[str], infos: Mapping[str, MetricInfo]) -> dict[str, Any]:
+    """The table of means over runs; empty where no two runs differ by their seed alone."""
+    groups = grouped(runs, keys)
+    if all(group.runs == 1 for group in groups):
+        return {"keys": [], "rows": []}
+    names = list(groups[0].settings)
+
+    def cell(name: str, found: Mean | None) -> dict[str, str]:
+        if found is None:
+            return {"value": "-", "half": ""}
+        if name in COSTS:
+            return {"value": _cost(name, found.mean), "half": ""}
+        return {"value": f"{found.mean:.3f}", "half": "" if found.half is None else f"± {found.half:.3f}"}
+
+    return {
+        "keys": names,
+        "rows": [
+            {
+                "settings": [_shown(group.settings, key) for key in names],
+                "runs": group.runs,
+                "cells": [cell(name, group.values.get(name)) for name in (*infos, *COSTS)],
+            }
+            for group in groups
         ],
     }
 

@@ -188,7 +188,7 @@ def test_comparison(tmp_path: Path, write_run: Write, visit: Callable[[Path], An
         page.evaluate("document.getElementById('chart-overlay').layout.yaxis.title.text") == "cosine distance"
     )
     page.locator("#runs-table thead button", has_text="data.n_images").click()
-    column = page.locator("#runs-table tbody tr td:nth-child(4)").all_inner_texts()
+    column = page.locator("#runs-table tbody tr td:nth-child(3)").all_inner_texts()
     assert column == ["4", "4", "14"]  # as numbers, not as text
     page.locator("#filter").fill("failed")
     assert page.locator("#runs-table tbody tr:visible").count() == 1

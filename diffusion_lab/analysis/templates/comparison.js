@@ -1,6 +1,6 @@
 "use strict";
 // Curves of all runs in one chart, a trace a group; a table to sort and to search.
-const { runs, metrics, keys, hues } = lab.data;
+const { runs, metrics, costs, keys, hues } = lab.data;
 const MOST_COLOURS = 7; // groups beyond these share a grey
 const byId = (id) => document.getElementById(id);
 const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
@@ -54,9 +54,42 @@ const legend = (i, value, count, colour) => {
   byId("legend").append(item);
 };
 
+// Two figures against each other: the distortion-editability plane of the papers is its first view.
+const plane = () => {
+  const [across, up] = ["across", "up"].map((id) => [...metrics, ...costs].find((m) => m.name === byId(id).value));
+  const figure = lab.charts.get("plane"), hovertemplate = "%{text}<br>%{x:.3f}, <b>%{y:.3f}</b><extra></extra>";
+  figure.data = [];
+  groups(byId("colour").value).forEach(([, members], i) => {
+    const colour = i < MOST_COLOURS ? hues[i] : "#5f6875";
+    const ways = { x: [], y: [] }, stops = { x: [], y: [], text: [] };
+    for (const run of members) {
+      run.steps.forEach((step, j) => {
+        if (run.stop === null || step > run.stop || !run.values[across.name] || !run.values[up.name]) return;
+        ways.x.push(run.values[across.name][j]);
+        ways.y.push(run.values[up.name][j]);
+      });
+      ways.x.push(null); ways.y.push(null);
+      stops.x.push(run.at_stop[across.name] ?? null); stops.y.push(run.at_stop[up.name] ?? null); stops.text.push(plain(run.name));
+    }
+    figure.data.push({ type: "scatter", mode: "lines", ...ways, opacity: 0.45, hoverinfo: "skip", connectgaps: false, line: { color: colour, width: 1.2 } });
+    figure.data.push({ type: "scatter", mode: "markers", ...stops, hovertemplate, marker: { color: colour, size: 10 } });
+  });
+  const title = (m) => plain(costs.includes(m) ? `${m.label} (${m.unit})` : m.label);
+  figure.layout.xaxis.title.text = title(across);
+  figure.layout.yaxis.title.text = title(up);
+  lab.drawAll();
+};
+
+const firstOf = (...names) => names.find((name) => metrics.some((m) => m.name === name)) ?? metrics[0]?.name;
+if (metrics.length) {
+  byId("across").value = firstOf("prompt_similarity", "clip_text", "diversity");
+  byId("up").value = firstOf("image_similarity", "similarity_heldout", "similarity", "clip_image");
+}
 if (keys.length) byId("colour").value = keys.find((key) => key !== "seed") ?? keys[0];
 for (const id of ["metric", "colour"]) byId(id).addEventListener("change", overlay);
+for (const id of ["across", "up", "colour"]) byId(id).addEventListener("change", () => metrics.length && plane());
 overlay();
+if (metrics.length) plane();
 
 // --- the table ------------------------------------------------------------------------------------------
 const body = document.querySelector("#runs-table tbody"), rows = [...body.rows];

@@ -1,0 +1,76 @@
+"""Means over seeds, against scipy and by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffusion_lab.analysis.comparison import write_comparison
+from diffusion_lab.analysis.groups import at_stop, folder_size, grouped, mean, telling
+from diffusion_lab.analysis.record import find_runs, read_run
+
+Write = Callable[..., Any]
+
+
+def test_settings_that_follow_from_others_are_left_out() -> None:
+    configs = [
+        {"method": {"rank": 8, "learning_rate": rate, "name": name}, "seed": seed}
+        for name, rate in (("lora", 1e-4), ("dreambooth", 1e-6), ("x", 1e-4))
+        for seed in (0, 1)
+    ]
+    keys = ["method.rank", "method.learning_rate", "method.name", "seed"]
+    assert telling(configs, keys) == ["method.name", "seed"]
+    assert telling(configs[:1], keys) == []
+
+
+@pytest.mark.parametrize("values", [[0.2, 0.5], [0.1, 0.4, 0.35, 0.9]])
+def test_interval_between_runs_is_scipys(values: list[float]) -> None:
+    found = mean(values)
+    assert found is not None
+    assert found.half is not None
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+
+
+def test_few_values() -> None:
+    one = mean([0.5, None])
+    assert one is not None
+    assert (one.mean, one.half, one.n) == (0.5, None, 1)
+    assert mean([None]) is None
+
+
+def test_runs_that_differ_by_their_seed_are_one_group(tmp_path: Path, write_run: Write) -> None:
+    for method in ("lora", "dreambooth"):
+        for seed in (0, 1, 2):
+            write_run(tmp_path / f"{method}{seed}", config={"method.name": method, "seed": seed}, seed=seed)
+    write_run(tmp_path / "failed", status="failed", steps=(), config={"method.name": "lora", "seed": 9})
+    runs = [read_run(folder) for folder in find_runs(tmp_path)]
+    groups = grouped(runs, ["method.name", "seed"])
+    assert {group.settings["method.name"]: group.runs for group in groups} == {"lora": 3, "dreambooth": 3}
+    for group in groups:
+        own = [at_stop(run) for run in runs if run.folder.name.startswith(str(group.settings["method.name"]))]
+        known = [values["similarity"] for values in own if values]
+        found = group.values["similarity"]
+        assert found is not None
+        assert found.mean == pytest.approx(np.mean(known))
+    page = write_comparison(tmp_path).read_text("utf-8")
+    assert "Means over seeds" in page
+
+
+def test_without_seeds_there_is_no_table_of_means(tmp_path: Path, write_run: Write) -> None:
+    write_run(tmp_path / "a", config={"data.n_images": 4})
+    write_run(tmp_path / "b", config={"data.n_images": 8})
+    assert "Means over seeds" not in write_comparison(tmp_path).read_text("utf-8")
+
+
+def test_size_of_an_artefact(tmp_path: Path) -> None:
+    assert folder_size(tmp_path / "nothing") == 0
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a").write_bytes(b"123")
+    (tmp_path / "b").write_bytes(b"4567")
+    assert folder_size(tmp_path) == 7
