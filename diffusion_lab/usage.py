@@ -39,8 +39,6 @@ Examples:
   python -m diffusion_lab --sweep methods seed=0
   python -m diffusion_lab job=generate job.artefact=outputs/RUN/artefact prompts.n=10
   python -m diffusion_lab job=score job.images=pictures data=folder data.folder=my_dog data.class_noun=dog
-  python -m diffusion_lab job=score job.images=pictures data=folder data.folder=my_dog data.class_noun=dog
-  python -m diffusion_lab --sweep methods seed=0
   python -m diffusion_lab job=report job.runs=outputs/sweeps/NAME
 """
 
