@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffusion_lab.miniature.phrases import NOUNS, SLOTS, caption
+from diffusion_lab.miniature.pretrain import unet
 from diffusion_lab.miniature.pretrain.aesthetics import noisy_ratings
 from diffusion_lab.miniature.pretrain.clip import slot_captions
 from diffusion_lab.miniature.pretrain.data import portraits, training_caption
@@ -99,6 +100,19 @@ def test_min_snr_weights() -> None:
     assert epsilon[-1] == 1
     assert epsilon[0] == pytest.approx(5 / snr[0].item())
     torch.testing.assert_close(velocity, torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))
+
+
+def test_face_weights_count_the_face_more_and_keep_the_mean() -> None:
+    boxes = np.array([[16.0, 24.0, 48.0, 56.0], [-8.0, -8.0, 2.0, 4.0], [70.0, 0.0, 80.0, 9.0]], np.float32)
+    found = unet.face_weights(boxes, 16)
+    assert found.shape == (3, 1, 16, 16)
+    torch.testing.assert_close(found.mean(dim=(1, 2, 3)), torch.ones(3))
+    inside = found[0, 0, 6:14, 4:12]
+    assert torch.equal(inside, inside[:1, :1].expand(8, 8))
+    assert float(inside[0, 0] / found[0, 0, 0, 0]) == pytest.approx(unet.FACE_WEIGHT)
+    corner = found[1, 0]  # half of the first latent pixel, in one direction
+    assert float(corner[0, 0] / corner[5, 5]) == pytest.approx(1 + (unet.FACE_WEIGHT - 1) * 0.5)
+    assert torch.equal(found[2], torch.ones(1, 16, 16))  # a face outside of the picture
 
 
 def test_auc_against_counting() -> None:

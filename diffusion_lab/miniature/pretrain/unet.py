@@ -1,7 +1,7 @@
 """The diffusion model: diffusers' UNet2DConditionModel as in Stable Diffusion, on 16x16x4 latents.
 
 Noise schedule of Rombach et al. 2022 (scaled linear, 0.00085..0.012, 1000 steps); loss weights of Hang et al.
-2023 ("Efficient Diffusion Training via Min-SNR Weighting Strategy", gamma 5); a tenth of the captions empty,
+2023 ("Efficient Diffusion Training via Min-SNR Weighting Strategy", gamma 5), and more inside the face; a tenth of the captions empty,
 for classifier-free guidance.
 """
 
@@ -26,6 +26,7 @@ from .vae import to_images
 CHANNELS = (64, 128, 256)
 BATCH = 32
 GAMMA = 5.0
+FACE_WEIGHT = 3.0  # of the noise inside the face: eyes and mouth are a few of the 256 latent pixels
 UNCONDITIONAL = 0.1
 BETAS = {
     "beta_start": 0.00085,
@@ -56,6 +57,21 @@ def snr_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
     """Min-SNR weight of every time step [1000]: min(SNR, 5) / SNR for epsilon, / (SNR + 1) for v."""
     snr = alphas_cumprod / (1 - alphas_cumprod)
     return snr.clamp(max=GAMMA) / (snr if prediction_type == "epsilon" else snr + 1)
+
+
+def face_weights(boxes: NDArray[np.float32], side: int, pixels: int = 64) -> Tensor:
+    """Weights [n, 1, side, side] of mean 1: `FACE_WEIGHT` times as much inside `boxes` [n, 4] as outside.
+
+    Boxes are left, top, right, bottom in pixels of a picture `pixels` wide; a latent pixel belongs to the face by
+    the share of it that the box covers.
+    """
+    low = torch.arange(side) * pixels / side
+    high = low + pixels / side
+    left, top, right, bottom = (torch.from_numpy(boxes[:, k, None].copy()).float() for k in range(4))
+    across = (torch.minimum(high, right) - torch.maximum(low, left)).clamp(min=0) * side / pixels
+    down = (torch.minimum(high, bottom) - torch.maximum(low, top)).clamp(min=0) * side / pixels
+    weights = 1 + (FACE_WEIGHT - 1) * down[:, None, :, None] * across[:, None, None, :]
+    return weights / weights.mean(dim=(2, 3), keepdim=True)
 
 
 class SingleAttention(TorchFunctionMode):
@@ -115,7 +131,8 @@ def train_unet(
             words = text_encoder(encode(tokenizer, texts).to(device)).last_hidden_state
         with torch.autocast(device.type, torch.bfloat16), SingleAttention():
             out = unet(noised, times, words).sample
-        error = (out.float() - target).pow(2).mean(dim=(1, 2, 3))
+        faces = face_weights(data.boxes[picked], out.shape[-1]).to(device)
+        error = (faces * (out.float() - target).pow(2)).mean(dim=(1, 2, 3))
         return (weights[times] * error).mean(), {"mse": round(error.mean().item(), 4)}
 
     schedule = Schedule(steps=steps, lr=lr, warmup=200, ema=0.998, weight_decay=0.01)
