@@ -298,7 +298,6 @@ class Tracking:
 @dataclass(kw_only=True, slots=True)
 class Config:
     seed: int = 0
-    resume: str = "auto"  # auto, never, must: whether a run that the run folder holds goes on
     job: Job = field(default_factory=Job)
     model: Model = field(default_factory=Model)
     memory: Memory = field(default_factory=Memory)
@@ -308,6 +307,7 @@ class Config:
     prompts: Prompts = field(default_factory=Prompts)
     metrics: Metrics = field(default_factory=Metrics)
     tracker: Tracking = field(default_factory=Tracking)
+    resume: str = "auto"  # auto, never, must: whether a run that the run folder holds goes on
 
     def __post_init__(self) -> None:
         whole("seed", self.seed, 0, LARGEST_SEED)

@@ -54,7 +54,7 @@ def _record(run_folder: Path) -> dict[str, Any] | None:
     path = run_folder / "result.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {ELSEWHERE}") from error
