@@ -58,8 +58,12 @@ def _no_key(key: str) -> str:
     parent, _, last = key.rpartition(".")
     at = _find(parent) if parent else Config
     if dataclasses.is_dataclass(at):
-        known = [part.name for part in dataclasses.fields(at)] + ([] if parent else ["experiment"])
+        kinds = METHODS.values() if parent == "method" else [at]
+        names = dict.fromkeys(part.name for kind in kinds for part in dataclasses.fields(kind))
+        known = [*names] + ([] if parent else ["experiment"])
         hint = closest(last, known) or closest(key, _dotted())
+        if parent == "method":
+            return f"{key}: this method has no such key; the methods' keys are {', '.join(known)}{hint}"
         return (
             f"{key}: no such key; {parent or 'there are'}{' has' if parent else ''} {', '.join(known)}{hint}"
         )

@@ -175,6 +175,8 @@ def test_values_are_checked_with_their_key(word: str, told: str) -> None:
         ("data.flip=perhaps", "data.flip=perhaps: must be true or false"),
         ("metrics.names=similarity", "metrics.names=similarity: must be a list, [a,b], each a text"),
         ("metrics.weights.similarity=x", "metrics.weights.similarity=x: must be a number"),
+        ("method.swich=1", "method.swich: this method has no such key; the methods' keys are name, variant"),
+        ("method.swich=1", "did you mean 'switch'?"),
         ("method.rank=x", "method.rank=x: must be a whole number"),
         ("data.n_images", "data.n_images: cannot be read; write key=value"),
         ("data.n_images=4,14", "data.n_images=4,14: several values need -m"),

@@ -162,12 +162,14 @@ def files(folder: Path) -> list[tuple[str, str]]:
 
 
 def loading(run: Run) -> str:
-    """Lines of Python that load the artefact in plain diffusers; "" where there is none."""
+    """Lines of Python that load the artefact, in plain diffusers where it can; "" where there is none."""
     artefact = run.folder / "artefact"
     lora = sorted(artefact.rglob("pytorch_lora_weights.safetensors"))
     embeds = sorted(artefact.rglob("learned_embeds.safetensors"))
     whole = sorted(artefact.rglob("model_index.json"))
-    if not (lora or embeds or whole):
+    adapters = sorted(path.parent for path in artefact.rglob("adapter_config.json"))
+    networks = sorted(artefact.rglob("hypernetwork.safetensors"))
+    if not (lora or embeds or whole or adapters or networks):
         return ""
     model = str(get(run.config, "model.path"))
     lines = ["from diffusers import StableDiffusionPipeline", ""]
@@ -180,6 +182,19 @@ def loading(run: Run) -> str:
     lines.append(f"pipe = StableDiffusionPipeline.from_pretrained({folder})")
     lines += [f"pipe.load_lora_weights({p.parent.relative_to(run.folder).as_posix()!r})" for p in lora[:1]]
     lines += [f"pipe.load_textual_inversion({p.relative_to(run.folder).as_posix()!r})" for p in embeds[:1]]
+    for place in adapters:  # LoHa, LoKr, OFT
+        part, where = place.name, place.relative_to(run.folder).as_posix()
+        lines.append(f"pipe.{part} = PeftModel.from_pretrained(pipe.{part}, {where!r})")
+    for path in networks[:1]:
+        lines += [
+            f"network = from_file({path.relative_to(run.folder).as_posix()!r})",
+            "network.attach(pipe)",
+            f"network.load(pipe, Path({path.parent.relative_to(run.folder).as_posix()!r}))",
+        ]
+    if adapters:
+        lines.insert(0, "from peft import PeftModel")
+    if networks:
+        lines[:0] = ["from pathlib import Path", "from diffusion_lab.methods.hypernetwork import from_file"]
     identifier, noun = get(run.config, "data.identifier"), get(run.config, "data.class_noun")
     prompt = " ".join(str(word) for word in ("a photo of", identifier, noun) if word)
     return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]"])
