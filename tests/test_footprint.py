@@ -97,7 +97,13 @@ def test_a_run_that_does_not_fit_is_told_what_would_help(
 ) -> None:
     (tmp_path / "prompts.txt").write_text("a photo of {subject}")
     prompts = ["prompts=file", f"prompts.path={tmp_path / 'prompts.txt'}"]
-    words = ["model=folder", f"model.path={tiny_sd_folder}", *prompts, "method=dreambooth"]
+    words = [
+        "model=folder",
+        f"model.path={tiny_sd_folder}",
+        *prompts,
+        "method=dreambooth",
+        "model.resolution=512",
+    ]
     config = fill_defaults(compose(words))
 
     def warnings() -> list[str]:
@@ -108,7 +114,6 @@ def test_a_run_that_does_not_fit_is_told_what_would_help(
     (told,) = warnings()
     assert "steps.batch_size=1" in told
     assert "method=lora needs less" in told
-    config.model.resolution = 512
     found, best = costs.remedies(config)
     assert found[0] == "model.precision=bf16"
     assert best < max(footprint.peaks(config, footprint.architecture(config.model)).values())
