@@ -57,11 +57,27 @@ def config(folders: tuple[Path, Path], **metrics: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def scored(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished job; its cache of features lies beside it."""
+    """The folder of a job that the command line asked for; its cache of features lies beside it."""
+    from diffusion_lab.__main__ import main
+
     folder = tmp_path_factory.mktemp("scored")
+    subject, images = folders
+    words = [
+        "job=score",
+        f"job.images={images}",
+        "data=folder",
+        f"data.folder={subject}",
+        "data.subject=anna",
+    ]
+    words += [
+        f"metrics.names=[{','.join(NAMES)}]",
+        "metrics.batch_size=3",
+        "model.device=cpu",
+        "tracker.progress=off",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFUSION_LAB_CACHE", str(folder / "cache"))
-        run(config(folders), folder / "first")
+        assert main([*words, f"hydra.run.dir={folder / 'first'}"]) == 0
     return folder / "first"
 
 

@@ -90,7 +90,7 @@ def _line(run: Run, info: MetricInfo, found: Summary) -> dict[str, Any]:
     lines = run.references.get(info.name, {})
     ceiling, impostor = (_mean(lines.get(kind)) for kind in ("ceiling", "impostor"))
     place = None
-    if ceiling is not None and impostor is not None and found.mean is not None and ceiling != impostor:
+    if ceiling is not None and impostor is not None and found.mean is not None and ceiling > impostor:
         place = round(100 * min(1.0, max(0.0, (found.mean - impostor) / (ceiling - impostor))))
     return {
         "label": info.label,

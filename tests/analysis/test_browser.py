@@ -193,3 +193,51 @@ def test_comparison(tmp_path: Path, write_run: Write, visit: Callable[[Path], An
     page.locator("#filter").fill("failed")
     assert page.locator("#runs-table tbody tr:visible").count() == 1
     assert page.evaluate("window.hit") is None
+
+
+def test_scored_images(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
+    """The images sorted by a metric, the best first, those without a value last; evil words stay words."""
+    import numpy as np
+
+    from diffusion_lab.analysis.score_page import write_score_report
+    from diffusion_lab.interfaces import Evaluation, Prompt, PromptSet, ScoreRow, Summary
+    from diffusion_lab.metrics import select
+    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.tracking.files import FileTracker
+    from diffusion_lab.tracking.scored import thumbnail, write_scored
+
+    values: dict[str, list[float | None]] = {"similarity": [0.5, None, 0.9], "memorisation": [0.7, 0.2, 0.4]}
+    metrics = select(list(values))
+    planned = [
+        Planned(Prompt(f"p{n}", EVIL, EVIL, {"file": f"{n}{EVIL.replace('/', '')}.png"}), 0, 0)
+        for n in range(3)
+    ]
+    rows = tuple(
+        ScoreRow(0, item.prompt.id, 0, 0, metric.name, metric.version, value, item.prompt.slots)
+        for metric in metrics
+        for item, value in zip(planned, values[metric.name], strict=True)
+    )
+    files = FileTracker(tmp_path / "scored")
+    files.start(
+        {"job": {"name": "score", "images": f"some/{EVIL}"}, "data": {"subject": EVIL, "n_images": 4}}
+    )
+    files.metrics(metrics)
+    write_scored(files.folder, rows, planned, metrics, [thumbnail(np.zeros((64, 48, 3), np.uint8))] * 3)
+    summaries = {metric.name: Summary(0.5, 3, 0, None, None, None, note=EVIL) for metric in metrics}
+    prompts = PromptSet("images", tuple(item.prompt for item in planned), "", "")
+    files.evaluation(Evaluation(0, (), rows, summaries, {}), prompts)
+    files.finish("completed", {})
+    page = visit(write_score_report(files.folder))
+    shown = "[...document.querySelectorAll('#all > figure')].map(one => one.dataset.number).join('')"
+    assert page.evaluate(shown) == "012"
+    page.locator("#sort").select_option("similarity")
+    assert page.evaluate(shown) == "201"
+    page.locator("#sort").select_option("memorisation")
+    assert page.evaluate(shown) == "120"
+    page.locator("#sort").select_option("")
+    assert page.evaluate(shown) == "012"
+    assert page.locator("#score-table tbody tr").count() == 2
+    assert page.locator("#all img").evaluate_all(
+        "all => all.every(one => one.src.startsWith('data:image/webp'))"
+    )
+    assert page.evaluate("window.hit") is None
