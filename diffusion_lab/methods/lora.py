@@ -202,6 +202,16 @@ def _save_lora(networks: Mapping[str, Any], folder: Path, header: Mapping[str, s
         f"{part}_lora_layers": get_peft_model_state_dict(module, save_embedding_layers=False)
         for part, module in networks.items()
     }
+    # transformers 5.23, which reads the text encoder's part, loses DoRA's lengths under peft's name for them.
+    layers = {
+        part: {
+            f"{key}.weight"
+            if part.startswith("text") and key.endswith("lora_magnitude_vector")
+            else key: value
+            for key, value in weights.items()
+        }
+        for part, weights in layers.items()
+    }
     save_weights = StableDiffusionPipeline.save_lora_weights
     save_weights(folder, **layers, weight_name=FILE_NAME, save_function=write)
     return folder / FILE_NAME
