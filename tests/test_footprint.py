@@ -112,7 +112,7 @@ def test_a_run_that_does_not_fit_is_told_what_would_help(
     assert not warnings()
     monkeypatch.setattr(costs, "device_bytes", lambda config: 1e9)
     (told,) = warnings()
-    assert "steps.batch_size=1" in told
+    assert "model.precision=bf16" in told
     assert "method=lora needs less" in told
     found, best = costs.remedies(config)
     assert found[0] == "model.precision=bf16"
