@@ -64,8 +64,8 @@ class Job:
     scale: float = 1.0  # pretrain: multiplies steps and pictures
     ratings: str = ""  # train_aesthetics: AVA.txt, or a CSV with columns image and rating (0 to 10)
     balance: str = "density"  # train_aesthetics: none, bins, density: which ratings are drawn how often
-    exponent: float = 0.7  # train_aesthetics: 0 draws pictures alike, 1 draws ratings alike
-    hidden: list[int] = field(default_factory=lambda: [256, 64])  # train_aesthetics: widths of hidden layers
+    exponent: float = 1.0  # train_aesthetics: 0 draws pictures alike, 1 draws ratings alike
+    hidden: list[int] = field(default_factory=lambda: [64])  # train_aesthetics: widths of hidden layers
     epochs: int = 100  # train_aesthetics: at most
     learning_rate: float = 1e-3  # train_aesthetics
 

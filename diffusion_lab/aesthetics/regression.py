@@ -55,7 +55,7 @@ def fit(
     weights: Tensor,
     parts: Split,
     *,
-    hidden: Sequence[int] = (256, 64),
+    hidden: Sequence[int] = (64,),
     dropout: float = 0.1,
     learning_rate: float = 1e-3,
     epochs: int = 100,
