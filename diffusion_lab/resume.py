@@ -37,10 +37,12 @@ def standing(config: Config, run_folder: Path) -> Standing:
                 f"resume=must: {run_folder} holds no run that was begun; name the folder of one: resume=FOLDER"
             )
         return "empty"
-    if config.resume == "never":
+    known = bool(record.get("config")) or record.get("status") in FINISHED
+    failed_early = not known and "traceback" in record  # it ended before it began: only its error is noted
+    if config.resume == "never" or not (known or failed_early):
         raise UserError(f"{run_folder}: a run is recorded there already; {ELSEWHERE}")
-    if not record.get("config") and record.get("status") not in FINISHED:
-        return "empty"  # it ended before it began: only its error is noted
+    if failed_early:
+        return "empty"
     differing = differences(record.get("config") or {}, as_plain_dict(config)) if record.get("config") else []
     if differing:
         raise UserError(
