@@ -14,6 +14,7 @@ import torch
 from diffusion_lab.config import Steps
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.methods.lora import FILE_NAME, Lora
+from diffusion_lab.models import kohya
 from diffusion_lab.models.load import modules
 from diffusion_lab.training.loop import train, training_step
 
@@ -126,7 +127,7 @@ def test_saved_file_gives_the_same_image_in_plain_diffusers(
 ) -> None:
     state = make_state(method=CASES[case])
     step(state)
-    assert [p.name for p in state.save(tmp_path / "adapter")] == [FILE_NAME]
+    assert [p.name for p in state.save(tmp_path / "adapter")] == [FILE_NAME, kohya.FILE_NAME]
     ours = image(state.pipe)
 
     plain = load_plain_pipe(tiny_sd_folder)
@@ -172,7 +173,8 @@ def test_header_tells_what_the_file_is(make_state, tmp_path: Path) -> None:
     }  # fmt: skip
     assert header["base_model"].endswith("sd")
     assert json.loads(header["lora_adapter_metadata"])["unet.lora_alpha"] == 10.0
-    assert [p.name for p in tmp_path.iterdir()] == [FILE_NAME]  # nothing half-written beside it
+    there = {p.name for p in tmp_path.iterdir()}
+    assert there == {FILE_NAME, kohya.FILE_NAME}  # nothing half-written beside it
 
 
 @pytest.mark.parametrize("case", ["alpha", "text"])
