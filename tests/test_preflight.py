@@ -68,7 +68,14 @@ def test_the_plan_is_shown_with_its_warnings(make: Callable[..., Config], tmp_pa
     console = Console(width=200, record=True, file=io.StringIO())
     show(plan, console)
     text = console.export_text()
-    for words in ("images sampled", "700", "16,800 images", "0, 2, 4, 6, 8, 10, 12", "GB", "customcls woman"):
+    for words in (
+        "images sampled",
+        "700",
+        "16,800 images",
+        "0, 2, 4, 6, 8, 10, 12",
+        "GiB",
+        "customcls woman",
+    ):
         assert words in text
     assert "warning: metrics=miniature knows drawn portraits only" in text
 
@@ -84,7 +91,9 @@ def test_estimates_grow_with_the_work(make: Callable[..., Config], tmp_path: Pat
     assert cost("steps.total=100", "prompts.n=200").evaluation_seconds == pytest.approx(
         2 * base.evaluation_seconds
     )
-    assert cost("steps.total=100", "steps.batch_size=8").memory_bytes > base.memory_bytes
+    larger = cost("steps.total=100", "steps.batch_size=8")
+    assert larger.peaks["training"] > base.peaks["training"]
+    assert cost("prompts.batch_size=100").memory_bytes > base.memory_bytes
 
 
 @pytest.mark.parametrize(
