@@ -270,10 +270,10 @@ class Config:
     seed: int = 0
     job: Job = field(default_factory=Job)
     model: Model = field(default_factory=Model)
-    memory: Memory = field(default_factory=Memory)
     method: AnyMethod = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
     steps: Steps = field(default_factory=Steps)
+    memory: Memory = field(default_factory=Memory)
     prompts: Prompts = field(default_factory=Prompts)
     metrics: Metrics = field(default_factory=Metrics)
     tracker: Tracking = field(default_factory=Tracking)

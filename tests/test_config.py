@@ -157,12 +157,12 @@ def test_values_are_checked_with_their_key(word: str, told: str) -> None:
     [
         (
             "method=lroa",
-            "method=lroa: no such option; method has dreambooth, lora, textual_inversion; did you mean 'lora'?",
+            "method=lroa: no such option; method has dreambooth, hypernetwork, lora, pivotal, textual_inversion; did you mean 'lora'?",
         ),
         ("metod=lora", "did you mean 'method'?"),
         (
             "experiment=dbug",
-            "experiment=dbug: no such option; experiment has debug, full, none; did you mean 'debug'?",
+            "experiment=dbug: no such option; experiment has debug, full, none, small_card; did you mean 'debug'?",
         ),
         ("data.n_image=14", "data.n_image: no such key; data has source, subject,"),
         ("n_images=14", "did you mean 'data.n_images'?"),

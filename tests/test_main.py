@@ -185,7 +185,7 @@ def test_a_revision_is_no_secret(run_as: Callable[[Job], None]) -> None:
 def test_dry_run_prints_the_plan_and_writes_nothing(capfd: pytest.CaptureFixture[str], word: str) -> None:
     assert main([*QUICK, word, "steps.total=60"]) == 0
     told = capfd.readouterr().out
-    for words in ("images sampled", "700", "0, 10, 20, 30, 40, 50, 60", "about", "GB"):
+    for words in ("images sampled", "700", "0, 10, 20, 30, 40, 50, 60", "about", "GiB"):
         assert words in told
     assert os.listdir() == []
 
