@@ -17,6 +17,7 @@ from diffusion_lab import preflight
 from diffusion_lab.compose import compose
 from diffusion_lab.config import Config, fill_defaults
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.models.folder import model_folder
 from diffusion_lab.preflight import check, duration, show
 
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -144,7 +145,7 @@ def test_a_folder_of_pictures_and_its_noun(make: Callable[..., Config], tmp_path
 
 def test_what_is_neither_folder_nor_hub_id(tmp_path: Path) -> None:
     def path(value: str) -> Path | None:
-        return preflight.model_folder(compose([f"model.path={value}"]).model)
+        return model_folder(compose([f"model.path={value}"]).model)
 
     with pytest.raises(UserError, match="did you mean 'miniature'"):
         path("minature")
