@@ -148,6 +148,9 @@ class WandbTracker:
                 raise
             log.warning("Weights & Biases refused the run, which is kept offline: %s", error)
             self.mode = "offline"
+            import wandb
+
+            wandb.teardown()  # its service takes the refused run's id for one in use
             self.run = self._init(plain)
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
