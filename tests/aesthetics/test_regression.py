@@ -46,13 +46,13 @@ def test_learns_the_same_twice_and_leaves_the_generators_alone() -> None:
 
 
 def test_balancing_restores_the_extremes() -> None:
-    x, ratings = world()
+    x, ratings = world(6000)
     parts = regression.split(len(x), 0)
     rated = ratings.double().numpy()
     said = {}
     for kind in ("none", "density"):
         drawn = torch.from_numpy(balance.weights(rated, kind, 1.0)).float()
-        net = regression.fit(x, ratings, drawn, parts, hidden=(32,), epochs=30)
+        net = regression.fit(x, ratings, drawn, parts, hidden=(16,), epochs=12)
         said[kind] = regression.predict(net, x[parts.test]).double().numpy()
     truth = rated[parts.test]
     plain, balanced = examine(said["none"], truth), examine(said["density"], truth)
