@@ -23,6 +23,8 @@ TINY = ["experiment=debug", "steps.log_every=1"]
 
 
 def start(*words: str, cwd: Path = ROOT, **env: str) -> subprocess.Popen[str]:
+    # A shell's background jobs ignore Ctrl-C, and hand that on; with a handler here the child has the default.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "diffusion_lab", *words],
         cwd=cwd,
