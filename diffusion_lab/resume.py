@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from diffusion_lab.analysis.record import flatten
 from diffusion_lab.config import RESUME, as_plain_dict
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.tracking.atomic import mendable, plain
@@ -65,7 +66,7 @@ def _record(run_folder: Path) -> dict[str, Any] | None:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """ "steps.total was 300, is 400" for every key that matters and differs."""
-    old, new = _flat(plain(before)), _flat(plain(now))
+    old, new = flatten(plain(before)), flatten(plain(now))
     keys = [key for key in dict.fromkeys([*new, *old]) if not key.startswith(FREE)]
     absent = "not there"
     return [
@@ -73,16 +74,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in keys
         if old.get(key, absent) != new.get(key, absent)
     ]
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            found |= _flat(value, f"{above}{key}.")
-        else:
-            found[f"{above}{key}"] = value
-    return found
 
 
 @contextlib.contextmanager
