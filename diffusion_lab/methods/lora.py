@@ -42,7 +42,7 @@ CONVOLUTIONS = ("conv1", "conv2")
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
 # Miniature, full-size models. 1e-4: diffusers' LoRA example; LyCORIS' guidelines train LoHa and LoKr as LoRA.
-LEARNING_RATES = {"lora": (1e-3, 1e-4), "loha": (1e-3, 1e-4), "lokr": (1e-3, 1e-4), "oft": (1e-3, 1e-4)}
+LEARNING_RATES = {"lora": (1.5e-3, 1e-4), "loha": (1e-3, 1e-4), "lokr": (1e-3, 1e-4), "oft": (1e-3, 1e-4)}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,7 +56,7 @@ class Lora:
     dropout: float = 0.0  # lora: of what comes in; loha, lokr: of rows of the change; oft: of rotated blocks
     targets: list[str] | None = None  # null: attention; on the miniature feed-forward and convolutions too
     text_encoder: bool = False
-    learning_rate: float | None = None  # null: 1e-3 on the miniature, 1e-4 on full-size models
+    learning_rate: float | None = None  # null: 1.5e-3 on the miniature, 1e-4 on full-size models
     text_encoder_learning_rate: float | None = None  # null: a tenth of the U-Net's
     weight_decay: float = 1e-2
 

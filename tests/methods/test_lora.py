@@ -62,8 +62,8 @@ def test_parameters_and_rates(tiny_pipe) -> None:
         rank=2, targets=["to_q", "to_k", "to_v", "to_out.0"], text_encoder=True, weight_decay=0.5
     ).attach(tiny_pipe)
     assert [(g.name, g.learning_rate, g.weight_decay) for g in groups] == [
-        ("unet", 1e-3, 0.5),
-        ("text_encoder", pytest.approx(1e-4), 0.5),
+        ("unet", 1.5e-3, 0.5),
+        ("text_encoder", pytest.approx(1.5e-4), 0.5),
     ]
     attentions = [n for n, _ in tiny_pipe.unet.named_modules() if n.endswith(("attn1", "attn2"))]
     assert attentions
