@@ -62,6 +62,7 @@ class Job:
     weight: float = 1.0  # generate: of a LoRA
     stages: list[str] = field(default_factory=list)  # pretrain: which stages; empty: all
     scale: float = 1.0  # pretrain: multiplies steps and pictures
+    start: str = ""  # pretrain: folder of a U-Net to begin from
     ratings: str = ""  # train_aesthetics: AVA.txt, or a CSV with columns image and rating (0 to 10)
     balance: str = "density"  # train_aesthetics: none, bins, density: which ratings are drawn how often
     exponent: float = 1.0  # train_aesthetics: 0 draws pictures alike, 1 draws ratings alike
@@ -98,7 +99,7 @@ class Job:
 
 @dataclass(kw_only=True, slots=True)
 class Model:
-    path: str = "miniature"  # "miniature", a diffusers folder, a hub id, or one .safetensors checkpoint
+    path: str = "miniature"  # or miniature_v, a diffusers folder, a hub id, or one .safetensors checkpoint
     config: str | None = None  # of a single file: diffusers folder or hub id with its configs; weights unused
     revision: str | None = None
     variant: str | None = None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab import footprint
+from diffusion_lab.models.shipped import MINIATURES
 
 if TYPE_CHECKING:
     from diffusion_lab.config import Config
@@ -60,7 +61,7 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
     device = "a GPU" if gpu else f"{cores} CPU core{'s' if cores != 1 else ''}"
     steps = (config.steps.total or 0) * config.steps.gradient_accumulation
     whole = hasattr(config.method, "complete")  # saves whole networks, not adapters
-    if config.model.path == "miniature":
+    if config.model.path in MINIATURES:
         speed = 10.0 if gpu else min(cores, 8) / 2
         training = steps * STEP_SECONDS * config.steps.batch_size / 4 / speed
         evaluation = (forwards * FORWARD_SECONDS + sampled * SCORE_SECONDS) / speed

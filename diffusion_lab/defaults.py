@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.models.shipped import MINIATURES
 
 if TYPE_CHECKING:
     from diffusion_lab.config import Config, Data
@@ -24,7 +25,7 @@ def fill_defaults(config: Config) -> Config:
     """
     filled = copy.deepcopy(config)
     steps, data, model = filled.steps, filled.data, filled.model
-    own = 64 if model.path == "miniature" else _resolution_of(Path(model.config or model.path).expanduser())
+    own = 64 if model.path in MINIATURES else _resolution_of(Path(model.config or model.path).expanduser())
     small = own is not None and own < SMALL
     if model.resolution is None:
         model.resolution = own

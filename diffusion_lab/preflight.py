@@ -12,6 +12,7 @@ from diffusion_lab.checks import one_of
 from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
 from diffusion_lab.interfaces import PromptSet, UserError
 from diffusion_lab.models.folder import check_model
+from diffusion_lab.models.shipped import MINIATURES
 from diffusion_lab.resume import Standing, standing
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ def _check_tokens(
 
 
 def _warnings(config: Config) -> list[str]:
-    miniature = config.model.path == "miniature"
+    miniature = config.model.path in MINIATURES
     found = []
     if config.metrics.encoders == "miniature" and not miniature:
         found.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")

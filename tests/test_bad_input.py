@@ -61,10 +61,10 @@ def long_prompt(folder: Path) -> list[str]:
 
 
 def without_unet(folder: Path) -> list[str]:
-    from diffusion_lab.models.load import MINIATURE
+    from diffusion_lab.models.shipped import shipped_folder
 
     copy = folder.parent / "model"
-    shutil.copytree(MINIATURE, copy, ignore=shutil.ignore_patterns("unet"))
+    shutil.copytree(shipped_folder("miniature"), copy, ignore=shutil.ignore_patterns("unet"))
     return [*own(folder), "model=folder", f"model.path={copy}"]
 
 

@@ -19,5 +19,7 @@ def run(config: Config, run_folder: Path) -> None:
         device=config.model.device,
         seed=config.seed,
         scale=config.job.scale,
+        prediction_type="v_prediction" if config.model.path == "miniature_v" else "epsilon",
+        start=Path(config.job.start).expanduser() if config.job.start else None,
         progress=config.tracker.progress != "off",
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import closest
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.models.shipped import MINIATURES, shipped_folder
 
 if TYPE_CHECKING:
     from diffusion_lab.config import Model
@@ -46,15 +47,15 @@ def check_model(model: Model, warnings: list[str]) -> Path | None:
 
 def model_folder(model: Model) -> Path | None:
     """The model's diffusers folder or single file, None for a hub id. UserError where it can be none."""
-    if model.path == "miniature":
-        return Path(__file__).resolve().parents[1] / "miniature" / "weights" / "sd"
+    if model.path in MINIATURES:
+        return shipped_folder(model.path)
     folder = Path(model.path).expanduser()
     if folder.exists():
         return folder
     if not HUB_ID.fullmatch(model.path) or folder.suffix in (".safetensors", ".ckpt"):
         raise UserError(
             f"model.path={model.path}: there is no such folder, nor is it a hub id (owner/name)"
-            f"{closest(model.path, ['miniature'])}"
+            f"{closest(model.path, MINIATURES)}"
         )
     return None
 

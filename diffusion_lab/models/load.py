@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models.folder import check_folder
+from diffusion_lab.models.shipped import MINIATURES, shipped_folder
 from diffusion_lab.models.single_file import PICKLED, SD1_CONFIG, check_file, load_file
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from diffusion_lab.config import Model
 
-MINIATURE = Path(__file__).parents[1] / "miniature" / "weights" / "sd"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Repositories that are gone from the hub, and where the same weights are now.
 MOVED = {
@@ -53,13 +53,8 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_path(path: str) -> Path | str:
     """A folder or file on this machine (checked for its parts by the caller), or a hub id as it is."""
-    if path == "miniature":
-        if not MINIATURE.is_dir():
-            raise UserError(
-                f"model.path=miniature: the shipped weights are missing in {MINIATURE}; "
-                "install the package again, or make them with job=pretrain"
-            )
-        return MINIATURE
+    if path in MINIATURES:
+        return shipped_folder(path)
     folder = Path(path).expanduser()
     if folder.exists():
         return folder

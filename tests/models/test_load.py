@@ -11,7 +11,7 @@ import torch
 
 from diffusion_lab.config import Model
 from diffusion_lab.interfaces import UserError
-from diffusion_lab.models import load
+from diffusion_lab.models import shipped
 from diffusion_lab.models.folder import check_folder
 from diffusion_lab.models.load import (
     cast_frozen,
@@ -157,7 +157,7 @@ def test_paths_that_are_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         with pytest.raises(UserError, match=words):
             resolve_path(str(path))
-    monkeypatch.setattr(load, "MINIATURE", tmp_path / "weights")
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path / "weights")
     with pytest.raises(UserError, match="job=pretrain"):
         resolve_path("miniature")
     assert resolve_path("owner/name") == "owner/name"

@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies numbers of pictures and steps")
     parser.add_argument("--prediction-type", default="epsilon", choices=("epsilon", "v_prediction"))
+    parser.add_argument("--start", type=Path, help="a U-Net's folder to begin from; cut where it is wider")
     given = parser.parse_args(arguments)
     from .recipe import run
 
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
         seed=given.seed,
         scale=given.scale,
         prediction_type=given.prediction_type,
+        start=given.start,
     )
 
 

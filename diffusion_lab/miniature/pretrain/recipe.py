@@ -34,19 +34,21 @@ def run(
     scale: float = 1.0,
     progress: bool = True,
     prediction_type: str = "epsilon",
+    start: Path | None = None,
     sizes: Sizes | None = None,
 ) -> dict[str, Any]:
     """Run ``stages`` (default all, in order) and return the figures of all stages run so far.
 
     ``scale`` multiplies the numbers of pictures and steps. A stage that was finished with the same settings is
-    not run again; one that was interrupted goes on from its checkpoint. ValueError for an unknown stage.
+    not run again; one that was interrupted goes on from its checkpoint. ``start``: see ``unet.train_unet``.
+    ValueError for an unknown stage.
     """
     stages = list(STAGES) if stages is None else list(stages)
     if unknown := set(stages) - set(STAGES):
         raise ValueError(f"unknown stages {sorted(unknown)}; known: {list(STAGES)}")
     folder.mkdir(parents=True, exist_ok=True)
     made = Recipe(
-        folder, (sizes or Sizes()).scaled(scale), device_of(device), seed, progress, prediction_type
+        folder, (sizes or Sizes()).scaled(scale), device_of(device), seed, progress, prediction_type, start
     )
     figures: dict[str, Any] = {}
     for stage in [s for s in STAGES if s in stages]:
@@ -56,7 +58,7 @@ def run(
             "scale": scale,
             "steps": made.sizes.steps.get(stage),
             "prediction": prediction_type,
-        }
+        } | ({"start": str(start)} if start is not None and stage == "unet" else {})
         if record.exists() and json.loads(record.read_text())["settings"] == settings:
             continue
         began = time.monotonic()
@@ -155,6 +157,7 @@ def run_unet(made: Recipe, every: Callable[[int, Any], None] | None = None) -> d
         device=made.device,
         seed=made.seed,
         prediction_type=made.prediction_type,
+        start=made.start,
         progress=made.progress,
         every=every,
     )

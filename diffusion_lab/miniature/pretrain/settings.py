@@ -66,6 +66,7 @@ class Recipe:
     seed: int
     progress: bool
     prediction_type: str
+    start: Path | None = None  # a U-Net to begin from
 
     @property
     def weights(self) -> Path:

@@ -18,12 +18,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .cut import cut
 from .data import Portraits, training_caption
 from .loop import Schedule, Step, train
 from .tokenizer import encode
 from .vae import to_images
 
-CHANNELS = (64, 128, 256)
+CHANNELS = {  # narrower for v-prediction: both ship, and all weights together stay under 60 MB
+    "epsilon": (64, 128, 256),
+    "v_prediction": (64, 128, 192),
+}
 BATCH = 32
 GAMMA = 5.0
 FACE_WEIGHT = 3.0  # of the noise inside the face: eyes and mouth are a few of the 256 latent pixels
@@ -36,7 +40,7 @@ BETAS = {
 }
 
 
-def new_unet(text_width: int, channels: tuple[int, ...] = CHANNELS) -> Any:
+def new_unet(text_width: int, channels: tuple[int, ...] = CHANNELS["epsilon"]) -> Any:
     """An untrained U-Net with cross-attention at 16x16, 8x8 and in the middle."""
     from diffusers import UNet2DConditionModel
 
@@ -101,17 +105,25 @@ def train_unet(
     batch: int = BATCH,
     lr: float = 4e-4,
     prediction_type: str = "epsilon",
+    start: Path | None = None,
     progress: bool = True,
     every: Any = None,
 ) -> Any:
-    """Train on cached latent moments [n, 8, 16, 16]; return the EMA. ValueError for an unknown prediction type."""
-    if prediction_type not in ("epsilon", "v_prediction"):
+    """Train on cached latent moments [n, 8, 16, 16]; return the EMA. ValueError for an unknown prediction type.
+
+    ``start``: the folder of a U-Net, of either prediction type, to begin from; cut where it is wider.
+    """
+    if prediction_type not in CHANNELS:
         raise ValueError(f"prediction_type must be epsilon or v_prediction, got {prediction_type!r}")
-    from diffusers import DDPMScheduler
+    from diffusers import DDPMScheduler, UNet2DConditionModel
 
     torch.manual_seed(seed)
     text_encoder = text_encoder.to(device).eval().requires_grad_(False)
-    unet = new_unet(text_encoder.config.hidden_size).to(device)
+    unet = new_unet(text_encoder.config.hidden_size, CHANNELS[prediction_type])
+    if start is not None:
+        wide = UNet2DConditionModel.from_pretrained(start, dtype=torch.float32)
+        unet.load_state_dict(cut(wide.state_dict(), unet.state_dict()))
+    unet = unet.to(device)
     noise = DDPMScheduler(**BETAS, prediction_type=prediction_type)
     weights = snr_weights(noise.alphas_cumprod, prediction_type).to(device)
 
@@ -153,7 +165,7 @@ def sample(
     *,
     seed: int = 0,
     steps: int = 12,
-    guidance: float = 3.0,
+    guidance: float = 4.0,
     batch: int = 25,
     negative: str = "",
 ) -> NDArray[np.uint8]:
