@@ -96,7 +96,7 @@ def test_unknown_pieces_are_said() -> None:
 
 def test_the_sets_of_the_package_fit(tokenizer: CLIPTokenizer) -> None:
     """Counted by words and commas, which a real vocabulary splits little further."""
-    for name in ("miniature", "miniature_negative", "dreambooth_objects", "dreambooth_live"):
+    for name in ("miniature", "miniature_negative", "portrait", "dreambooth_objects", "dreambooth_live"):
         prompts = load_prompts(Prompts(name=name), identifier="customcls", class_noun="woman")
         for prompt in prompts:
             assert len(prompt.text.replace(",", " ,").split()) < 60
