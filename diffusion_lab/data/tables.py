@@ -7,7 +7,8 @@
     negative: blurry        # may be left out
 
 An empty phrase goes with the comma before it. Every slot is dealt by a generator of its own, seeded by its name: a
-slot or a phrase that is added leaves what was drawn for the other slots as it was.
+slot or a phrase that is added leaves what was drawn for the other slots as it was (but for a prompt that was drawn
+anew because it was there before).
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def test_full_size_runs_take_the_portraits() -> None:
 
 # --- what a change of the table leaves alone ------------------------------------------------------------
 
-SLOTS = {name: tuple(range(size)) for name, size in (("a", 7), ("b", 9), ("c", 11), ("d", 8))}
+SLOTS = {name: tuple(range(size)) for name, size in (("a", 17), ("b", 9), ("c", 21), ("d", 18))}
 
 
 def column(hands: list[dict[str, int]], slot: str) -> list[int]:
@@ -91,9 +91,9 @@ def test_a_new_phrase_at_the_end_keeps_the_order_of_the_first_round() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 6), st.integers(2, 6), st.integers(0, 1000))
 def test_rounds_that_end_together_do_not_end_the_prompts(a: int, b: int, seed: int) -> None:
-    """Half of all combinations can be drawn, whatever the slots' sizes."""
+    """A quarter of all combinations can be drawn, whatever the slots' sizes."""
     slots = {"a": tuple(range(a)), "b": tuple(range(b)), "c": tuple(range(a))}
-    n = a * a * b // 2
+    n = max(2, a * a * b // 4)
     hands = stratified(slots, n, seed)
     assert len({tuple(hand.values()) for hand in hands}) == n
     for slot, options in slots.items():
