@@ -63,7 +63,7 @@ class Table:
 
 def read_table(path: Path) -> Table:
     """Of a YAML file as above. Raises UserError, naming prompts.path, for what is no such table."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     where = f"prompts.path: {path}"
     try:

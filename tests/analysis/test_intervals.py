@@ -142,6 +142,44 @@ def test_the_interval_holds_the_mean_and_the_mean_the_range(values: list[float])
     assert summary.low <= summary.mean <= summary.high
 
 
+@settings(max_examples=40, deadline=None)
+@given(numbers, st.floats(-5, 5), st.floats(-4, 4))
+def test_intervals_move_and_stretch_with_the_values(values: list[float], shift: float, factor: float) -> None:
+    ids = [f"p{i // 2}" for i in range(len(values))]
+    before, after = summarise(values, ids), summarise([factor * v + shift for v in values], ids)
+    for a, b in ((before, after),):
+        assert a.mean is not None
+        assert b.mean is not None
+        assert b.mean == pytest.approx(factor * a.mean + shift, abs=1e-6)
+        assert a.standard_error is not None
+        assert b.standard_error == pytest.approx(abs(factor) * a.standard_error, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(numbers, st.integers(0, 5))
+def test_missing_images_never_move_the_mean_and_always_lower_the_penalised_one(
+    values: list[float], missing: int
+) -> None:
+    values = [abs(value) for value in values]
+    before = summarise(values, can_miss=True)
+    after = summarise([*values, *[NAN] * missing], can_miss=True)
+    assert (after.mean, after.standard_error, after.low, after.n) == (
+        before.mean, before.standard_error, before.low, before.n,
+    )  # fmt: skip
+    assert after.missing == missing
+    assert after.penalised is not None
+    assert before.penalised is not None
+    assert after.penalised <= before.penalised + 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-10, 10), st.integers(2, 12))
+def test_equal_values_have_no_spread(value: float, n: int) -> None:
+    summary = summarise([value] * n)
+    assert summary.standard_error == pytest.approx(0, abs=1e-9)
+    assert summary.low == pytest.approx(summary.high, abs=1e-6)
+
+
 # --- numbers of whole sets ------------------------------------------------------------------------------
 
 

@@ -1,124 +1,28 @@
-"""Can the metrics be trusted? They are asked about a world whose truth is known.
-
-    python -m diffusion_lab.miniature.trust FOLDER [--people 20]
-
-Every question has an answer that the drawing program knows: who is shown, how spoilt, how varied, what is worn. Each
-is put to the metrics of `diffusion_lab.metrics` through the miniature's own encoders, for people whom no encoder was
-trained on. One statistic a person (or set) is averaged with a 95 % interval over people. `FOLDER/trust.json` has all
-numbers, `FOLDER/trust.md` the table.
-"""
+"""The questions. Each has an answer that the drawing program knows; one statistic a person or set is averaged."""
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from diffusion_lab.analysis.intervals import summarise
-from diffusion_lab.metrics import METRICS
+from diffusion_lab.miniature import world
+from diffusion_lab.miniature.identity import blend
+from diffusion_lab.miniature.phrases import SLOTS, caption
 
-from . import world
-from .identity import Identity, blend
-from .phrases import SLOTS, Phrase, caption, phrase_of
+from .answers import Answer, answer, auc, curve_of, spearman
+from .people import FIRST_PERSON, Pixels, no_reference, person, photos, reference, scores
 
 if TYPE_CHECKING:
     from diffusion_lab.encoders.bank import EncoderBank
-    from diffusion_lab.interfaces import Features
 
-Pixels = NDArray[np.uint8]
-FIRST_PERSON = world.EVALUATION_SEEDS + 400_000
 REFERENCES = 14  # photographs of a person that similarity is measured against
 SCENE = tuple(slot for slot in SLOTS if slot != "quality")  # what should not change who is seen
 LEVELS = tuple(i / 8 for i in range(9))  # of the way from one person to another
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One question put to one metric: a mean with its 95 % interval over people or sets."""
-
-    metric: str
-    question: str
-    statistic: str
-    mean: float
-    low: float
-    high: float
-    n: int  # people or sets
-    curve: Mapping[str, float] = field(default_factory=dict)
-
-
-def answer(
-    metric: str,
-    question: str,
-    statistic: str,
-    values: Sequence[float],
-    curve: Mapping[str, float] | None = None,
-) -> Answer:
-    """Average ``values``, one a person; those that are NaN are left out. ValueError for fewer than two."""
-    found = summarise(values)
-    if found.mean is None or found.low is None or found.high is None:
-        raise ValueError(f"{metric}: {question}: {found.n} values are too few")
-    return Answer(metric, question, statistic, found.mean, found.low, found.high, found.n, dict(curve or {}))
-
-
-def person(k: int) -> Identity:
-    """The k-th person of the study; women and men by turns."""
-    return world.identity_from_seed(FIRST_PERSON + k)
-
-
-def photos(identity: Identity, first: int, n: int, **values: str) -> list[Pixels]:
-    """``n`` photographs of ``identity`` in random scenes that are not spoilt; ``values`` fix slots."""
-    phrases: dict[str, Phrase] = {"style": SLOTS["style"][0], "quality": SLOTS["quality"][0]}
-    phrases |= {slot: phrase_of(slot, value) for slot, value in values.items()}
-    return [world.draw_portrait(first + i, identity=identity, phrases=phrases).image for i in range(n)]
-
-
-def scores(
-    bank: EncoderBank,
-    metric: str,
-    images: Sequence[Pixels],
-    references: Features,
-    texts: list[str] | None = None,
-) -> NDArray[np.float64]:
-    """The metric's value of each image, float64 [n], NaN where undefined."""
-    from diffusion_lab.interfaces import Metric, References
-
-    seen = bank.features(images, texts=texts, needs=set(METRICS[metric].needs))
-    measure = METRICS[metric]
-    assert isinstance(measure, Metric), f"{metric} has no value an image"
-    values = measure(seen, References(train=references, heldout=None, impostors=None))
-    return np.asarray(values, dtype=np.float64)
-
-
-def reference(bank: EncoderBank, metric: str, images: Sequence[Pixels]) -> Features:
-    """What the metric compares with."""
-    return bank.features(images, texts=None, needs=set(METRICS[metric].needs) - {"clip_text"})
-
-
-def spearman(x: Sequence[float] | NDArray[np.float64], y: Sequence[float] | NDArray[np.float64]) -> float:
-    """Rank correlation of the pairs that are finite."""
-    from scipy.stats import spearmanr
-
-    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    there = np.isfinite(a) & np.isfinite(b)
-    return float(spearmanr(a[there], b[there]).statistic)
-
-
-def auc(higher: NDArray[np.float64], lower: NDArray[np.float64]) -> float:
-    """Probability that one of ``higher`` exceeds one of ``lower`` (Mann and Whitney's U over the pairs)."""
-    from scipy.stats import mannwhitneyu
-
-    a, b = higher[np.isfinite(higher)], lower[np.isfinite(lower)]
-    if not len(a) or not len(b):
-        return float("nan")
-    return float(mannwhitneyu(a, b).statistic / (len(a) * len(b)))
+FIFTHS = 5  # of a set of portraits, by merit, for the curves
 
 
 def ask_identity(bank: EncoderBank, people: int) -> list[Answer]:
@@ -137,14 +41,14 @@ def ask_identity(bank: EncoderBank, people: int) -> list[Answer]:
         ]
         correlations.append(-spearman(LEVELS, curve))
         curves.append(curve)
-    mean = np.nanmean(np.array(curves), axis=0)
     return [
         answer(
             "similarity",
             "falls as the face's parameters move to another person's",
             "rank correlation with the parameters' distance, sign turned",
             correlations,
-            {f"{t:.3f}": float(v) for t, v in zip(LEVELS, mean, strict=True)},
+            curve_of(LEVELS, curves),
+            ("share of the way to another person", "similarity"),
         )
     ]
 
@@ -171,15 +75,16 @@ def ask_scene(bank: EncoderBank, people: int, slots: Sequence[str] = SCENE) -> l
                 table[slot].setdefault(value, []).append(float(lost))
     found = []
     for slot in slots:
-        means = {value: float(np.nanmean(lost)) for value, lost in table[slot].items()}
-        worst = max(means, key=lambda value: means[value])
+        points = curve_of(list(table[slot]), list(zip(*table[slot].values(), strict=True)))
+        worst = str(max(points, key=lambda point: point.mean).at)
         found.append(
             answer(
                 "similarity",
                 f"is indifferent to {slot} (worst phrase: {worst})",
                 "likeness lost, as a share of the way to another person",
                 table[slot][worst],
-                means,
+                points,
+                (slot, "share of the way to another person"),
             )
         )
     return found
@@ -187,16 +92,22 @@ def ask_scene(bank: EncoderBank, people: int, slots: Sequence[str] = SCENE) -> l
 
 def ask_quality(bank: EncoderBank, sets: int, size: int = 40) -> list[Answer]:
     """Do aesthetics follow the quality that was drawn, and the world's own rating?"""
-    by_quality, by_rating = [], []
+    by_quality, by_rating, curves, merits = [], [], [], []
     for k in range(sets):
         drawn = [world.draw_portrait(FIRST_PERSON + 10_000 + size * k + i) for i in range(size)]
-        values = scores(bank, "aesthetics", [one.image for one in drawn], _none(bank, drawn[0].image))
+        values = scores(bank, "aesthetics", [one.image for one in drawn], no_reference(bank, drawn[0].image))
+        rated = np.array([one.rating for one in drawn])
         by_quality.append(spearman([one.scene.quality for one in drawn], values))
-        by_rating.append(spearman([one.rating for one in drawn], values))
+        by_rating.append(spearman(rated, values))
+        fifths = np.array_split(np.argsort(rated, kind="stable"), FIFTHS)
+        curves.append([float(values[rows].mean()) for rows in fifths])
+        merits.append([float(rated[rows].mean()) for rows in fifths])
     text = "rank correlation in sets of random portraits"
+    at = [float(merit) for merit in np.array(merits).mean(axis=0)]
+    axes = ("the world's rating, by fifths", "aesthetics")
     return [
         answer("aesthetics", "follows the drawn quality", text, by_quality),
-        answer("aesthetics", "follows the world's rating", text, by_rating),
+        answer("aesthetics", "follows the world's rating", text, by_rating, curve_of(at, curves), axes),
     ]
 
 
@@ -218,17 +129,17 @@ def ask_variety(bank: EncoderBank, sets: int, size: int = 24) -> list[Answer]:
                     )  # drawn for every slot, used for the free ones
                     chosen[str(slot)] = SLOTS[str(slot)][pick if j < m else 0]
                 pictures.append(world.draw_portrait(5000 * k + i, identity=person(k), phrases=chosen).image)
-            curve.append(float(scores(bank, "diversity", pictures, _none(bank, pictures[0])).mean()))
+            curve.append(float(scores(bank, "diversity", pictures, no_reference(bank, pictures[0])).mean()))
         correlations.append(spearman(range(len(free) + 1), curve))
         curves.append(curve)
-    mean = np.array(curves).mean(axis=0)
     return [
         answer(
             "diversity",
             "grows with the number of slots that vary",
             "rank correlation with that number",
             correlations,
-            {str(m): float(v) for m, v in enumerate(mean)},
+            curve_of(range(len(free) + 1), curves),
+            ("slots that vary", "diversity"),
         )
     ]
 
@@ -237,17 +148,25 @@ def ask_copies(bank: EncoderBank, people: int) -> list[Answer]:
     """Are slightly changed copies of training pictures told from new pictures of the same person?"""
     found = []
     for name, change in COPIES.items():
-        values = []
+        values, means = [], []
         for k in range(people):
             known = photos(person(k), 1000 * k, REFERENCES)
             base = reference(bank, "memorisation", known)
             copied = [change(image, np.random.default_rng([k, i])) for i, image in enumerate(known)]
             fresh = photos(person(k), 6_000_000 + 1000 * k, REFERENCES)
-            values.append(
-                auc(scores(bank, "memorisation", copied, base), scores(bank, "memorisation", fresh, base))
-            )
+            of_copies = scores(bank, "memorisation", copied, base)
+            of_new = scores(bank, "memorisation", fresh, base)
+            values.append(auc(of_copies, of_new))
+            means.append([float(of_new.mean()), float(of_copies.mean())])
         found.append(
-            answer("memorisation", f"finds planted copies ({name})", "AUC against new pictures", values)
+            answer(
+                "memorisation",
+                f"finds planted copies ({name})",
+                "AUC against new pictures",
+                values,
+                curve_of(["new pictures", "copies"], means),
+                (name, "memorisation"),
+            )
         )
     return found
 
@@ -259,7 +178,9 @@ def ask_faces(bank: EncoderBank, people: int, each: int = 4) -> list[Answer]:
     for k in range(people):
         for kind in kinds:
             pictures = photos(person(k), 4_000_000 + 1000 * k, each, quality=kind)
-            rates[kind].append(float(scores(bank, "face_rate", pictures, _none(bank, pictures[0])).mean()))
+            rates[kind].append(
+                float(scores(bank, "face_rate", pictures, no_reference(bank, pictures[0])).mean())
+            )
     return [answer("face_rate", f"quality: {kind}", "share of faces found", rates[kind]) for kind in kinds]
 
 
@@ -271,7 +192,7 @@ def ask_words(
     for k in range(sets):
         drawn = [world.draw_portrait(FIRST_PERSON + 50_000 + size * k + i, clean=True) for i in range(size)]
         images, rng = [one.image for one in drawn], np.random.default_rng([k, 23])
-        base = _none(bank, images[0])
+        base = no_reference(bank, images[0])
         true = scores(bank, "clip_text", images, base, [caption(one.noun, one.phrases) for one in drawn])
         for slot in slots:
             wrong = []
@@ -307,49 +228,3 @@ COPIES: dict[str, Callable[[Pixels, np.random.Generator], Pixels]] = {
     "JPEG at quality 60": _jpeg,
     "moved by 1 or 2 pixels": _shifted,
 }
-
-
-def _none(bank: EncoderBank, image: Pixels) -> Features:
-    """A reference for metrics that need none."""
-    return bank.features([image], texts=None, needs=set())
-
-
-def study(people: int = 20) -> list[Answer]:
-    """All questions, about ``people`` people (two or more)."""
-    from diffusion_lab.config import Metrics
-    from diffusion_lab.encoders.bank import EncoderBank
-
-    bank = EncoderBank(Metrics(encoders="miniature"))
-    answers: list[Answer] = []
-    for ask in (ask_identity, ask_scene, ask_quality, ask_variety, ask_copies, ask_faces, ask_words):
-        answers += ask(bank, people)
-        print(f"{ask.__name__}: done", flush=True)
-    return answers
-
-
-def table(answers: Sequence[Answer]) -> str:
-    """The answers as a Markdown table."""
-    rows = ["| metric | question | statistic | mean | 95 % interval | n |", "|---|---|---|---|---|---|"]
-    rows += [
-        f"| `{a.metric}` | {a.question} | {a.statistic} | {a.mean:.3f} | {a.low:.3f} to {a.high:.3f} | {a.n} |"
-        for a in answers
-    ]
-    return "\n".join(rows) + "\n"
-
-
-def main() -> None:
-    """Command line: ask, write, show."""
-    parser = argparse.ArgumentParser(description="Ask the metrics about a world whose truth is known.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--people", type=int, default=20)
-    asked = parser.parse_args()
-    answers = study(asked.people)
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    plain: list[dict[str, Any]] = [asdict(one) for one in answers]
-    (asked.folder / "trust.json").write_text(json.dumps(plain, indent=1) + "\n")
-    (asked.folder / "trust.md").write_text(table(answers))
-    print(table(answers))
-
-
-if __name__ == "__main__":
-    main()
