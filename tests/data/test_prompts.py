@@ -23,6 +23,7 @@ from diffusion_lab.data.prompts import (
     images_per_prompt,
     load_prompts,
     prompt_slots,
+    prompts_sha256,
     with_article,
     without_identifier,
 )
@@ -102,6 +103,21 @@ def test_nested_in_n_and_changed_by_the_seed() -> None:
     assert load(n=30).prompts == hundred[:30]
     assert {p.text for p in load(n=100, seed=1)} != {p.text for p in hundred}
     assert load(n=100, seed=1).sha256 != load(n=100).sha256
+
+
+def test_the_hash_is_of_everything_that_was_asked() -> None:
+    prompts = load(n=3)
+    first, *rest = prompts.prompts
+    assert prompts.sha256 == prompts_sha256(prompts.prompts, prompts.negative)
+    changed = [
+        replace(first, id="p9"),
+        replace(first, text=first.text + "."),
+        replace(first, plain="a dog"),
+        replace(first, slots={**first.slots, "place": "at sea"}),
+    ]
+    hashes = {prompts_sha256([one, *rest], "") for one in changed}
+    hashes |= {prompts_sha256([*rest, first], ""), prompts_sha256(prompts.prompts, "ugly"), prompts.sha256}
+    assert len(hashes) == 7
 
 
 def test_the_plain_set_has_no_negative_prompt_and_no_spoilt_words() -> None:

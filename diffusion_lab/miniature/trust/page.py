@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ def write_page(path: Path, answers: Sequence[Answer]) -> Path:
     figures = {
         name: (title, small, figure)
         for name, title, small, figure in (
-            ("identity", "Similarity and identity", "falls to another person's", _lines(answers, "similarity")),
-            ("scene", "Similarity and the scene", "likeness lost; the dot with an interval: a slot's worst phrase", _scene(answers)),
+            ("identity", "Similarity and identity", "solid: to another person; dotted: in shape alone", _lines(answers, "similarity")),
+            ("scene", "Similarity and the scene", "likeness lost; with interval: a slot's worst phrase", _scene(answers)),
             ("quality", "Aesthetics and merit", "rises", _lines(answers, "aesthetics")),
             ("variety", "Diversity and variety", "rises", _lines(answers, "diversity")),
             ("copies", "Memorisation and planted copies", "copies lie above new pictures", _copies(answers)),
@@ -49,25 +50,25 @@ def write_page(path: Path, answers: Sequence[Answer]) -> Path:
 
 
 def _lines(answers: Sequence[Answer], metric: str) -> go.Figure | None:
-    """The metric's curve over numbers, with its band."""
-    found = next(
-        (a for a in answers if a.metric == metric and a.curve and isinstance(a.curve[0].at, float)), None
-    )
-    if found is None:
+    """The metric's curves over numbers, each with its band; the second one dotted."""
+    asked = [a for a in answers if a.metric == metric and a.curve and isinstance(a.curve[0].at, float)]
+    if not asked:
         return None
-    figure, colour, points = charts.empty_figure(), charts.hue(metric), found.curve
-    banded = [p for p in points if p.low is not None]
-    figure.add_scatter(
-        x=[p.at for p in [*banded, *banded[::-1]]], y=[p.high for p in banded] + [p.low for p in banded[::-1]],
-        fill="toself", fillcolor=colour, opacity=0.2, line_width=0, mode="lines", hoverinfo="skip",
-    )  # fmt: skip
-    figure.add_scatter(
-        x=[p.at for p in points], y=[p.mean for p in points], mode="lines+markers",
-        line={"color": colour, "width": 2.2}, marker={"size": 7}, customdata=[_interval(p) for p in points],
-        hovertemplate="%{x:.3g}: <b>%{y:.3f}</b><br>%{customdata}<extra></extra>",
-    )  # fmt: skip
-    figure.update_xaxes(title_text=found.axes[0])
-    figure.update_yaxes(title_text=found.axes[1])
+    figure, colour = charts.empty_figure(), charts.hue(metric)
+    for number, found in enumerate(asked):
+        points, banded = found.curve, [p for p in found.curve if p.low is not None]
+        figure.add_scatter(
+            x=[p.at for p in [*banded, *banded[::-1]]], y=[p.high for p in banded] + [p.low for p in banded[::-1]],
+            fill="toself", fillcolor=colour, opacity=0.16, line_width=0, mode="lines", hoverinfo="skip",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[p.at for p in points], y=[p.mean for p in points], mode="lines+markers",
+            line={"color": colour, "width": 2.2, "dash": "dot" if number else "solid"}, marker={"size": 7},
+            customdata=[[_interval(p), escape(found.question)] for p in points],
+            hovertemplate="%{x:.3g}: <b>%{y:.3f}</b><br>%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title_text=asked[0].axes[0])
+    figure.update_yaxes(title_text=asked[0].axes[1])
     return figure
 
 
@@ -84,7 +85,7 @@ def _scene(answers: Sequence[Answer]) -> go.Figure | None:
         hovertemplate="%{customdata}: %{x:.3f}<extra></extra>",
     )  # fmt: skip
     _with_intervals(figure, [a.axes[0] for a in asked], asked, colour)
-    figure.update_xaxes(title_text="likeness lost, share of the way to another person", tickformat=".0%")
+    figure.update_xaxes(title_text="share of the way to another person", tickformat=".0%")
     return figure
 
 
@@ -126,8 +127,8 @@ def _rows(labels: Sequence[str]) -> go.Figure:
     figure = charts.empty_figure()
     figure.update_xaxes(showgrid=True)
     figure.update_yaxes(
-        title_text="", type="category", categoryorder="array", categoryarray=list(reversed(labels)), nticks=len(labels),
-        range=[-0.6, len(labels) - 0.4],
+        title_text="", type="category", categoryorder="array", categoryarray=list(reversed(labels)),
+        tickmode="array", tickvals=list(labels), range=[-0.6, len(labels) - 0.4],
     )  # fmt: skip
     return figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,35 +23,45 @@ if TYPE_CHECKING:
 REFERENCES = 14  # photographs of a person that similarity is measured against
 SCENE = tuple(slot for slot in SLOTS if slot != "quality")  # what should not change who is seen
 LEVELS = tuple(i / 8 for i in range(9))  # of the way from one person to another
+CATEGORIES = ("eye_colour", "hair_colour", "hair_cut", "beard")  # they switch half way, all at once
 FIFTHS = 5  # of a set of portraits, by merit, for the curves
 
 
 def ask_identity(bank: EncoderBank, people: int) -> list[Answer]:
-    """Does similarity fall as the person turns into another of the same noun?"""
-    correlations, curves = [], []
-    for k in range(people):
-        near, far = person(k), person(k + 2 * people)  # of the same noun, since the offset is even
-        base = reference(bank, "similarity", photos(near, 1000 * k, REFERENCES))
-        curve = [
-            float(
-                np.nanmean(
-                    scores(bank, "similarity", photos(blend(near, far, t), 7_000_000 + 1000 * k, 6), base)
+    """Does similarity fall as the person turns into another of the same noun? And where hair and colours stay?"""
+    kinds = {
+        "falls as the face's parameters move to another person's": False,
+        "falls as the face's shape alone moves there (same hair, beard, eye colour)": True,
+    }
+    found = []
+    for question, shape_only in kinds.items():
+        correlations, curves = [], []
+        for k in range(people):
+            near, far = person(k), person(k + 2 * people)  # of the same noun, since the offset is even
+            if shape_only:
+                far = replace(far, **{name: getattr(near, name) for name in CATEGORIES})
+            base = reference(bank, "similarity", photos(near, 1000 * k, REFERENCES))
+            curve = [
+                float(
+                    np.nanmean(
+                        scores(bank, "similarity", photos(blend(near, far, t), 7_000_000 + 1000 * k, 6), base)
+                    )
                 )
+                for t in LEVELS
+            ]
+            correlations.append(-spearman(LEVELS, curve))
+            curves.append(curve)
+        found.append(
+            answer(
+                "similarity",
+                question,
+                "rank correlation with the parameters' distance, sign turned",
+                correlations,
+                curve_of(LEVELS, curves),
+                ("share of the way to another person", "similarity"),
             )
-            for t in LEVELS
-        ]
-        correlations.append(-spearman(LEVELS, curve))
-        curves.append(curve)
-    return [
-        answer(
-            "similarity",
-            "falls as the face's parameters move to another person's",
-            "rank correlation with the parameters' distance, sign turned",
-            correlations,
-            curve_of(LEVELS, curves),
-            ("share of the way to another person", "similarity"),
         )
-    ]
+    return found
 
 
 def ask_scene(bank: EncoderBank, people: int, slots: Sequence[str] = SCENE) -> list[Answer]:
