@@ -20,7 +20,7 @@ def write_page(path: Path, answers: Sequence[Answer]) -> Path:
     figures = {
         name: (title, small, figure)
         for name, title, small, figure in (
-            ("identity", "Similarity and identity", "solid: to another person; dotted: in shape alone", _lines(answers, "similarity")),
+            ("identity", "Similarity and identity", "dotted: hair, beard and eye colour stay", _lines(answers, "similarity")),
             ("scene", "Similarity and the scene", "likeness lost; with interval: a slot's worst phrase", _scene(answers)),
             ("quality", "Aesthetics and merit", "rises", _lines(answers, "aesthetics")),
             ("variety", "Diversity and variety", "rises", _lines(answers, "diversity")),

@@ -28,17 +28,17 @@ FIFTHS = 5  # of a set of portraits, by merit, for the curves
 
 
 def ask_identity(bank: EncoderBank, people: int) -> list[Answer]:
-    """Does similarity fall as the person turns into another of the same noun? And where hair and colours stay?"""
+    """Does similarity fall as the person turns into another of the same noun? And where categories stay?"""
     kinds = {
         "falls as the face's parameters move to another person's": False,
-        "falls as the face's shape alone moves there (same hair, beard, eye colour)": True,
+        "falls as the face's numbers alone move there (cut and colour of hair, beard, eye colour stay)": True,
     }
     found = []
-    for question, shape_only in kinds.items():
+    for question, numbers_only in kinds.items():
         correlations, curves = [], []
         for k in range(people):
             near, far = person(k), person(k + 2 * people)  # of the same noun, since the offset is even
-            if shape_only:
+            if numbers_only:
                 far = replace(far, **{name: getattr(near, name) for name in CATEGORIES})
             base = reference(bank, "similarity", photos(near, 1000 * k, REFERENCES))
             curve = [
