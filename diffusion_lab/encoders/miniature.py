@@ -118,6 +118,7 @@ class MiniatureAesthetics:
     """CLIP image embeddings -> the rating that the world's raters would give, 0 to 10."""
 
     name = "miniature-aesthetics"
+    preprocessing = "unit-length miniature CLIP image embedding; clamped to 0..10"
 
     def __init__(self, net: Any, *, version: str, device: str = "cpu") -> None:
         self._net = net.to(device).eval()
