@@ -212,7 +212,9 @@ class Steps:
 @dataclass(kw_only=True, slots=True)
 class Prompts:
     name: str = "miniature"
-    path: str | None = None  # file: a text file with a prompt a line, or a CSV with a column "prompt"
+    path: str | None = (
+        None  # file: a text file with a prompt a line, or a CSV with a column "prompt"; table: YAML
+    )
     n: int = 100
     images_per_prompt: int = 1
     seed: int = 0  # which prompts are drawn

@@ -250,3 +250,41 @@ def test_small_parts(folders: tuple[Path, Path]) -> None:
     assert extremes(values, False) == [3, 0, 2]
     many = extremes([float(n) for n in range(100)], True)
     assert many == [99, 98, 97, 96, 95, 94, 5, 4, 3, 2, 1, 0]
+
+
+def test_a_thing_without_a_face_says_why_it_has_no_likeness(tmp_path: Path) -> None:
+    """And the page leaves out what nobody has: columns, tables and the order of a yes or no."""
+    subject, images = tmp_path / "cup", tmp_path / "images"
+    for folder, count in ((subject, 3), (images, 4)):
+        folder.mkdir()
+        for number in range(count):
+            noise = np.random.default_rng([count, number]).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / f"{number}{'-long' * 30}.png")
+    names = ["similarity", "similarity_heldout", "face_rate", "clip_image"]
+    asked = config((subject, images), names=names)
+    asked.data.subject, asked.data.class_noun = "cup", "cup"
+    run(asked, tmp_path / "scored")
+    found = result(tmp_path / "scored")["evaluations"][0]["metrics"]
+    assert "no face found in the 3 pictures it is compared with" in found["similarity"]["note"]
+    assert "data.n_heldout" in found["similarity_heldout"]["note"]
+    page = (tmp_path / "scored" / "report.html").read_text()
+    assert "no face found in the 3 pictures" in page
+    assert "Impostor" not in page
+    assert '<th scope="row">similarity</th>' not in page
+    assert "<h3>Images with a face</h3>" not in page
+    assert "<h3>Resemblance of the whole picture</h3>" in page
+    asked.data.n_images, asked.data.n_heldout = 2, 1
+    run(asked, tmp_path / "again")
+    held = result(tmp_path / "again")["evaluations"][0]["metrics"]["similarity_heldout"]
+    assert "no face found in the 1 held-out pictures" in held["note"]
+
+
+def test_people_in_the_pictures_and_none_in_the_images(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, colour in enumerate(("teal", "navy")):
+        Image.new("RGB", (64, 64), colour).save(images / f"{number}.png")
+    run(config((folders[0], images), names=["similarity"]), tmp_path / "scored")
+    found = result(tmp_path / "scored")["evaluations"][0]["metrics"]["similarity"]
+    assert (found["mean"], found["penalised"]) == (None, 0.0)
+    assert found["note"] == "no face found in any of the images"

@@ -14,6 +14,11 @@ everyone else's, and s^2 / n is too small by a factor of about four. The jackkni
 in which s_d^2 / n is replaced by its clustered form where prompts repeat (the same linearisation, Hoeffding
 1948).
 
+**Shares.** Where each value is 0 or 1 (face_rate) the interval is Wilson's (1927), which stays within 0 and 1 and does not
+shrink to nothing when all are alike: the p0 with (p - p0)^2 = t^2 p0 (1 - p0) / n, n the effective sample size
+p (1 - p) / se^2 (Korn & Graubard 1998, "Confidence intervals for proportions with small expected number of positive
+counts estimated from survey data"), or the number of prompts where se = 0.
+
 **Sets.** A number that only the whole set has (KID, Vendi, FID) gets its standard error from
 - the bootstrap over prompts (Efron 1979), with weights, so that an image drawn twice never meets itself;
 - its influence function, the limit of the bootstrap (Jaeckel 1972, "The infinitesimal jackknife"), where that
@@ -45,14 +50,16 @@ def summarise(
     *,
     can_miss: bool = False,
     pairwise: bool = False,
+    share: bool = False,
 ) -> Summary:
     """Mean of one metric over the images of one evaluation.
 
     ``values``: one an image, NaN where undefined; a tensor, an array or floats. ``prompt_ids``: the prompt
     of each, None where every image is its own. ``can_miss``: report the penalised mean, in which an image
-    without a value counts 0. ``pairwise``: each value is a mean over the other images (see above).
+    without a value counts 0. ``pairwise``: each value is a mean over the other images (see above). ``share``: each
+    value is 0 or 1.
     No standard error and no interval for fewer than two values or two prompts (three images where pairwise).
-    ValueError for infinite values and for lengths that differ.
+    ValueError for infinite values, for lengths that differ, and for a share of anything but 0 and 1.
     """
     x = np.array([float(value) for value in values], dtype=np.float64)
     ids = range(len(x)) if prompt_ids is None else prompt_ids
@@ -61,6 +68,8 @@ def summarise(
     if np.isinf(x).any():
         raise ValueError("an image's value is infinite")
     there = ~np.isnan(x)
+    if share and not np.isin(x[there], (0.0, 1.0)).all():
+        raise ValueError("a share is of values that are 0 or 1")
     n, missing = int(there.sum()), int((~there).sum())
     penalised = math.fsum(x[there]) / len(x) if can_miss and len(x) else None
     if n == 0:
@@ -73,8 +82,19 @@ def summarise(
         error = error * 2 * (n - 1) / (n - 2) if n > 2 else None
     if error is None:
         return Summary(mean, n, missing, None, None, None, penalised)
+    if share:
+        low, high = _wilson(mean, error, groups)
+        return Summary(mean, n, missing, error, low, high, penalised)
     reach = student_t(groups - 1) * error
     return Summary(mean, n, missing, error, mean - reach, mean + reach, penalised)
+
+
+def _wilson(p: float, error: float, groups: int) -> tuple[float, float]:
+    n = p * (1 - p) / error**2 if error > 0 else float(groups)
+    t = student_t(groups - 1)
+    middle = (p + t * t / (2 * n)) / (1 + t * t / n)
+    reach = t / (1 + t * t / n) * math.sqrt(p * (1 - p) / n + t * t / (4 * n * n))
+    return min(p, max(0.0, middle - reach)), max(p, min(1.0, middle + reach))
 
 
 def _standard_error(

@@ -36,10 +36,13 @@ def read_images(folder: Path) -> list[dict[str, str]]:
 def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
     """What the template shows, in plain values."""
     summaries = run.summaries.get(0, {})
-    named = [info for info in run.metrics.values() if images and info.name in images[0]]
+    named = [info for info in run.metrics.values() if any(row.get(info.name) for row in images)]
     source = {n: uri for n in range(len(images)) if (uri := _picture(run.folder, n))}
     taught = run.folder / "samples" / "training.png"
     job = words.get(run.config, "job.images")
+    lines = [
+        _line(run, info, summaries[info.name]) for info in run.metrics.values() if info.name in summaries
+    ]
     return {
         "title": Path(str(job)).name or str(job),
         "run": run,
@@ -48,9 +51,8 @@ def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
             f"against {words.title(run)}",
             *([f"begun {run.started[:16].replace('T', ' ')}"] if run.started else []),
         ],
-        "lines": [
-            _line(run, info, summaries[info.name]) for info in run.metrics.values() if info.name in summaries
-        ],
+        "lines": lines,
+        "impostors": any(line["impostor"] != "-" for line in lines),
         "ends": [end for info in named if (end := _ends(info, images, source))],
         "images": [
             {
@@ -111,8 +113,12 @@ def _line(run: Run, info: MetricInfo, found: Summary) -> dict[str, Any]:
 
 
 def _ends(info: MetricInfo, images: list[dict[str, str]], source: Mapping[int, str]) -> dict[str, Any] | None:
-    """Best and worst images of a metric; None where fewer than two have a value or all have the same."""
+    """Best and worst images of a metric; None where fewer than two have a value or all have the same, and of a
+    yes or no, which has no order.
+    """
     values = [_number(row[info.name]) for row in images]
+    if {value for value in values if value is not None} <= {0.0, 1.0}:
+        return None
     ranked = [number for number in extremes(values, info.higher_is_better) if number in source]
     if len(ranked) < 2 or values[ranked[0]] == values[ranked[-1]]:
         return None

@@ -1,7 +1,7 @@
 """Prompt sets: the fixed prompts that every evaluation of a run, and of the runs it is compared with, uses.
 
-A set's own negative prompt is empty except in `miniature_negative`: a negative prompt moves similarity and
-aesthetics by itself, so the plain ruler goes without.
+A set's own negative prompt is empty except in `miniature_negative`, `portrait_negative` and where a user's table has
+one: a negative prompt moves similarity and aesthetics by itself, so the plain ruler goes without.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import hashlib
 import json
 import logging
 import math
-import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import closest
+from diffusion_lab.data.deal import seeded, stratified
 from diffusion_lab.data.prompt_files import Line, read_lines
+from diffusion_lab.data.tables import PORTRAIT, Table, read_table
 from diffusion_lab.data.templates import (
     DREAMBOOTH_LIVE,
     DREAMBOOTH_OBJECTS,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from diffusion_lab.config import Prompts
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 IDENTIFIER, WITH, WITHOUT = "identifier", "with", "without"  # a slot of sets that have both, and its phrases
 
@@ -83,11 +82,6 @@ def prompts_sha256(prompts: Sequence[Prompt], negative: str) -> str:
     return hashlib.sha256(json.dumps([content, negative], ensure_ascii=False).encode()).hexdigest()
 
 
-def _random(*words: object) -> random.Random:
-    """A generator of its own for each use; seeded by text it is the same in every process."""
-    return random.Random("\0".join(map(str, words)))
-
-
 # --- the miniature's phrases ----------------------------------------------------------------------------
 
 
@@ -117,49 +111,36 @@ def prompt_slots() -> dict[str, tuple[phrases.Phrase, ...]]:
     }
 
 
-def stratified(slots: Mapping[str, tuple[T, ...]], n: int, seed: int) -> list[dict[str, T]]:
-    """n different combinations, in each slot every option equally often up to one; nested in n.
-
-    Each slot deals its options in shuffled rounds. A combination that was there before takes another card
-    of a round in progress instead, which keeps every prefix balanced.
-    """
-    dealers = {slot: _Dealer(options, _random("prompts", seed, slot)) for slot, options in slots.items()}
-    seen: set[tuple[int, ...]] = set()
-    chosen: list[dict[str, T]] = []
-    for _ in range(n):
-        hand = {slot: dealer.deal() for slot, dealer in dealers.items()}
-        if tuple(hand.values()) in seen:
-            hand = _another(hand, dealers, seen)
-        seen.add(tuple(hand.values()))
-        chosen.append({slot: slots[slot][card] for slot, card in hand.items()})
-    return chosen
+# --- a template and a table of phrases -----------------------------------------------------------------
 
 
-class _Dealer:
-    """Deals the numbers of `options` in shuffled rounds, without end."""
-
-    def __init__(self, options: tuple[object, ...], generator: random.Random) -> None:
-        self.size, self.generator = len(options), generator
-        self.rest: list[int] = []
-
-    def deal(self) -> int:
-        if not self.rest:
-            # Of all that Random offers, random() alone is promised to stay the same in later Pythons.
-            self.rest = sorted(range(self.size), key=lambda _: self.generator.random())
-        return self.rest.pop()
+def _portrait(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
+    return _from_table(PORTRAIT, config, identifier, class_noun), ""
 
 
-def _another(
-    hand: dict[str, int], dealers: Mapping[str, _Dealer], seen: set[tuple[int, ...]]
-) -> dict[str, int]:
-    """`hand` with one card exchanged for one still to come in its slot's round, so that it is new."""
-    for slot, dealer in dealers.items():
-        for place, card in enumerate(dealer.rest):
-            other = {**hand, slot: card}
-            if tuple(other.values()) not in seen:
-                dealer.rest[place] = hand[slot]
-                return other
-    raise UserError(f"prompts.n: no more than {len(seen)} different prompts can be drawn; set it lower")
+def _portrait_negative(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
+    return _from_table(PORTRAIT, config, identifier, class_noun), PORTRAIT.negative
+
+
+def _table(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
+    if not config.path:
+        raise UserError("prompts.path is not set: give a YAML file with template and slots")
+    table = read_table(Path(config.path).expanduser())
+    return _from_table(table, config, identifier, class_noun), table.negative
+
+
+def _from_table(table: Table, config: Prompts, identifier: str, class_noun: str) -> tuple[Prompt, ...]:
+    hands = stratified(table.slots, config.n, config.seed)
+    texts = [table.text(chosen) for chosen in hands]
+    return tuple(
+        Prompt(
+            id=_id(i),
+            text=fill(text, f"{identifier} {class_noun}"),
+            plain=plain_prompt(text, identifier, class_noun),
+            slots=chosen,
+        )
+        for i, (text, chosen) in enumerate(zip(texts, hands, strict=True))
+    )
 
 
 # --- lists ----------------------------------------------------------------------------------------------
@@ -179,7 +160,7 @@ def _paper(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Pro
     """
     edits = list(enumerate(PAPER))
     if config.n < 2 * len(PAPER):
-        generator = _random("prompts", config.seed)
+        generator = seeded("prompts", config.seed)
         drawn = sorted(edits[1:], key=lambda _: generator.random())[: max(1, config.n // 2) - 1]
         edits = [edits[0], *sorted(drawn)]
     both = ((WITH, f"{identifier} {class_noun}", 0), (WITHOUT, class_noun, len(PAPER)))
@@ -215,7 +196,7 @@ def _from_lines(lines: list[Line], config: Prompts, identifier: str, class_noun:
     """All lines, or n drawn so that smaller draws lie inside larger ones, in the order of the lines."""
     numbered = list(enumerate(lines))
     if config.n < len(lines):
-        generator = _random("prompts", config.seed)
+        generator = seeded("prompts", config.seed)
         drawn = sorted(numbered, key=lambda _: generator.random())[: config.n]
         numbered = sorted(drawn, key=lambda pair: pair[0])
     return tuple(
@@ -267,6 +248,9 @@ Make = Callable[["Prompts", str, str], tuple[tuple[Prompt, ...], str]]
 SETS: dict[str, Make] = {
     "miniature": _miniature,
     "miniature_negative": _miniature_negative,
+    "portrait": _portrait,
+    "portrait_negative": _portrait_negative,
+    "table": _table,
     "dreambooth_objects": _templates(DREAMBOOTH_OBJECTS),
     "dreambooth_live": _templates(DREAMBOOTH_LIVE),
     "paper": _paper,

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CLIP_LIMIT = 77  # tokens with start and end, of every CLIP text encoder
+# CLIP's pieces are numbered by falling frequency (the order of its merges): the last fifth of 49,408 is rare, "sks" too.
+RARE = 40_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,14 @@ class TokenReport:
 
     @property
     def kind(self) -> str:
-        """ "one ordinary piece", "2 ordinary pieces"; a piece is ordinary when other words use it too."""
-        return "one ordinary piece" if len(self.pieces) == 1 else f"{len(self.pieces)} ordinary pieces"
+        """ "one rare piece", "one ordinary piece", "2 ordinary pieces", "2 pieces, 1 of them rare".
+
+        Ordinary pieces mean something to the model already; a rare one, DreamBooth's advice, hardly anything.
+        """
+        rare = sum(number >= RARE for number in self.ids)
+        if len(self.pieces) == 1:
+            return f"one {'rare' if rare else 'ordinary'} piece"
+        return f"{len(self.pieces)} " + (f"pieces, {rare} of them rare" if rare else "ordinary pieces")
 
     def __str__(self) -> str:
         lines = [

@@ -15,10 +15,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffusion_lab.encoders.weights import fingerprint
+
 _MIN_FACE = 20  # pixels of the (enlarged) image: MTCNN's own default
 _THRESHOLDS = (0.6, 0.7, 0.7)  # of its three networks: the defaults
 _FACTOR = 0.709  # of its image pyramid
 _SMALLEST = 21  # pixels of the shorter side below which the pyramid has no level at all
+_NO_FACE = 8  # pixels of the shorter side below which nobody could tell a face: not enlarged for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,7 @@ class FaceDetector:
     pixels, since MTCNN misses faces of less than about 40 pixels; None leaves images as they are.
     """
 
-    name = "mtcnn"
-    version = "facenet-pytorch-2.5"
+    name = "mtcnn of facenet-pytorch"
 
     def __init__(self, device: str = "cpu", enlarge_to: int | None = 160) -> None:
         from facenet_pytorch import MTCNN
@@ -45,6 +47,10 @@ class FaceDetector:
         self.device = torch.device(device)
         self.enlarge_to = enlarge_to
         self._net = MTCNN(keep_all=True, post_process=False, device=self.device)
+        self.version = fingerprint(self._net)
+        self.preprocessing = f"most probable face of {_MIN_FACE} pixels or more" + (
+            "" if enlarge_to is None else f", shorter side enlarged to {enlarge_to}, bilinear"
+        )
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Face | None]:
         """The most probable face of each image (uint8 [h, w, 3], any sizes); of near equals the largest.
@@ -62,6 +68,8 @@ class FaceDetector:
     def _one(self, image: NDArray[np.uint8]) -> Face | None:
         from facenet_pytorch.models.utils.detect_face import detect_face
 
+        if min(image.shape[:2]) < _NO_FACE:
+            return None
         enlarged, scale = _enlarge(image, self.enlarge_to)
         if min(enlarged.shape[:2]) < _SMALLEST:
             return None

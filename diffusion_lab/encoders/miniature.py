@@ -31,6 +31,9 @@ class MiniatureFaceEmbedder:
         self.size = size
         self.margin = margin
         self.version = version
+        self.preprocessing = (
+            f"square around MTCNN's box, margin {margin}, {size}x{size} bilinear, x / 127.5 - 1"
+        )
         self.device = torch.device(device)
 
     @classmethod
@@ -65,6 +68,7 @@ class MiniatureClip:
         self.version = version
         self.device = torch.device(device)
         self.size = 64  # pixels
+        self.preprocessing = "centre square, Pillow bicubic 64x64, x / 127.5 - 1"
 
     @classmethod
     def load(cls, folder: Path | None = None, device: str = "cpu") -> Self:
@@ -114,6 +118,7 @@ class MiniatureAesthetics:
     """CLIP image embeddings -> the rating that the world's raters would give, 0 to 10."""
 
     name = "miniature-aesthetics"
+    preprocessing = "unit-length miniature CLIP image embedding; clamped to 0..10"
 
     def __init__(self, net: Any, *, version: str, device: str = "cpu") -> None:
         self._net = net.to(device).eval()

@@ -149,6 +149,7 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     _describe(files, metrics, bank, references, reference_scores(references, metrics))
     rows, summaries = score(features, references, metrics, planned, 0)
     _tell_prompts(planned, told, summaries)
+    _tell_faces(references, summaries)
     prompts = tuple(item.prompt for item in planned)
     found = Evaluation(
         step=0, images=(), rows=rows, summaries=summaries,
@@ -241,6 +242,24 @@ def _tell_prompts(planned: Sequence[Planned], told: Sequence[Told], summaries: d
     if without and (clip := summaries.get("clip_text")):
         note = f"{without} of {len(planned)} images have no prompt"
         summaries["clip_text"] = dataclasses.replace(clip, note=note)
+
+
+def _tell_faces(references: References, summaries: dict[str, Summary]) -> None:
+    """Why likeness has no value at all, into its summary."""
+    for name, group, what in (
+        ("similarity", references.train, "pictures it is compared with"),
+        ("similarity_heldout", references.heldout, "held-out pictures"),
+    ):
+        found = summaries.get(name)
+        if found is None or found.mean is not None:
+            continue
+        if group is None:
+            note = "there are no held-out pictures (data.n_heldout)"
+        elif group.face is not None and bool(group.face.isnan().any(dim=1).all()):
+            note = f"no face found in the {group.n} {what}; for things without one: clip_image, dino"
+        else:
+            note = "no face found in any of the images"
+        summaries[name] = dataclasses.replace(found, note=note)
 
 
 def usual_side(paths: Sequence[Path]) -> int:

@@ -120,6 +120,7 @@ def score(
             # missing.
             can_miss=metric.can_miss and _comparable(metric, references),
             pairwise="values" in metric.pairwise,
+            share=metric.unit == "share",
         )
         rows.extend(
             ScoreRow(
@@ -224,8 +225,9 @@ def reference_scores(
             result[metric.name] = {"ceiling": lines[0], "impostor": lines[1]}
             continue
         ceiling, impostor = metric.ceiling(references), metric.impostor(references)
+        pairs, share = "ceiling" in metric.pairwise, metric.unit == "share"
         result[metric.name] = {
-            "ceiling": None if ceiling is None else summarise(ceiling, pairwise="ceiling" in metric.pairwise),
+            "ceiling": None if ceiling is None else summarise(ceiling, pairwise=pairs, share=share),
             "impostor": None if impostor is None else summarise(impostor),
         }
     return result

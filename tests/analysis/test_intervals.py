@@ -142,6 +142,86 @@ def test_the_interval_holds_the_mean_and_the_mean_the_range(values: list[float])
     assert summary.low <= summary.mean <= summary.high
 
 
+@settings(max_examples=40, deadline=None)
+@given(numbers, st.floats(-5, 5), st.floats(-4, 4))
+def test_intervals_move_and_stretch_with_the_values(values: list[float], shift: float, factor: float) -> None:
+    ids = [f"p{i // 2}" for i in range(len(values))]
+    before, after = summarise(values, ids), summarise([factor * v + shift for v in values], ids)
+    for a, b in ((before, after),):
+        assert a.mean is not None
+        assert b.mean is not None
+        assert b.mean == pytest.approx(factor * a.mean + shift, abs=1e-6)
+        assert a.standard_error is not None
+        assert b.standard_error == pytest.approx(abs(factor) * a.standard_error, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(numbers, st.integers(0, 5))
+def test_missing_images_never_move_the_mean_and_always_lower_the_penalised_one(
+    values: list[float], missing: int
+) -> None:
+    values = [abs(value) for value in values]
+    before = summarise(values, can_miss=True)
+    after = summarise([*values, *[NAN] * missing], can_miss=True)
+    assert (after.mean, after.standard_error, after.low, after.n) == (
+        before.mean, before.standard_error, before.low, before.n,
+    )  # fmt: skip
+    assert after.missing == missing
+    assert after.penalised is not None
+    assert before.penalised is not None
+    assert after.penalised <= before.penalised + 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-10, 10), st.integers(2, 12))
+def test_equal_values_have_no_spread(value: float, n: int) -> None:
+    summary = summarise([value] * n)
+    assert summary.standard_error == pytest.approx(0, abs=1e-9)
+    assert summary.low == pytest.approx(summary.high, abs=1e-6)
+
+
+# --- shares ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("yes", "n"), [(1, 8), (5, 20), (50, 100), (99, 100)])
+def test_the_interval_of_a_share_solves_wilsons_equation(yes: int, n: int) -> None:
+    found = summarise([1.0] * yes + [0.0] * (n - yes), share=True)
+    p, t, effective = yes / n, student_t(n - 1), n - 1  # of s^2 / n with n - 1 in s
+    roots = sorted(np.roots([1 + t * t / effective, -(2 * p + t * t / effective), p * p]).real)
+    assert (found.low, found.high) == pytest.approx(tuple(roots))
+    assert found.standard_error == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)))
+
+
+def test_the_interval_of_a_share_is_scipys_for_many_images() -> None:
+    found = summarise([1.0] * 3000 + [0.0] * 7000, share=True)
+    expected = stats.binomtest(3000, 10_000).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-5)
+
+
+def test_a_share_of_all_is_not_certain_and_clusters_count_once() -> None:
+    few, many = summarise([1.0] * 8, share=True), summarise([1.0] * 100, share=True)
+    assert few.standard_error == many.standard_error == 0
+    assert few.low is not None
+    assert many.low is not None
+    assert 0.5 < few.low < many.low < 0.97
+    assert few.high == many.high == 1
+    assert summarise([0.0] * 8, share=True).high == pytest.approx(1 - few.low)
+    assert summarise([1.0] * 32, np.repeat(np.arange(8), 4).tolist(), share=True).low == pytest.approx(
+        few.low
+    )
+    with pytest.raises(ValueError, match="0 or 1"):
+        summarise([0.5, 1.0], share=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 1.0, NAN]), min_size=2, max_size=30), st.integers(1, 4))
+def test_the_interval_of_a_share_stays_within_its_bounds(values: list[float], of_a_prompt: int) -> None:
+    found = summarise(values, [i // of_a_prompt for i in range(len(values))], share=True)
+    if found.low is not None and found.high is not None and found.mean is not None:
+        assert 0 <= found.low <= found.mean <= found.high <= 1
+        assert found.low < found.high
+
+
 # --- numbers of whole sets ------------------------------------------------------------------------------
 
 

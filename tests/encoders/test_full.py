@@ -251,3 +251,48 @@ def test_a_head_of_another_clip(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(1, 8), "bias": torch.zeros(1)}, tmp_path / "head.safetensors")
     with pytest.raises(UserError, match="8 numbers.*gives 16"):
         AestheticsHead.load(str(tmp_path / "head.safetensors")).score(torch.zeros(2, 16))
+
+
+def test_laions_heads_load_as_published_with_the_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their layers and names (random weights): `nn.Linear(768, 1)` and `nn.Linear(512, 1)` of
+    LAION-AI/aesthetic-predictor, and improved-aesthetic-predictor's `layers`, trained with Lightning.
+    """
+    linear, small = torch.nn.Linear(768, 1), torch.nn.Linear(512, 1)
+    torch.save(linear.state_dict(), tmp_path / "sa_0_4_vit_l_14_linear.pth")
+    torch.save(small.state_dict(), tmp_path / "sa_0_4_vit_b_32_linear.pth")
+    improved = torch.nn.Sequential(
+        torch.nn.Linear(768, 1024), torch.nn.Dropout(0.2), torch.nn.Linear(1024, 128), torch.nn.Dropout(0.2),
+        torch.nn.Linear(128, 64), torch.nn.Dropout(0.1), torch.nn.Linear(64, 16), torch.nn.Linear(16, 1),
+    ).eval()  # fmt: skip
+    named = {f"layers.{name}": value for name, value in improved.state_dict().items()}
+    torch.save(named, tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
+    for file, net, width in (
+        ("sa_0_4_vit_l_14_linear.pth", linear, 768),
+        ("sa_0_4_vit_b_32_linear.pth", small, 512),
+        ("sac+logos+ava1-l14-linearMSE.pth", improved, 768),
+    ):
+        caplog.clear()
+        head = AestheticsHead.load(str(tmp_path / file))
+        assert "LAION" in caplog.text
+        assert "rate what it taught itself" in caplog.text
+        x = torch.nn.functional.normalize(torch.randn(3, width), dim=1)
+        with torch.no_grad():
+            torch.testing.assert_close(head.score(x), net(x)[:, 0].clamp(0, 10), atol=1e-5, rtol=0)
+
+
+def test_a_head_of_ones_own_goes_without_the_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from diffusion_lab.encoders.aesthetics import write_head
+
+    write_head(
+        torch.nn.Sequential(torch.nn.Linear(768, 1)), tmp_path / "own.safetensors",
+        activation="gelu", clip="open_clip ViT-L-14 0123", notes={},
+    )  # fmt: skip
+    head = AestheticsHead.load(str(tmp_path / "own.safetensors"))
+    assert not caplog.records
+    head.check_clip("open_clip ViT-L-14 0123")
+    with pytest.raises(UserError, match="was trained on open_clip ViT-L-14 0123"):
+        head.check_clip("open_clip ViT-B-32 4567")

@@ -177,6 +177,20 @@ def test_dino_is_the_class_token(dino_folder: Path, photograph: np.ndarray) -> N
     assert DinoEncoder.load(str(dino_folder)).version == dino.version  # no random pooler in it
 
 
+def test_dino_prepares_photographs_as_published(photograph: np.ndarray) -> None:
+    """facebookresearch/dino, eval_knn.py, by Pillow and NumPy alone: Resize(256, 3), CenterCrop(224), ImageNet."""
+    for image in cropped(photograph):
+        picture = Image.fromarray(image)
+        short = min(picture.size)
+        size = [256 if side == short else int(256 * side / short) for side in picture.size]
+        left, top = (round((side - 224) / 2) for side in size)
+        resized = picture.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+        pixels = np.asarray(resized.crop((left, top, left + 224, top + 224)), np.float32) / 255
+        expected = (pixels - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+        ours = published_transform()(picture).permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(ours, expected, atol=1e-6)  # rounding of the last bit
+
+
 def test_dino_v2_and_its_preprocessing(tmp_path: Path, photograph: np.ndarray) -> None:
     """Our transform against the processor that is stored with `facebook/dinov2-small`."""
     from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model

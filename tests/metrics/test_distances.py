@@ -140,6 +140,15 @@ def test_kid_equals_its_definition_and_knows_no_order(seed: int, n: int, m: int,
     assert kid(x.flip(0), y) == pytest.approx(kid(x, y), abs=1e-9)
 
 
+@settings(max_examples=40, deadline=None)
+@given(seeds, sizes, sizes, st.integers(2, 6))
+def test_kid_knows_no_axes_and_grows_with_the_distance(seed: int, n: int, m: int, d: int) -> None:
+    """The kernel is of dot products: turned together nothing changes. Of far sets the distance is larger."""
+    x, y, turn = rows(n, d, seed), rows(m, d, seed + 1), rotation(d, seed)
+    assert kid(x @ turn, y @ turn) == pytest.approx(kid(x, y), abs=1e-7)
+    assert kid(x + 50, y) > kid(x + 5, y) > kid(y, y) - 1e-9
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_kid_equals_torchmetrics_on_one_subset_of_all() -> None:
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -207,6 +216,30 @@ def test_vendi_equals_scipys_entropy_and_its_bounds(seed: int, n: int, d: int) -
     assert 1 - 1e-9 <= vendi(x) <= min(n, d) + 1e-9
     assert vendi(x.repeat(3, 1)) == pytest.approx(vendi(x), rel=1e-6)  # copies add nothing
     assert vendi(x * torch.arange(1, n + 1)[:, None]) == pytest.approx(vendi(x), rel=1e-6)  # nor do lengths
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.integers(2, 9), st.integers(2, 9))
+def test_vendi_and_diversity_know_neither_order_nor_axes(seed: int, n: int, d: int) -> None:
+    x, turn = rows(n, d, seed), rotation(d, seed)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    assert vendi(x[order]) == pytest.approx(vendi(x), rel=1e-6)
+    assert vendi(x @ turn) == pytest.approx(vendi(x), rel=1e-6)
+    torch.testing.assert_close(diversity(x @ turn), diversity(x), atol=1e-6, rtol=0)
+    torch.testing.assert_close(diversity(x[order]), diversity(x)[order], atol=1e-6, rtol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.integers(2, 9), st.integers(1, 9))
+def test_sets_of_one_image_repeated(seed: int, n: int, d: int) -> None:
+    """Degenerate, but defined: no spread, one effective image, a distance of the means alone."""
+    x = rows(1, d, seed).repeat(n, 1)
+    y = rows(1, d, seed + 1).repeat(3, 1)
+    assert vendi(x) == pytest.approx(1, abs=1e-6)
+    torch.testing.assert_close(diversity(x), torch.zeros(n), atol=1e-6, rtol=0)
+    assert frechet(x, y) == pytest.approx(float((x[0] - y[0]).square().sum()), rel=1e-9, abs=1e-9)
+    same = float(polynomial_kernel(x[:1], x[:1]) + polynomial_kernel(y[:1], y[:1]))
+    assert kid(x, y) == pytest.approx(same - 2 * float(polynomial_kernel(x[:1], y[:1])), abs=1e-6)
 
 
 def test_vendi_counts_different_images() -> None:

@@ -255,6 +255,40 @@ def test_bounds(cloud: tuple[int, int, int]) -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@given(clouds, st.integers(0, 2))
+def test_cosines_know_no_axes_and_no_faceless_photographs(cloud: tuple[int, int, int], blank: int) -> None:
+    """All embeddings turned together: the same scores. Photographs without a face: as if they were not there."""
+    n, d, seed = cloud
+    generator = np.random.default_rng(seed)
+    turn = torch.linalg.qr(torch.from_numpy(generator.normal(size=(d, d)))).Q
+
+    def features(rows: torch.Tensor) -> Features:
+        rows = rows.float()
+        return Features(n=len(rows), face=rows, clip_image=rows, clip_text=rows, dino=rows)
+
+    def unit(count: int) -> torch.Tensor:
+        rows = torch.from_numpy(generator.normal(size=(count, d)))
+        return rows / rows.norm(dim=1, keepdim=True)
+
+    def against(rows: torch.Tensor) -> References:
+        return References(train=features(rows), heldout=features(rows), impostors=None)
+
+    x, y = unit(n), unit(4)
+    padded = torch.cat([y, torch.full((blank, d), torch.nan, dtype=y.dtype)])
+    for name in ("similarity", "similarity_heldout", "clip_image", "memorisation", "dino"):
+        metric = METRICS[name]
+        assert isinstance(metric, Metric)
+        plain = metric(features(x), against(y))
+        turned = metric(features(x @ turn), against(y @ turn))
+        torch.testing.assert_close(plain, turned, atol=1e-5, rtol=0)
+        with_blank = metric(features(x), against(padded))
+        torch.testing.assert_close(plain, with_blank, atol=1e-6, rtol=0)
+        back = metric(features(y), against(x))
+        if name != "memorisation":  # a mean over all pairs is the same from either side
+            torch.testing.assert_close(plain.double().mean(), back.double().mean(), atol=1e-5, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
 @given(clouds)
 def test_copies_lower_diversity(cloud: tuple[int, int, int]) -> None:
     n, d, seed = cloud

@@ -1,0 +1,3 @@
+"use strict";
+lab.drawAll();
+document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,94 @@
+"""Answers of the study: statistics by person, averaged with an interval, and the curves behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_lab.analysis.intervals import summarise
+
+
+class Point(NamedTuple):
+    """One point of a curve: a mean over people or sets with its 95 % interval (None of fewer than two)."""
+
+    at: str | float
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One question put to one metric: a mean with its 95 % interval over people or sets."""
+
+    metric: str
+    question: str
+    statistic: str
+    mean: float
+    low: float
+    high: float
+    n: int  # people or sets
+    curve: tuple[Point, ...] = ()
+    axes: tuple[str, str] = ("", "")  # what `curve` shows: `at`, and the mean
+
+
+def answer(
+    metric: str,
+    question: str,
+    statistic: str,
+    values: Sequence[float],
+    curve: Sequence[Point] = (),
+    axes: tuple[str, str] = ("", ""),
+) -> Answer:
+    """Average ``values``, one a person; those that are NaN are left out. ValueError for fewer than two."""
+    found = summarise(values)
+    if found.mean is None or found.low is None or found.high is None:
+        raise ValueError(f"{metric}: {question}: {found.n} values are too few")
+    return Answer(metric, question, statistic, found.mean, found.low, found.high, found.n, tuple(curve), axes)
+
+
+def curve_of(at: Sequence[Hashable], values: Sequence[Sequence[float]]) -> tuple[Point, ...]:
+    """A point for each of ``at``; ``values``: for each person or set one value a point, NaN where undefined.
+
+    A point without any value is left out.
+    """
+    points = []
+    for label, column in zip(at, np.array(values, dtype=np.float64).T, strict=True):
+        found = summarise(column)
+        if found.mean is not None:
+            where = float(label) if isinstance(label, int | float) else str(label)
+            points.append(Point(where, found.mean, found.low, found.high))
+    return tuple(points)
+
+
+def spearman(x: Sequence[float] | NDArray[np.float64], y: Sequence[float] | NDArray[np.float64]) -> float:
+    """Rank correlation of the pairs that are finite."""
+    from scipy.stats import spearmanr
+
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    there = np.isfinite(a) & np.isfinite(b)
+    return float(spearmanr(a[there], b[there]).statistic)
+
+
+def auc(higher: NDArray[np.float64], lower: NDArray[np.float64]) -> float:
+    """Probability that one of ``higher`` exceeds one of ``lower`` (Mann and Whitney's U over the pairs)."""
+    from scipy.stats import mannwhitneyu
+
+    a, b = higher[np.isfinite(higher)], lower[np.isfinite(lower)]
+    if not len(a) or not len(b):
+        return float("nan")
+    return float(mannwhitneyu(a, b).statistic / (len(a) * len(b)))
+
+
+def table(answers: Sequence[Answer]) -> str:
+    """The answers as a Markdown table."""
+    rows = ["| metric | question | statistic | mean | 95 % interval | n |", "|---|---|---|---|---|---|"]
+    rows += [
+        f"| `{a.metric}` | {a.question} | {a.statistic} | {a.mean:.3f} | {a.low:.3f} to {a.high:.3f} | {a.n} |"
+        for a in answers
+    ]
+    return "\n".join(rows) + "\n"
