@@ -189,7 +189,7 @@ def make_state(tiny_sd_folder: Path, tiny_subject: Subject) -> Callable[..., Tra
     """
     import torch
 
-    from diffusion_lab.config import Config, Data, Memory, Model, Steps
+    from diffusion_lab.config import Config, Data, Memory, Model, Prompts, Steps
     from diffusion_lab.methods.lora import Lora
     from diffusion_lab.models.load import load_pipeline
     from diffusion_lab.training.state import build_state
@@ -211,6 +211,7 @@ def make_state(tiny_sd_folder: Path, tiny_subject: Subject) -> Callable[..., Tra
             memory=memory or Memory(),
             method=method or Lora(rank=4, learning_rate=1e-2),
             data=Data(flip=flip),
+            prompts=Prompts(sampling_steps=2),  # of pictures of the class, where a method draws some
             steps=Steps(**{"total": 4, "every": 2, "batch_size": 2, "log_every": 2, **steps}),
         )
         return build_state(config, load_pipeline(config.model, torch.device("cpu")), subject)
