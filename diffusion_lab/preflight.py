@@ -137,7 +137,8 @@ def _plan(
     sampled = per_evaluation * len(evaluations)
     forwards = sampled * sampling.sampling_steps * (2 if sampling.guidance_scale > 1 else 1)
     cost = estimate(config, forwards=forwards, sampled=sampled, evaluations=len(evaluations))
-    _check_place(run_folder, cost.disk_bytes, "hydra.run.dir")
+    fewer = "steps.keep_checkpoints=1" if steps.keep_checkpoints > 1 else ""
+    _check_place(run_folder, cost.disk_bytes, "hydra.run.dir", fewer)
     warnings += memory_warnings(config, cost)
     data, resolution = config.data, config.model.resolution
     every = f"every {steps.every} steps: " + ", ".join(map(str, _shortened(evaluations)))
@@ -282,8 +283,11 @@ def _warnings(config: Config) -> list[str]:
     return found
 
 
-def _check_place(folder: Path, needed: int, key: str) -> None:
-    """Can `folder` be made and written, with `needed` bytes free? It only looks: the first write decides."""
+def _check_place(folder: Path, needed: int, key: str, less: str = "") -> None:
+    """Can `folder` be made and written, with `needed` bytes free? It only looks: the first write decides.
+
+    `less`: a setting that would need less.
+    """
     existing = folder.absolute()
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -295,7 +299,7 @@ def _check_place(folder: Path, needed: int, key: str) -> None:
     if free < needed:
         raise UserError(
             f"{key}={folder}: {free / 1e6:.0f} MB are free and the run needs about {needed / 1e6:.0f} MB; "
-            "free some space or choose another folder"
+            f"free some space or choose another folder{less and f', or set {less}'}"
         )
 
 

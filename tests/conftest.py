@@ -162,8 +162,7 @@ def make_picture(number: int, height: int = 72, width: int = 64) -> Picture:
     return Picture(path=Path(f"{number:02d}.png"), sha256=f"{number:064x}", pixels=pixels)
 
 
-@pytest.fixture
-def tiny_subject() -> Subject:
+def pattern() -> Subject:
     """Five small pictures to train on and two held out; identifier `customcls`, noun `dog`."""
     return Subject(
         name="pattern",
@@ -176,13 +175,25 @@ def tiny_subject() -> Subject:
 
 
 @pytest.fixture
+def tiny_subject() -> Subject:
+    """`pattern()`."""
+    return pattern()
+
+
+@pytest.fixture
 def load_plain_pipe() -> Callable[[Path], StableDiffusionPipeline]:
     """`load_plain` for tests that need several pipelines of the same folder."""
     return load_plain
 
 
 @pytest.fixture
-def make_state(tiny_sd_folder: Path, tiny_subject: Subject) -> Callable[..., TrainingState]:
+def make_state(make_state_once: Callable[..., TrainingState]) -> Callable[..., TrainingState]:
+    """Builds a run on the tiny model, see `make_state_once`."""
+    return make_state_once
+
+
+@pytest.fixture(scope="session")
+def make_state_once(tiny_sd_folder: Path) -> Callable[..., TrainingState]:
     """Builds a run on the tiny model: `make_state(method=Lora(...), seed=0, flip=False, total=4, ...)`.
 
     Keywords it does not know go to `Steps`.
@@ -198,7 +209,7 @@ def make_state(tiny_sd_folder: Path, tiny_subject: Subject) -> Callable[..., Tra
         *,
         folder: Path = tiny_sd_folder,
         method: Any = None,
-        subject: Subject = tiny_subject,
+        subject: Subject | None = None,
         seed: int = 0,
         flip: bool = False,
         precision: str = "fp32",
@@ -214,6 +225,6 @@ def make_state(tiny_sd_folder: Path, tiny_subject: Subject) -> Callable[..., Tra
             prompts=Prompts(sampling_steps=2),  # of pictures of the class, where a method draws some
             steps=Steps(**{"total": 4, "every": 2, "batch_size": 2, "log_every": 2, **steps}),
         )
-        return build_state(config, load_pipeline(config.model, torch.device("cpu")), subject)
+        return build_state(config, load_pipeline(config.model, torch.device("cpu")), subject or pattern())
 
     return make

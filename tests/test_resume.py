@@ -122,7 +122,7 @@ def test_resume_folder_stands_for_the_words_of_that_run(tmp_path: Path) -> None:
 # --- real processes -----------------------------------------------------------------------------------
 
 KILLER = """
-import os, random, signal, sys, time, traceback
+import json, os, random, signal, sys, time, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -132,8 +132,8 @@ from diffusion_lab.jobs import load, perform
 import diffusers, peft, pyarrow.parquet, facenet_pytorch, plotly.graph_objects, accelerate
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 load("finetune")
-folder, words, kills = Path(sys.argv[1]), sys.argv[2].split(), int(sys.argv[3])
-draw = random.Random(folder.name)
+root, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+draw = random.Random(root.name)
 
 def begin(name):
     '''The job in a process of its own, without the seconds that imports take.'''
@@ -150,29 +150,39 @@ def begin(name):
 def ended(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-assert ended(begin("whole")) == 0
-killed = 0
-events = folder / "killed" / "events.jsonl"
-while True:
-    pid = begin("killed")
-    lines = events.read_bytes().count(b"\\n") if events.exists() else 0
-    if killed < kills:  # once it has told of so much more, and then at a random moment
-        wanted = lines + draw.randrange(1, 6)
-        while os.waitpid(pid, os.WNOHANG) == (0, 0):
-            if events.exists() and events.read_bytes().count(b"\\n") >= wanted:
-                time.sleep(draw.random() * 0.3)
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                killed += 1
+for name, (words, kills) in runs.items():
+    folder, killed = root / name, 0
+    assert ended(begin("whole")) == 0, name
+    events = folder / "killed" / "events.jsonl"
+    while True:
+        pid = begin("killed")
+        lines = events.read_bytes().count(b"\\n") if events.exists() else 0
+        if killed < kills:  # once it has told of so much more, and then at a random moment
+            wanted = lines + draw.randrange(1, 5)
+            while os.waitpid(pid, os.WNOHANG) == (0, 0):
+                if events.exists() and events.read_bytes().count(b"\\n") >= wanted:
+                    time.sleep(draw.random() * 0.3)
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    killed += 1
+                    break
+                time.sleep(0.01)
+            else:
                 break
-            time.sleep(0.01)
         else:
+            assert ended(pid) == 0, name
             break
-    else:
-        assert ended(pid) == 0
-        break
-print("killed", killed)
+    (folder / "killed.txt").write_text(str(killed))
 """
+SHORT = ["steps.total=3", "steps.every=3", "steps.batch_size=3", "prompts.n=2", "steps.lr_scheduler=cosine"]
+# Of every method a run that ends, and the same killed so many times: words, times.
+KILLED: dict[str, tuple[list[str], int]] = {
+    "lora": (["method.dropout=0.2", *SHORT, "steps.total=6", "steps.every=2"], 2),
+    "dreambooth": (["method=dreambooth", "method.prior_images=2", "method.ema=true", *SHORT], 1),
+    "textual_inversion": (["method=textual_inversion", "method.vectors=2", *SHORT], 1),
+    "pivotal": (["method=pivotal", "method.text_encoder=true", *SHORT], 1),
+    "hypernetwork": (["method=hypernetwork", "method.dropout=0.2", *SHORT], 1),
+}
 
 
 def curves(folder: Path) -> list[tuple[Any, ...]]:
@@ -199,34 +209,48 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert first[name] == second[name], name
     for a, b in zip(first["evaluations"], second["evaluations"], strict=True):
         assert (a["step"], a["metrics"]) == (b["step"], b["metrics"])
-    for folder in ("artefact", *(str(p.relative_to(one)) for p in (one / "adapters").iterdir())):
-        files = sorted(path.name for path in (one / folder).iterdir())
-        assert files == sorted(path.name for path in (other / folder).iterdir())
-        for name in [name for name in files if name.endswith(".safetensors")]:
-            ours, theirs = load_file(one / folder / name), load_file(other / folder / name)
+    for folder in ("artefact", "adapters"):
+        files = sorted(path.relative_to(one) for path in (one / folder).rglob("*"))
+        assert files == sorted(path.relative_to(other) for path in (other / folder).rglob("*"))
+        weights = [name for name in files if name.suffix == ".safetensors"]
+        assert weights
+        for name in weights:
+            ours, theirs = load_file(one / name), load_file(other / name)
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_random_moments_and_gone_on_with(tmp_path: Path) -> None:
-    words = [*TINY, "steps.total=6", "method.dropout=0.2", "steps.batch_size=3", "steps.lr_scheduler=cosine"]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of `KILLED`, one after the other out of one process: imports take longest."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    root = tmp_path_factory.mktemp("killed")
+    wanted = json.dumps({name: [[*TINY, *words], kills] for name, (words, kills) in KILLED.items()})
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(tmp_path), " ".join(words), "4"], capture_output=True, text=True,
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=900, check=False,
+        [sys.executable, "-c", KILLER, str(root), wanted], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DIFFUSION_LAB_CACHE": str(root / "cache")},
+        timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout.split()[-1]) >= 2
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    kinds = [
-        json.loads(line)["event"] for line in (tmp_path / "killed" / "events.jsonl").read_text().splitlines()
-    ]
-    assert kinds.count("scalars") == 6
-    assert kinds.count("evaluation") == 4  # 0, 2, 4, 6
-    assert {"resume", "finish"} <= set(kinds)
-    left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    return root
+
+
+@pytest.mark.parametrize("method", KILLED)
+def test_killed_at_random_moments_and_gone_on_with(runs: Path, method: str) -> None:
+    whole, killed = runs / method / "whole", runs / method / "killed"
+    assert int((runs / method / "killed.txt").read_text()) >= 1
+    assert_same_run(whole, killed)
+    events = [json.loads(line) for line in (killed / "events.jsonl").read_text().splitlines()]
+    assert {"resume", "finish"} <= {event["event"] for event in events}
+    steps = {kind: [e["step"] for e in events if e["event"] == kind] for kind in ("scalars", "evaluation")}
+    last = 6 if method == "lora" else 3
+    assert steps["scalars"] == [*range(1, last + 1)]
+    assert sorted(steps["evaluation"]) == ([0, 2, 4, 6] if method == "lora" else [0, 3])
+    left = sorted(path.name for path in (killed / "checkpoints").iterdir())
     assert 2 <= len(left) <= 3, left
-    assert left[-2:] == ["step-000005", "step-000006"]
+    assert left[-2:] == [f"step-{last - 1:06d}", f"step-{last:06d}"]
+    assert (killed / "adapters" / f"step-{last:06d}").is_dir(), "the last one is there beside the best"
 
 
 @pytest.fixture

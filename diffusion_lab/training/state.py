@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,10 +128,10 @@ class TrainingState:
         of_class = [] if self.prior is None else [n_all + row for row in rows]
         return {"rows": (*rows, *of_class), "n_all": n_all if self.prior is None else 2 * n_all}
 
-    def save(self, folder: Path) -> list[Path]:
-        """The method's artefact in the ecosystem's format, with the step and the trigger in its header."""
+    def save(self, folder: Path, told: Mapping[str, str] | None = None) -> list[Path]:
+        """The method's artefact in the ecosystem's format; its header has the notes, the step, and what is `told`."""
         folder.mkdir(parents=True, exist_ok=True)
-        paths = self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step)})
+        paths = self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step), **(told or {})})
         lora = folder / kohya.SOURCE_NAME
         return [*paths, *kohya.export(lora, folder / kohya.FILE_NAME)] if lora in paths else paths
 

@@ -42,9 +42,21 @@ CASES = {
     "lora_stabilised": Case(
         lambda: Lora(rank=4, rank_stabilised=True, learning_rate=1e-2), lambda name: "lora_" in name
     ),
+    "lora_dropout": Case(
+        lambda: Lora(rank=4, alpha=8.0, dropout=0.2, targets=["to_q", "to_v"], learning_rate=1e-2),
+        lambda name: "lora_" in name,
+        falls=0.99,
+    ),
     "dora": Case(lambda: Lora(rank=4, dora=True, learning_rate=1e-2), lambda name: "lora_" in name),
+    "dora_text": Case(
+        lambda: Lora(rank=4, dora=True, text_encoder=True, learning_rate=1e-2), lambda name: "lora_" in name
+    ),
     "loha": Case(lambda: Lora(variant="loha", rank=4, learning_rate=1e-2), lambda name: ".hada_" in name),
     "lokr": Case(lambda: Lora(variant="lokr", rank=4, learning_rate=1e-2), lambda name: ".lokr_" in name),
+    "lokr_text": Case(
+        lambda: Lora(variant="lokr", rank=4, text_encoder=True, learning_rate=1e-2),
+        lambda name: ".lokr_" in name,
+    ),
     "oft": Case(lambda: Lora(variant="oft", rank=4, learning_rate=1e-2), lambda name: ".oft_R" in name),
     "oft_text": Case(
         lambda: Lora(variant="oft", rank=4, text_encoder=True, learning_rate=1e-2),
@@ -54,7 +66,8 @@ CASES = {
         lambda: DreamBooth(prior_weight=0.0, learning_rate=1e-3), lambda name: name.startswith("unet.")
     ),
     "dreambooth_prior": Case(
-        lambda: DreamBooth(prior_images=3, learning_rate=1e-3), lambda name: name.startswith("unet.")
+        lambda: DreamBooth(prior_images=3, prior_weight=0.7, learning_rate=1e-3),
+        lambda name: name.startswith("unet."),
     ),
     "dreambooth_ema": Case(
         lambda: DreamBooth(prior_weight=0.0, ema=True, learning_rate=1e-3),
