@@ -186,6 +186,12 @@ def load_plain_pipe() -> Callable[[Path], StableDiffusionPipeline]:
     return load_plain
 
 
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for DIFFUSION_LAB_CACHE: pictures of a class are drawn once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
 def make_state(make_state_once: Callable[..., TrainingState]) -> Callable[..., TrainingState]:
     """Builds a run on the tiny model, see `make_state_once`."""

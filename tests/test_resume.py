@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 
 from diffusion_lab.compose import compose
 from diffusion_lab.config import as_plain_dict, fill_defaults
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.interfaces import PromptSet, Subject, UserError
+from diffusion_lab.jobs.assist import build
 from diffusion_lab.resume import differences, expand, locked, standing
 from diffusion_lab.tracking.atomic import clear_leftovers, plain
+from diffusion_lab.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
 TINY = ["experiment=debug", "metrics=debug", "steps.log_every=1", "steps.checkpoint_every=1"]
@@ -73,6 +75,23 @@ def test_another_configuration_is_refused_by_its_keys(tmp_path: Path) -> None:
         assert words in told
     assert "tracker" not in told
     assert differences({"a": {"b": [1]}}, {"a": {"b": (1,)}, "c": None}) == ["c was not there, is None"]
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(
+    tiny_sd_folder: Path, tiny_subject: Subject, load_plain_pipe: Any, tmp_path: Path
+) -> None:
+    """Copied from another run's folder: same model, same pictures, same shapes."""
+    prompts = PromptSet("none", (), "", "0")
+    given = ["model=folder", f"model.path={tiny_sd_folder}", "model.device=cpu", "method.rank=4"]
+
+    def state(*words: str, found: Any = None) -> Any:
+        config = fill_defaults(compose([*TINY, *given, *words]))
+        return build(config, load_plain_pipe(tiny_sd_folder), tiny_subject, prompts, found)
+
+    checkpoint.write(checkpoint.capture(state()), tmp_path)
+    state("steps.keep_checkpoints=5", "resume=must", "tracker.project=b", found=checkpoint.latest(tmp_path))
+    with pytest.raises(UserError, match=r"changed since: the configuration; begin anew"):
+        state("method.learning_rate=1e-5", found=checkpoint.latest(tmp_path))
 
 
 def test_a_record_that_cannot_be_read(tmp_path: Path) -> None:
@@ -275,7 +294,7 @@ def test_sigterm_ends_cleanly_and_resume_folder_goes_on(
 
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "diffusion_lab", *TINY, "steps.total=8", f"hydra.run.dir={folder}"],
+        [sys.executable, "-m", "diffusion_lab", *TINY, "steps.total=6", f"hydra.run.dir={folder}"],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
@@ -294,7 +313,7 @@ def test_sigterm_ends_cleanly_and_resume_folder_goes_on(
     assert (folder / "report.html").exists()
 
     assert main([f"resume={folder}", "steps.total=9"]) == 2
-    assert "steps.total was 8, is 9" in capfd.readouterr().err
+    assert "steps.total was 6, is 9" in capfd.readouterr().err
     newest = sorted((folder / "checkpoints").iterdir())[-1]
     (newest / "state.pt").write_bytes(b"torn")
     assert main([f"resume={folder}"]) == 0
@@ -303,8 +322,8 @@ def test_sigterm_ends_cleanly_and_resume_folder_goes_on(
     assert "going on with the run in" in log
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["error"]) == ("completed", None)
-    assert [entry["step"] for entry in result["evaluations"]] == [0, 2, 4, 6, 8]
-    assert sorted(step for step, *_ in curves(folder)) == sorted([*range(1, 9), 0, 2, 4, 6, 8])
+    assert [entry["step"] for entry in result["evaluations"]] == [0, 2, 4, 6]
+    assert sorted(step for step, *_ in curves(folder)) == sorted([*range(1, 7), 0, 2, 4, 6])
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert main([f"resume={folder}"]) == 0
     assert "left alone" in capfd.readouterr().out

@@ -118,6 +118,9 @@ def _place_artefact(
     not copied, where the disk can: nobody writes into them, they are replaced.
     """
     complete = getattr(config.method, "complete", None)
+    if not adapter_folder(run_folder, step).is_dir():  # the run fell back behind the one that took its place
+        log.warning("the adapter of step %d is gone; artefact/ comes when the run goes on to its end", step)
+        return
     with replace_folder(run_folder / "artefact") as beside:
         if complete is not None and pipe is not None:
             complete(pipe, beside)

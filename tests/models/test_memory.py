@@ -26,9 +26,8 @@ METHODS = {
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def own_cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(session_cache))
 
 
 def losses(state: Any, n: int = 3) -> list[float]:

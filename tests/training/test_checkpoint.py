@@ -28,8 +28,8 @@ class Stopped(Exception):
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(tmp_path / "cache"))
+def own_cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(session_cache))
 
 
 def run(state: Any, root: Path, logs: dict[int, Any], stop_at: int | None = None, **values: Any) -> None:
