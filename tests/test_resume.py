@@ -148,8 +148,13 @@ torch.set_num_threads(1)
 from diffusion_lab.compose import compose
 from diffusion_lab.config import fill_defaults
 from diffusion_lab.jobs import load, perform
+import diffusion_lab, importlib, pkgutil, scipy.stats
 import diffusers, peft, pyarrow.parquet, facenet_pytorch, plotly.graph_objects, accelerate
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+for module in pkgutil.walk_packages(diffusion_lab.__path__, "diffusion_lab."):
+    if "__main__" not in module.name:
+        importlib.import_module(module.name)
 load("finetune")
 root, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
 draw = random.Random(root.name)
@@ -159,7 +164,7 @@ def begin(name):
     pid = os.fork()
     if pid == 0:
         try:
-            outcome = perform(fill_defaults(compose(words)), folder / name)
+            outcome = perform(config, folder / name)
             os._exit(outcome.exit_status)
         except BaseException:
             traceback.print_exc()
@@ -170,7 +175,7 @@ def ended(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 for name, (words, kills) in runs.items():
-    folder, killed = root / name, 0
+    folder, killed, config = root / name, 0, fill_defaults(compose(words))
     assert ended(begin("whole")) == 0, name
     events = folder / "killed" / "events.jsonl"
     while True:
@@ -193,10 +198,13 @@ for name, (words, kills) in runs.items():
             break
     (folder / "killed.txt").write_text(str(killed))
 """
-SHORT = ["steps.total=3", "steps.every=3", "steps.batch_size=3", "prompts.n=2", "steps.lr_scheduler=cosine"]
+SHORT = [
+    "steps.total=3", "steps.every=3", "steps.batch_size=3", "prompts.n=2", "steps.lr_scheduler=cosine",
+    "metrics.names=[diversity]",
+]  # fmt: skip
 # Of every method a run that ends, and the same killed so many times: words, times.
 KILLED: dict[str, tuple[list[str], int]] = {
-    "lora": (["method.dropout=0.2", *SHORT, "steps.total=6", "steps.every=2"], 2),
+    "lora": (["method.dropout=0.2", *SHORT[:-1], "steps.total=6", "steps.every=2"], 2),
     "dreambooth": (["method=dreambooth", "method.prior_images=2", "method.ema=true", *SHORT], 1),
     "textual_inversion": (["method=textual_inversion", "method.vectors=2", *SHORT], 1),
     "pivotal": (["method=pivotal", "method.text_encoder=true", *SHORT], 1),
