@@ -156,7 +156,7 @@ def _plan(
                  f"training {duration(cost.training_seconds)}, "
                  f"evaluation {duration(cost.evaluation_seconds)}"),
         ("memory", memory_row(cost)),
-        ("disk", f"about {max(1, round(cost.disk_bytes / 1e6))} MB in {run_folder}"),
+        ("disk", f"about {room(cost.disk_bytes)} in {run_folder}"),
         *([] if stands == "empty" else [("resume", f"the folder holds {WORDS[stands]}")]),
     )  # fmt: skip
     return Plan(
@@ -298,13 +298,18 @@ def _check_place(folder: Path, needed: int, key: str, less: str = "") -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
-            f"{key}={folder}: {free / 1e6:.0f} MB are free and the run needs about {needed / 1e6:.0f} MB; "
+            f"{key}={folder}: {room(free)} are free and the run needs about {room(needed)}; "
             f"free some space or choose another folder{less and f', or set {less}'}"
         )
 
 
 def _shortened(steps: tuple[int, ...]) -> list[int | str]:
     return list(steps) if len(steps) <= 9 else [*steps[:4], "...", *steps[-2:]]
+
+
+def room(size: float) -> str:
+    """Bytes of a disk, for a person: "12 MB", "53 GB"."""
+    return f"{size / 1e9:.0f} GB" if size >= 10e9 else f"{max(1, round(size / 1e6))} MB"
 
 
 def duration(seconds: float) -> str:

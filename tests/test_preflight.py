@@ -200,6 +200,11 @@ def test_the_place_of_the_run(
         check(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize(("size", "words"), [(5, "1 MB"), (9.9e9, "9900 MB"), (52.6e9, "53 GB")])
+def test_rooms(size: float, words: str) -> None:
+    assert preflight.room(size) == words
+
+
 def test_the_disk_that_whole_networks_need() -> None:
     """Stable Diffusion 1.5's U-Net is 3.4 GB; AdamW keeps two numbers beside each of its weights."""
     data = ["data=folder", "data.folder=.", "data.class_noun=dog", "steps.total=70", "steps.every=10"]
