@@ -46,6 +46,7 @@ LR_SCHEDULERS = (
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
 )  # fmt: skip
 RESUME = ("auto", "never", "must")
+KEPT_ADAPTERS = ("auto", "all", "best")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
@@ -183,6 +184,7 @@ class Steps:
     log_every: int = 10
     checkpoint_every: int | None = None  # steps between checkpoints; null: at every evaluation; 0: none
     keep_checkpoints: int = 2  # the last so many are kept, and the best one
+    keep_adapters: str = "auto"  # all, best (and the last), auto: best where whole networks train, else all
 
     def __post_init__(self) -> None:
         if self.total is not None:
@@ -199,6 +201,7 @@ class Steps:
         if self.checkpoint_every is not None:
             whole("steps.checkpoint_every", self.checkpoint_every, 0)
         whole("steps.keep_checkpoints", self.keep_checkpoints, 1)
+        one_of("steps.keep_adapters", self.keep_adapters, KEPT_ADAPTERS)
         if self.snr_gamma is not None:
             number("steps.snr_gamma", self.snr_gamma, 0, above=True)
         number("steps.noise_offset", self.noise_offset, 0, 1)

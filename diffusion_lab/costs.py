@@ -67,29 +67,46 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
         evaluation = (forwards * FORWARD_SECONDS + sampled * SCORE_SECONDS) / speed
         return Cost(
             device, training, evaluation, START_SECONDS, MEMORY_BYTES,
-            _disk(evaluations, sampled, 64, 50e6 if whole else 2e6, config.steps.keep_checkpoints),
+            _disk(config, evaluations, sampled, 64, 50e6 if whole else 2e6, 150e6 if whole else 6e6),
         )  # fmt: skip
     area = ((config.model.resolution or 512) / 512) ** 2
     tflops = GPU_TFLOPS[config.model.precision] if gpu else CORE_TFLOPS * cores
     passes = steps * config.steps.batch_size * (1 + BACKWARD) * UNET_TFLOP
     training = (passes + config.data.n_images * ENCODE_TFLOP) * area / tflops
     evaluation = (forwards * UNET_TFLOP + sampled * DECODE_TFLOP) * area / tflops
-    peaks = footprint.peaks(config, footprint.architecture(config.model))
+    model = footprint.architecture(config.model)
+    peaks = footprint.peaks(config, model)
     process = 0.0 if gpu else PROCESS_BYTES
     memory = max(peaks.values()) + process
-    adapter = 3.5e9 if whole else 15e6
-    disk = _disk(evaluations, sampled, config.model.resolution or 512, adapter, config.steps.keep_checkpoints)
+    trained = footprint.trained_numbers(config, model)
+    average = trained * footprint.FULL if getattr(config.method, "ema", False) else 0.0
+    checkpoint = trained * (footprint.FULL + footprint.OPTIMIZER_BYTES[config.steps.optimizer]) + average
+    adapter = trained * footprint.FULL * (1 if whole else 2)  # a LoRA also in kohya's keys
+    rest = footprint.FULL * sum(model.parameters.values()) - adapter if whole else 0.0
+    disk = _disk(config, evaluations, sampled, config.model.resolution or 512, adapter, checkpoint, rest)
     return Cost(device, training, evaluation, 4 * START_SECONDS, memory, disk, peaks, process)
 
 
-def _disk(evaluations: int, sampled: int, resolution: int, adapter_bytes: float, checkpoints: int) -> int:
-    """Adapters, grids of at most 128 pixels a picture, tables, the report with the grids inside, checkpoints.
+def keeps_best_only(config: Config) -> bool:
+    """Whether adapters that can no longer be recommended are removed: see `steps.keep_adapters`."""
+    whole = hasattr(config.method, "complete")  # saves whole networks
+    return config.steps.keep_adapters == "best" or (config.steps.keep_adapters == "auto" and whole)
 
-    AdamW keeps two numbers beside each weight; one more checkpoint is the best one, one is being written.
+
+def _disk(
+    config: Config, evaluations: int, sampled: int, resolution: int, adapter: float, checkpoint: float,
+    rest: float = 0.0,
+) -> int:  # fmt: skip
+    """Bytes of adapters, checkpoints, grids of at most 128 pixels a picture, tables, the report with the grids inside.
+
+    `rest`: what artefact/ has beside the recommended adapter, which it shares with adapters/. One checkpoint more
+    than is kept is the best one, one is being written; and of adapters one, or artefact/ as it is put together.
     """
     side = min(resolution, 128)
-    adapters = evaluations + 3 * (checkpoints + 2)
-    return int(adapters * adapter_bytes + sampled * (side * side * 3 + 2000) * 2 + 20e6)
+    kept = min(evaluations, 2) if keeps_best_only(config) else evaluations
+    checkpoints = config.steps.keep_checkpoints + 2 if config.steps.checkpoint_every != 0 else 0
+    large = (kept + 1) * adapter + rest + checkpoints * checkpoint
+    return int(large + sampled * (side * side * 3 + 2000) * 2 + 20e6)
 
 
 def device_bytes(config: Config) -> float | None:

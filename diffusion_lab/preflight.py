@@ -138,7 +138,8 @@ def _plan(
     sampled = per_evaluation * len(evaluations)
     forwards = sampled * sampling.sampling_steps * (2 if sampling.guidance_scale > 1 else 1)
     cost = estimate(config, forwards=forwards, sampled=sampled, evaluations=len(evaluations))
-    _check_place(run_folder, cost.disk_bytes, "hydra.run.dir")
+    fewer = "steps.keep_checkpoints=1" if steps.keep_checkpoints > 1 else ""
+    _check_place(run_folder, cost.disk_bytes, "hydra.run.dir", fewer)
     warnings += memory_warnings(config, cost)
     data, resolution = config.data, config.model.resolution
     every = f"every {steps.every} steps: " + ", ".join(map(str, _shortened(evaluations)))
@@ -156,7 +157,7 @@ def _plan(
                  f"training {duration(cost.training_seconds)}, "
                  f"evaluation {duration(cost.evaluation_seconds)}"),
         ("memory", memory_row(cost)),
-        ("disk", f"about {max(1, round(cost.disk_bytes / 1e6))} MB in {run_folder}"),
+        ("disk", f"about {room(cost.disk_bytes)} in {run_folder}"),
         *([] if stands == "empty" else [("resume", f"the folder holds {WORDS[stands]}")]),
     )  # fmt: skip
     return Plan(
@@ -283,8 +284,11 @@ def _warnings(config: Config) -> list[str]:
     return found
 
 
-def _check_place(folder: Path, needed: int, key: str) -> None:
-    """Can `folder` be made and written, with `needed` bytes free? It only looks: the first write decides."""
+def _check_place(folder: Path, needed: int, key: str, less: str = "") -> None:
+    """Can `folder` be made and written, with `needed` bytes free? It only looks: the first write decides.
+
+    `less`: a setting that would need less.
+    """
     existing = folder.absolute()
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -295,13 +299,18 @@ def _check_place(folder: Path, needed: int, key: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
-            f"{key}={folder}: {free / 1e6:.0f} MB are free and the run needs about {needed / 1e6:.0f} MB; "
-            "free some space or choose another folder"
+            f"{key}={folder}: {room(free)} are free and the run needs about {room(needed)}; "
+            f"free some space or choose another folder{less and f', or set {less}'}"
         )
 
 
 def _shortened(steps: tuple[int, ...]) -> list[int | str]:
     return list(steps) if len(steps) <= 9 else [*steps[:4], "...", *steps[-2:]]
+
+
+def room(size: float) -> str:
+    """Bytes of a disk, for a person: "12 MB", "53 GB"."""
+    return f"{size / 1e9:.0f} GB" if size >= 10e9 else f"{max(1, round(size / 1e6))} MB"
 
 
 def duration(seconds: float) -> str:

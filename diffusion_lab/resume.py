@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Standing = Literal["empty", "unfinished", "finished"]
 
 FINISHED = ("completed", "diverged")  # what diverged once does so again
-FREE = ("resume", "job.dry_run", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints")
+FREE = (
+    "resume", "job.dry_run", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints", "steps.keep_adapters",
+)  # fmt: skip
 """Keys that may differ where a run goes on: they change what is said and kept, not what is trained."""
 ELSEWHERE = "choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
 
@@ -74,6 +76,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in keys
         if old.get(key, absent) != new.get(key, absent)
     ]
+
+
+def bound(config: Config) -> dict[str, Any]:
+    """The configuration, flat, without the keys that may differ where a run goes on."""
+    flat = flatten(plain(as_plain_dict(config)))
+    return {key: value for key, value in flat.items() if not key.startswith(FREE)}
 
 
 @contextlib.contextmanager

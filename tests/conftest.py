@@ -162,8 +162,7 @@ def make_picture(number: int, height: int = 72, width: int = 64) -> Picture:
     return Picture(path=Path(f"{number:02d}.png"), sha256=f"{number:064x}", pixels=pixels)
 
 
-@pytest.fixture
-def tiny_subject() -> Subject:
+def pattern() -> Subject:
     """Five small pictures to train on and two held out; identifier `customcls`, noun `dog`."""
     return Subject(
         name="pattern",
@@ -176,20 +175,38 @@ def tiny_subject() -> Subject:
 
 
 @pytest.fixture
+def tiny_subject() -> Subject:
+    """`pattern()`."""
+    return pattern()
+
+
+@pytest.fixture
 def load_plain_pipe() -> Callable[[Path], StableDiffusionPipeline]:
     """`load_plain` for tests that need several pipelines of the same folder."""
     return load_plain
 
 
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for DIFFUSION_LAB_CACHE: pictures of a class are drawn once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def make_state(tiny_sd_folder: Path, tiny_subject: Subject) -> Callable[..., TrainingState]:
+def make_state(make_state_once: Callable[..., TrainingState]) -> Callable[..., TrainingState]:
+    """Builds a run on the tiny model, see `make_state_once`."""
+    return make_state_once
+
+
+@pytest.fixture(scope="session")
+def make_state_once(tiny_sd_folder: Path) -> Callable[..., TrainingState]:
     """Builds a run on the tiny model: `make_state(method=Lora(...), seed=0, flip=False, total=4, ...)`.
 
     Keywords it does not know go to `Steps`.
     """
     import torch
 
-    from diffusion_lab.config import Config, Data, Memory, Model, Steps
+    from diffusion_lab.config import Config, Data, Memory, Model, Prompts, Steps
     from diffusion_lab.methods.lora import Lora
     from diffusion_lab.models.load import load_pipeline
     from diffusion_lab.training.state import build_state
@@ -198,7 +215,7 @@ def make_state(tiny_sd_folder: Path, tiny_subject: Subject) -> Callable[..., Tra
         *,
         folder: Path = tiny_sd_folder,
         method: Any = None,
-        subject: Subject = tiny_subject,
+        subject: Subject | None = None,
         seed: int = 0,
         flip: bool = False,
         precision: str = "fp32",
@@ -211,8 +228,9 @@ def make_state(tiny_sd_folder: Path, tiny_subject: Subject) -> Callable[..., Tra
             memory=memory or Memory(),
             method=method or Lora(rank=4, learning_rate=1e-2),
             data=Data(flip=flip),
+            prompts=Prompts(sampling_steps=2),  # of pictures of the class, where a method draws some
             steps=Steps(**{"total": 4, "every": 2, "batch_size": 2, "log_every": 2, **steps}),
         )
-        return build_state(config, load_pipeline(config.model, torch.device("cpu")), subject)
+        return build_state(config, load_pipeline(config.model, torch.device("cpu")), subject or pattern())
 
     return make

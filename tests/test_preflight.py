@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from diffusion_lab import preflight
 from diffusion_lab.compose import compose
 from diffusion_lab.config import Config, fill_defaults
+from diffusion_lab.costs import estimate
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models.folder import model_folder
 from diffusion_lab.preflight import check, duration, show
@@ -195,8 +196,30 @@ def test_the_place_of_the_run(
         check(config, tmp_path / "old")
     usage = type("Usage", (), {"free": 1_000_000})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"hydra\.run\.dir.*1 MB are free"):
+    with pytest.raises(UserError, match=r"hydra\.run\.dir.*1 MB are free.*or set steps\.keep_checkpoints=1"):
         check(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("size", "words"), [(5, "1 MB"), (9.9e9, "9900 MB"), (52.6e9, "53 GB")])
+def test_rooms(size: float, words: str) -> None:
+    assert preflight.room(size) == words
+
+
+def test_the_disk_that_whole_networks_need() -> None:
+    """Stable Diffusion 1.5's U-Net is 3.4 GB; AdamW keeps two numbers beside each of its weights."""
+    data = ["data=folder", "data.folder=.", "data.class_noun=dog", "steps.total=70", "steps.every=10"]
+
+    def disk(*words: str) -> float:
+        config = fill_defaults(compose(["experiment=full", *data, *words]))
+        return estimate(config, forwards=0, sampled=0, evaluations=8).disk_bytes / 3.438e9
+
+    base = disk("method=dreambooth")
+    assert disk("method=dreambooth", "steps.keep_adapters=all") - base == pytest.approx(6, rel=0.01)
+    assert base - disk("method=dreambooth", "steps.keep_checkpoints=1") == pytest.approx(3, rel=0.01)
+    assert base - disk("method=dreambooth", "steps.optimizer=adamw8bit") == pytest.approx(4 * 1.5, rel=0.01)
+    assert disk("method=dreambooth", "steps.checkpoint_every=0") == pytest.approx(3.3, rel=0.05)
+    assert disk("method=lora") < 0.1
+    assert disk("method=lora", "steps.keep_adapters=best") < disk("method=lora")
 
 
 def test_an_unwritable_place(

@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 
 from diffusion_lab.compose import compose
 from diffusion_lab.config import as_plain_dict, fill_defaults
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.interfaces import PromptSet, Subject, UserError
+from diffusion_lab.jobs.assist import build
 from diffusion_lab.resume import differences, expand, locked, standing
 from diffusion_lab.tracking.atomic import clear_leftovers, plain
+from diffusion_lab.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
 TINY = ["experiment=debug", "metrics=debug", "steps.log_every=1", "steps.checkpoint_every=1"]
@@ -75,6 +77,23 @@ def test_another_configuration_is_refused_by_its_keys(tmp_path: Path) -> None:
     assert differences({"a": {"b": [1]}}, {"a": {"b": (1,)}, "c": None}) == ["c was not there, is None"]
 
 
+def test_a_checkpoint_of_another_configuration_is_refused(
+    tiny_sd_folder: Path, tiny_subject: Subject, load_plain_pipe: Any, tmp_path: Path
+) -> None:
+    """Copied from another run's folder: same model, same pictures, same shapes."""
+    prompts = PromptSet("none", (), "", "0")
+    given = ["model=folder", f"model.path={tiny_sd_folder}", "model.device=cpu", "method.rank=4"]
+
+    def state(*words: str, found: Any = None) -> Any:
+        config = fill_defaults(compose([*TINY, *given, *words]))
+        return build(config, load_plain_pipe(tiny_sd_folder), tiny_subject, prompts, found)
+
+    checkpoint.write(checkpoint.capture(state()), tmp_path)
+    state("steps.keep_checkpoints=5", "resume=must", "tracker.project=b", found=checkpoint.latest(tmp_path))
+    with pytest.raises(UserError, match=r"changed since: the configuration; begin anew"):
+        state("method.learning_rate=1e-5", found=checkpoint.latest(tmp_path))
+
+
 def test_a_record_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"status": ')
     with pytest.raises(UserError, match=r"cannot be read.*hydra\.run\.dir"):
@@ -122,25 +141,30 @@ def test_resume_folder_stands_for_the_words_of_that_run(tmp_path: Path) -> None:
 # --- real processes -----------------------------------------------------------------------------------
 
 KILLER = """
-import os, random, signal, sys, time, traceback
+import json, os, random, signal, sys, time, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from diffusion_lab.compose import compose
 from diffusion_lab.config import fill_defaults
 from diffusion_lab.jobs import load, perform
+import diffusion_lab, importlib, pkgutil, scipy.stats
 import diffusers, peft, pyarrow.parquet, facenet_pytorch, plotly.graph_objects, accelerate
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+for module in pkgutil.walk_packages(diffusion_lab.__path__, "diffusion_lab."):
+    if "__main__" not in module.name:
+        importlib.import_module(module.name)
 load("finetune")
-folder, words, kills = Path(sys.argv[1]), sys.argv[2].split(), int(sys.argv[3])
-draw = random.Random(folder.name)
+root, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+draw = random.Random(root.name)
 
 def begin(name):
     '''The job in a process of its own, without the seconds that imports take.'''
     pid = os.fork()
     if pid == 0:
         try:
-            outcome = perform(fill_defaults(compose(words)), folder / name)
+            outcome = perform(config, folder / name)
             os._exit(outcome.exit_status)
         except BaseException:
             traceback.print_exc()
@@ -150,29 +174,42 @@ def begin(name):
 def ended(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-assert ended(begin("whole")) == 0
-killed = 0
-events = folder / "killed" / "events.jsonl"
-while True:
-    pid = begin("killed")
-    lines = events.read_bytes().count(b"\\n") if events.exists() else 0
-    if killed < kills:  # once it has told of so much more, and then at a random moment
-        wanted = lines + draw.randrange(1, 6)
-        while os.waitpid(pid, os.WNOHANG) == (0, 0):
-            if events.exists() and events.read_bytes().count(b"\\n") >= wanted:
-                time.sleep(draw.random() * 0.3)
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                killed += 1
+for name, (words, kills) in runs.items():
+    folder, killed, config = root / name, 0, fill_defaults(compose(words))
+    assert ended(begin("whole")) == 0, name
+    events = folder / "killed" / "events.jsonl"
+    while True:
+        pid = begin("killed")
+        lines = events.read_bytes().count(b"\\n") if events.exists() else 0
+        if killed < kills:  # once it has told of so much more, and then at a random moment
+            wanted = lines + draw.randrange(1, 5)
+            while os.waitpid(pid, os.WNOHANG) == (0, 0):
+                if events.exists() and events.read_bytes().count(b"\\n") >= wanted:
+                    time.sleep(draw.random() * 0.3)
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    killed += 1
+                    break
+                time.sleep(0.01)
+            else:
                 break
-            time.sleep(0.01)
         else:
+            assert ended(pid) == 0, name
             break
-    else:
-        assert ended(pid) == 0
-        break
-print("killed", killed)
+    (folder / "killed.txt").write_text(str(killed))
 """
+SHORT = [
+    "steps.total=3", "steps.every=3", "steps.batch_size=3", "prompts.n=2", "steps.lr_scheduler=cosine",
+    "metrics.names=[diversity]",
+]  # fmt: skip
+# Of every method a run that ends, and the same killed so many times: words, times.
+KILLED: dict[str, tuple[list[str], int]] = {
+    "lora": (["method.dropout=0.2", *SHORT[:-1], "steps.total=6", "steps.every=2"], 2),
+    "dreambooth": (["method=dreambooth", "method.prior_images=2", "method.ema=true", *SHORT], 1),
+    "textual_inversion": (["method=textual_inversion", "method.vectors=2", *SHORT], 1),
+    "pivotal": (["method=pivotal", "method.text_encoder=true", *SHORT], 1),
+    "hypernetwork": (["method=hypernetwork", "method.dropout=0.2", *SHORT], 1),
+}
 
 
 def curves(folder: Path) -> list[tuple[Any, ...]]:
@@ -199,34 +236,48 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert first[name] == second[name], name
     for a, b in zip(first["evaluations"], second["evaluations"], strict=True):
         assert (a["step"], a["metrics"]) == (b["step"], b["metrics"])
-    for folder in ("artefact", *(str(p.relative_to(one)) for p in (one / "adapters").iterdir())):
-        files = sorted(path.name for path in (one / folder).iterdir())
-        assert files == sorted(path.name for path in (other / folder).iterdir())
-        for name in [name for name in files if name.endswith(".safetensors")]:
-            ours, theirs = load_file(one / folder / name), load_file(other / folder / name)
+    for folder in ("artefact", "adapters"):
+        files = sorted(path.relative_to(one) for path in (one / folder).rglob("*"))
+        assert files == sorted(path.relative_to(other) for path in (other / folder).rglob("*"))
+        weights = [name for name in files if name.suffix == ".safetensors"]
+        assert weights
+        for name in weights:
+            ours, theirs = load_file(one / name), load_file(other / name)
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_random_moments_and_gone_on_with(tmp_path: Path) -> None:
-    words = [*TINY, "steps.total=6", "method.dropout=0.2", "steps.batch_size=3", "steps.lr_scheduler=cosine"]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of `KILLED`, one after the other out of one process: imports take longest."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    root = tmp_path_factory.mktemp("killed")
+    wanted = json.dumps({name: [[*TINY, *words], kills] for name, (words, kills) in KILLED.items()})
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(tmp_path), " ".join(words), "4"], capture_output=True, text=True,
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=900, check=False,
+        [sys.executable, "-c", KILLER, str(root), wanted], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DIFFUSION_LAB_CACHE": str(root / "cache")},
+        timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout.split()[-1]) >= 2
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    kinds = [
-        json.loads(line)["event"] for line in (tmp_path / "killed" / "events.jsonl").read_text().splitlines()
-    ]
-    assert kinds.count("scalars") == 6
-    assert kinds.count("evaluation") == 4  # 0, 2, 4, 6
-    assert {"resume", "finish"} <= set(kinds)
-    left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    return root
+
+
+@pytest.mark.parametrize("method", KILLED)
+def test_killed_at_random_moments_and_gone_on_with(runs: Path, method: str) -> None:
+    whole, killed = runs / method / "whole", runs / method / "killed"
+    assert int((runs / method / "killed.txt").read_text()) >= 1
+    assert_same_run(whole, killed)
+    events = [json.loads(line) for line in (killed / "events.jsonl").read_text().splitlines()]
+    assert {"resume", "finish"} <= {event["event"] for event in events}
+    steps = {kind: [e["step"] for e in events if e["event"] == kind] for kind in ("scalars", "evaluation")}
+    last = 6 if method == "lora" else 3
+    assert steps["scalars"] == [*range(1, last + 1)]
+    assert sorted(steps["evaluation"]) == ([0, 2, 4, 6] if method == "lora" else [0, 3])
+    left = sorted(path.name for path in (killed / "checkpoints").iterdir())
     assert 2 <= len(left) <= 3, left
-    assert left[-2:] == ["step-000005", "step-000006"]
+    assert left[-2:] == [f"step-{last - 1:06d}", f"step-{last:06d}"]
+    assert (killed / "adapters" / f"step-{last:06d}").is_dir(), "the last one is there beside the best"
 
 
 @pytest.fixture
@@ -251,7 +302,7 @@ def test_sigterm_ends_cleanly_and_resume_folder_goes_on(
 
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "diffusion_lab", *TINY, "steps.total=8", f"hydra.run.dir={folder}"],
+        [sys.executable, "-m", "diffusion_lab", *TINY, "steps.total=6", f"hydra.run.dir={folder}"],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
@@ -270,7 +321,7 @@ def test_sigterm_ends_cleanly_and_resume_folder_goes_on(
     assert (folder / "report.html").exists()
 
     assert main([f"resume={folder}", "steps.total=9"]) == 2
-    assert "steps.total was 8, is 9" in capfd.readouterr().err
+    assert "steps.total was 6, is 9" in capfd.readouterr().err
     newest = sorted((folder / "checkpoints").iterdir())[-1]
     (newest / "state.pt").write_bytes(b"torn")
     assert main([f"resume={folder}"]) == 0
@@ -279,8 +330,8 @@ def test_sigterm_ends_cleanly_and_resume_folder_goes_on(
     assert "going on with the run in" in log
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["error"]) == ("completed", None)
-    assert [entry["step"] for entry in result["evaluations"]] == [0, 2, 4, 6, 8]
-    assert sorted(step for step, *_ in curves(folder)) == sorted([*range(1, 9), 0, 2, 4, 6, 8])
+    assert [entry["step"] for entry in result["evaluations"]] == [0, 2, 4, 6]
+    assert sorted(step for step, *_ in curves(folder)) == sorted([*range(1, 7), 0, 2, 4, 6])
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert main([f"resume={folder}"]) == 0
     assert "left alone" in capfd.readouterr().out

@@ -179,6 +179,45 @@ def recommend(
     return Recommendation(steps[best], explain(moves), used, ends, scores, tuple(notes))
 
 
+def contenders(
+    summaries_by_step: Mapping[int, Mapping[str, Summary]],
+    weights: Mapping[str, float],
+    ranges: Mapping[str, Sequence[float]],
+    metrics: Iterable[MetricInfo],
+) -> set[int]:
+    """Steps that may be the recommended one once more has been measured.
+
+    With fixed ranges a step's score stays what it is, so that only the best one may. A range that comes from the
+    run grows with it and so weighs metrics anew: then every step may that no other one beats in all of them.
+    """
+    infos = {metric.name: metric for metric in metrics}
+    found = recommend(summaries_by_step, weights, ranges, infos.values())
+    if found is None:
+        return set(summaries_by_step)
+    used = set(found.weights)
+    wanted = {m for m, w in weights.items() if w > 0} or {m for m in DEFAULT_WEIGHTED if m in infos} or used
+    if used == wanted and used <= set(ranges):
+        return {found.step}
+    used |= wanted | {m for m in FALLBACK if m in infos}
+
+    def row(step: int) -> list[float]:
+        values = {m: _value(summaries_by_step[step].get(m)) for m in used}
+        signs = {m: 1 if infos[m].higher_is_better else -1 for m in used}
+        return [-math.inf if (v := values[m]) is None else signs[m] * v for m in sorted(used)]
+
+    rows = {step: row(step) for step in summaries_by_step}
+
+    def beaten(step: int) -> bool:
+        return any(
+            all(b >= a for a, b in zip(rows[step], rows[other], strict=True))
+            and (rows[other] != rows[step] or other < step)
+            for other in rows
+            if other != step
+        )
+
+    return {step for step in rows if not beaten(step)} | {found.step}
+
+
 def settle_weights(
     weights: Mapping[str, float], names: Sequence[str], seen: set[str]
 ) -> tuple[dict[str, float], list[str]]:

@@ -36,11 +36,13 @@ def build(
     config: Config, pipe: Any, subject: Subject, prompts: PromptSet, checkpoint: Checkpoint | None
 ) -> TrainingState:
     """The run at its beginning, or where the checkpoint has it."""
-    from diffusion_lab.training.checkpoint import restore
+    from diffusion_lab.resume import bound
+    from diffusion_lab.training.checkpoint import digest, restore
     from diffusion_lab.training.state import build_state
 
     state = build_state(config, pipe, subject)
     state.identity["the prompts"] = prompts.sha256
+    state.identity["the configuration"] = digest([f"{key}={value}" for key, value in bound(config).items()])
     if checkpoint is not None:
         restore(state, checkpoint)
         checkpoint.values.clear()  # as large as the state itself

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.config import Config
-from diffusion_lab.costs import planned
+from diffusion_lab.costs import keeps_best_only, planned
 from diffusion_lab.interfaces import Status, Summary
 from diffusion_lab.models.artefacts import annotate
 from diffusion_lab.tracking.atomic import dumps, replace_folder
@@ -94,19 +95,46 @@ def recommendation(config: Config, findings: Findings) -> Recommendation | None:
     )
 
 
+def prune_adapters(config: Config, run_folder: Path, findings: Findings, now: int) -> None:
+    """After the evaluation at step `now`, by `steps.keep_adapters`: goes what can no longer be recommended."""
+    from diffusion_lab.analysis.stop import contenders
+    from diffusion_lab.metrics import select
+
+    if not keeps_best_only(config):
+        return
+    metrics = select(config.metrics.names)
+    kept = contenders(findings.summaries, config.metrics.weights, config.metrics.ranges, metrics) | {now}
+    for step in findings.summaries:
+        if step not in kept and step < now:
+            shutil.rmtree(adapter_folder(run_folder, step), ignore_errors=True)
+
+
 def _place_artefact(
     config: Config, run_folder: Path, step: int, pipe: Any, scores: Mapping[str, float | None]
 ) -> None:
-    """artefact/ is a copy of the recommended step's adapter, whole or not there at all.
+    """artefact/ holds the recommended step's adapter, whole or not there at all.
 
-    A method that trains whole parts of the model adds the parts that it left alone.
+    A method that trains whole parts of the model adds the parts that it left alone. The adapter's files are linked,
+    not copied, where the disk can: nobody writes into them, they are replaced.
     """
     complete = getattr(config.method, "complete", None)
+    if not adapter_folder(run_folder, step).is_dir():  # the run fell back behind the one that took its place
+        log.warning("the adapter of step %d is gone; artefact/ comes when the run goes on to its end", step)
+        return
     with replace_folder(run_folder / "artefact") as beside:
         if complete is not None and pipe is not None:
             complete(pipe, beside)
-        shutil.copytree(adapter_folder(run_folder, step), beside, dirs_exist_ok=True)
+        shutil.copytree(adapter_folder(run_folder, step), beside, dirs_exist_ok=True, copy_function=_link)
         annotate(beside, {"recommended_step": str(step), "scores": dumps(scores)})
+
+
+def _link(source: str, target: str) -> str:
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a disk without links
+        shutil.copy2(source, target)
+    return target
 
 
 def _cost(meter: Meter | None) -> dict[str, dict[str, float]]:

@@ -22,9 +22,15 @@ from diffusion_lab.interfaces import (
 )
 from diffusion_lab.jobs import reason, undisturbed
 from diffusion_lab.jobs.assist import CHECKPOINTS, assist, build, load_parts
-from diffusion_lab.jobs.conclude import Findings, adapter_folder, conclude, recommendation
+from diffusion_lab.jobs.conclude import (
+    Findings,
+    adapter_folder,
+    conclude,
+    prune_adapters,
+    recommendation,
+)  # fmt: skip
 from diffusion_lab.resume import Standing, locked, standing
-from diffusion_lab.tracking.atomic import clear_leftovers, write_json
+from diffusion_lab.tracking.atomic import clear_leftovers, dumps, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -160,9 +166,11 @@ def _finetune(
                     progress=progress, cache=embeddings, resolution=resolution,
                     base=run_folder / "base_features.safetensors",
                 )  # fmt: skip
-            state.save(adapter_folder(run_folder, step))
+            means = {name: found.mean for name, found in evaluation.summaries.items()}
+            state.save(adapter_folder(run_folder, step), {"scores": dumps(means)})
             tracker.evaluation(evaluation, prompts)
             findings.summaries[step] = evaluation.summaries
+            prune_adapters(config, run_folder, findings, step)
             log.info("%s", _line(evaluation))
 
         def advance(step: int) -> None:

@@ -29,7 +29,7 @@ SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature 
 
 @dataclass(kw_only=True, slots=True)
 class DreamBooth:
-    # Full size: 5e-6 of the paper and of diffusers' example without prior preservation's longer runs.
+    # Full size: the paper's for Stable Diffusion, and that of diffusers' example.
     learning_rates: ClassVar[tuple[float, float]] = (1e-4, 5e-6)  # miniature, full-size models
 
     name: str = "dreambooth"

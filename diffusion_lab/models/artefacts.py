@@ -6,6 +6,7 @@ which words it is called. They are text, so every value is.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -39,7 +40,8 @@ class Artefact:
 
 
 def notes(config: Config, pipe: StableDiffusionPipeline, subject: Subject, prompt: str) -> dict[str, str]:
-    """What every artefact's header says, beside the method's own settings and the step."""
+    """What every artefact's header says, beside the step and what the tools want to see of the method."""
+    from diffusion_lab.tracking.atomic import dumps
     from diffusion_lab.tracking.provenance import checkout, versions
 
     return {
@@ -49,6 +51,15 @@ def notes(config: Config, pipe: StableDiffusionPipeline, subject: Subject, promp
         "class_noun": subject.class_noun,
         "instance_prompt": prompt,
         "subject": subject.name,
+        "hyperparameters": dumps(
+            {
+                "seed": config.seed,
+                "method": dataclasses.asdict(config.method),  # type: ignore[call-overload]
+                "steps": dataclasses.asdict(config.steps),
+                "data": {key: getattr(config.data, key) for key in ("n_images", "captions", "flip")},
+                "model": {key: getattr(config.model, key) for key in ("resolution", "precision")},
+            }
+        ),
         "seed": str(config.seed),
         "version": versions().get("diffusion-lab", ""),
         "commit": checkout(Path(__file__).resolve().parents[2])[0] or "",

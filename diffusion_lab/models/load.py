@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from diffusion_lab.models.single_file import PICKLED, SD1_CONFIG, check_file, lo
 if TYPE_CHECKING:
     import torch
     from diffusers import DDPMScheduler, StableDiffusionPipeline
+    from torch import nn
 
     from diffusion_lab.config import Model
 
@@ -224,14 +225,15 @@ def frozen_dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def cast_frozen(pipe: StableDiffusionPipeline, precision: str, *, vae: bool = True) -> None:
+def cast_frozen(pipe: StableDiffusionPipeline, precision: str, *, but: Container[nn.Module] = ()) -> None:
     """Casts every parameter that is not trained to `precision`, in place; what trains stays as it is.
 
-    To be called after the pictures were encoded: the VAE encodes in float32, and stays so with `vae=False`.
+    To be called after pictures and prompts were encoded, which is done in float32: `but` names the networks that
+    will go on encoding and stay so.
     """
     dtype = frozen_dtype(precision)
-    for module in modules(pipe) if vae else [pipe.unet, pipe.text_encoder]:
-        for parameter in module.parameters():
+    for module in modules(pipe):
+        for parameter in module.parameters() if module not in but else ():
             if not parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
 

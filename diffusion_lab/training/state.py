@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,9 +56,8 @@ class TrainingState:
     noise_scheduler: DDPMScheduler
     latents: Latents
     input_ids: Tensor  # int64 [n, tokens], the pictures' captions; [1, tokens] where all have the same
-    hidden: (
-        Tensor | None
-    )  # float32 [n or 1, tokens, d]; None where the text encoder trains or nothing is cached
+    hidden: Tensor | None  # float32 [n or 1, tokens, d]; None where it trains or nothing is cached
+    text_anew: bool  # a frozen text encoder reads the captions at every step: nothing is cached
     sampler: EpochSampler
     prior: Prior | None  # pictures of the class, where the method preserves it
     snr_gamma: float | None
@@ -109,6 +108,8 @@ class TrainingState:
             input_ids = torch.cat([input_ids, self.prior.input_ids.expand(size, -1)])
             if hidden is not None and self.prior.hidden is not None:
                 hidden = torch.cat([hidden, self.prior.hidden.expand(size, -1, -1)])
+        if self.text_anew:
+            hidden = encode_text(self.pipe, input_ids)
         return Batch(
             latents=latents,
             input_ids=input_ids,
@@ -127,10 +128,10 @@ class TrainingState:
         of_class = [] if self.prior is None else [n_all + row for row in rows]
         return {"rows": (*rows, *of_class), "n_all": n_all if self.prior is None else 2 * n_all}
 
-    def save(self, folder: Path) -> list[Path]:
-        """The method's artefact in the ecosystem's format, with the step and the trigger in its header."""
+    def save(self, folder: Path, told: Mapping[str, str] | None = None) -> list[Path]:
+        """The method's artefact in the ecosystem's format; its header has the notes, the step, and what is `told`."""
         folder.mkdir(parents=True, exist_ok=True)
-        paths = self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step)})
+        paths = self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step), **(told or {})})
         lora = folder / kohya.SOURCE_NAME
         return [*paths, *kohya.export(lora, folder / kohya.FILE_NAME)] if lora in paths else paths
 
@@ -154,13 +155,17 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
             groups = config.method.attach(pipe)
         keep = config.memory.cache
         latents = encode_pictures(pipe.vae, subject.train, resolution, flip=config.data.flip, keep=keep)
-        text_runs = keep == "off" or any(p.requires_grad for p in pipe.text_encoder.parameters())
+        text_trains = any(p.requires_grad for p in pipe.text_encoder.parameters())
+        text_runs = keep == "off" or text_trains
         input_ids, hidden = _captions(pipe, subject.train, prompt, text_runs)
         prior = _prior(config, pipe, subject, resolution, class_images, text_runs)
         own = f"global {accelerator.process_index}" if accelerator.process_index else "global"
         with seeded(stream_seed(config.seed, own)):  # every process has dropout of its own
             global_streams = RngState.capture()
-    cast_frozen(pipe, config.model.precision, vae=keep != "off")
+    text_anew = text_runs and not text_trains
+    cast_frozen(
+        pipe, config.model.precision, but=[*[pipe.vae] * (keep == "off"), *[pipe.text_encoder] * text_anew]
+    )
     recompute_activations(pipe, config.memory)
     optimizer = build_optimizer(config.steps.optimizer, groups, device)
     return TrainingState(
@@ -174,6 +179,7 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         latents=latents,
         input_ids=input_ids,
         hidden=hidden,
+        text_anew=text_anew,
         sampler=EpochSampler(n=len(subject.train), seed=config.seed),
         prior=prior,
         snr_gamma=config.steps.snr_gamma,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from diffusion_lab.analysis.stop import (
     Recommendation,
     check,
+    contenders,
     half_width_of,
     recommend,
     scale,
@@ -238,3 +239,35 @@ def test_reason_does_not_call_a_visible_change_none() -> None:
     assert (
         "similarity rose from 0.50 to 0.57" in must(recommend(clear, {"similarity": 1}, {}, METRICS)).reason
     )
+
+
+def test_with_fixed_ranges_only_the_best_can_win() -> None:
+    curves = run(similarity=[0.3, 0.6, 0.7], aesthetics=[0.6, 0.5, 0.3], diversity=[0.7, 0.6, 0.5])
+    best = must(recommend(curves, {}, RANGES, METRICS)).step
+    assert contenders(curves, {}, RANGES, METRICS) == {best}
+    assert contenders({}, {}, RANGES, METRICS) == set()
+
+
+values = st.one_of(st.none(), st.floats(0, 1).map(lambda value: round(value, 2)))
+
+
+@given(
+    rows=st.lists(st.tuples(values, values, values, values), min_size=1, max_size=7),
+    fixed=st.sets(st.sampled_from(["similarity", "aesthetics", "diversity", "clip_image"])),
+    weights=st.sampled_from([{}, {"similarity": 1.0}, {"diversity": 2.0, "clip_image": 1.0}]),
+)
+@settings(max_examples=300, deadline=None)
+def test_whoever_is_recommended_at_last_was_always_a_contender(rows, fixed, weights) -> None:
+    """What `steps.keep_adapters=best` rests on: removed on the way, a step never comes back."""
+    names = ("similarity", "aesthetics", "diversity", "clip_image")
+    measured = {
+        50 * i: {name: NOWHERE if v is None else near(v) for name, v in zip(names, row, strict=True)}
+        for i, row in enumerate(rows)
+    }
+    ranges = {name: ends for name, ends in {**RANGES, "clip_image": [0.2, 0.9]}.items() if name in fixed}
+    kept: set[int] = set()
+    for now in measured:
+        so_far = {step: found for step, found in measured.items() if step <= now}
+        kept = (kept | {now}) & (contenders(so_far, weights, ranges, METRICS) | {now})
+    last = recommend(measured, weights, ranges, METRICS)
+    assert last is None or last.step in kept

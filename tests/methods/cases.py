@@ -19,7 +19,7 @@ class Case:
 
     make: Callable[[], Any]
     trains: Callable[[str], bool]
-    falls: float = 0.9  # the loss on one batch, to this share of itself in 25 steps
+    falls: float = 0.9  # the loss on one batch, to this share of itself in 12 steps
     start: str = "customcls"  # what the identifier means at step 0, in words of the untouched model
 
 
@@ -42,19 +42,35 @@ CASES = {
     "lora_stabilised": Case(
         lambda: Lora(rank=4, rank_stabilised=True, learning_rate=1e-2), lambda name: "lora_" in name
     ),
+    "lora_dropout": Case(
+        lambda: Lora(rank=4, alpha=8.0, dropout=0.2, targets=["to_q", "to_v"], learning_rate=1e-2),
+        lambda name: "lora_" in name,
+        falls=0.99,
+    ),
     "dora": Case(lambda: Lora(rank=4, dora=True, learning_rate=1e-2), lambda name: "lora_" in name),
+    "dora_text": Case(
+        lambda: Lora(rank=4, dora=True, text_encoder=True, learning_rate=1e-2), lambda name: "lora_" in name
+    ),
     "loha": Case(lambda: Lora(variant="loha", rank=4, learning_rate=1e-2), lambda name: ".hada_" in name),
     "lokr": Case(lambda: Lora(variant="lokr", rank=4, learning_rate=1e-2), lambda name: ".lokr_" in name),
-    "oft": Case(lambda: Lora(variant="oft", rank=4, learning_rate=1e-2), lambda name: ".oft_R" in name),
+    "lokr_text": Case(
+        lambda: Lora(variant="lokr", rank=4, text_encoder=True, learning_rate=1e-2),
+        lambda name: ".lokr_" in name,
+    ),
+    "oft": Case(
+        lambda: Lora(variant="oft", rank=4, learning_rate=1e-2), lambda name: ".oft_R" in name, falls=0.95
+    ),
     "oft_text": Case(
         lambda: Lora(variant="oft", rank=4, text_encoder=True, learning_rate=1e-2),
         lambda name: ".oft_R" in name,
+        falls=0.95,
     ),
     "dreambooth": Case(
         lambda: DreamBooth(prior_weight=0.0, learning_rate=1e-3), lambda name: name.startswith("unet.")
     ),
     "dreambooth_prior": Case(
-        lambda: DreamBooth(prior_images=3, learning_rate=1e-3), lambda name: name.startswith("unet.")
+        lambda: DreamBooth(prior_images=3, prior_weight=0.7, learning_rate=1e-3),
+        lambda name: name.startswith("unet."),
     ),
     "dreambooth_ema": Case(
         lambda: DreamBooth(prior_weight=0.0, ema=True, learning_rate=1e-3),
@@ -75,13 +91,13 @@ CASES = {
     "pivotal": Case(
         lambda: pivotal(0.2),
         lambda name: name.endswith(".learned") or "lora_" in name,
-        falls=0.999,
+        falls=0.9,
         start="dog",
     ),
     "pivotal_text": Case(
         lambda: pivotal(0.2, vectors=2, text_encoder=True),
         lambda name: name.endswith(".learned") or "lora_" in name,
-        falls=0.999,
+        falls=0.9,
         start="dog dog",
     ),
     "hypernetwork": Case(
@@ -100,6 +116,6 @@ CASES = {
             learning_rate=1e-2,
         ),
         lambda name: name.startswith("unet.hypernetwork."),
-        falls=0.95,
+        falls=0.99,
     ),
 }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,6 @@ from diffusion_lab.config import Steps
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.methods.lora import FILE_NAME, Lora
 from diffusion_lab.models import kohya
-from diffusion_lab.models.load import modules
 from diffusion_lab.training.loop import train, training_step
 
 PROMPT = "a photo of customcls dog"
@@ -83,33 +80,6 @@ def test_default_targets_go_by_the_models_size(tiny_pipe) -> None:
     assert any("conv1" in n for n in wanted)
 
 
-@pytest.mark.parametrize("text_encoder", [False, True])
-def test_only_the_adapter_trains(make_state, text_encoder: bool) -> None:
-    state = make_state(method=Lora(rank=4, text_encoder=text_encoder, learning_rate=1e-2))
-    before = {
-        (i, name): value.clone()
-        for i, module in enumerate(modules(state.pipe))
-        for name, value in module.state_dict().items()
-    }
-    step(state)
-    moved, parts = 0, set()
-    for i, module in enumerate(modules(state.pipe)):
-        for name, value in module.state_dict().items():
-            if "lora_" in name:
-                moved += int(not torch.equal(value, before[i, name]))
-                parts.add(i)
-            else:
-                assert torch.equal(value, before[i, name]), name
-    # every A and B moved, also A: B is zero at the first step only
-    assert moved == len(state.trained)
-    assert parts == ({0, 2} if text_encoder else {0})
-
-
-def test_untouched_at_step_0(make_state, tiny_pipe) -> None:
-    state = make_state(method=Lora(rank=4, alpha=16.0, text_encoder=True))
-    assert np.array_equal(image(state.pipe), image(tiny_pipe))
-
-
 CASES = {
     "plain": Lora(rank=4, learning_rate=2e-2),
     "alpha": Lora(rank=4, alpha=10.0, learning_rate=2e-2),
@@ -138,25 +108,6 @@ def test_saved_file_gives_the_same_image_in_plain_diffusers(
     assert np.abs(ours - base).max() > 0.01  # there is an effect to lose
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-6)
     assert plain.unet.peft_config["default_0"].lora_alpha == (CASES[case].alpha or CASES[case].rank)
-
-
-def test_same_image_in_a_fresh_process(make_state, tiny_sd_folder: Path, tmp_path: Path) -> None:
-    state = make_state(method=CASES["text"])
-    step(state)
-    state.save(tmp_path)
-    script = f"""
-import numpy, torch
-from diffusers import StableDiffusionPipeline
-torch.set_num_threads({torch.get_num_threads()})
-pipe = StableDiffusionPipeline.from_pretrained({str(tiny_sd_folder)!r}, local_files_only=True)
-pipe.load_lora_weights({str(tmp_path)!r})
-generator = torch.Generator().manual_seed(1)
-image = pipe({PROMPT!r}, num_inference_steps=3, output_type="np", generator=generator).images
-numpy.save({str(tmp_path / "image.npy")!r}, image)
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(np.load(tmp_path / "image.npy"), image(state.pipe), rtol=0, atol=1e-6)
 
 
 def test_header_tells_what_the_file_is(make_state, tmp_path: Path) -> None:

@@ -19,15 +19,15 @@ from diffusion_lab.training.loop import training_step
 
 METHODS = {
     "lora": lambda: Lora(rank=4, text_encoder=True, learning_rate=1e-2),
+    "lora_unet": lambda: Lora(rank=4, learning_rate=1e-2),
     "dreambooth": lambda: DreamBooth(prior_images=3, learning_rate=1e-3),
     "textual_inversion": lambda: TextualInversion(token="customcls", initialiser="dog", learning_rate=5e-2),
 }
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def own_cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(session_cache))
 
 
 def losses(state: Any, n: int = 3) -> list[float]:
@@ -53,12 +53,15 @@ def test_recomputed_activations_change_nothing(make_state, method: str, monkeypa
     assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(saving), strict=True))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", METHODS)
-def test_where_latents_and_text_are_kept_changes_nothing(make_state, method: str) -> None:
+def test_where_latents_and_text_are_kept_changes_nothing(make_state, method: str, precision: str) -> None:
     """In memory, on disk, or not at all: the same random numbers give the same losses and weights."""
     found = {}
     for cache in ("memory", "disk", "off"):
-        state = make_state(method=METHODS[method](), memory=Memory(cache=cache), flip=True)
+        state = make_state(
+            method=METHODS[method](), memory=Memory(cache=cache), flip=True, precision=precision
+        )
         found[cache] = (losses(state), weights(state))
     for cache in ("disk", "off"):
         assert found[cache][0] == found["memory"][0], cache

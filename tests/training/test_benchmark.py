@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import caching
+
 FILE = Path(__file__).parents[2] / "benchmarks" / "training_step.py"
 
 
@@ -28,3 +30,14 @@ def test_losses_of_both_loops_agree(folder: str, request, capsys) -> None:
     assert found is not None, printed
     assert float(found.group(1)) < module.TOLERANCE
     assert re.search(r"seconds a step +\d+\.\d+ +\d+\.\d+ +\d+\.\d+x", printed)
+
+
+def test_what_is_kept_changes_no_loss(tiny_sd_folder: Path, capsys) -> None:
+    """Latents, text embeddings, both or neither: the table has a ratio for each, and the losses are equal."""
+    words = ["--device", "cpu", "--steps", "2", "--rounds", "1", "--batch-size", "2"]
+    assert caching.main(["--model", str(tiny_sd_folder), *words]) == 0
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^(\w.*?) +\d+\.\d{4} +\d+\.\d\dx +(\S+)$", printed, re.MULTILINE)
+    assert [name for name, _ in rows] == [caching.NEITHER, "latents", "text embeddings", caching.BOTH]
+    assert all(float(apart) < 1e-6 for _, apart in rows), printed
+    assert "losses equal" in printed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from diffusion_lab.interfaces import ParamGroup, UserError
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.preflight import check
+from diffusion_lab.training import checkpoint
 from diffusion_lab.training.loop import train, training_step
 from diffusion_lab.training.optimizers import build_optimizer
 
@@ -116,3 +119,24 @@ def test_a_missing_package_is_named_before_anything_is_loaded(monkeypatch, tmp_p
     monkeypatch.setitem(sys.modules, package, None)  # there, and it does not load
     with pytest.raises(UserError, match=rf"{package} cannot be loaded"):
         build_optimizer(name, [group("a", 1.0, 0.0, 4)], torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_goes_on_from_a_checkpoint_to_the_bit(make_state, tmp_path: Path, name: str) -> None:
+    """Its moments, and Prodigy's estimate of the rate, come back through the file; large tensors are in 8 bits."""
+
+    def build() -> Any:
+        method = Lora(rank=64, targets=["ff.net.0.proj"], learning_rate=1.0 if name == "prodigy" else 1e-2)
+        return make_state(method=method, optimizer=name, lr_scheduler="cosine", total=6)
+
+    whole, first, second = build(), build(), build()
+    for state, steps in ((whole, 6), (first, 3)):
+        for _ in range(steps):
+            training_step(state, Steps(batch_size=2))
+            state.step += 1
+    found = checkpoint.read(checkpoint.write(checkpoint.capture(first), tmp_path))
+    checkpoint.restore(second, found)
+    for _ in range(3):
+        training_step(second, Steps(batch_size=2))
+    assert max(p.numel() for p in whole.trained) >= 4096, "bitsandbytes keeps smaller ones in 32 bits"
+    assert all(torch.equal(a, b) for a, b in zip(whole.trained, second.trained, strict=True))
