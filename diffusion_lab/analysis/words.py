@@ -10,6 +10,7 @@ from typing import Any
 from diffusion_lab.analysis.reason import spoken
 from diffusion_lab.analysis.record import NO_RECORD, Run
 from diffusion_lab.interfaces import Summary
+from diffusion_lab.models.shipped import MINIATURES
 
 STATUS = {
     "completed": "The run came to its end.",
@@ -176,9 +177,9 @@ def loading(run: Run) -> str:
     folder = repr(model)
     if whole:
         folder = repr(whole[0].parent.relative_to(run.folder).as_posix())
-    elif model == "miniature":
-        lines = ["from importlib.resources import files", "", *lines]
-        folder = "files('diffusion_lab') / 'miniature/weights/sd'"
+    elif model in MINIATURES:
+        lines = ["from diffusion_lab.models.shipped import shipped_folder", "", *lines]
+        folder = f"shipped_folder({model!r})"
     lines.append(f"pipe = StableDiffusionPipeline.from_pretrained({folder})")
     lines += [f"pipe.load_lora_weights({p.parent.relative_to(run.folder).as_posix()!r})" for p in lora[:1]]
     lines += [f"pipe.load_textual_inversion({p.relative_to(run.folder).as_posix()!r})" for p in embeds[:1]]
