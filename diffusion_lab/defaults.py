@@ -59,7 +59,7 @@ def _fill_token(config: Config) -> None:
 
 def _fill_method(method: Any, small: bool, free: bool) -> None:
     """Learning rates are 1 where the optimizer finds them (`free`), else from the method's own pair
-    `learning_rates` (small, full-size). Alpha and targets by the method's rule.
+    `learning_rates` (small, full-size), as do weight of the prior and switch. Alpha and targets by the method's rule.
     """
     rates = ("learning_rate", "text_encoder_learning_rate", "token_learning_rate")
     for key in rates if free else ():
@@ -69,6 +69,10 @@ def _fill_method(method: Any, small: bool, free: bool) -> None:
         method.learning_rate = method.learning_rates[0 if small else 1]
     if getattr(method, "token_learning_rate", 0.0) is None:
         method.token_learning_rate = method.token_learning_rates[0 if small else 1]
+    if getattr(method, "prior_weight", 0.0) is None:
+        method.prior_weight = method.prior_weights[0 if small else 1]
+    if getattr(method, "switch", 0.0) is None:
+        method.switch = method.switches[0 if small else 1]
     if getattr(method, "text_encoder_learning_rate", 0.0) is None:
         method.text_encoder_learning_rate = method.learning_rate / 10
     if getattr(method, "alpha", 0.0) is None:

@@ -184,7 +184,7 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
     side = _side(config, model)
     residual, transformer = sums(model.unet, side)
     per_residual, per_transformer = SAVED[half, whole]
-    pictures = config.steps.batch_size * (2 if getattr(config.method, "prior_weight", 0) else 1)
+    pictures = config.steps.batch_size * (1 if getattr(config.method, "prior_weight", 0.0) == 0.0 else 2)
     saved = pictures * (per_residual * residual + per_transformer * transformer)
     if config.memory.gradient_checkpointing:
         saved *= RECOMPUTED

@@ -213,7 +213,9 @@ def test_fill_defaults_of_the_miniature() -> None:
     config = compose()
     filled = fill_defaults(config)
     assert (filled.steps.total, filled.steps.every) == (300, 50)
-    assert (filled.method.learning_rate, filled.method.text_encoder_learning_rate) == pytest.approx((1.5e-3, 1.5e-4))
+    assert (filled.method.learning_rate, filled.method.text_encoder_learning_rate) == pytest.approx(
+        (1.5e-3, 1.5e-4)
+    )
     assert (filled.method.alpha, filled.model.resolution) == (8.0, 64)
     assert filled.data.class_noun == "woman"
     assert config.steps.total is None, "the argument is left as it was"

@@ -31,10 +31,12 @@ SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature 
 class DreamBooth:
     # Full size: the paper's for Stable Diffusion, and that of diffusers' example.
     learning_rates: ClassVar[tuple[float, float]] = (1e-4, 5e-6)  # miniature, full-size models
+    # The miniature's text tower hardly tells the identifier from nothing, so that subject and class are at odds.
+    prior_weights: ClassVar[tuple[float, float]] = (0.1, 1.0)
 
     name: str = "dreambooth"
     text_encoder: bool = False
-    prior_weight: float = 1.0  # lambda; 0: no prior preservation
+    prior_weight: float | None = None  # lambda; 0: no prior preservation; null: 0.1 or 1, see `prior_weights`
     prior_images: int = 100  # pictures of the class, drawn once and kept
     ema: bool = False  # evaluate and save a moving average of the weights
     ema_decay: float = 0.99  # after some hundred steps; before, diffusers' warm-up: (1 + step) / (10 + step)
@@ -46,7 +48,8 @@ class DreamBooth:
         flag("method.text_encoder", self.text_encoder)
         flag("method.ema", self.ema)
         number("method.ema_decay", self.ema_decay, 0, 1, below=True)
-        number("method.prior_weight", self.prior_weight, 0)
+        if self.prior_weight is not None:
+            number("method.prior_weight", self.prior_weight, 0)
         whole("method.prior_images", self.prior_images, 1)
         for key in ("learning_rate", "text_encoder_learning_rate"):
             if getattr(self, key) is not None:
@@ -75,7 +78,8 @@ class DreamBooth:
         """Denoising loss of the subject's pictures plus `prior_weight` times that of the class's."""
         from diffusion_lab.training.losses import batch_loss
 
-        return batch_loss(pipe, batch, generator, self.prior_weight)
+        full = self.prior_weights[1]
+        return batch_loss(pipe, batch, generator, full if self.prior_weight is None else self.prior_weight)
 
     def after_step(self, pipe: StableDiffusionPipeline) -> None:
         """Moves the average, where there is one."""

@@ -42,7 +42,7 @@ CONVOLUTIONS = ("conv1", "conv2")
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
 # Miniature, full-size models. 1e-4: diffusers' LoRA example; LyCORIS' guidelines train LoHa and LoKr as LoRA.
-LEARNING_RATES = {"lora": (1.5e-3, 1e-4), "loha": (1e-3, 1e-4), "lokr": (1e-3, 1e-4), "oft": (1e-3, 1e-4)}
+LEARNING_RATES = {"lora": (1.5e-3, 1e-4), "loha": (3e-3, 1e-4), "lokr": (5e-3, 1e-4), "oft": (3e-3, 1e-4)}
 
 
 @dataclass(kw_only=True, slots=True)

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True, slots=True)
 class Pivotal:
     learning_rates: ClassVar[tuple[float, float]] = LEARNING_RATES["lora"]  # miniature, full-size models
+    # Full size: half of the steps, as diffusers' script for pivotal tuning; the miniature's words hold little.
+    switches: ClassVar[tuple[float, float]] = (0.3, 0.5)
     token_learning_rates: ClassVar[tuple[float, float]] = TextualInversion.learning_rates
 
     name: str = "pivotal"
-    switch: float = 0.5  # share of the steps that train the word; the rest train the LoRA
+    switch: float | None = None  # share of the steps that train the word, then the LoRA; null: 0.3 or 0.5
     token: str | None = None  # these four: see TextualInversion
     initialiser: str | None = None
     vectors: int = 1
@@ -49,7 +51,8 @@ class Pivotal:
     weight_decay: float = 1e-2  # of the LoRA; the word has none
 
     def __post_init__(self) -> None:
-        number("method.switch", self.switch, 0, 1, above=True, below=True)
+        if self.switch is not None:
+            number("method.switch", self.switch, 0, 1, above=True, below=True)
         if self.token_learning_rate is not None:
             number("method.token_learning_rate", self.token_learning_rate, 0, above=True)
         self._word()
@@ -79,7 +82,7 @@ class Pivotal:
         """
         from diffusion_lab.training.losses import batch_loss
 
-        first = batch.progress < self.switch
+        first = batch.progress < (self.switches[1] if self.switch is None else self.switch)
         embedding: Any = pipe.text_encoder.get_input_embeddings()
         phase = "word" if first else "lora"
         if getattr(embedding, "phase", None) != phase:

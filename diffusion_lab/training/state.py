@@ -237,7 +237,7 @@ def _class_pictures(
     """What the untouched model draws of the class, where the method asks for it."""
     from diffusion_lab.data.class_pictures import class_pictures
 
-    if not getattr(config.method, "prior_weight", 0.0):
+    if getattr(config.method, "prior_weight", 0.0) == 0.0:
         return ()
     wanted: int = config.method.prior_images  # type: ignore[attr-defined]
     return class_pictures(
