@@ -68,14 +68,16 @@ def is_scored(folder: Path) -> bool:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Folders of runs at or below `folder`, sorted by path; hidden folders are not looked into."""
+    """Folders of runs at or below `folder`, in natural order (2 before 10); hidden folders are not looked into."""
+    from diffusion_lab.data.pictures import natural_key
+
     found: list[Path] = []
     for where, folders, _ in os.walk(folder):
         if is_run(Path(where)):
             found.append(Path(where))
             folders.clear()
         folders[:] = [name for name in folders if not name.startswith(".")]
-    return sorted(found)
+    return sorted(found, key=lambda path: [natural_key(part) for part in path.parts])
 
 
 def _hydra_config(folder: Path) -> dict[str, Any]:
