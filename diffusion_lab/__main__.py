@@ -34,10 +34,7 @@ SECRET = re.compile(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the command line says (`sys.argv` by default); returns the process's exit status."""
-    words = [
-        "job.dry_run=true" if word == "--dry-run" else word
-        for word in (sys.argv[1:] if argv is None else argv)
-    ]
+    words = [_in_full(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         return _main(words)
     except UserError as error:
@@ -55,6 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from diffusion_lab.explain import explain
 
         return _complain(explain(error), 2)
+
+
+def _in_full(word: str) -> str:
+    """Short forms: `--dry-run`, and `images=FOLDER` of the jobs that read images."""
+    if word == "--dry-run":
+        return "job.dry_run=true"
+    return f"job.{word}" if word.startswith("images=") else word
 
 
 def _complain(message: str, status: int) -> int:

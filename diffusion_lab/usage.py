@@ -38,7 +38,7 @@ Examples:
   python -m diffusion_lab -m hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1,2
   python -m diffusion_lab --sweep methods seed=0
   python -m diffusion_lab job=generate job.artefact=outputs/RUN/artefact prompts.n=10
-  python -m diffusion_lab job=score job.images=pictures data=folder data.folder=my_dog data.class_noun=dog
+  python -m diffusion_lab job=score images=pictures data=folder data.folder=my_dog data.class_noun=dog
   python -m diffusion_lab job=report job.runs=outputs/sweeps/NAME
 """
 

@@ -221,10 +221,11 @@ def test_checks_before_anything_is_loaded(folders: tuple[Path, Path], tmp_path: 
             check_images(config((subject, folder), names=names))
 
 
-def test_errors_come_before_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["job.images", "images"])
+def test_errors_come_before_torch(key: str, tmp_path: Path) -> None:
     program = (
         "import sys; from diffusion_lab.__main__ import main\n"
-        f"status = main(['job=score', 'job.images={tmp_path / 'nowhere'}', 'hydra.run.dir={tmp_path / 'out'}'])\n"
+        f"status = main(['job=score', '{key}={tmp_path / 'nowhere'}', 'hydra.run.dir={tmp_path / 'out'}'])\n"
         "print(status, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
