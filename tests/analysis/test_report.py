@@ -243,7 +243,7 @@ def test_a_folder_of_runs(tmp_path: Path, write_run: Write) -> None:
         "1 min 1 s",
     ):
         assert text in page.text
-    assert [r["name"] for r in page.data["runs"]] == ["deep/er", "n=14,x", "n=4,x"]
+    assert [r["name"] for r in page.data["runs"]] == ["deep/er", "n=4,x", "n=14,x"]
 
 
 def test_differences_are_among_the_runs_that_have_the_key() -> None:

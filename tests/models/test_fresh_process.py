@@ -74,8 +74,8 @@ from diffusers import StableDiffusionPipeline
 from peft import PeftModel
 from safetensors import safe_open
 
-torch.set_num_threads(1)
-root, base, prompt, cases = Path(sys.argv[1]), *json.loads(sys.argv[2])
+root, base, prompt, cases, threads = Path(sys.argv[1]), *json.loads(sys.argv[2])
+torch.set_num_threads(threads)
 
 def hypernetwork(pipe, path):
     '''The web UI's forward pass from the file alone: context + f(context), keys 0, values 1.'''
@@ -144,7 +144,8 @@ def drawn(make_state_once, tiny_sd_folder: Path, tmp_path_factory) -> dict[str, 
             if hasattr(method, "complete"):
                 method.complete(state.pipe, root / name)
         state.save(root / name)
-    wanted = json.dumps([str(tiny_sd_folder), PROMPT, {name: calls for name, (_, calls) in CASES.items()}])
+    calls = {name: calls for name, (_, calls) in CASES.items()}
+    wanted = json.dumps([str(tiny_sd_folder), PROMPT, calls, torch.get_num_threads()])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(root), wanted], cwd=root, capture_output=True, text=True,
         timeout=600, check=False,
@@ -158,5 +159,5 @@ def drawn(make_state_once, tiny_sd_folder: Path, tmp_path_factory) -> dict[str, 
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_image_in_a_fresh_process(drawn, tiny_pipe, case: str) -> None:
     ours, theirs = drawn[case]
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-5)  # 0..1: rounding, by the order of sums
     assert np.abs(ours - image(tiny_pipe)).max() > 1e-3, "there is an effect to lose"
