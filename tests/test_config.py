@@ -229,6 +229,17 @@ def test_fill_defaults_of_a_full_size_model() -> None:
     assert (filled.model.resolution, filled.data.class_noun) == (512, "man")
 
 
+@pytest.mark.parametrize(
+    ("model", "prior", "switch"), [("miniature", 0.1, 0.3), ("miniature_v", 0.1, 0.3), ("sd15", 1.0, 0.5)]
+)
+def test_defaults_that_depend_on_the_models_size(model: str, prior: float, switch: float) -> None:
+    words = [f"model={model}", "data.subject=ben"]
+    assert fill_defaults(compose([*words, "method=dreambooth"])).method.prior_weight == prior
+    assert fill_defaults(compose([*words, "method=pivotal"])).method.switch == switch
+    none = compose([*words, "method=dreambooth", "method.prior_weight=0"])
+    assert fill_defaults(none).method.prior_weight == 0.0
+
+
 def test_given_values_are_kept() -> None:
     words = ["steps.total=31", "steps.every=10", "method.learning_rate=0.5", "data.class_noun=person"]
     filled = fill_defaults(compose(words))

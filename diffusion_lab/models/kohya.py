@@ -23,9 +23,8 @@ def export(source: Path, target: Path) -> list[Path]:
     """Writes `target` from diffusers' file of a LoRA (with peft's settings in its header); whole or not at all.
 
     Returns the file written. None for DoRA, whose lengths (`dora_scale`) no one shape serves: diffusers' loader wants
-    [out], ComfyUI [out, 1] or [1, in], A1111's web UI [1, in], where they are lengths of other vectors; and NumPy's
-    rules of broadcasting make wrong pictures of a wrong shape, without a word, wherever a layer is square. Its own
-    file is diffusers' and is read there.
+    [out], ComfyUI [out, 1] or [1, in], where they are lengths of other vectors; and broadcasting makes wrong pictures
+    of a wrong shape, without a word, wherever a layer is square. Its own file is diffusers' and is read there.
     """
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from safetensors import safe_open
