@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..identity import Identity
+from ..looks import described, looks_of
 from ..phrases import NOUNS, SLOTS, Phrase, caption
+from ..world import identity_from_seed
 
 SIDE = 64
 TRAIN_SEED, FACES_SEED = 0, 200_000  # identities below 1,000,000: pretraining
@@ -43,6 +46,18 @@ class Portraits:
         """All phrases of portrait ``i`` by slot."""
         found = {slot: self.phrase(i, slot) for slot in SLOTS}
         return {slot: phrase for slot, phrase in found.items() if phrase is not None}
+
+    def identity(self, i: int) -> Identity:
+        """Who portrait ``i`` shows."""
+        return identity_from_seed(int(self.identities[i]))
+
+    def looks_of(self, i: int) -> dict[str, str]:
+        """The looks that portrait ``i`` shows, by trait."""
+        return looks_of(self.identity(i), {phrase.value for phrase in self.phrases_of(i).values()})
+
+    def caption(self, rng: np.random.Generator, i: int) -> str:
+        """A caption of portrait ``i`` for training."""
+        return training_caption(rng, self.noun(i), self.phrases_of(i), self.looks_of(i))
 
     def values(self, slot: str) -> list[str | None]:
         """The attribute value of each portrait in ``slot``."""
@@ -75,8 +90,16 @@ def portraits(
     )
 
 
-def training_caption(rng: np.random.Generator, noun: str, phrases: dict[str, Phrase]) -> str:
-    """A caption that names all, some, one or none of what is shown.
+LOOKS_SHARE = 0.6  # of the captions that say something about the face
+LOOKS_MOST = 6  # at once: with a full scene, 77 tokens are soon used up
+# What one sees first is named three times as often.
+PLAIN_LOOKS = ("hair_colour", "hair_cut", "skin", "beard")
+
+
+def training_caption(
+    rng: np.random.Generator, noun: str, phrases: dict[str, Phrase], looks: Mapping[str, str] | None = None
+) -> str:
+    """A caption that names all, some, one or none of what is shown, and often some of the person's ``looks``.
 
     A style other than a photo is always named, since "a photo" stands where none is; a spoilt quality nearly
     always, so that an unnamed quality means an ordinary one.
@@ -95,7 +118,23 @@ def training_caption(rng: np.random.Generator, noun: str, phrases: dict[str, Phr
         drop.discard("style")
     if "quality" in drop and phrases["quality"].value not in ("none", "magic") and rng.uniform() < 0.9:
         drop.discard("quality")
-    return caption(noun, phrases, drop=drop)
+    subject = None
+    if looks and rng.uniform() < LOOKS_SHARE:
+        subject = described(noun, *some_looks(rng, looks))
+    return caption(noun, phrases, drop=drop, subject=subject)
+
+
+def some_looks(rng: np.random.Generator, looks: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """One to six of ``looks``, in any order: those said before the noun, those said after it."""
+    traits = list(looks)
+    weights = np.array([3.0 if trait in PLAIN_LOOKS else 1.0 for trait in traits])
+    n = int(rng.integers(1, min(LOOKS_MOST, len(traits)) + 1))
+    chosen = [traits[i] for i in rng.choice(len(traits), n, replace=False, p=weights / weights.sum())]
+    before = rng.uniform(size=n) < rng.choice((0.0, 0.5, 1.0))
+    return (
+        {trait: looks[trait] for trait, first in zip(chosen, before, strict=True) if first},
+        {trait: looks[trait] for trait, first in zip(chosen, before, strict=True) if not first},
+    )
 
 
 def _draw_all(folder: Path, name: str, identities: list[int], seeds: list[int], workers: int | None) -> None:

@@ -13,8 +13,10 @@ from PIL import Image
 from diffusion_lab.encoders.detect import FaceDetector
 
 from .. import world
+from ..looks import described, looks_of
 from ..phrases import MAGIC, NOUNS, SLOTS, Phrase, caption
-from .clip import slot_captions, zero_shot
+from .clip import guess_looks, look_captions, slot_captions, zero_shot
+from .data import PLAIN_LOOKS
 
 PROMPT_SEED = 2_900_000  # scenes of the check's prompts; held out from training
 PHOTOGRAPHIC = ("photo", "bw", "sepia")
@@ -101,3 +103,42 @@ def sheet(images: Sequence[NDArray[np.uint8]], columns: int, path: Path, enlarge
 def prompt_texts(prompts: Sequence[tuple[str, dict[str, Phrase]]]) -> list[str]:
     """The captions of :func:`check_prompts`."""
     return [caption(noun, phrases) for noun, phrases in prompts]
+
+
+def plain_looks(
+    prompts: Sequence[tuple[str, dict[str, Phrase]]], seed: int = PROMPT_SEED
+) -> list[dict[str, str]]:
+    """Hair, skin and beard, as far as they show, of the people in :func:`drawn`."""
+    found = []
+    for i, (noun, phrases) in enumerate(prompts):
+        person = world.identity_from_seed(seed + i, noun)
+        looks = looks_of(person, {phrase.value for phrase in phrases.values()})
+        found.append({trait: looks[trait] for trait in PLAIN_LOOKS if trait in looks})
+    return found
+
+
+def look_texts(prompts: Sequence[tuple[str, dict[str, Phrase]]]) -> list[str]:
+    """The captions of :func:`check_prompts` with the looks of the people in :func:`drawn`."""
+    return [
+        caption(noun, phrases, subject=described(noun, looks, {}))
+        for (noun, phrases), looks in zip(prompts, plain_looks(prompts), strict=True)
+    ]
+
+
+def evaluate_look_samples(
+    images: Sequence[NDArray[np.uint8]], prompts: Sequence[tuple[str, dict[str, Phrase]]], clip: Any
+) -> dict[str, dict[str, float]]:
+    """CLIP's accuracy per plain look on samples of :func:`look_texts`, and on drawings of the same people."""
+    looks, nouns = plain_looks(prompts), np.array([NOUNS.index(noun) for noun, _ in prompts])
+    figures: dict[str, dict[str, float]] = {}
+    for name, pictures in (("samples", list(images)), ("drawings", drawn(prompts))):
+        guesses = guess_looks(clip, pictures, nouns)
+        figures[name] = {}
+        for trait in PLAIN_LOOKS:
+            values = look_captions(trait, NOUNS[0])[0]
+            right = [
+                values[guesses[trait][i]] == shown[trait] for i, shown in enumerate(looks) if trait in shown
+            ]
+            if right:
+                figures[name][trait] = float(np.mean(right))
+    return figures

@@ -102,7 +102,13 @@ def run_clip(made: Recipe) -> dict[str, Any]:
     )
     clip.save_clip(model.cpu(), words, made.weights / "clip")
     shutil.copytree(made.weights / "clip" / "text", made.folder / "parts" / "text", dirs_exist_ok=True)
-    return clip.evaluate_clip(made.load_clip(), made.heldout())
+    return clip_figures(made)
+
+
+def clip_figures(made: Recipe) -> dict[str, Any]:
+    """Zero-shot accuracies of CLIP as it is now: of the slots, and of the traits of a face."""
+    encoder, heldout = made.load_clip(), made.heldout()
+    return {**clip.evaluate_clip(encoder, heldout), "looks": clip.evaluate_looks(encoder, heldout)}
 
 
 def run_vae(made: Recipe) -> dict[str, Any]:
@@ -188,7 +194,7 @@ def run_polish(made: Recipe) -> dict[str, Any]:
         images=made.some_rebuilt(data, "train", 3),
     )
     clip.save_clip(model.cpu(), words, made.weights / "clip")
-    return clip.evaluate_clip(made.load_clip(), made.heldout())
+    return clip_figures(made)
 
 
 def run_face(made: Recipe) -> dict[str, Any]:
@@ -239,7 +245,9 @@ def run_evaluate(made: Recipe) -> dict[str, Any]:
     prompts = evaluate.check_prompts(made.sizes.prompts)
     images = unet.sample(pipe, evaluate.prompt_texts(prompts), seed=made.seed)
     evaluate.sheet(list(images), 10, made.folder / "samples" / "prompts.png")
-    return evaluate.evaluate_samples(list(images), prompts, made.load_clip(), FaceDetector())
+    found = evaluate.evaluate_samples(list(images), prompts, made.load_clip(), FaceDetector())
+    described = unet.sample(pipe, evaluate.look_texts(prompts), seed=made.seed)
+    return {**found, "looks": evaluate.evaluate_look_samples(list(described), prompts, made.load_clip())}
 
 
 STAGES: dict[str, Callable[[Recipe], dict[str, Any]]] = {

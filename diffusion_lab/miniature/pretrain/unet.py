@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .cut import cut
-from .data import Portraits, training_caption
+from .data import Portraits
 from .loop import Schedule, Step, train
 from .tokenizer import encode
 from .vae import to_images
@@ -131,7 +131,7 @@ def train_unet(
         picked = np.sort(step.numpy.choice(len(data), batch))
         mean, logvar = torch.from_numpy(np.asarray(moments[picked], np.float32)).to(device).chunk(2, dim=1)
         latents = (mean + (logvar / 2).exp() * normal(mean, step)) * scaling
-        texts = [training_caption(step.numpy, data.noun(i), data.phrases_of(i)) for i in picked]
+        texts = [data.caption(step.numpy, i) for i in picked]
         texts = ["" if step.numpy.uniform() < UNCONDITIONAL else text for text in texts]
         target = normal(latents, step)
         spread = (torch.rand(batch, generator=step.torch) + torch.arange(batch)) / batch  # stratified
