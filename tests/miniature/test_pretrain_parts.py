@@ -91,28 +91,36 @@ def test_ratings_are_means_of_ten_whole_votes() -> None:
     assert 0.2 < np.std((said - true)[200:-200]) < 0.45
 
 
-def test_min_snr_weights() -> None:
+def test_loss_weights_are_min_snr_and_debiased_at_high_noise() -> None:
     from diffusers import DDPMScheduler
 
     alphas = DDPMScheduler(**BETAS).alphas_cumprod
     snr = alphas / (1 - alphas)
     epsilon, velocity = snr_weights(alphas, "epsilon"), snr_weights(alphas, "v_prediction")
-    assert epsilon[-1] == 1
     assert epsilon[0] == pytest.approx(5 / snr[0].item())
-    torch.testing.assert_close(velocity, torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))
+    middle = epsilon[(snr < 5) & (snr > 1)]
+    torch.testing.assert_close(middle, torch.ones_like(middle))
+    assert epsilon[-1] == pytest.approx(snr[-1].item() ** -0.5)
+    torch.testing.assert_close(velocity / epsilon, snr / (snr + 1))
 
 
-def test_face_weights_count_the_face_more_and_keep_the_mean() -> None:
+def test_head_weights_count_the_head_more_and_keep_the_mean() -> None:
     boxes = np.array([[16.0, 24.0, 48.0, 56.0], [-8.0, -8.0, 2.0, 4.0], [70.0, 0.0, 80.0, 9.0]], np.float32)
-    found = unet.face_weights(boxes, 16)
+    found = unet.head_weights(boxes, 16)
     assert found.shape == (3, 1, 16, 16)
     torch.testing.assert_close(found.mean(dim=(1, 2, 3)), torch.ones(3))
     inside = found[0, 0, 6:14, 4:12]
     assert torch.equal(inside, inside[:1, :1].expand(8, 8))
-    assert float(inside[0, 0] / found[0, 0, 0, 0]) == pytest.approx(unet.FACE_WEIGHT)
+    assert float(inside[0, 0] / found[0, 0, 0, 0]) == pytest.approx(unet.HEAD_WEIGHT)
     corner = found[1, 0]  # half of the first latent pixel, in one direction
-    assert float(corner[0, 0] / corner[5, 5]) == pytest.approx(1 + (unet.FACE_WEIGHT - 1) * 0.5)
+    assert float(corner[0, 0] / corner[5, 5]) == pytest.approx(1 + (unet.HEAD_WEIGHT - 1) * 0.5)
     assert torch.equal(found[2], torch.ones(1, 16, 16))  # a face outside of the picture
+
+
+def test_heads_are_faces_with_their_hair() -> None:
+    found = unet.heads(np.array([[20.0, 16.0, 40.0, 40.0]], np.float32))
+    assert found.tolist() == [[13.0, 4.0, 47.0, 46.0]]
+    assert found.dtype == np.float32
 
 
 def test_auc_against_counting() -> None:

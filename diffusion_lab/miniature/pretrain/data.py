@@ -90,7 +90,7 @@ def portraits(
     )
 
 
-LOOKS_SHARE = 0.6  # of the captions that say something about the face
+LOOKS_SHARE = 0.7  # of the captions that say something about the face
 LOOKS_MOST = 6  # at once: with a full scene, 77 tokens are soon used up
 # What one sees first is named three times as often.
 PLAIN_LOOKS = ("hair_colour", "hair_cut", "skin", "beard")

@@ -1,7 +1,7 @@
 """The diffusion model: diffusers' UNet2DConditionModel as in Stable Diffusion, on 16x16x4 latents.
 
 Noise schedule of Rombach et al. 2022 (scaled linear, 0.00085..0.012, 1000 steps); loss weights of Hang et al.
-2023 ("Efficient Diffusion Training via Min-SNR Weighting Strategy", gamma 5), and more inside the face; a tenth of the captions empty,
+2023 ("Efficient Diffusion Training via Min-SNR Weighting Strategy", gamma 5), more at high noise and inside the head; a tenth of the captions empty,
 for classifier-free guidance.
 """
 
@@ -30,7 +30,13 @@ CHANNELS = {  # narrower for v-prediction: both ship, and all weights together s
 }
 BATCH = 32
 GAMMA = 5.0
-FACE_WEIGHT = 3.0  # of the noise inside the face: eyes and mouth are a few of the 256 latent pixels
+HEAD_WEIGHT = 3.0  # of the noise inside the head: eyes, mouth and hair are a few of the 256 latent pixels
+HEAD = (
+    0.35,
+    0.5,
+    0.35,
+    0.25,
+)  # how far it reaches beyond the face's box, in its sides: left, up, right, down
 UNCONDITIONAL = 0.1
 BETAS = {
     "beta_start": 0.00085,
@@ -58,15 +64,29 @@ def new_unet(text_width: int, channels: tuple[int, ...] = CHANNELS["epsilon"]) -
 
 
 def snr_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
-    """Min-SNR weight of every time step [1000]: min(SNR, 5) / SNR for epsilon, / (SNR + 1) for v."""
+    """Weight of every time step [1000]: min(SNR, 5) / SNR for epsilon, / (SNR + 1) for v, over sqrt(SNR) where SNR < 1.
+
+    The root is Yu et al.'s 2023 ("Debias the Training of Diffusion Models"): colour and cut of hair, a few dozen latent
+    pixels that average the noise away, are decided where the SNR is below 0.05; there alone the words can teach
+    them, and there the unweighted loss has next to no gradient.
+    """
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    return snr.clamp(max=GAMMA) / (snr if prediction_type == "epsilon" else snr + 1)
+    weights = snr.clamp(max=GAMMA) / (snr if prediction_type == "epsilon" else snr + 1)
+    return weights / snr.clamp(max=1).sqrt()
 
 
-def face_weights(boxes: NDArray[np.float32], side: int, pixels: int = 64) -> Tensor:
-    """Weights [n, 1, side, side] of mean 1: `FACE_WEIGHT` times as much inside `boxes` [n, 4] as outside.
+def heads(faces: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Boxes [n, 4] of faces, made larger so that most of the hair is inside."""
+    width, height = faces[:, 2] - faces[:, 0], faces[:, 3] - faces[:, 1]
+    left, up, right, down = HEAD
+    grown = np.stack([-left * width, -up * height, right * width, down * height], axis=1)
+    return (faces + grown).astype(np.float32)
 
-    Boxes are left, top, right, bottom in pixels of a picture `pixels` wide; a latent pixel belongs to the face by
+
+def head_weights(boxes: NDArray[np.float32], side: int, pixels: int = 64) -> Tensor:
+    """Weights [n, 1, side, side] of mean 1: `HEAD_WEIGHT` times as much inside `boxes` [n, 4] as outside.
+
+    Boxes are left, top, right, bottom in pixels of a picture `pixels` wide; a latent pixel belongs to the head by
     the share of it that the box covers.
     """
     low = torch.arange(side) * pixels / side
@@ -74,7 +94,7 @@ def face_weights(boxes: NDArray[np.float32], side: int, pixels: int = 64) -> Ten
     left, top, right, bottom = (torch.from_numpy(boxes[:, k, None].copy()).float() for k in range(4))
     across = (torch.minimum(high, right) - torch.maximum(low, left)).clamp(min=0) * side / pixels
     down = (torch.minimum(high, bottom) - torch.maximum(low, top)).clamp(min=0) * side / pixels
-    weights = 1 + (FACE_WEIGHT - 1) * down[:, None, :, None] * across[:, None, None, :]
+    weights = 1 + (HEAD_WEIGHT - 1) * down[:, None, :, None] * across[:, None, None, :]
     return weights / weights.mean(dim=(2, 3), keepdim=True)
 
 
@@ -143,8 +163,8 @@ def train_unet(
             words = text_encoder(encode(tokenizer, texts).to(device)).last_hidden_state
         with torch.autocast(device.type, torch.bfloat16), SingleAttention():
             out = unet(noised, times, words).sample
-        faces = face_weights(data.boxes[picked], out.shape[-1]).to(device)
-        error = (faces * (out.float() - target).pow(2)).mean(dim=(1, 2, 3))
+        inside = head_weights(heads(data.boxes[picked]), out.shape[-1]).to(device)
+        error = (inside * (out.float() - target).pow(2)).mean(dim=(1, 2, 3))
         return (weights[times] * error).mean(), {"mse": round(error.mean().item(), 4)}
 
     schedule = Schedule(steps=steps, lr=lr, warmup=200, ema=0.998, weight_decay=0.01)
