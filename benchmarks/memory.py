@@ -57,7 +57,8 @@ def build(device: Any) -> Any:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from diffusion_lab.models.load import MINIATURE, modules
+    from diffusion_lab.models.load import modules
+    from diffusion_lab.models.shipped import shipped_folder
 
     with torch.device(device):
         unet = UNet2DConditionModel(**UNET)
@@ -67,7 +68,7 @@ def build(device: Any) -> Any:
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(MINIATURE / "tokenizer"),
+        tokenizer=CLIPTokenizer.from_pretrained(shipped_folder("miniature") / "tokenizer"),
         scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
         safety_checker=None,
         feature_extractor=None,

@@ -127,6 +127,18 @@ def test_the_record_has_the_estimate_beside_what_was_measured() -> None:
         assert planned[phase]["peak_memory_bytes"] > 1e9
 
 
+def test_the_benchmark_builds_its_pipeline(monkeypatch) -> None:
+    widths = {"block_out_channels": (32,) * 4, "layers_per_block": 1}
+    monkeypatch.setattr(memory, "UNET", {**memory.UNET, **widths, "cross_attention_dim": 32})
+    monkeypatch.setattr(memory, "VAE", {**memory.VAE, **widths})
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    monkeypatch.setattr(memory, "TEXT", {**memory.TEXT, **small})
+    pipe = memory.build(torch.device("cpu"))
+    assert pipe.unet.config.sample_size * pipe.vae_scale_factor == 512
+    assert len(pipe.tokenizer) <= pipe.text_encoder.get_input_embeddings().num_embeddings
+    assert not any(p.requires_grad for p in pipe.unet.parameters())
+
+
 def test_without_a_card_the_benchmark_says_that_nothing_was_measured(capsys) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a card")
