@@ -13,11 +13,13 @@ from diffusion_lab.checks import one_of
 from diffusion_lab.interfaces import ParamGroup, UserError
 
 
-def build_optimizer(name: str, groups: Sequence[ParamGroup], device: torch.device) -> torch.optim.Optimizer:
-    """An optimizer over `groups`, whose names it keeps in `param_groups`.
+def build_optimizer(
+    name: str, groups: Sequence[ParamGroup], device: torch.device, *, scaled: bool = False
+) -> torch.optim.Optimizer:
+    """An optimizer over `groups`, whose names it keeps in `param_groups`. `scaled`: fp16's loss scale is at work.
 
-    adamw: torch's, fused; adamw8bit: bitsandbytes' (Dettmers et al. 2021, arXiv:2110.02861), its moments in 8 bits
-    for tensors of 4096 numbers or more; prodigy: prodigyopt's (Mishchenko and Defazio 2023, arXiv:2306.06101),
+    adamw: torch's, fused unless scaled; adamw8bit: bitsandbytes' (Dettmers et al. 2021, arXiv:2110.02861), its
+    moments in 8 bits for tensors of 4096 numbers or more; prodigy: prodigyopt's (Mishchenko and Defazio 2023, arXiv:2306.06101),
     which finds the rate itself: the learning rates are factors on it, equal for all groups.
 
     UserError where its package is missing, or Prodigy is given different rates.
@@ -32,8 +34,9 @@ def build_optimizer(name: str, groups: Sequence[ParamGroup], device: torch.devic
         for group in groups
     ]
     if name == "adamw":
-        # fused: one kernel for all of the many small matrices
-        return torch.optim.AdamW(options, fused=device.type in ("cuda", "cpu"))
+        # fused: one kernel for all of the many small matrices. It skips an overflowing step inside that kernel, and
+        # accelerate, which watches whether `step` is called at all, would not hear of it.
+        return torch.optim.AdamW(options, fused=device.type in ("cuda", "cpu") and not scaled)
     if name == "adamw8bit":
         bitsandbytes = _imported("bitsandbytes", name)
         eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(options)

@@ -167,14 +167,16 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         pipe, config.model.precision, but=[*[pipe.vae] * (keep == "off"), *[pipe.text_encoder] * text_anew]
     )
     recompute_activations(pipe, config.memory)
-    optimizer = build_optimizer(config.steps.optimizer, groups, device)
+    scaled = accelerator.scaler is not None
+    optimizer = build_optimizer(config.steps.optimizer, groups, device, scaled=scaled)
+    lr_scheduler = _lr_scheduler(config, optimizer)  # before accelerate, which keeps the `step` that it finds
     return TrainingState(
         pipe=pipe,
         method=config.method,
         groups=groups,
         accelerator=accelerator,
         optimizer=accelerator.prepare(optimizer),
-        lr_scheduler=_lr_scheduler(config, optimizer),
+        lr_scheduler=lr_scheduler,
         noise_scheduler=training_scheduler(pipe),
         latents=latents,
         input_ids=input_ids,

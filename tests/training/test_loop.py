@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from diffusion_lab.config import Steps
 from diffusion_lab.interfaces import TrainingDiverged, UserError
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.models.load import modules
+from diffusion_lab.training import loop
+from diffusion_lab.training import state as building
 from diffusion_lab.training.loop import train, training_step
 
 
@@ -146,6 +149,40 @@ def test_divergence_stops_with_the_last_good_weights(make_state, monkeypatch, wh
     assert same(weights(state), weights(reference))
     assert all(torch.isfinite(value).all() for value in weights(state))
     assert all(parameter.grad is None for parameter in state.trained)
+
+
+def test_fp16s_overflowing_steps_are_skipped_and_counted(make_state, monkeypatch) -> None:
+    """With fp16's loss scale, which is there on a card alone: put into a run on the CPU here."""
+    built, loss, overflows = building._accelerator, Lora.loss, True
+
+    def scaled(device, precision):
+        accelerator = built(device, precision)
+        accelerator.scaler = torch.amp.GradScaler("cpu")
+        return accelerator
+
+    def spoilt(self, pipe, batch, generator):
+        value = loss(self, pipe, batch, generator)
+        if overflows:
+            value.register_hook(lambda gradient: gradient * float("inf"))
+        return value
+
+    monkeypatch.setattr(building, "_accelerator", scaled)
+    monkeypatch.setattr(Lora, "loss", spoilt)
+    monkeypatch.setattr(loop, "MOST_SKIPPED_STEPS", 2)
+    state = make_state()
+    before = weights(state)
+    with pytest.raises(TrainingDiverged, match="step 3"):
+        run(state, every=4)
+    assert state.optimizer.step_was_skipped
+    assert same(weights(state), before)
+    assert state.lr_scheduler.last_epoch == 0
+    overflows = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's, where the schedule's and accelerate's hooks do not fit
+        training_step(state, Steps(batch_size=2))
+    assert not state.optimizer.step_was_skipped
+    assert not same(weights(state), before)
+    assert state.lr_scheduler.last_epoch == 1
 
 
 def test_a_learning_rate_that_is_far_too_high_is_noticed_or_survived_with_finite_weights(make_state) -> None:
