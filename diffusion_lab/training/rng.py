@@ -37,8 +37,8 @@ class RngState:
         random.setstate(self.python)
         np.random.set_state(self.numpy)  # noqa: NPY002
         torch.set_rng_state(self.torch_cpu)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(list(self.cuda))
+        if self.cuda:  # a run may go on where there are fewer devices, or none
+            torch.cuda.set_rng_state_all(list(self.cuda)[: torch.cuda.device_count()])
 
     def as_plain(self) -> dict[str, Any]:
         """Numbers, text, lists and tensors: what a file without pickled objects can hold."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from contextlib import suppress
 from time import sleep
@@ -12,7 +13,7 @@ from torch import nn
 
 from diffusion_lab.training.meter import Meter
 from diffusion_lab.training.modes import eval_mode, training_mode
-from diffusion_lab.training.rng import generator, preserved_rng, seeded, stream_seed
+from diffusion_lab.training.rng import RngState, generator, preserved_rng, seeded, stream_seed
 
 
 def test_modes_are_restored_module_by_module_even_after_an_error() -> None:
@@ -43,6 +44,18 @@ def test_preserved_rng_restores_all_streams_even_after_an_error() -> None:
             torch.manual_seed(9)
             raise KeyError
         assert [first, draws()] == expected
+
+
+def test_streams_of_more_cards_than_there_are_now_are_left_out(monkeypatch) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda states: given.append(list(states)))
+    cards = torch.zeros(16, dtype=torch.uint8), torch.ones(16, dtype=torch.uint8)
+    state = dataclasses.replace(RngState.capture(), cuda=cards)
+    for there, expected in ((2, [*cards]), (1, [cards[0]]), (0, [])):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
+        state.restore()
+        assert given.pop() == expected
+    assert not given
 
 
 def test_seeded_does_not_leak() -> None:
