@@ -58,6 +58,7 @@ def take_part(state: TrainingState) -> None:
 
 def assist(config: Config, device: torch.device) -> None:
     """A process beside the main one: its share of every batch. It writes nothing."""
+    from diffusion_lab.models.memory import compile_blocks, rest
     from diffusion_lab.training.checkpoint import read
     from diffusion_lab.training.loop import train
     from diffusion_lab.training.rng import seeded
@@ -69,6 +70,8 @@ def assist(config: Config, device: torch.device) -> None:
         subject, prompts, pipe = load_parts(config, device)
         newest = read(folder) if folder.parent.name == CHECKPOINTS else None
         state = build(config, pipe, subject, prompts, newest)
+        rest(state, None, config.memory)  # it never evaluates, so nothing else would send them away
+        compile_blocks(state, config.memory)
         try:
             train(
                 state,

@@ -127,7 +127,7 @@ def _finetune(
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.metrics.evaluate import evaluate
     from diffusion_lab.models.load import resolution_of
-    from diffusion_lab.models.memory import awake, compile_blocks
+    from diffusion_lab.models.memory import awake, compile_blocks, rest
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.tracking.progress import Progress
     from diffusion_lab.training import checkpoint
@@ -148,6 +148,7 @@ def _finetune(
         newest = None  # its memory
     findings.meter, findings.pipe = state.meter, pipe
     check_lengths(pipe.tokenizer, *_written_out(pipe, subject.instance_prompt, prompts))
+    rest(state, bank, config.memory)  # a run that goes on may train before it evaluates
     compile_blocks(state, config.memory)
     embeddings = PromptEmbeddings()
 

@@ -77,18 +77,23 @@ def to_device(networks: Sequence[nn.Module], device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def rest(state: TrainingState, bank: EncoderBank | None, settings: Memory) -> None:
+    """With `memory.offload`: what a training step does not touch leaves the device."""
+    import torch
+
+    if settings.offload:
+        to_device(idle_networks(state, bank), torch.device("cpu"))
+
+
 @contextmanager
 def awake(state: TrainingState, bank: EncoderBank | None, settings: Memory) -> Iterator[None]:
     """Everything is on the device inside; afterwards, with `memory.offload`, what trains is there alone."""
-    import torch
-
     if settings.offload:
         to_device(idle_networks(state, bank), state.device)
     try:
         yield
     finally:
-        if settings.offload:
-            to_device(idle_networks(state, bank), torch.device("cpu"))
+        rest(state, bank, settings)
 
 
 def compile_blocks(state: TrainingState, settings: Memory, **options: Any) -> bool:

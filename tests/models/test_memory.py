@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_lab.config import Memory, Metrics, Steps
+from diffusion_lab import processes
+from diffusion_lab.compose import compose
+from diffusion_lab.config import Memory, Metrics, Steps, fill_defaults
 from diffusion_lab.encoders.bank import EncoderBank
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.jobs import assist, finetune
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.methods.textual_inversion import TextualInversion
 from diffusion_lab.models import memory
+from diffusion_lab.training import loop
 from diffusion_lab.training.loop import training_step
 
 METHODS = {
@@ -110,6 +114,21 @@ def test_what_rests_while_training(make_state, monkeypatch) -> None:
     with memory.awake(lora, bank, Memory()):
         pass
     assert len(moves) == 2
+
+
+def test_what_rests_does_so_before_the_first_step(monkeypatch, tmp_path: Path) -> None:
+    """Whether or not an evaluation comes before it: none does in a run that goes on, nor beside the main process."""
+    happened: list[Any] = []
+    monkeypatch.setattr(memory, "to_device", lambda parts, device: happened.append((len(parts), device.type)))
+    monkeypatch.setattr(loop, "train", lambda state, **given: happened.append("training"))
+    monkeypatch.setattr(processes, "shared", lambda value: tmp_path)
+    monkeypatch.setattr(finetune, "_measure_photographs", lambda *_: None)
+    config = fill_defaults(compose(["experiment=debug", "metrics=debug", "memory.offload=true"]))
+    assist.assist(config, torch.device("cpu"))
+    assert happened == [(2, "cpu"), "training"]
+    happened.clear()
+    finetune.run(config, tmp_path)
+    assert happened == [(2, "cpu"), "training"]
 
 
 def test_attention_runs_through_torchs_kernels(tiny_pipe) -> None:
