@@ -33,6 +33,7 @@ class Findings:
     summaries: dict[int, Mapping[str, Summary]] = field(default_factory=dict)  # by step
     ceilings: dict[str, Summary | None] = field(default_factory=dict)  # by metric
     steps_done: int = 0
+    measuring: bool = False  # an evaluation is under way, in which the main process is alone
     meter: Meter | None = None
     pipe: Any = None  # once the method is attached
 

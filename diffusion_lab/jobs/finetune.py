@@ -110,7 +110,9 @@ def _run(config: Config, run_folder: Path, device: torch.device, stands: Standin
         raise
     finally:
         conclude(config, run_folder, findings, tracker, files, status)
-        if status in ("completed", "diverged"):  # all processes come to the same end
+        # All processes come to the same end, but for images that are not finite: those only this one draws, and the
+        # others wait for its share of the next step. The launcher ends them when this one has ended.
+        if status == "completed" or (status == "diverged" and not findings.measuring):
             processes.wait()
 
 
@@ -161,6 +163,7 @@ def _finetune(
     ):
 
         def measure(step: int) -> None:
+            findings.measuring = True
             with bar.pause(), awake(state, bank, config.memory):
                 evaluation = evaluate(
                     pipe, prompts, references, bank, config.prompts, step,
@@ -173,6 +176,7 @@ def _finetune(
             findings.summaries[step] = evaluation.summaries
             prune_adapters(config, run_folder, findings, step)
             log.info("%s", _line(evaluation))
+            findings.measuring = False
 
         def advance(step: int) -> None:
             findings.steps_done = step

@@ -13,7 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusion_lab.config import Steps
+from diffusion_lab import processes
+from diffusion_lab.compose import compose
+from diffusion_lab.config import Steps, fill_defaults
+from diffusion_lab.interfaces import TrainingDiverged
+from diffusion_lab.jobs import finetune
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.training.loop import training_step
@@ -63,6 +67,30 @@ def test_one_process_draws_as_ever(make_state) -> None:
     a, b = make_state(), make_state()
     assert a.next_batch(2).rows == ()
     assert training_step(b, Steps(batch_size=2))[0] > 0
+
+
+@pytest.mark.parametrize("where", ["loss", "images"])
+def test_the_main_process_waits_for_the_others_only_where_they_end_too(
+    monkeypatch, tmp_path: Path, where: str
+) -> None:
+    """All know of a loss that is not finite; of images that are not, those who draw none cannot."""
+    waited: list[str] = []
+
+    def diverge(*_: Any, **__: Any) -> None:
+        raise TrainingDiverged(where)
+
+    def train(state: TrainingState, *, evaluate: Any, **_: Any) -> None:
+        if where == "images":
+            evaluate(0)
+        diverge()
+
+    monkeypatch.setattr("diffusion_lab.training.loop.train", train)
+    monkeypatch.setattr("diffusion_lab.metrics.evaluate.evaluate", diverge)
+    monkeypatch.setattr(finetune, "_measure_photographs", lambda *_: None)
+    monkeypatch.setattr(processes, "wait", lambda: waited.append(where))
+    with pytest.raises(TrainingDiverged, match=where):
+        finetune.run(fill_defaults(compose(["experiment=debug", "metrics=debug"])), tmp_path)
+    assert waited == (["loss"] if where == "loss" else [])
 
 
 def launched(folder: Path, n: int, *words: str) -> None:
