@@ -72,9 +72,19 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
         )  # fmt: skip
     area = ((config.model.resolution or 512) / 512) ** 2
     tflops = GPU_TFLOPS[config.model.precision] if gpu else CORE_TFLOPS * cores
-    passes = steps * config.steps.batch_size * (1 + BACKWARD) * UNET_TFLOP
+    float32 = GPU_TFLOPS["fp32"] if gpu else tflops
+    prior = getattr(config.method, "prior_weight", 0.0) != 0.0
+    passes = steps * config.steps.batch_size * (2 if prior else 1) * (1 + BACKWARD) * UNET_TFLOP
     training = (passes + config.data.n_images * ENCODE_TFLOP) * area / tflops
-    evaluation = (forwards * UNET_TFLOP + sampled * DECODE_TFLOP) * area / tflops
+    if (
+        prior
+    ):  # pictures of the class, drawn by the model as it is loaded, unless an earlier run has drawn them
+        guided = 2 if config.prompts.guidance_scale > 1 else 1
+        picture = config.prompts.sampling_steps * guided * UNET_TFLOP + DECODE_TFLOP + ENCODE_TFLOP
+        training += getattr(config.method, "prior_images", 0) * picture * area / float32
+    # Whole networks that train are sampled as they are, in float32.
+    evaluation = forwards * UNET_TFLOP * area / (float32 if whole else tflops)
+    evaluation += sampled * DECODE_TFLOP * area / tflops
     model = footprint.architecture(config.model)
     peaks = footprint.peaks(config, model)
     process = 0.0 if gpu else PROCESS_BYTES

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from diffusion_lab import preflight
+from diffusion_lab import costs, preflight
 from diffusion_lab.compose import compose
 from diffusion_lab.config import Config, fill_defaults
 from diffusion_lab.costs import estimate, has_gpu
@@ -98,6 +98,26 @@ def test_estimates_grow_with_the_work(make: Callable[..., Config], tmp_path: Pat
     larger = cost("steps.total=100", "steps.batch_size=8")
     assert larger.peaks["training"] > base.peaks["training"]
     assert cost("prompts.batch_size=100").memory_bytes > base.memory_bytes
+
+
+def test_the_time_of_prior_preservation_and_of_whole_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the pictures a step, 100 drawn before; a U-Net that trains is sampled in float32."""
+    monkeypatch.setattr(costs, "has_gpu", lambda: True)
+    data = ["data=folder", "data.folder=.", "data.class_noun=dog"]
+
+    def cost(*words: str) -> preflight.Cost:
+        config = fill_defaults(compose(["experiment=full", *data, *words]))
+        return estimate(config, forwards=1000, sampled=0, evaluations=2)
+
+    with_class, without = cost("method=dreambooth"), cost("method=dreambooth", "method.prior_weight=0")
+    drawn = (
+        cost("method=dreambooth", "method.prior_images=200").training_seconds - with_class.training_seconds
+    )
+    assert drawn > 60  # 100 pictures of 25 steps, guided
+    assert with_class.training_seconds - drawn == pytest.approx(2 * without.training_seconds, rel=0.01)
+    slower = costs.GPU_TFLOPS["bf16"] / costs.GPU_TFLOPS["fp32"]
+    lora = cost("method=lora").evaluation_seconds
+    assert with_class.evaluation_seconds == pytest.approx(slower * lora)
 
 
 def test_cores_and_card_of_other_systems(
