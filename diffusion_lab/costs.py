@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Cost:
 
 def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -> Cost:
     """Cost of a fine-tuning run, defaults filled. `forwards`: images through the U-Net in sampling."""
-    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
+    cores = _cores()
     gpu = config.model.device != "cpu" and has_gpu()
     device = "a GPU" if gpu else f"{cores} CPU core{'s' if cores != 1 else ''}"
     steps = (config.steps.total or 0) * config.steps.gradient_accumulation
@@ -71,9 +72,19 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
         )  # fmt: skip
     area = ((config.model.resolution or 512) / 512) ** 2
     tflops = GPU_TFLOPS[config.model.precision] if gpu else CORE_TFLOPS * cores
-    passes = steps * config.steps.batch_size * (1 + BACKWARD) * UNET_TFLOP
+    float32 = GPU_TFLOPS["fp32"] if gpu else tflops
+    prior = getattr(config.method, "prior_weight", 0.0) != 0.0
+    passes = steps * config.steps.batch_size * (2 if prior else 1) * (1 + BACKWARD) * UNET_TFLOP
     training = (passes + config.data.n_images * ENCODE_TFLOP) * area / tflops
-    evaluation = (forwards * UNET_TFLOP + sampled * DECODE_TFLOP) * area / tflops
+    if (
+        prior
+    ):  # pictures of the class, drawn by the model as it is loaded, unless an earlier run has drawn them
+        guided = 2 if config.prompts.guidance_scale > 1 else 1
+        picture = config.prompts.sampling_steps * guided * UNET_TFLOP + DECODE_TFLOP + ENCODE_TFLOP
+        training += getattr(config.method, "prior_images", 0) * picture * area / float32
+    # Whole networks that train are sampled as they are, in float32.
+    evaluation = forwards * UNET_TFLOP * area / (float32 if whole else tflops)
+    evaluation += sampled * DECODE_TFLOP * area / tflops
     model = footprint.architecture(config.model)
     peaks = footprint.peaks(config, model)
     process = 0.0 if gpu else PROCESS_BYTES
@@ -85,6 +96,14 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
     rest = footprint.FULL * sum(model.parameters.values()) - adapter if whole else 0.0
     disk = _disk(config, evaluations, sampled, config.model.resolution or 512, adapter, checkpoint, rest)
     return Cost(device, training, evaluation, 4 * START_SECONDS, memory, disk, peaks, process)
+
+
+def _cores() -> int:
+    if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # macOS and Windows have none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def keeps_best_only(config: Config) -> bool:
@@ -190,7 +209,7 @@ def planned(config: Config) -> dict[str, dict[str, float]]:
 
 def has_gpu() -> bool:
     """Whether an NVIDIA card is visible, without importing torch."""
-    return Path("/proc/driver/nvidia/gpus").is_dir() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in (
-        "",
-        "-1",
-    )
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    # Windows and WSL have no such folder.
+    there = Path("/proc/driver/nvidia/gpus").is_dir() or shutil.which("nvidia-smi") is not None
+    return there and not hidden

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +15,10 @@ from PIL import Image
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from diffusion_lab import preflight
+from diffusion_lab import costs, preflight
 from diffusion_lab.compose import compose
 from diffusion_lab.config import Config, fill_defaults
-from diffusion_lab.costs import estimate
+from diffusion_lab.costs import estimate, has_gpu
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models.folder import model_folder
 from diffusion_lab.preflight import check, duration, show
@@ -96,6 +98,41 @@ def test_estimates_grow_with_the_work(make: Callable[..., Config], tmp_path: Pat
     larger = cost("steps.total=100", "steps.batch_size=8")
     assert larger.peaks["training"] > base.peaks["training"]
     assert cost("prompts.batch_size=100").memory_bytes > base.memory_bytes
+
+
+def test_the_time_of_prior_preservation_and_of_whole_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the pictures a step, 100 drawn before; a U-Net that trains is sampled in float32."""
+    monkeypatch.setattr(costs, "has_gpu", lambda: True)
+    data = ["data=folder", "data.folder=.", "data.class_noun=dog"]
+
+    def cost(*words: str) -> preflight.Cost:
+        config = fill_defaults(compose(["experiment=full", *data, *words]))
+        return estimate(config, forwards=1000, sampled=0, evaluations=2)
+
+    with_class, without = cost("method=dreambooth"), cost("method=dreambooth", "method.prior_weight=0")
+    drawn = (
+        cost("method=dreambooth", "method.prior_images=200").training_seconds - with_class.training_seconds
+    )
+    assert drawn > 60  # 100 pictures of 25 steps, guided
+    assert with_class.training_seconds - drawn == pytest.approx(2 * without.training_seconds, rel=0.01)
+    slower = costs.GPU_TFLOPS["bf16"] / costs.GPU_TFLOPS["fp32"]
+    lora = cost("method=lora").evaluation_seconds
+    assert with_class.evaluation_seconds == pytest.approx(slower * lora)
+
+
+def test_cores_and_card_of_other_systems(
+    make: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS and Windows cannot tell a process's own cores; Windows and WSL have no /proc/driver/nvidia."""
+    config = make("steps.total=100")
+    for name in ("sched_getaffinity", "process_cpu_count"):
+        monkeypatch.delattr(os, name, raising=False)
+    assert estimate(config, forwards=1, sampled=1, evaluations=2).seconds > 0
+    monkeypatch.setattr(shutil, "which", lambda name: f"C:/Windows/System32/{name}.exe")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert has_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert not has_gpu()
 
 
 @pytest.mark.parametrize(

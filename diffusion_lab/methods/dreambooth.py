@@ -136,11 +136,26 @@ class DreamBooth:
         return [*paths, folder / "dreambooth.json"]
 
     def complete(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
-        """Writes the whole pipeline: plain diffusers reads it with `from_pretrained(folder)`."""
-        from diffusion_lab.models.load import quiet_loading
+        """Writes the whole pipeline: plain diffusers reads it with `from_pretrained(folder)`.
 
-        with quiet_loading():
-            pipe.save_pretrained(folder, safe_serialization=True)
+        In float32, frozen parts too: read back as they are saved, parts of two formats do not work together.
+        """
+        from diffusion_lab.models.load import modules, quiet_loading
+
+        halved = [
+            (parameter, parameter.dtype)
+            for module in modules(pipe)
+            for parameter in module.parameters()
+            if parameter.is_floating_point()
+        ]
+        try:
+            for parameter, _ in halved:
+                parameter.data = parameter.data.float()
+            with quiet_loading():
+                pipe.save_pretrained(folder, safe_serialization=True)
+        finally:
+            for parameter, dtype in halved:
+                parameter.data = parameter.data.to(dtype)
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
         """Reads what `save` wrote into an attached pipe; else UserError."""

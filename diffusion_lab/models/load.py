@@ -187,6 +187,13 @@ def _check_supported(pipe: StableDiffusionPipeline, model: Model) -> None:
             f"model.path={model.path}: prediction_type {prediction_type} of the scheduler is not one of "
             f"{', '.join(PREDICTION_TYPES)}"
         )
+    # transformers makes an empty tokenizer of a half-downloaded model, and every prompt becomes the same one.
+    words, rows = len(pipe.tokenizer), int(pipe.text_encoder.config.vocab_size)
+    if not rows / 2 < words <= rows:
+        raise UserError(
+            f"model.path={model.path}: the tokenizer has {words} pieces and the text encoder {rows}: files of "
+            "tokenizer/ are missing or another model's; copy or download the model again"
+        )
 
 
 def modules(pipe: StableDiffusionPipeline) -> list[torch.nn.Module]:

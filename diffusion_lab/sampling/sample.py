@@ -188,6 +188,10 @@ def decode(pipe: StableDiffusionPipeline, latents: Tensor) -> Iterator[Pixels]:
     for chunk in torch.split(latents, at_once):
         scaled = (chunk / vae.config.scaling_factor).to(vae.dtype)
         decoded = vae.decode(scaled, return_dict=False)[0].float()
+        if not bool(decoded.isfinite().all()):  # float16 is too small for some VAEs, and uint8 makes it black
+            raise UserError(
+                f"model.precision: the VAE's images are not finite in {vae.dtype}; set model.precision=bf16 or fp32"
+            )
         pixels = (decoded / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         yield from pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 

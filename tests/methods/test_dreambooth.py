@@ -145,3 +145,19 @@ def test_state_of_the_average_comes_back(make_state) -> None:
     assert theirs.optimization_step == 2
     assert all(torch.equal(a, b) for a, b in zip(ours.shadow_params, theirs.shadow_params, strict=True))
     assert DreamBooth().state_dict(state.pipe) == {}
+
+
+def test_the_whole_pipeline_is_saved_in_one_format(tiny_pipe, load_plain_pipe, tmp_path: Path) -> None:
+    """model.precision=bf16 halves the frozen parts: beside a float32 U-Net plain diffusers cannot run them."""
+    from diffusion_lab.models.load import cast_frozen
+
+    method = DreamBooth(prior_weight=0.0)
+    method.attach(tiny_pipe)
+    cast_frozen(tiny_pipe, "bf16")
+    method.complete(tiny_pipe, tmp_path)
+    parts = ("unet", "vae", "text_encoder")
+    files = [file for part in parts for file in (tmp_path / part).glob("*.safetensors")]
+    assert {value.dtype for file in files for value in load_file(file).values()} == {torch.float32}
+    assert [getattr(tiny_pipe, part).dtype for part in parts] == [torch.float32] + [torch.bfloat16] * 2
+    plain = load_plain_pipe(tmp_path)
+    assert plain("a photo of dog", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)

@@ -147,6 +147,18 @@ def test_an_unknown_prediction_type_is_refused(copy: Path) -> None:
         load_pipeline(model(copy), CPU)
 
 
+def test_a_tokenizer_without_its_vocabulary_is_refused(tiny_pipe) -> None:
+    """What transformers makes of a hub's model whose tokenizer was not downloaded: no error, three pieces."""
+    from transformers import CLIPTokenizer
+
+    from diffusion_lab.models.load import _check_supported
+
+    _check_supported(tiny_pipe, Model(path="owner/name"))
+    tiny_pipe.tokenizer = CLIPTokenizer()
+    with pytest.raises(UserError, match=r"model\.path=owner/name: the tokenizer has \d pieces"):
+        _check_supported(tiny_pipe, Model(path="owner/name"))
+
+
 def test_paths_that_are_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "model.ckpt"
     file.write_bytes(b"")

@@ -168,6 +168,14 @@ def test_diverged_weights_are_named(tiny_pipe: Any) -> None:
         sample(tiny_pipe, PROMPTS, settings_of())
 
 
+def test_a_vae_that_overflows_draws_no_black_images(tiny_pipe: Any) -> None:
+    with torch.no_grad():
+        tiny_pipe.vae.decoder.conv_out.bias.fill_(torch.inf)
+        tiny_pipe.vae.decoder.conv_out.bias[0] = torch.nan
+    with pytest.raises(UserError, match=r"model\.precision.*set model\.precision=bf16 or fp32"):
+        sample(tiny_pipe, PROMPTS, settings_of())
+
+
 def test_solver_is_ours_and_the_noise_schedule_the_models(tiny_v_pipe: Any) -> None:
     config = sampling_scheduler(tiny_v_pipe).config
     assert {key: config[key] for key in module.SOLVER} == module.SOLVER

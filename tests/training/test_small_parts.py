@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import random
 from contextlib import suppress
+from pathlib import Path
 from time import sleep
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -76,6 +78,26 @@ def test_streams_are_independent() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     a, b = generator(0, "noise"), generator(0, "noise")
     assert torch.equal(torch.randn(5, generator=a), torch.randn(5, generator=b))
+
+
+def test_meter_on_a_system_without_unixs_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows: it can be imported, and measures by psutil."""
+    import importlib.util
+    import sys
+
+    import psutil  # noqa: F401 - before `resource` is gone: on Linux it needs it
+
+    from diffusion_lab.training import meter
+
+    spec = importlib.util.spec_from_file_location("meter_elsewhere", meter.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "meter_elsewhere", module)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "Path", lambda name: Path("/nowhere") / Path(name).name)
+    assert module._resident_peak() >= 0
 
 
 def test_meter_keeps_phases_apart() -> None:
