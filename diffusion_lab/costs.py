@@ -76,9 +76,8 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
     prior = getattr(config.method, "prior_weight", 0.0) != 0.0
     passes = steps * config.steps.batch_size * (2 if prior else 1) * (1 + BACKWARD) * UNET_TFLOP
     training = (passes + config.data.n_images * ENCODE_TFLOP) * area / tflops
-    if (
-        prior
-    ):  # pictures of the class, drawn by the model as it is loaded, unless an earlier run has drawn them
+    if prior:
+        # Pictures of the class, drawn by the model as it is loaded, unless an earlier run has drawn them.
         guided = 2 if config.prompts.guidance_scale > 1 else 1
         picture = config.prompts.sampling_steps * guided * UNET_TFLOP + DECODE_TFLOP + ENCODE_TFLOP
         training += getattr(config.method, "prior_images", 0) * picture * area / float32

@@ -197,7 +197,12 @@ def _check_metrics(config: Config) -> None:
         find_inception(metrics.inception_weights)
     for key, value in (("clip_model", metrics.clip_model), ("dino_model", metrics.dino_model)):
         if value.startswith((".", "/", "~")) and not Path(value).expanduser().is_dir():
-            raise UserError(f"metrics.{key}={value}: there is no such folder")
+            problem = (
+                "that is a file; it must be a folder"
+                if Path(value).expanduser().is_file()
+                else "there is no such folder"
+            )
+            raise UserError(f"metrics.{key}={value}: {problem}")
     if metrics.encoders != "full":
         return
     for key, value in (

@@ -191,7 +191,7 @@ def test_what_is_neither_folder_nor_hub_id(tmp_path: Path) -> None:
         path("/no/such/folder")
     (tmp_path / "weights.safetensors").write_text("")
     assert path(str(tmp_path / "weights.safetensors")) == tmp_path / "weights.safetensors"
-    with pytest.raises(UserError, match=r"gone\.safetensors: there is no such folder"):
+    with pytest.raises(UserError, match=r"gone\.safetensors: there is no such file"):
         path("owner/gone.safetensors")
     assert path("stable-diffusion-v1-5/stable-diffusion-v1-5") is None
     assert path("miniature") is not None

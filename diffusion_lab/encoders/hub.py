@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from diffusion_lab.interfaces import UserError
 
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+
 T = TypeVar("T")
 
 
@@ -18,10 +20,10 @@ def load_pretrained(load: Callable[[str], T], name: str, key: str, files: str) -
     """
     folder = Path(name).expanduser()
     local = folder.is_dir()
-    if not local and (folder.suffix or name.startswith((".", "/", "~"))):
-        raise UserError(
-            f"{key}={name}: there is no such folder; give one with {files}, or a hub id (owner/name)"
-        )
+    # A hub id may hold a dot (owner/model-1.5), so only a weights file's own ending tells a path.
+    if not local and (folder.suffix in WEIGHTS or name.startswith((".", "/", "~"))):
+        problem = "that is a file" if folder.is_file() else "there is no such folder"
+        raise UserError(f"{key}={name}: {problem}; give a folder with {files}, or a hub id (owner/name)")
     if (
         local
         and not (folder / "model.safetensors").is_file()

@@ -52,7 +52,9 @@ def model_folder(model: Model) -> Path | None:
     folder = Path(model.path).expanduser()
     if folder.exists():
         return folder
-    if not HUB_ID.fullmatch(model.path) or folder.suffix in (".safetensors", ".ckpt"):
+    if folder.suffix in (".safetensors", ".ckpt"):
+        raise UserError(f"model.path={model.path}: there is no such file")
+    if not HUB_ID.fullmatch(model.path):
         raise UserError(
             f"model.path={model.path}: there is no such folder, nor is it a hub id (owner/name)"
             f"{closest(model.path, MINIATURES)}"

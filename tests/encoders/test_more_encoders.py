@@ -147,6 +147,14 @@ def test_clip_folders_that_do_not_do(tmp_path: Path, dino_folder: Path) -> None:
         TransformersClip.load(str(dino_folder))
     with pytest.raises(UserError, match=r"owner/name could not be downloaded.*config\.json"):
         TransformersClip.load("owner/name")
+    with pytest.raises(UserError, match=r"owner/clip-1\.5 could not be downloaded"):  # a dot is no ending
+        TransformersClip.load("owner/clip-1.5")
+    with pytest.raises(UserError, match=r"clip\.safetensors: there is no such folder"):
+        TransformersClip.load("weights/clip.safetensors")
+    file = tmp_path / "clip.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"clip\.safetensors: that is a file; give a folder"):
+        TransformersClip.load(str(file))
 
 
 # --- DINO ---------------------------------------------------------------------------------------------
