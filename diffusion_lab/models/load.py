@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from diffusion_lab.config import Model
+
+log = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Repositories that are gone from the hub, and where the same weights are now.
@@ -74,14 +77,14 @@ def quiet_loading() -> Iterator[None]:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    libraries = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
-    for log in libraries:
-        log.disable_progress_bar()
+    libraries = [one for one in (diffusers_logging, transformers_logging) if one.is_progress_bar_enabled()]
+    for one in libraries:
+        one.disable_progress_bar()
     try:
         yield
     finally:
-        for log in libraries:
-            log.enable_progress_bar()
+        for one in libraries:
+            one.enable_progress_bar()
 
 
 def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline:
@@ -95,6 +98,10 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
     """
     if model.precision == "fp16" and device.type == "cpu":
         raise UserError("model.precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
+    if model.precision == "bf16" and device.type == "cuda" and not _has_bf16():
+        log.warning(
+            "model.precision=bf16: this card only emulates it, slowly; model.precision=fp16 is fast there"
+        )
     source = resolve_path(model.path)
     one_file = isinstance(source, Path) and source.is_file()
     if isinstance(source, Path):
@@ -223,6 +230,12 @@ def resolution_of(pipe: StableDiffusionPipeline, model: Model) -> int:
             f"model.resolution={model.resolution}: must be a multiple of {multiple}; the model's is {native}"
         )
     return model.resolution
+
+
+def _has_bf16() -> bool:
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def frozen_dtype(precision: str) -> torch.dtype:

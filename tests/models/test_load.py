@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,17 @@ def test_devices() -> None:
 def test_half_precision_on_the_cpu_is_refused(tiny_sd_folder: Path) -> None:
     with pytest.raises(UserError, match=r"model\.precision=fp16 needs a GPU"):
         load_pipeline(model(tiny_sd_folder, precision="fp16"), CPU)
+
+
+def test_a_card_that_only_emulates_bf16_is_told(
+    tiny_sd_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    load_pipeline(model(tiny_sd_folder, precision="bf16"), CPU)
+    assert not caplog.records
+    with suppress(Exception):  # without a card, moving there fails
+        load_pipeline(model(tiny_sd_folder, precision="bf16"), torch.device("cuda"))
+    assert "model.precision=fp16 is fast there" in caplog.text
 
 
 def test_training_scheduler_is_ddpm_with_the_models_own_schedule(tiny_pipe, tiny_v_pipe) -> None:
