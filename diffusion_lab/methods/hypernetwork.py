@@ -46,7 +46,7 @@ INITS = ("Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNo
 class Hypernetwork:
     # Full size: the web UI's guides begin with 5e-6 at batch 1 for 10,000 steps and more. Ours starts at zero and
     # has a tenth of the steps.
-    learning_rates: ClassVar[tuple[float, float]] = (1e-3, 5e-5)  # miniature, full-size models
+    learning_rates: ClassVar[tuple[float, float]] = (3e-4, 5e-5)  # miniature, full-size models
 
     name: str = "hypernetwork"
     layers: list[float] = field(default_factory=lambda: [1.0, 2.0, 1.0])  # widths, in widths of the context
@@ -58,7 +58,7 @@ class Hypernetwork:
         "Normal"  # Normal, XavierUniform, XavierNormal, KaimingUniform, KaimingNormal; the last is zero
     )
     self_attention: bool = False  # before the self-attention's keys and values too
-    learning_rate: float | None = None  # null: 1e-3 on the miniature, 5e-5 on full-size models
+    learning_rate: float | None = None  # null: 3e-4 on the miniature, 5e-5 on full-size models
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
