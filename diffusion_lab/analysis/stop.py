@@ -209,10 +209,13 @@ def contenders(
 
     def beaten(step: int) -> bool:
         return any(
-            all(b >= a for a, b in zip(rows[step], rows[other], strict=True))
-            and (rows[other] != rows[step] or other < step)
+            all(b >= a for a, b in pairs)
+            # Of equal scores the earliest wins, and which metrics will be used is open: a later step has to be
+            # better in each. Where this one has no value, it has no score.
+            and (other < step or all(b > a for a, b in pairs if a > -math.inf))
             for other in rows
             if other != step
+            for pairs in [list(zip(rows[step], rows[other], strict=True))]
         )
 
     return {step for step in rows if not beaten(step)} | {found.step}

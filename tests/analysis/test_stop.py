@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from diffusion_lab.analysis.stop import (
@@ -256,6 +256,7 @@ values = st.one_of(st.none(), st.floats(0, 1).map(lambda value: round(value, 2))
     fixed=st.sets(st.sampled_from(["similarity", "aesthetics", "diversity", "clip_image"])),
     weights=st.sampled_from([{}, {"similarity": 1.0}, {"diversity": 2.0, "clip_image": 1.0}]),
 )
+@example(rows=[(None,) * 4, (None, None, None, 1.0), (0.0, None, None, None)], fixed=set(), weights={})
 @settings(max_examples=300, deadline=None)
 def test_whoever_is_recommended_at_last_was_always_a_contender(rows, fixed, weights) -> None:
     """What `steps.keep_adapters=best` rests on: removed on the way, a step never comes back."""
