@@ -235,7 +235,7 @@ def resolution_of(pipe: StableDiffusionPipeline, model: Model) -> int:
 def _has_bf16() -> bool:
     import torch
 
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def frozen_dtype(precision: str) -> torch.dtype:
