@@ -91,10 +91,13 @@ def check(config: Config, run_folder: Path) -> Plan:
 def _check_generate(config: Config) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
     from diffusion_lab.jobs.generate import order
+    from diffusion_lab.models.artefacts import check_fit
 
     wanted = order(config)
     warnings: list[str] = []
-    check_model(wanted.model, warnings)
+    configs = check_model(wanted.model, warnings)
+    if configs is not None:
+        check_fit(wanted.artefacts, configs, wanted.model.path)
     images = len(wanted.prompts) * images_per_prompt(wanted.settings, wanted.prompts)
     _check_place(wanted.folder, images * 1_000_000, "job.output")
     rows = (

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import hashlib
 import io
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,14 @@ from typing import TYPE_CHECKING
 
 from diffusion_lab.config import Config
 from diffusion_lab.interfaces import Prompt, PromptSet, UserError
-from diffusion_lab.models.artefacts import PIPELINE, Artefact, apply, recognise
+from diffusion_lab.models.artefacts import (
+    PIPELINE,
+    Artefact,
+    apply,
+    check_weight,
+    recognise,
+)
+from diffusion_lab.readers import read_json
 
 if TYPE_CHECKING:
     from diffusion_lab.config import Model, Prompts
@@ -51,6 +57,7 @@ def order(config: Config) -> Order:
 
     job, data, settings = config.job, config.data, config.prompts
     found = recognise(Path(job.artefact).expanduser()) if job.artefact else ()
+    check_weight(found, job.weight)
     header = {key: value for piece in reversed(found) for key, value in piece.header.items()}
     model = _base(config.model, found, header)
     if job.texts:
@@ -161,7 +168,10 @@ def _check_same(folder: Path, facts: dict[str, object]) -> None:
     index = folder / INDEX
     if not index.is_file():
         return
-    before = json.loads(index.read_text("utf-8"))["settings"]
+    remedy = "remove it and the images beside it, or choose another folder"
+    before = read_json(index, "job.output", remedy=remedy).get("settings")
+    if not isinstance(before, dict):
+        raise UserError(f"job.output: {index} holds no settings; {remedy}")
     differing = sorted(key for key in facts if facts[key] != before.get(key))
     if differing:
         raise UserError(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.checks import closest
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models.shipped import MINIATURES, shipped_folder
+from diffusion_lab.readers import AGAIN, read_header, read_json
 
 if TYPE_CHECKING:
     from diffusion_lab.config import Model
@@ -95,17 +95,18 @@ def check_configs(folder: Path, fail: _Fail) -> None:
         _read_json(folder / part / "config.json", fail)
 
 
-def _read_json(path: Path, fail: _Fail) -> dict[str, list[str | None]]:
+def _read_json(path: Path, fail: _Fail) -> dict[str, Any]:
     name = path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
+    found: dict[str, Any] = _read(read_json, path, name, fail)
+    return found
+
+
+def _read(reader: Callable[..., Any], path: Path, name: str, fail: _Fail) -> Any:
+    """What `reader` gives; its complaint in the words of `fail`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise fail(f"{name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise fail(f"{name} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise fail(f"{name} is not a JSON object")
-    return content
+        return reader(path, "", name=name, remedy="")
+    except UserError as error:
+        raise fail(str(error).removeprefix(": ").removesuffix("; ")) from error
 
 
 def _check_weights(folder: Path, part: str, model: Model, fail: _Fail) -> None:
@@ -114,14 +115,15 @@ def _check_weights(folder: Path, part: str, model: Model, fail: _Fail) -> None:
     stem = f"{WEIGHTS[part]}{variant}"
     single = folder / part / f"{stem}.safetensors"
     index = folder / part / f"{WEIGHTS[part]}.safetensors.index{variant}.json"
-    if single.is_file():
+    if single.exists():
         _check_header(single, f"{part}/{single.name}", fail)
         return
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        for shard in sorted(shards):
-            if not (folder / part / shard).is_file():
-                raise fail(f"{part}/{shard} is missing")
+    if index.exists():
+        try:
+            names = shards(index, "", remedy="")
+        except UserError as error:
+            raise fail(str(error).removeprefix(": ").removesuffix("; ")) from error
+        for shard in names:
             _check_header(folder / part / shard, f"{part}/{shard}", fail)
         return
     pickled = folder / part / f"{PICKLED[part]}{variant}.bin"
@@ -139,13 +141,23 @@ def _check_weights(folder: Path, part: str, model: Model, fail: _Fail) -> None:
 
 def _check_header(path: Path, name: str, fail: _Fail) -> None:
     """The file is as long as its header says: finds an interrupted download without reading it all."""
-    from safetensors import SafetensorError, safe_open
+    _read(read_header, path, name, fail)
 
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise fail(f"{name} is damaged ({error})") from error
+
+def shards(index: Path, where: str, remedy: str = AGAIN) -> list[str]:
+    """The files that an index of sharded weights names. UserError where it is damaged or leads out of its folder."""
+    name = f"{index.parent.name}/{index.name}"
+    content = read_json(index, where, name=name, remedy=remedy)
+    table = content.get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(file, str) for file in table.values()):
+        raise UserError(f"{where}: {name} has no weight_map, the table of its files; {remedy}")
+    found = sorted(set(table.values()))
+    for file in found:
+        if file in ("", ".", "..") or "/" in file or "\\" in file:
+            raise UserError(f"{where}: {name} names {file!r}, which is no file of its own folder; {remedy}")
+        if not (index.parent / file).is_file():
+            raise UserError(f"{where}: {index.parent.name}/{file} is missing, which {name} names; {remedy}")
+    return found
 
 
 if TYPE_CHECKING:
