@@ -51,10 +51,14 @@ class Artefact:
 
 def notes(config: Config, pipe: StableDiffusionPipeline, subject: Subject, prompt: str) -> dict[str, str]:
     """What every artefact's header says, beside the step and what the tools want to see of the method."""
+    from diffusion_lab.data.prompts import load_prompts
+    from diffusion_lab.jobs import origin
     from diffusion_lab.tracking.atomic import dumps
     from diffusion_lab.tracking.provenance import checkout, versions
 
+    prompts = load_prompts(config.prompts, identifier=subject.identifier, class_noun=subject.class_noun)
     return {
+        origin.HEADER: origin.note(config, pipe.device.type, prompts.negative),
         "base_model": config.model.path,
         "prediction_type": str(pipe.scheduler.config.get("prediction_type", "epsilon")),
         "trigger": subject.identifier,
@@ -102,6 +106,8 @@ def recognise(path: Path) -> tuple[Artefact, ...]:
     where = f"job.artefact={path}"
     if not path.is_dir():
         raise UserError(f"{where}: there is no such file or folder")
+    if (path / "config.yaml").is_file() and (path / "artefact").is_dir():  # a run's folder
+        return recognise(path / "artefact")
     header = {}
     if (path / NOTES).exists():
         header = {key: str(value) for key, value in read_json(path / NOTES, where, remedy=AGAIN).items()}
