@@ -147,7 +147,7 @@ def _given(composed: DictConfig) -> list[str]:
 
 def _flat(composed: DictConfig) -> dict[str, Any]:
     """ "prompts.n" -> 100, of the groups with settings of their own."""
-    found = {}
+    found: dict[str, Any] = {}
     for group in ("model", "prompts", "data", "metrics"):
         plain = OmegaConf.to_container(composed[group])
         found |= {f"{group}.{key}": value for key, value in cast(dict[str, Any], plain).items()}
