@@ -1,13 +1,13 @@
 """Files from outside, read or refused: JSON and safetensors that are cut, empty, damaged or of another shape.
 
-A reader names the file, what is wrong and what to do. `key` is the setting that led there (`model.path=sd15`).
-Importing this module imports nothing slow.
+A reader names the file, what is wrong and what to do. `key` is the setting that led there (`model.path=sd15`), or
+what makes the error of what is wrong. Importing this module imports nothing slow.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,6 +17,7 @@ from diffusion_lab.interfaces import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+Key = str | Callable[[str], UserError]
 AGAIN = "copy or download it again"
 _NAMES = {
     dict: "an object",
@@ -36,7 +37,7 @@ class Header:
     shapes: Mapping[str, tuple[int, ...]]  # of every tensor, by name, in alphabetical order
 
 
-def read_json(path: Path, key: str, *, kind: type = dict, name: str = "", remedy: str = AGAIN) -> Any:
+def read_json(path: Path, key: Key, *, kind: type = dict, name: str = "", remedy: str = AGAIN) -> Any:
     """The value in a JSON file, which must be of `kind` (dict or list).
 
     `name`: how the message calls the file, by default its path. Raises UserError.
@@ -46,16 +47,16 @@ def read_json(path: Path, key: str, *, kind: type = dict, name: str = "", remedy
         text = path.read_text(encoding="utf-8-sig")
         value = json.loads(text)
     except FileNotFoundError:
-        _refuse(key, f"{name} is missing", remedy)
+        refuse(key, f"{name} is missing", remedy)
     except (OSError, ValueError, RecursionError) as error:
-        _refuse(key, f"{name} {_unreadable(path, error)}", remedy, error)
+        refuse(key, f"{name} {_unreadable(path, error)}", remedy, error)
     if not isinstance(value, kind):
         found = "true or false" if isinstance(value, bool) else _NAMES.get(type(value), "something else")
-        _refuse(key, f"{name} holds {found} where {_NAMES[kind]} is needed", remedy)
+        refuse(key, f"{name} holds {found} where {_NAMES[kind]} is needed", remedy)
     return value
 
 
-def read_header(path: Path, key: str, *, name: str = "", remedy: str = AGAIN) -> Header:
+def read_header(path: Path, key: Key, *, name: str = "", remedy: str = AGAIN) -> Header:
     """Metadata and shapes of a safetensors file that is as long as its header says. Loads no weights.
 
     Raises UserError.
@@ -68,12 +69,12 @@ def read_header(path: Path, key: str, *, name: str = "", remedy: str = AGAIN) ->
             shapes = {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in sorted(file.keys())}
             return Header(dict(file.metadata() or {}), shapes)
     except FileNotFoundError:
-        _refuse(key, f"{name} is missing", remedy)
+        refuse(key, f"{name} is missing", remedy)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        _refuse(key, f"{name} {_unreadable(path, error)}", remedy, error)
+        refuse(key, f"{name} {_unreadable(path, error)}", remedy, error)
 
 
-def read_tensors(path: Path, key: str, *, name: str = "", remedy: str = AGAIN) -> dict[str, Tensor]:
+def read_tensors(path: Path, key: Key, *, name: str = "", remedy: str = AGAIN) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU. Raises UserError, also where a number is not finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -82,12 +83,12 @@ def read_tensors(path: Path, key: str, *, name: str = "", remedy: str = AGAIN) -
     try:
         tensors = dict(load_file(path))
     except FileNotFoundError:
-        _refuse(key, f"{name} is missing", remedy)
+        refuse(key, f"{name} is missing", remedy)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        _refuse(key, f"{name} {_unreadable(path, error)}", remedy, error)
+        refuse(key, f"{name} {_unreadable(path, error)}", remedy, error)
     for tensor, value in tensors.items():
         if value.is_floating_point() and not bool(value.float().isfinite().all()):
-            _refuse(key, f"{name} is damaged: {tensor} holds numbers that are not finite", remedy)
+            refuse(key, f"{name} is damaged: {tensor} holds numbers that are not finite", remedy)
     return tensors
 
 
@@ -102,5 +103,6 @@ def _unreadable(path: Path, error: Exception) -> str:
     return f"is damaged ({' '.join(str(error).split())[:150]})"
 
 
-def _refuse(key: str, what: str, remedy: str, cause: BaseException | None = None) -> NoReturn:
-    raise UserError(f"{key}: {what}; {remedy}") from cause
+def refuse(key: Key, what: str, remedy: str = AGAIN, cause: BaseException | None = None) -> NoReturn:
+    """Raises the UserError."""
+    raise (UserError(f"{key}: {what}; {remedy}") if isinstance(key, str) else key(what)) from cause
