@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from diffusion_lab.data.words import stands_in
 from diffusion_lab.interfaces import UserError
 
 CAPTIONS = ("auto", "always", "never")
@@ -55,7 +56,7 @@ def read_captions(pictures: Sequence[Path], captions: str) -> list[str | None]:
 
 def caption_warnings(captions: Mapping[Path, str], identifier: str) -> list[str]:
     """What to say of captions (by file) without the identifier: one line, or none."""
-    without = [file.name for file, text in captions.items() if identifier.casefold() not in text.casefold()]
+    without = [file.name for file, text in captions.items() if not stands_in(identifier, text)]
     if not without:
         return []
     return [

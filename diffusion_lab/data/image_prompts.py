@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.data.prompts import plain_prompt
+from diffusion_lab.data.words import replace_words
 from diffusion_lab.interfaces import UserError
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,9 @@ def asked(text: str, identifier: str, class_noun: str) -> str:
     text = re.sub(r"<\w+:[^<>]*>", "", text)
     text = re.sub(r"\(([^()]*?):\s*[\d.]+\s*\)", r"\1", text)
     text = re.sub(r"\s{2,}", " ", text).strip(" ,\n")
-    words = rf"(?i)(?<!\w){re.escape(identifier)}\s+{re.escape(class_noun)}(?!\w)"
-    return plain_prompt(re.sub(words, "{subject}", text), identifier, class_noun)
+    return plain_prompt(
+        replace_words(text, [f"{identifier} {class_noun}"], "{subject}"), identifier, class_noun
+    )
 
 
 # --- beside the images ----------------------------------------------------------------------------------
