@@ -110,7 +110,7 @@ def _check_generate(config: Config) -> Plan:
 def _check_finetune(config: Config, run_folder: Path) -> Plan:
     from diffusion_lab.data.captions import caption_warnings
     from diffusion_lab.data.identifiers import check_identifier, check_tokens
-    from diffusion_lab.data.subjects import check_subject, training_captions
+    from diffusion_lab.data.subjects import check_subject, passed_over, subject_folder, training_captions
 
     noun = check_subject(config.data)
     _check_impostors(config)
@@ -119,6 +119,8 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     prompts = _check_prompts(config, noun)
     captions = training_captions(config.data)
     warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
+    if config.data.source == "folder":
+        warnings += passed_over(subject_folder(config.data, None)[0])
     configs = check_model(config.model, warnings)
     warnings += check_identifier(config, noun, prompts)
     if configs is not None:
