@@ -125,7 +125,9 @@ def _file(path: Path) -> Artefact:
     if any("lora" in key for key in keys):
         return Artefact(LORA, path, header)
     if keys == [A1111_VECTORS] or (0 < len(keys) <= 2 and not any("." in key.strip("<>") for key in keys)):
-        return Artefact(EMBEDDING, path, {**header, "tensor": keys[0]})
+        # Another tool's file without a word of its own is called by the file's name, as in the web UIs.
+        word = path.stem if keys[0] == A1111_VECTORS else keys[0]
+        return Artefact(EMBEDDING, path, {"trigger": word, **header, "tensor": keys[0]})
     raise UserError(
         f"job.artefact={path}: is neither a LoRA nor an embedding that is known here"
         f"{' (header: ' + header['method'] + ')' if 'method' in header else ''}; a whole checkpoint goes to "
@@ -167,14 +169,13 @@ def _lora(pipe: Any, artefact: Artefact, weight: float) -> None:
 
 
 def _embedding(pipe: Any, artefact: Artefact, weight: float) -> None:
-    """Another tool's file has no word of its own: it is called by the file's name, as in the web UIs."""
-    tensor = artefact.header["tensor"]
-    word = artefact.header.get("trigger") or artefact.path.stem
-    pipe.load_textual_inversion(
-        artefact.path.parent,
-        weight_name=artefact.path.name,
-        token=word if tensor == A1111_VECTORS else None,
-    )
+    """Its word is found where it stands as a word, in any letter case; see `models.learnt_words`."""
+    from safetensors.torch import load_file
+
+    from diffusion_lab.models.learnt_words import learn
+
+    vectors = load_file(artefact.path)[artefact.header["tensor"]]
+    learn(pipe, artefact.header["trigger"], vectors if vectors.ndim > 1 else vectors[None])
 
 
 def _hypernetwork(pipe: Any, artefact: Artefact, weight: float) -> None:
