@@ -46,7 +46,8 @@ class Picture:
     path: Path
     sha256: str  # of the file's bytes
     pixels: Pixels  # uint8 [height, width, 3]
-    caption: str | None = None  # what it shows, from the text file beside it; None: the instance prompt
+    caption: str | None = None  # what it shows, from a file beside it; None: the instance prompt
+    caption_from: Path | None = None  # that file
 
 
 @dataclass(frozen=True, slots=True)

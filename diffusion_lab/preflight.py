@@ -115,7 +115,8 @@ def _check_generate(config: Config) -> Plan:
 
 def _check_finetune(config: Config, run_folder: Path) -> Plan:
     from diffusion_lab.data.captions import caption_warnings
-    from diffusion_lab.data.subjects import check_subject, training_captions
+    from diffusion_lab.data.identifiers import check_identifier, check_tokens
+    from diffusion_lab.data.subjects import check_subject, passed_over, subject_folder, training_captions
 
     noun = check_subject(config.data)
     _check_impostors(config)
@@ -124,9 +125,12 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     prompts = _check_prompts(config, noun)
     captions = training_captions(config.data)
     warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
+    if config.data.source == "folder":
+        warnings += passed_over(subject_folder(config.data, None)[0])
     configs = check_model(config.model, warnings)
+    warnings += check_identifier(config, noun, prompts)
     if configs is not None:
-        _check_tokens(config, configs, prompts, noun, captions)
+        warnings += check_tokens(config, configs, prompts, noun, captions)
     stands = standing(config, run_folder)
     return _plan(config, run_folder, prompts, noun, warnings, stands)
 
@@ -244,39 +248,6 @@ def _check_prompts(config: Config, noun: str) -> PromptSet:
             f"{prompts.name} has none without; take prompts=paper, or leave them out"
         )
     return prompts
-
-
-def _check_tokens(
-    config: Config, model: Path, prompts: PromptSet, noun: str, captions: dict[Path, str]
-) -> None:
-    """The prompts' and captions' lengths, counted by the model's own tokenizer.
-
-    `tokenizers` alone reads it in a few milliseconds; loading it through transformers takes seconds. Where
-    there is no tokenizer.json the job's own check has to do, as soon as it has loaded the tokenizer.
-    """
-    file = model / "tokenizer" / "tokenizer.json"
-    if not file.is_file():
-        return
-    from tokenizers import Tokenizer
-
-    from diffusion_lab.data.subjects import instance_prompt
-    from diffusion_lab.data.tokens import CLIP_LIMIT
-
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    named = [
-        ("the instance prompt", instance_prompt(config.data.identifier, noun)),
-        ("the negative prompt", prompts.negative),
-        *((f"the caption {file}", text) for file, text in captions.items()),
-    ]
-    for name, text in [*named, *((prompt.id, prompt.text) for prompt in prompts)]:
-        length = len(tokenizer.encode(text).ids)
-        if length > CLIP_LIMIT:
-            raise UserError(
-                f"prompts: {name} has {length} tokens with start and end, and the model reads {CLIP_LIMIT}; "
-                f"shorten it: {text[:60]!r}"
-            )
 
 
 def _warnings(config: Config) -> list[str]:

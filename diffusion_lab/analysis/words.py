@@ -197,5 +197,18 @@ def loading(run: Run) -> str:
     if networks:
         lines[:0] = ["from pathlib import Path", "from diffusion_lab.methods.hypernetwork import from_file"]
     identifier, noun = get(run.config, "data.identifier"), get(run.config, "data.class_noun")
+    if embeds:  # plain diffusers may have to call the word otherwise
+        identifier = _word_in(embeds[0]) or identifier
     prompt = " ".join(str(word) for word in ("a photo of", identifier, noun) if word)
     return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]"])
+
+
+def _word_in(embedding: Path) -> str | None:
+    """The word that a file in diffusers' format is loaded by; None where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(embedding, framework="np") as file:
+            return next(iter(file.keys()), None)
+    except (OSError, SafetensorError):
+        return None

@@ -8,13 +8,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffusion_lab import processes
 from diffusion_lab.config import Config, as_plain_dict
 from diffusion_lab.interfaces import (
     Evaluation,
-    PromptSet,
     References,
     Status,
     Subject,
@@ -149,7 +148,7 @@ def _finetune(
         findings.steps_done = state.step
         newest = None  # its memory
     findings.meter, findings.pipe = state.meter, pipe
-    check_lengths(pipe.tokenizer, *_written_out(pipe, subject.instance_prompt, prompts))
+    check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)  # a learnt word may be several tokens
     rest(state, bank, config.memory)  # a run that goes on may train before it evaluates
     compile_blocks(state, config.memory)
     embeddings = PromptEmbeddings()
@@ -226,16 +225,6 @@ def _measure_photographs(
                 "no face found in %d of %d %s photographs: they have no similarity", missing, total, group
             )
     return references
-
-
-def _written_out(pipe: Any, instance_prompt: str, prompts: PromptSet) -> tuple[str, PromptSet]:
-    """As the text encoder reads them once the method is attached: a learned word may be several tokens."""
-
-    def written(text: str) -> str:
-        return str(pipe.maybe_convert_prompt(text, pipe.tokenizer))
-
-    read = tuple(dataclasses.replace(prompt, text=written(prompt.text)) for prompt in prompts)
-    return written(instance_prompt), dataclasses.replace(prompts, prompts=read)
 
 
 def _line(evaluation: Evaluation) -> str:

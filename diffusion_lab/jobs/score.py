@@ -38,7 +38,7 @@ CACHE = "features.sqlite"  # in the cache's folder: what encoders saw, by image 
 
 def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
     """Rows of the plan and warnings. Raises UserError for images or metrics that cannot be scored."""
-    from diffusion_lab.data.subjects import check_subject
+    from diffusion_lab.data.subjects import check_subject, passed_over
     from diffusion_lab.metrics import NEEDS_TWINS
 
     folder, names = Path(config.job.images).expanduser(), config.metrics.names
@@ -61,7 +61,7 @@ def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
             f"metrics.names: {', '.join(wanting)} compare images of prompts with and without the identifier; say "
             "which is which in metadata.csv: columns file_name, text, edit and identifier (with or without)"
         )
-    warnings = []
+    warnings = passed_over(folder, "job.images")
     if config.metrics.encoders == "miniature" and data.source == "folder":
         warnings.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
     if data.source == "folder" and Path(str(data.folder)).expanduser().resolve() == folder.resolve():

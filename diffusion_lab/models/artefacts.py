@@ -179,9 +179,9 @@ def _file(path: Path) -> Artefact:
             raise UserError(
                 f"{where}: holds {len(keys)} embeddings ({', '.join(keys)}); one a file is needed"
             )
-        return Artefact(
-            EMBEDDING, path, {**found.metadata, "tensor": keys[0], "width": str(found.shapes[keys[0]][-1])}
-        )
+        # Another tool's file without a word of its own is called by the file's name, as in the web UIs.
+        own = {"trigger": path.stem if keys[0] == A1111_VECTORS else keys[0], **found.metadata}
+        return Artefact(EMBEDDING, path, {**own, "tensor": keys[0], "width": str(found.shapes[keys[0]][-1])})
     method = f" (header: {found.metadata['method']})" if "method" in found.metadata else ""
     raise UserError(
         f"{where}: is neither a LoRA nor an embedding that is known here{method}; a whole checkpoint goes to "
@@ -267,17 +267,14 @@ def _lora(pipe: Any, artefact: Artefact, weight: float) -> None:
 
 
 def _embedding(pipe: Any, artefact: Artefact, weight: float) -> None:
-    """Another tool's file has no word of its own: it is called by the file's name, as in the web UIs."""
+    """Its word is found where it stands as a word, in any letter case; see `models.learnt_words`."""
+    from diffusion_lab.models.learnt_words import learn
+
     if weight == 0:
         return
     _check_width(artefact, int(pipe.text_encoder.config.hidden_size))
-    tensor = artefact.header["tensor"]
-    word = artefact.header.get("trigger") or artefact.path.stem
-    pipe.load_textual_inversion(
-        artefact.path.parent,
-        weight_name=artefact.path.name,
-        token=word if tensor == A1111_VECTORS else None,
-    )
+    vectors = read_tensors(artefact.path, f"job.artefact={artefact.path}")[artefact.header["tensor"]]
+    learn(pipe, artefact.header["trigger"], vectors if vectors.ndim > 1 else vectors[None])
 
 
 def _hypernetwork(pipe: Any, artefact: Artefact, weight: float) -> None:

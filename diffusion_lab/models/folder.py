@@ -109,7 +109,9 @@ def _check_tokenizer(folder: Path, fail: _Fail) -> None:
         try:
             Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # it has no kind of error of its own
-            raise fail(f"tokenizer/tokenizer.json is no tokenizer ({' '.join(str(error).split())[:100]})") from error
+            raise fail(
+                f"tokenizer/tokenizer.json is no tokenizer ({' '.join(str(error).split())[:100]})"
+            ) from error
         return
     for name in ("vocab.json", "merges.txt"):
         if not (folder / name).is_file():
