@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models import adapter_file
+from diffusion_lab.models.attach import attach, kind_of, merge_folder
 from diffusion_lab.models.folder import shards
 from diffusion_lab.readers import read_header, read_json, read_tensors
 
@@ -195,7 +196,7 @@ def _is_vectors(shape: tuple[int, ...]) -> bool:
 
 def _peft_folder(folder: Path) -> Artefact:
     where = f"job.artefact={folder}"
-    read_json(folder / "adapter_config.json", where, remedy=AGAIN)
+    kind_of(folder, where)
     header = read_header(folder / "adapter_model.safetensors", where, remedy=AGAIN)
     return Artefact(PEFT, folder, header.metadata)
 
@@ -259,8 +260,6 @@ def apply(pipe: StableDiffusionPipeline, artefact: Artefact, weight: float = 1.0
 
 
 def _lora(pipe: Any, artefact: Artefact, weight: float) -> None:
-    from diffusion_lab.models.attach import attach
-
     where = f"job.artefact={artefact.path}"
     header = read_header(artefact.path, where)
     attach(pipe, adapter_file.read_changes(artefact.path, header, pipe, where), weight, where)
@@ -346,8 +345,6 @@ def weight_files(folder: Path, where: str) -> list[Path]:
 
 
 def _peft(pipe: Any, artefact: Artefact, weight: float) -> None:
-    from diffusion_lab.models.attach import merge_folder
-
     merge_folder(pipe, artefact.part, artefact.path, weight, f"job.artefact={artefact.path}")
 
 
