@@ -8,7 +8,6 @@ vectors as A1111 reads them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,19 +97,13 @@ class TextualInversion:
         self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
     ) -> list[Path]:
         """Writes diffusers' file (`pipe.load_textual_inversion(folder)`) and A1111's, `notes` into the headers."""
-        from safetensors.torch import save_file
+        from diffusion_lab.tracking import tensors
 
         embedding: Any = pipe.text_encoder.get_input_embeddings()
-        vectors = embedding.learned.detach().float().cpu().contiguous()
+        vectors = embedding.learned.detach().float()
         header = {"format": "pt", "method": self.name, "vectors": str(self.vectors), **(notes or {})}
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, weights in ((FILE_NAME, {str(self.token): vectors}), (A1111_NAME, {"emb_params": vectors})):
-            partial = folder / f"{name}.part"
-            try:
-                save_file(weights, partial, metadata=header)
-                os.replace(partial, folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
+        tensors.write(folder / FILE_NAME, {str(self.token): vectors}, header)
+        tensors.write(folder / A1111_NAME, {"emb_params": vectors}, header)
         return [folder / FILE_NAME, folder / A1111_NAME]
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:

@@ -71,6 +71,7 @@ class TrainingState:
     since: Since = field(default_factory=Since)
     notes: dict[str, str] = field(default_factory=dict)  # for the artefact's header
     step: int = 0  # optimizer steps done
+    kept: tuple[int, Path] | None = None  # the newest checkpoint's step and folder
 
     @property
     def device(self) -> torch.device:
@@ -130,8 +131,11 @@ class TrainingState:
 
     def save(self, folder: Path, told: Mapping[str, str] | None = None) -> list[Path]:
         """The method's artefact in the ecosystem's format; its header has the notes, the step, and what is `told`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step), **(told or {})})
+        words = {**self.notes, "step": str(self.step), **(told or {})}
+        more: dict[str, Any] = {}
+        if self.kept is not None and self.kept[0] == self.step and hasattr(self.method, "files"):
+            more = {"ready": self.kept[1]}  # this step's checkpoint has the same files
+        paths = self.method.save(self.pipe, folder, words, **more)
         lora = folder / kohya.SOURCE_NAME
         return [*paths, *kohya.export(lora, folder / kohya.FILE_NAME)] if lora in paths else paths
 
