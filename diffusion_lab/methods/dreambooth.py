@@ -119,9 +119,8 @@ class DreamBooth:
             return
         average = pipe.unet.average
         average.optimization_step = int(state["optimization_step"])
-        for i, value in enumerate(average.shadow_params):
-            if f"average.{i}" in state:  # else it is as it was built
-                value.copy_(state[f"average.{i}"])
+        for i, (value, parameter) in enumerate(zip(average.shadow_params, self._trained(pipe), strict=True)):
+            value.copy_(state.get(f"average.{i}", parameter.detach()))  # not there: both are the base model's
 
     def unchanged(self, pipe: StableDiffusionPipeline) -> bool:
         """Whether the weights (and their average, where there is one) are the base model's, to the bit."""

@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_lab.interfaces import Stateful, UserError
+from diffusion_lab.models.load import modules
 from diffusion_lab.tracking import tensors
 from diffusion_lab.tracking.atomic import replace_folder, write_json, writing
 from diffusion_lab.training.meter import Since
@@ -101,6 +102,8 @@ def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
     """
     values = checkpoint.values
     _check_identity(state, checkpoint)
+    if any(map(_as_built, values["weights"])):
+        _back_to_base(state)
     with torch.no_grad():
         for parameter, weight in zip(state.trained, values["weights"], strict=True):
             if not _as_built(weight):
@@ -123,6 +126,17 @@ def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
         state.method.load_state_dict(state.pipe, own)
     state.step = values["step"]
     state.kept = (state.step, checkpoint.folder)
+
+
+def _back_to_base(state: TrainingState) -> None:
+    """Gives the trained networks the base model's weights, where they have moved since they were built."""
+    method: Any = state.method
+    if method.unchanged(state.pipe):
+        return
+    assert state.load_base is not None
+    for network, base in zip(modules(state.pipe), modules(state.load_base()), strict=True):
+        if network in state.trained_modules:
+            network.load_state_dict(base.state_dict())
 
 
 def _check_identity(state: TrainingState, checkpoint: Checkpoint) -> None:

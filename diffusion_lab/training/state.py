@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,13 @@ from diffusion_lab.data.captions import caption_file
 from diffusion_lab.interfaces import Batch, Method, ParamGroup, Picture, Subject, UserError
 from diffusion_lab.models import kohya
 from diffusion_lab.models.artefacts import notes as artefact_notes
-from diffusion_lab.models.load import cast_frozen, modules, resolution_of, training_scheduler
+from diffusion_lab.models.load import (
+    cast_frozen,
+    load_pipeline,
+    modules,
+    resolution_of,
+    training_scheduler,
+)
 from diffusion_lab.models.memory import recompute_activations
 from diffusion_lab.processes import WAIT
 from diffusion_lab.training.checkpoint import digest
@@ -72,6 +78,7 @@ class TrainingState:
     notes: dict[str, str] = field(default_factory=dict)  # for the artefact's header
     step: int = 0  # optimizer steps done
     kept: tuple[int, Path] | None = None  # the newest checkpoint's step and folder
+    load_base: Callable[[], StableDiffusionPipeline] | None = None  # the model anew, as it was before `attach`
 
     @property
     def device(self) -> torch.device:
@@ -197,6 +204,7 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         total=config.steps.total,
         identity=identity,
         notes=artefact_notes(config, pipe, subject, prompt),
+        load_base=lambda: load_pipeline(config.model, device),
     )
 
 
