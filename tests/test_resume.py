@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from diffusion_lab.compose import compose
 from diffusion_lab.config import as_plain_dict, fill_defaults

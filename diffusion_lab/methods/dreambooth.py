@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RECORD = "dreambooth.json"
-UNCHANGED = "unchanged"  # in the record: "true" where nothing has changed since the base model, and is not written
+UNCHANGED = (
+    "unchanged"  # in the record: "true" where nothing has changed since the base model, and is not written
+)
 SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
 
 
@@ -126,7 +128,9 @@ class DreamBooth:
         """Whether the weights (and their average, where there is one) are the base model's, to the bit."""
         if self.ema and pipe.unet.average.optimization_step > 0:
             return False
-        return all(_bits(p) == before for p, before in zip(self._trained(pipe), pipe.unet.as_loaded, strict=True))
+        return all(
+            _bits(p) == before for p, before in zip(self._trained(pipe), pipe.unet.as_loaded, strict=True)
+        )
 
     def files(self, pipe: StableDiffusionPipeline) -> dict[str, dict[str, Tensor]]:
         """The tensors (no copies) of every file of weights that `save` writes, by path and by name in the file."""

@@ -78,7 +78,9 @@ class TrainingState:
     notes: dict[str, str] = field(default_factory=dict)  # for the artefact's header
     step: int = 0  # optimizer steps done
     kept: tuple[int, Path] | None = None  # the newest checkpoint's step and folder
-    load_base: Callable[[], StableDiffusionPipeline] | None = None  # the model anew, as it was before `attach`
+    load_base: Callable[[], StableDiffusionPipeline] | None = (
+        None  # the model anew, as it was before `attach`
+    )
 
     @property
     def device(self) -> torch.device:

@@ -95,5 +95,11 @@ def test_no_other_code_writes_safetensors() -> None:
     mine = [file for file in files if not file.is_relative_to(package / "miniature")]
     for file in mine:
         text = file.read_text("utf-8")
-        for way in ("save_file", "safetensors.torch import save", "load_file, save", "save_model", "serialize("):
+        for way in (
+            "save_file",
+            "safetensors.torch import save",
+            "load_file, save",
+            "save_model",
+            "serialize(",
+        ):
             assert way not in text, f"{file.name}: {way}"
