@@ -269,6 +269,8 @@ class Method(Protocol):
 
     Where it applies a method also has
     `complete(pipe, folder)`: adds the parts of a whole pipeline that `save` leaves out;
+    `files(pipe)`, `unchanged(pipe)`: of one that saves whole networks, the tensors of its files by path and name,
+    and whether they are still the base model's; checkpoints share these files, and `save` takes them from `ready`;
     `evaluating(pipe)`: a context in which the pipe has the weights to evaluate and save (an average);
     `state_dict(pipe)`, `load_state_dict(pipe, state)`: what a resumed run needs beside the trained parameters,
     one flat dict of tensors and numbers.

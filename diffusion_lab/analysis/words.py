@@ -170,7 +170,8 @@ def loading(run: Run) -> str:
     whole = sorted(artefact.rglob("model_index.json"))
     adapters = sorted(path.parent for path in artefact.rglob("adapter_config.json"))
     networks = sorted(artefact.rglob("hypernetwork.safetensors"))
-    if not (lora or embeds or whole or adapters or networks):
+    notes = artefact / "dreambooth.json"  # beside no weights: the base model, unchanged
+    if not (lora or embeds or whole or adapters or networks or notes.is_file()):
         return ""
     model = str(get(run.config, "model.path"))
     lines = ["from diffusers import StableDiffusionPipeline", ""]

@@ -123,9 +123,9 @@ def _place_artefact(
         log.warning("the adapter of step %d is gone; artefact/ comes when the run goes on to its end", step)
         return
     with replace_folder(run_folder / "artefact") as beside:
-        if complete is not None and pipe is not None:
-            complete(pipe, beside)
         shutil.copytree(adapter_folder(run_folder, step), beside, dirs_exist_ok=True, copy_function=_link)
+        if complete is not None and pipe is not None:
+            complete(pipe, beside)  # the parts that are not there yet
         annotate(beside, {"recommended_step": str(step), "scores": dumps(scores)})
 
 

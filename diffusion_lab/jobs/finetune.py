@@ -183,7 +183,7 @@ def _finetune(
 
         def keep(step: int) -> None:
             root = run_folder / CHECKPOINTS
-            checkpoint.write(checkpoint.capture(state), root)
+            state.kept = (step, checkpoint.write(checkpoint.capture(state), root))
             best = recommendation(config, findings)
             checkpoint.prune(
                 root, step, keep=config.steps.keep_checkpoints, best=None if best is None else best.step

@@ -175,15 +175,15 @@ TENSORS = ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception")
 
 def _base_features(path: Path, features: Features, planned: Sequence[Planned], step: int) -> Features | None:
     """What the untouched model's class images were: kept at step 0, read back later, also by a resumed run."""
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load_file
 
-    from diffusion_lab.tracking.atomic import write_bytes
+    from diffusion_lab.tracking import tensors
 
     klass = take(features, split_by_identifier(planned)[1])
     if klass is None or klass.clip_image is None:
         return None
     if step == 0:
-        write_bytes(path, save({"clip_image": klass.clip_image.contiguous()}))
+        tensors.write(path, {"clip_image": klass.clip_image})
         return klass
     if not path.is_file():
         return None

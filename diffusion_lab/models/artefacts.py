@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from diffusion_lab.interfaces import Subject
 
 LORA, EMBEDDING, NETWORKS, PEFT, PIPELINE = "lora", "embedding", "networks", "peft", "pipeline"
+BASE = "base"  # notes of step 0: the base model, unchanged
 HYPERNETWORK = "hypernetwork"
 A1111_VECTORS = "emb_params"
 OWN_NAMES = (
@@ -34,7 +34,8 @@ OWN_NAMES = (
 class Artefact:
     """One recognised piece; a folder may hold several, such as an embedding and the LoRA trained with it."""
 
-    kind: str  # lora, embedding, hypernetwork, networks (unet/, text_encoder/), peft (the same as adapters), pipeline
+    # lora, embedding, hypernetwork, networks (unet/, text_encoder/), peft (the same as adapters), pipeline, base
+    kind: str
     path: Path
     header: Mapping[str, str]
 
@@ -69,17 +70,16 @@ def notes(config: Config, pipe: StableDiffusionPipeline, subject: Subject, promp
 def annotate(folder: Path, words: Mapping[str, str]) -> None:
     """Adds `words` to the headers of all artefacts in `folder`; weights stay to the bit."""
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
+    from diffusion_lab.tracking import tensors
     from diffusion_lab.tracking.atomic import write_json
 
     files = [*folder.glob("*.safetensors"), *folder.glob("*/adapter_model.safetensors")]
     for path in sorted(files):
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
-        partial = path.with_name(f".{path.name}.tmp")
-        save_file(load_file(path), partial, metadata={**header, **words})
-        os.replace(partial, path)
+        tensors.write(path, load_file(path), {**header, **words})
     record = folder / "dreambooth.json"
     if record.is_file():
         write_json(record, {**json.loads(record.read_text("utf-8")), **words})
@@ -97,6 +97,8 @@ def recognise(path: Path) -> tuple[Artefact, ...]:
         header = {key: str(value) for key, value in json.loads(notes.read_text("utf-8")).items()}
     if (path / "model_index.json").is_file():
         return (Artefact(PIPELINE, path, header),)
+    if header.get("unchanged") == "true":
+        return (Artefact(BASE, path, header),)
     found = []
     for part in ("unet", "text_encoder"):
         if (path / part / "adapter_config.json").is_file():
@@ -203,6 +205,10 @@ def _peft(pipe: Any, artefact: Artefact, weight: float) -> None:
     setattr(pipe, part, merged)
 
 
+def _base(pipe: Any, artefact: Artefact, weight: float) -> None:
+    """Nothing has changed since the base model, which is what `pipe` is."""
+
+
 _APPLY = {
-    LORA: _lora, EMBEDDING: _embedding, HYPERNETWORK: _hypernetwork, NETWORKS: _networks, PEFT: _peft,
+    LORA: _lora, EMBEDDING: _embedding, HYPERNETWORK: _hypernetwork, NETWORKS: _networks, PEFT: _peft, BASE: _base,
 }  # fmt: skip
