@@ -115,14 +115,19 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Adds one line to a log in a single write; where that fails, what was written of it is cut off again."""
+def append_line(path: Path, line: str, *, flush: bool = False) -> None:
+    """Adds one line to a log in a single write; where that fails, what was written of it is cut off again.
+
+    `flush`: the log is flushed to the disk too, so that the line outlives a power cut.
+    """
     with mendable(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             size = os.fstat(descriptor).st_size
             try:
                 _write_all(descriptor, line.rstrip("\n").encode("utf-8") + b"\n")
+                if flush:
+                    os.fsync(descriptor)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.ftruncate(descriptor, size)
