@@ -13,7 +13,7 @@ from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
 from diffusion_lab.interfaces import PromptSet, UserError
 from diffusion_lab.models.folder import check_model
 from diffusion_lab.models.shipped import MINIATURES
-from diffusion_lab.resume import Standing, standing
+from diffusion_lab.resume import Standing, folder_size, standing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 WORDS: dict[Standing, str] = {
     "empty": "no run",
-    "unfinished": "an unfinished run, which goes on",
+    "unfinished": "an unfinished run, which is resumed",
+    "incomplete": "a run that is trained to its end; what is missing in its folder is made again",
     "finished": "a finished run, which is left alone",
+    "diverged": "a run that diverged, which is left alone",
 }
 
 
@@ -41,6 +43,7 @@ class Plan:
     unet_forwards: int = 0  # images through the U-Net while sampling, guidance counted twice
     cost: Cost | None = None
     standing: Standing = "empty"  # of the run folder
+    needed_bytes: int = 0  # of disk, beside what the folder has already
 
     def summary(self) -> str:
         """One line for the log."""
@@ -143,7 +146,10 @@ def _plan(
     forwards = sampled * sampling.sampling_steps * (2 if sampling.guidance_scale > 1 else 1)
     cost = estimate(config, forwards=forwards, sampled=sampled, evaluations=len(evaluations))
     fewer = "steps.keep_checkpoints=1" if steps.keep_checkpoints > 1 else ""
-    _check_place(run_folder, cost.disk_bytes, "hydra.run.dir", fewer)
+    needed = cost.disk_bytes if stands == "empty" else 0
+    if stands == "unfinished":  # what it has written already it need not write again
+        needed = max(0, cost.disk_bytes - folder_size(run_folder))
+    _check_place(run_folder, needed, "hydra.run.dir", fewer)
     warnings += memory_warnings(config, cost)
     data, resolution = config.data, config.model.resolution
     every = f"every {steps.every} steps: " + ", ".join(map(str, _shortened(evaluations)))
@@ -167,7 +173,7 @@ def _plan(
     return Plan(
         rows=rows, warnings=tuple(warnings), images=data.n_images, prompts=len(prompts), steps=steps.total,
         evaluations=evaluations, images_sampled=sampled, unet_forwards=forwards, cost=cost,
-        standing=stands,
+        standing=stands, needed_bytes=needed,
     )  # fmt: skip
 
 
