@@ -80,24 +80,29 @@ def check(config: Config, run_folder: Path) -> Plan:
     if config.job.name == "generate":
         return _check_generate(config)
     if config.job.name == "score":
+        from diffusion_lab.jobs.origin import as_measured
         from diffusion_lab.jobs.score import check_images
 
+        config, taken = as_measured(config)
         _check_impostors(config)
         _check_metrics(config)
         rows, warnings = check_images(config)
         _check_new(run_folder)
         _check_place(run_folder, 0, "hydra.run.dir")
-        return Plan(rows=tuple(rows), warnings=tuple(warnings))
+        return Plan(rows=(*rows, *([("measured with", taken)] if taken else [])), warnings=tuple(warnings))
     return _check_finetune(config, run_folder)
 
 
 def _check_generate(config: Config) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
     from diffusion_lab.jobs.generate import order
+    from diffusion_lab.models.artefacts import check_fit
 
     wanted = order(config)
     warnings: list[str] = []
-    check_model(wanted.model, warnings)
+    configs = check_model(wanted.model, warnings)
+    if configs is not None:
+        check_fit(wanted.artefacts, configs, wanted.model.path)
     images = len(wanted.prompts) * images_per_prompt(wanted.settings, wanted.prompts)
     _check_place(wanted.folder, images * 1_000_000, "job.output")
     rows = (
@@ -105,6 +110,7 @@ def _check_generate(config: Config) -> Plan:
         ("model", wanted.model.path),
         ("with", ", ".join(f"{piece.kind} {piece.path}" for piece in wanted.artefacts) or "nothing"),
         ("images", f"{images}, prompts {wanted.prompts.name}"),
+        *([("drawn with", wanted.taken)] if wanted.taken else []),
         ("into", str(wanted.folder)),
     )
     return Plan(rows=rows, warnings=tuple(warnings))

@@ -5,7 +5,6 @@ The order of a run, top to bottom; what each part does stands in its own room.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -18,6 +18,7 @@ from diffusion_lab.data.image_prompts import Told, asked, find_prompts
 from diffusion_lab.data.pictures import list_pictures, read_picture
 from diffusion_lab.data.subjects import default_cache, load_subject, subject_folder
 from diffusion_lab.interfaces import Evaluation, Prompt, PromptSet, Status, Subject, Summary, UserError
+from diffusion_lab.jobs.origin import as_measured
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +97,9 @@ def run(config: Config, run_folder: Path) -> None:
     from diffusion_lab.tracking.files import FileTracker
 
     device = resolve_device(config.model.device)
+    config, taken = as_measured(config)
+    if taken:
+        log.info("measured with %s", taken)
     config = dataclasses.replace(config, data=scored_data(config.data))
     files = FileTracker(run_folder, device=str(device))
     status: Status = "failed"
