@@ -90,10 +90,11 @@ def check(config: Config, run_folder: Path) -> Plan:
 
 def _check_generate(config: Config) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
+    from diffusion_lab.sampling.checks import ignored_negative
     from diffusion_lab.jobs.generate import order
 
     wanted = order(config)
-    warnings: list[str] = []
+    warnings = ignored_negative(wanted.settings, wanted.prompts)
     check_model(wanted.model, warnings)
     images = len(wanted.prompts) * images_per_prompt(wanted.settings, wanted.prompts)
     _check_place(wanted.folder, images * 1_000_000, "job.output")
@@ -110,6 +111,7 @@ def _check_generate(config: Config) -> Plan:
 def _check_finetune(config: Config, run_folder: Path) -> Plan:
     from diffusion_lab.data.captions import caption_warnings
     from diffusion_lab.data.subjects import check_subject, training_captions
+    from diffusion_lab.sampling.checks import enough_images, ignored_negative
 
     noun = check_subject(config.data)
     _check_impostors(config)
@@ -118,6 +120,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     prompts = _check_prompts(config, noun)
     captions = training_captions(config.data)
     warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
+    warnings += enough_images(config, prompts) + ignored_negative(config.prompts, prompts)
     configs = check_model(config.model, warnings)
     if configs is not None:
         _check_tokens(config, configs, prompts, noun, captions)

@@ -54,7 +54,7 @@ def conclude(
     summary["cost"]["estimate"] = planned(config)
     stop = None
     try:
-        stop = recommendation(config, findings)
+        stop = recommendation(config, findings, run_folder / "scores.parquet")
         if stop is not None:
             plain = dataclasses.asdict(stop)
             files.recommendation(plain)
@@ -78,10 +78,16 @@ def conclude(
         log.info("to go on: python -m diffusion_lab resume=%s", run_folder)
 
 
-def recommendation(config: Config, findings: Findings) -> Recommendation | None:
-    """Where to stop, by what has been measured so far."""
+def recommendation(config: Config, findings: Findings, scores: Path | None = None) -> Recommendation | None:
+    """Where to stop, by what has been measured so far.
+
+    ``scores``: every image's values, with which the reason compares the same images at two steps; the step itself
+    does not depend on them.
+    """
+    from diffusion_lab.analysis.differences import by_image
     from diffusion_lab.analysis.stop import recommend
     from diffusion_lab.metrics import select
+    from diffusion_lab.tracking.scores import read
 
     if not findings.summaries:
         return None
@@ -93,6 +99,7 @@ def recommendation(config: Config, findings: Findings) -> Recommendation | None:
         references={name: {"ceiling": ceiling} for name, ceiling in findings.ceilings.items()},
         n_images=config.data.n_images,
         class_noun=config.data.class_noun,
+        paired=by_image(read(scores)) if scores is not None and scores.is_file() else None,
     )
 
 

@@ -1,0 +1,26 @@
+"""Intervals of shares: of values that are 0 or 1.
+
+Wilson's interval (1927) holds the p0 with (p - p0)^2 = c^2 p0 (1 - p0) / n: it stays within 0 and 1, and it does
+not shrink to nothing where all values are alike. With one image per prompt the values are independent draws, c is
+the normal quantile and n the number of images. Where prompts repeat, n is the effective sample size
+p (1 - p) / se^2 with the clustered se, at most the number of images, and c is Student's with G - 1 degrees of freedom
+(Korn & Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts estimated
+from survey data"); where all values are alike that size is unknown, and the G prompts count as one draw each.
+
+Below `FEWEST` prompts there is none: of 2 to 4 draws Wilson's covers the truth in 83 to 100 %, depending on the
+truth itself (Brown, Cai & DasGupta 2001, "Interval estimation for a binomial proportion", section 4, on small n).
+"""
+
+from __future__ import annotations
+
+import math
+
+FEWEST = 5  # prompts
+
+
+def wilson(p: float, n: float, quantile: float) -> tuple[float, float]:
+    """The interval of a share ``p`` of ``n`` draws; n may be an effective size. Always holds ``p``."""
+    c2 = quantile * quantile
+    middle = (p + c2 / (2 * n)) / (1 + c2 / n)
+    reach = quantile / (1 + c2 / n) * math.sqrt(p * (1 - p) / n + c2 / (4 * n * n))
+    return min(p, max(0.0, middle - reach)), max(p, min(1.0, middle + reach))
