@@ -31,7 +31,9 @@ class Moves:
     scores: Sequence[float | None]  # along the steps
     before: Mapping[str, Change]  # of the weighted metrics, from the first step to the recommended one
     after: Mapping[str, Change]  # from there to the last step
-    gaps: Mapping[int, tuple[float, float] | None]  # neighbour's position -> 95 % limits of how much it scores less
+    gaps: Mapping[
+        int, tuple[float, float] | None
+    ]  # neighbour's position -> 95 % limits of how much it scores less
     without_interval: Sequence[str]  # metrics whose interval is wanting at the recommended step or beside it
     images: int  # per evaluation
     within_one_prompt: bool  # the intervals speak of its noise only
@@ -115,7 +117,9 @@ def _certainty(m: Moves) -> str:
     kinds: dict[str, list[int]] = {}
     for i in m.gaps:
         kinds.setdefault(_kind(m, i), []).append(i)
-    parts += [_said(m, kind, kinds[kind]) for kind in ("close", "less", "unknown", "nothing") if kind in kinds]
+    parts += [
+        _said(m, kind, kinds[kind]) for kind in ("close", "less", "unknown", "nothing") if kind in kinds
+    ]
     parts[0] = parts[0][0].upper() + parts[0][1:]
     said = "; ".join(parts) + "."
     if m.within_one_prompt:
@@ -143,7 +147,11 @@ def _said(m: Moves, kind: str, neighbours: Sequence[int]) -> str:
         return "the evaluation beside it scores clearly less" if one else "its neighbours score clearly less"
     if kind == "unknown":
         names = [spoken(name) for name in m.without_interval]
-        which = f"{listed(names)} {'has' if len(names) == 1 else 'have'} no interval" if names else "there is no interval"
+        which = (
+            f"{listed(names)} {'has' if len(names) == 1 else 'have'} no interval"
+            if names
+            else "there is no interval"
+        )
         return f"how sure this is against {_steps(steps)} cannot be told, for {which}"
     near = f"{_steps(steps)} {'scores' if one else 'score'} within the error of the difference"
     if m.best == len(m.steps) - 1:

@@ -169,7 +169,9 @@ def print_table(folder: Path, console: Console | None = None) -> None:
 
     run = read_run(folder)
     lines = view(run, read_images(folder))["lines"]
-    counted = any(line["penalised"] for line in lines)  # what one has to know of a mean over some of the images
+    counted = any(
+        line["penalised"] for line in lines
+    )  # what one has to know of a mean over some of the images
     table = Table(box=None, padding=(0, 2, 0, 0))
     extra = ("all images", "with a face") if counted else ()
     for name in ("metric", "mean", "95 % interval", "images", *extra, "ceiling", "impostor"):
@@ -178,7 +180,9 @@ def print_table(folder: Path, console: Console | None = None) -> None:
         images = f"{line['n']} of {line['n'] + line['missing']}" if line["missing"] else str(line["n"])
         mean = f"{line['mean']} {line['error']}"
         beside = (line["penalised"] or "-", line["rate"] or "-") if counted else ()
-        table.add_row(line["name"], mean, line["interval"], images, *beside, line["ceiling"], line["impostor"])
+        table.add_row(
+            line["name"], mean, line["interval"], images, *beside, line["ceiling"], line["impostor"]
+        )
     console = console or Console()
     console.print(table)
     for line in lines:

@@ -7,8 +7,9 @@ p (1 - p) / se^2 with the clustered se, at most the number of images, and c is S
 (Korn & Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts estimated
 from survey data"); where all values are alike that size is unknown, and the G prompts count as one draw each.
 
-Below `FEWEST` prompts there is none: of 2 to 4 draws Wilson's covers the truth in 83 to 100 %, depending on the
-truth itself (Brown, Cai & DasGupta 2001, "Interval estimation for a binomial proportion", section 4, on small n).
+Below `FEWEST` prompts there is none. A share of n draws has n + 1 outcomes, so that the coverage of any interval jumps
+with the truth (Brown, Cai & DasGupta 2001, "Interval estimation for a binomial proportion"): of 2 or 3 draws it lies
+outside .90 to .98 for about half of all truths.
 """
 
 from __future__ import annotations

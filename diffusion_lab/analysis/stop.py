@@ -175,7 +175,9 @@ def recommend(
     used, notes = settle_weights(weights, list(infos), seen)
     if not used:
         return None
-    notes += _missing_notes([summaries_by_step[k][m] for k in steps for m in used if m in summaries_by_step[k]])
+    notes += _missing_notes(
+        [summaries_by_step[k][m] for k in steps for m in used if m in summaries_by_step[k]]
+    )
     ends = {
         m: _ends(values[m], limits[m], ranges.get(m), (references or {}).get(m, {}).get("ceiling"))
         for m in infos
@@ -185,6 +187,7 @@ def recommend(
     best = best_index([s.score for s in scores])
     if best is None:
         return None
+
     def change(name: str, i: int, j: int) -> Change:
         """Of a metric from the i-th to the j-th evaluation."""
         a, b = values[name][i], values[name][j]
@@ -193,7 +196,9 @@ def recommend(
         x, y = limits[name][i], limits[name][j]
         if x is None or y is None:
             return Change(a, b, None)
-        return Change(a, b, difference(a, x, b, y, _correlation(paired, summaries_by_step, name, steps[i], steps[j])))
+        return Change(
+            a, b, difference(a, x, b, y, _correlation(paired, summaries_by_step, name, steps[i], steps[j]))
+        )
 
     def gap(i: int) -> Limits | None:
         """95 % limits of the recommended score less the i-th."""

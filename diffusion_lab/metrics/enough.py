@@ -50,7 +50,9 @@ def without_value(metrics: Iterable[AnyMetric], prompts: Sequence[Prompt], n_tra
         elif metric.name == "prompt_similarity" and not _edits(prompts):
             why = "no edit of the set is there with and without the identifier; raise prompts.n"
         elif metric.name == "prompt_baseline" and max(Counter(_class_texts(prompts)).values(), default=0) < 2:
-            why = "it compares images of one prompt, and there is one of each; set prompts.images_per_prompt=2"
+            why = (
+                "it compares images of one prompt, and there is one of each; set prompts.images_per_prompt=2"
+            )
         if why:
             found.append(f"{metric.name} will have no value: {why}")
     images = max(counts.values())
