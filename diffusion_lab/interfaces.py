@@ -184,16 +184,23 @@ AnyMetric = Metric | SetMetric
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Mean of one metric over the images of one evaluation."""
+    """Mean of one metric over the images of one evaluation.
+
+    An interval that cannot be estimated is None, and `note` says why.
+    """
 
     mean: float | None  # over the images where it is defined; None where it is defined nowhere
     n: int  # images with a value
     missing: int  # images without (no face found)
-    standard_error: float | None  # of the mean; None for n < 2
-    low: float | None  # 95 % interval
+    standard_error: float | None  # of the mean; None where it cannot be estimated
+    low: float | None  # 95 % interval, within the metric's range
     high: float | None
-    penalised: float | None = None  # mean with missing images counted 0; None where no image can miss
-    note: str | None = None  # what a reader has to know: why there is no value, or what biases it
+    penalised: float | None = None  # mean with missing images counted as `imputed`; None where none can miss
+    note: str | None = None  # what a reader has to know: why there is no value or interval, or what biases it
+    penalised_low: float | None = None  # 95 % interval of `penalised`
+    penalised_high: float | None = None
+    imputed: float | None = None  # what an image without a face counts; None in records that counted 0
+    within_one_prompt: bool = False  # the interval speaks of the noise of a single prompt only
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,9 +97,10 @@ def _check_generate(config: Config) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
     from diffusion_lab.jobs.generate import order
     from diffusion_lab.models.artefacts import check_fit
+    from diffusion_lab.sampling.checks import ignored_negative
 
     wanted = order(config)
-    warnings: list[str] = []
+    warnings = ignored_negative(wanted.settings, wanted.prompts)
     configs = check_model(wanted.model, warnings)
     if configs is not None:
         check_fit(wanted.artefacts, configs, wanted.model.path)
@@ -120,6 +121,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     from diffusion_lab.data.captions import caption_warnings
     from diffusion_lab.data.identifiers import check_identifier, check_tokens
     from diffusion_lab.data.subjects import check_subject, passed_over, subject_folder, training_captions
+    from diffusion_lab.sampling.checks import enough_images, ignored_negative
 
     noun = check_subject(config.data)
     _check_impostors(config)
@@ -130,6 +132,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
     if config.data.source == "folder":
         warnings += passed_over(subject_folder(config.data, None)[0])
+    warnings += enough_images(config, prompts) + ignored_negative(config.prompts, prompts)
     configs = check_model(config.model, warnings)
     warnings += check_identifier(config, noun, prompts)
     if configs is not None:

@@ -78,6 +78,13 @@ def missing(name: str, summaries: Mapping[int, Summary], *, faces: bool = False)
     return f"{what} in {s.missing} of {s.n + s.missing} images {where}".strip()
 
 
+def counted_as(summaries: Mapping[int, Summary]) -> str:
+    """What an image without a face counts: "0", "-0.12", or "-0.12 to 0" where that differs by step."""
+    values = sorted({0.0 if s.imputed is None else s.imputed for s in summaries.values() if s.missing})
+    said = [f"{value:.2f}" if value else "0" for value in values]
+    return " to ".join(dict.fromkeys([said[0], said[-1]])) if said else ""
+
+
 def cautions(run: Run, stop: int | None) -> list[str]:
     """What a reader should know before believing the curves."""
     said = []
