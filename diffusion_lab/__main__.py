@@ -150,6 +150,7 @@ def _refuse_secrets(words: Sequence[str]) -> None:
 
 def _single(words: list[str], overrides: list[str], composed: Any) -> int:
     from diffusion_lab.compose import quoted, to_config
+    from diffusion_lab.models.fetch import fetch
     from diffusion_lab.preflight import WORDS, check, show
 
     config = fill_defaults(to_config(composed))
@@ -166,6 +167,7 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
     if plan.standing == "finished" and processes.count() == 1:
         print(f"{_shown(wanted)}: {WORDS['finished']}")
         return 0
+    fetch(config, plan.downloads)
     if config.job.name not in jobs.WITH_RUN_FOLDER:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         log.setLevel(logging.INFO)
@@ -267,6 +269,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
 
     from diffusion_lab.compose import to_config
     from diffusion_lab.jobs.state import isolated
+    from diffusion_lab.models.fetch import fetch
     from diffusion_lab.preflight import check
     from diffusion_lab.tracking.atomic import append_line, dumps
 
@@ -279,6 +282,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
 
             def before() -> None:
                 plan = check(config, run_folder)
+                fetch(config, plan.downloads)
                 log.info("%s; %s", plan.summary(), _shown(run_folder))
 
             outcome = jobs.perform(config, run_folder, before=before)

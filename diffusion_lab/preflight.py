@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import one_of
 from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
+from diffusion_lab.encoders.check import check_encoders, encoder_warnings
 from diffusion_lab.interfaces import PromptSet, UserError
+from diffusion_lab.models.downloads import Wanted, of_model, rows, wanted
 from diffusion_lab.models.folder import check_model
 from diffusion_lab.models.shipped import MINIATURES
 from diffusion_lab.resume import Standing, standing
@@ -40,6 +42,7 @@ class Plan:
     images_sampled: int = 0  # in all evaluations
     unet_forwards: int = 0  # images through the U-Net while sampling, guidance counted twice
     cost: Cost | None = None
+    downloads: tuple[Wanted, ...] = ()  # files from elsewhere, those that are here too
     standing: Standing = "empty"  # of the run folder
 
     def summary(self) -> str:
@@ -73,7 +76,8 @@ def check(config: Config, run_folder: Path) -> Plan:
     if config.job.name in ("pretrain", "subjects", "train_aesthetics"):
         output = Path(config.job.output).expanduser()
         _check_place(output, 0, "job.output")
-        return Plan(rows=(("job", config.job.name), ("into", str(output))))
+        files = _downloads(wanted(config))
+        return Plan(rows=(("job", config.job.name), ("into", str(output)), *rows(files)), downloads=files)
     if config.job.name == "generate":
         return _check_generate(config)
     if config.job.name == "score":
@@ -81,10 +85,12 @@ def check(config: Config, run_folder: Path) -> Plan:
 
         _check_impostors(config)
         _check_metrics(config)
-        rows, warnings = check_images(config)
+        told, warnings = check_images(config)
         _check_new(run_folder)
         _check_place(run_folder, 0, "hydra.run.dir")
-        return Plan(rows=tuple(rows), warnings=tuple(warnings))
+        files = _downloads(wanted(config))
+        warnings += encoder_warnings(config.metrics)
+        return Plan(rows=(*told, *rows(files)), warnings=tuple(warnings), downloads=files)
     return _check_finetune(config, run_folder)
 
 
@@ -92,23 +98,35 @@ def _check_generate(config: Config) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
     from diffusion_lab.jobs.generate import order
 
-    wanted = order(config)
+    ordered = order(config)
     warnings: list[str] = []
-    check_model(wanted.model, warnings)
-    images = len(wanted.prompts) * images_per_prompt(wanted.settings, wanted.prompts)
-    _check_place(wanted.folder, images * 1_000_000, "job.output")
-    rows = (
+    check_model(ordered.model, warnings)
+    images = len(ordered.prompts) * images_per_prompt(ordered.settings, ordered.prompts)
+    _check_place(ordered.folder, images * 1_000_000, "job.output")
+    files = _downloads(of_model(ordered.model))
+    told = (
         ("job", "generate"),
-        ("model", wanted.model.path),
-        ("with", ", ".join(f"{piece.kind} {piece.path}" for piece in wanted.artefacts) or "nothing"),
-        ("images", f"{images}, prompts {wanted.prompts.name}"),
-        ("into", str(wanted.folder)),
+        ("model", ordered.model.path),
+        ("with", ", ".join(f"{piece.kind} {piece.path}" for piece in ordered.artefacts) or "nothing"),
+        ("images", f"{images}, prompts {ordered.prompts.name}"),
+        ("into", str(ordered.folder)),
     )
-    return Plan(rows=rows, warnings=tuple(warnings))
+    return Plan(rows=(*told, *rows(files)), warnings=tuple(warnings), downloads=files)
+
+
+def _downloads(files: list[Wanted]) -> tuple[Wanted, ...]:
+    """The files, once there is room for those that have to be fetched."""
+    needed = sum(file.size or 0 for file in files if file.path is None and file.repo)
+    if needed:
+        from huggingface_hub import constants
+
+        _check_place(Path(constants.HF_HUB_CACHE), int(needed), "HF_HOME")
+    return tuple(files)
 
 
 def _check_finetune(config: Config, run_folder: Path) -> Plan:
     from diffusion_lab.data.captions import caption_warnings
+    from diffusion_lab.data.nouns import prompts_warnings
     from diffusion_lab.data.subjects import check_subject, training_captions
 
     noun = check_subject(config.data)
@@ -118,6 +136,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     prompts = _check_prompts(config, noun)
     captions = training_captions(config.data)
     warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
+    warnings += prompts_warnings(config.prompts.name, noun)
     configs = check_model(config.model, warnings)
     if configs is not None:
         _check_tokens(config, configs, prompts, noun, captions)
@@ -141,9 +160,10 @@ def _plan(
     fewer = "steps.keep_checkpoints=1" if steps.keep_checkpoints > 1 else ""
     _check_place(run_folder, cost.disk_bytes, "hydra.run.dir", fewer)
     warnings += memory_warnings(config, cost)
+    files = _downloads(wanted(config))
     data, resolution = config.data, config.model.resolution
     every = f"every {steps.every} steps: " + ", ".join(map(str, _shortened(evaluations)))
-    rows = (
+    told = (
         ("model", config.model.path + (f", {resolution} pixels" if resolution else "")),
         ("method", config.method.name),
         ("subject", f"{data.subject}, '{data.identifier} {noun}', {data.n_images} pictures"),
@@ -158,11 +178,12 @@ def _plan(
                  f"evaluation {duration(cost.evaluation_seconds)}"),
         ("memory", memory_row(cost)),
         ("disk", f"about {room(cost.disk_bytes)} in {run_folder}"),
+        *rows(files),
         *([] if stands == "empty" else [("resume", f"the folder holds {WORDS[stands]}")]),
     )  # fmt: skip
     return Plan(
-        rows=rows, warnings=tuple(warnings), images=data.n_images, prompts=len(prompts), steps=steps.total,
-        evaluations=evaluations, images_sampled=sampled, unet_forwards=forwards, cost=cost,
+        rows=told, warnings=tuple(warnings), images=data.n_images, prompts=len(prompts), steps=steps.total,
+        evaluations=evaluations, images_sampled=sampled, unet_forwards=forwards, cost=cost, downloads=files,
         standing=stands,
     )  # fmt: skip
 
@@ -189,12 +210,7 @@ def _check_metrics(config: Config) -> None:
     for key, names in (("metrics.names", metrics.names), ("metrics.ranges", metrics.ranges)):
         for name in names:
             one_of(key, name, METRICS)
-    if metrics.aesthetics_weights is not None and not Path(metrics.aesthetics_weights).expanduser().is_file():
-        raise UserError(f"metrics.aesthetics_weights={metrics.aesthetics_weights}: there is no such file")
-    if {"fid", "kid", "fid_legacy"} & set(metrics.names):
-        from diffusion_lab.encoders.weights import find_inception
-
-        find_inception(metrics.inception_weights)
+    check_encoders(metrics)
     for key, value in (("clip_model", metrics.clip_model), ("dino_model", metrics.dino_model)):
         if value.startswith((".", "/", "~")) and not Path(value).expanduser().is_dir():
             problem = (
@@ -203,27 +219,23 @@ def _check_metrics(config: Config) -> None:
                 else "there is no such folder"
             )
             raise UserError(f"metrics.{key}={value}: {problem}")
-    if metrics.encoders != "full":
-        return
-    for key, value in (
-        ("face_weights", metrics.face_weights),
-        ("clip_weights", metrics.clip_weights),
-    ):
-        if ("/" in value or "." in value) and not Path(value).expanduser().is_file():
-            raise UserError(f"metrics.{key}={value}: there is no such file")
 
 
 def _check_optimizer(config: Config) -> None:
-    """The optional packages, looked for and not imported: they would load torch."""
+    """The optimizers' packages, looked for and not imported: they would load torch."""
     from importlib.util import find_spec
 
     name = config.steps.optimizer
     package = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}.get(name)
-    if package is not None and find_spec(package) is None:
-        raise UserError(
-            f"steps.optimizer={name}: needs the package {package}, which is not installed; "
-            "pip install 'diffusion-lab[optimizers]', or use steps.optimizer=adamw"
-        )
+    if package is None or find_spec(package) is not None:
+        return
+    remedy = "pip install 'diffusion-lab[optimizers]'"
+    if package == "bitsandbytes":  # a dependency wherever it has wheels
+        remedy = "pip install bitsandbytes, which has wheels for Linux, Windows and Macs with Apple's chips"
+    raise UserError(
+        f"steps.optimizer={name}: needs the package {package}, which is not installed; {remedy}, or use "
+        "steps.optimizer=adamw"
+    )
 
 
 def _check_prompts(config: Config, noun: str) -> PromptSet:
@@ -278,12 +290,7 @@ def _warnings(config: Config) -> list[str]:
     found = []
     if config.metrics.encoders == "miniature" and not miniature:
         found.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
-    if (
-        config.metrics.encoders == "full"
-        and config.metrics.aesthetics_weights is None
-        and "aesthetics" in config.metrics.names
-    ):
-        found.append("metrics.aesthetics_weights is null: aesthetics will have no value")
+    found += encoder_warnings(config.metrics)
     if miniature and config.prompts.sampling_steps > 30:
         found.append(f"prompts.sampling_steps={config.prompts.sampling_steps}: 12 do for the miniature")
     return found
