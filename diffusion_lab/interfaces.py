@@ -99,7 +99,7 @@ class Features:
     """
 
     n: int
-    face: Tensor | None = None  # float32 [n, d]
+    face: Tensor | None = None  # float32 [n, d]; [n, 1] where only faces were looked for
     clip_image: Tensor | None = None  # float32 [n, d]
     clip_text: Tensor | None = None  # float32 [n, d], of the plain prompts; None for photographs
     aesthetics: Tensor | None = None  # float32 [n], 0..10

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from diffusion_lab.interfaces import Pixels
 
 KINDS = ("miniature", "full")
-FIELDS = frozenset({"face", "clip_image", "clip_text", "aesthetics", "dino", "inception"})
+# Those of `Features`; "face_found" asks for the detector alone, and fills `face` where nobody asks for embeddings.
+FIELDS = frozenset({"face", "face_found", "clip_image", "clip_text", "aesthetics", "dino", "inception"})
 
 
 class EncoderBank:
@@ -55,7 +56,8 @@ class EncoderBank:
         ``texts``: what CLIP is asked about each image, None for an image without a prompt, whose `clip_text`
         is NaN; None for photographs, which have no `clip_text`.
         `aesthetics` is None too where no head is configured.
-        Rows of `face` are NaN where no face is found, also where the crop's embedding is not finite.
+        Rows of `face` are NaN where no face is found, also where the crop's embedding is not finite. With "face_found"
+        and without "face" in ``needs`` they have one number, 1, and no embedder is loaded.
         """
         if unknown := set(needs) - FIELDS:
             raise ValueError(f"features has no {', '.join(sorted(unknown))}")
@@ -85,6 +87,8 @@ class EncoderBank:
 
         if "face" in needs:
             found["face"] = seen(("detector", "face"), self._faces)
+        elif "face_found" in needs:
+            found["face"] = seen(("detector",), self._found)
         rate = "aesthetics" in needs and self.has_aesthetics
         if rate or "clip_image" in needs:
             clip = seen(("clip",), lambda some: self._clip.embed_images(some))
@@ -167,6 +171,11 @@ class EncoderBank:
         faces = torch.full((len(images), embedded.shape[1]), torch.nan)
         faces[with_face] = torch.where(embedded.isfinite().all(1, keepdim=True), embedded, torch.nan)
         return faces
+
+    def _found(self, images: Sequence[Pixels]) -> Tensor:
+        """float32 [n, 1]: 1 where the detector finds a face, NaN elsewhere."""
+        found = self._detector.detect(list(images))
+        return torch.tensor([[torch.nan if face is None else 1.0] for face in found])
 
     def _load(self, role: str, load: Callable[[], Any]) -> Any:
         with preserved_rng():
