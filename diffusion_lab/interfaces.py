@@ -98,7 +98,8 @@ class Features:
     """
 
     n: int
-    face: Tensor | None = None  # float32 [n, d]
+    face: Tensor | None = None  # float32 [n, d], of the most prominent face
+    faces: Tensor | None = None  # float32 [n], how many were found
     clip_image: Tensor | None = None  # float32 [n, d]
     clip_text: Tensor | None = None  # float32 [n, d], of the plain prompts; None for photographs
     aesthetics: Tensor | None = None  # float32 [n], 0..10
@@ -109,7 +110,7 @@ class Features:
     def __post_init__(self) -> None:
         if self.prompts is not None and len(self.prompts) != self.n:
             raise ValueError(f"features.prompts has {len(self.prompts)} entries for {self.n} images")
-        for name in ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception"):
+        for name in ("face", "faces", "clip_image", "clip_text", "aesthetics", "dino", "inception"):
             value = getattr(self, name)
             if value is not None and value.shape[0] != self.n:
                 raise ValueError(f"features.{name} has {value.shape[0]} rows for {self.n} images")
@@ -218,6 +219,7 @@ class Evaluation:
     rows: tuple[ScoreRow, ...]
     summaries: Mapping[str, Summary]  # by metric name
     seconds: Mapping[str, float]  # "sampling", "encoding", "metrics"
+    several_faces: int | None = None  # images with more than one face; None where none was looked for
 
 
 # --- training -----------------------------------------------------------------------------------------

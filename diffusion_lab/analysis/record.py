@@ -49,6 +49,7 @@ class Run:
     started: str
     finished: str
     steps_done: int | None
+    several_faces: Mapping[int, int]  # by step: images with more than one face, where faces were looked for
 
     @property
     def steps(self) -> list[int]:
@@ -159,6 +160,9 @@ def _run(folder: Path, result: Mapping[str, Any]) -> Run:
         started=str(result.get("started") or ""),
         finished=str(result.get("finished") or ""),
         steps_done=result.get("steps_done"),
+        several_faces={
+            int(e["step"]): int(n) for e in evaluations if (n := e.get("several_faces")) is not None
+        },
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from diffusion_lab.config import Prompts
     from diffusion_lab.encoders.bank import EncoderBank
+    from diffusion_lab.encoders.photographs import Photograph
     from diffusion_lab.interfaces import AnyMetric, Picture, Pixels, PromptSet, Subject, Summary
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.sampling.sample import Planned
@@ -79,7 +80,10 @@ def evaluate(
             references = replace(references, base=_base_features(base, features, planned, step))
         rows, summaries = score(features, references, metrics, planned, step)
         seconds["metrics"] = time.perf_counter() - started
-    return Evaluation(step=step, images=tuple(images), rows=rows, summaries=summaries, seconds=seconds)
+    return Evaluation(
+        step=step, images=tuple(images), rows=rows, summaries=summaries, seconds=seconds,
+        several_faces=several_faces(features),
+    )  # fmt: skip
 
 
 def score(
@@ -170,7 +174,7 @@ def joined(parts: Sequence[Features]) -> Features:
     return Features(n=sum(part.n for part in parts), **fields)
 
 
-TENSORS = ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception")
+TENSORS = ("face", "faces", "clip_image", "clip_text", "aesthetics", "dino", "inception")
 
 
 def _base_features(path: Path, features: Features, planned: Sequence[Planned], step: int) -> Features | None:
@@ -191,24 +195,46 @@ def _base_features(path: Path, features: Features, planned: Sequence[Planned], s
     return Features(n=len(found), clip_image=found)
 
 
-def reference_features(subject: Subject, bank: EncoderBank, resolution: int) -> References:
+def reference_features(
+    subject: Subject,
+    bank: EncoderBank,
+    resolution: int,
+    faces: Mapping[str, Sequence[Photograph]] | None = None,
+) -> References:
     """Features of the subject's photographs and the other subjects', cropped and resized.
 
     Photographs are compared as the model could have drawn them, at its ``resolution`` in pixels: a sharper
-    picture would be another measure.
+    picture would be another measure. ``faces``: what `look_at` chose, by default chosen here.
     """
     from diffusion_lab.data.pictures import fit
+    from diffusion_lab.encoders.photographs import look_at
 
     needs = needed(select(bank.settings.names)) - {"clip_text"}
+    if faces is None and "face" in needs:
+        faces = look_at(subject, bank, resolution)
 
-    def seen(pictures: Iterable[Picture]) -> Features | None:
+    def seen(group: str, pictures: Sequence[Picture]) -> Features | None:
+        if not pictures:
+            return None
         pixels: list[Pixels] = [fit(picture.pixels, resolution) for picture in pictures]
-        return bank.features(pixels, texts=None, needs=needs) if pixels else None
+        others = bank.features(pixels, texts=None, needs=needs - {"face"})
+        return others if faces is None else with_faces(others, faces[group])
 
-    train = seen(subject.train)
+    train = seen("train", subject.train)
     if train is None:
         raise UserError("data.n_images: there is no training picture to compare with")
-    return References(train=train, heldout=seen(subject.heldout), impostors=seen(subject.impostors))
+    return References(
+        train=train, heldout=seen("heldout", subject.heldout), impostors=seen("impostors", subject.impostors)
+    )
+
+
+def with_faces(features: Features, photographs: Sequence[Photograph]) -> Features:
+    """`features` with the embeddings of the chosen faces; NaN where there is none."""
+    import torch
+
+    rows = torch.stack([photograph.embedding for photograph in photographs])
+    counts = torch.tensor([float(len(photograph.faces)) for photograph in photographs])
+    return replace(features, face=rows, faces=counts)
 
 
 def reference_scores(
@@ -231,6 +257,11 @@ def reference_scores(
             "impostor": None if impostor is None else summarise(impostor),
         }
     return result
+
+
+def several_faces(features: Features) -> int | None:
+    """Images in which more than one face was found, of which the most prominent is measured."""
+    return None if features.faces is None else int((features.faces > 1).sum())
 
 
 def without_face(references: References) -> dict[str, tuple[int, int]]:
