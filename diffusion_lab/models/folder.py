@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from diffusion_lab.config import Model
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
+VARIANT = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.safetensors\.index)?\.([\w-]+?)(?:-\d+-of-\d+)?\.(?:safetensors|json)"
+)
 WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -63,12 +66,16 @@ def model_folder(model: Model) -> Path | None:
 
 
 def check_folder(folder: Path, model: Model) -> None:
-    """UserError naming `model.path` and the first part that is missing or cannot be read."""
+    """UserError naming `model.path` (or `model.variant`) and the first part that is missing or cannot be read."""
 
     def fail(what: str, remedy: str = "copy or download the folder again") -> UserError:
         return UserError(f"model.path={model.path}: {what}; {remedy}")
 
     check_configs(folder, fail)
+    if model.variant and not any(variant_of(folder, part, model.variant) for part in WEIGHTS):
+        raise UserError(
+            f"model.variant={model.variant}: no part of {folder} has such weights; set model.variant=null"
+        )
     for part in WEIGHTS:
         _check_weights(folder, part, model, fail)
 
@@ -108,33 +115,56 @@ def _read_json(path: Path, fail: _Fail) -> dict[str, list[str | None]]:
     return content
 
 
+def variant_of(folder: Path, part: str, variant: str | None) -> str | None:
+    """`variant` where the part has weights of it, else None: a model may have a variant of some parts only.
+
+    So diffusers does: what is not there in the variant is taken without.
+    """
+    return (
+        variant
+        if variant and any(name in _names(folder / part) for name in _weights(part, variant))
+        else None
+    )
+
+
+def _weights(part: str, variant: str | None) -> tuple[str, str, str]:
+    """Names of one safetensors file, of an index of several, and of pickled weights."""
+    suffix = f".{variant}" if variant else ""
+    return (
+        f"{WEIGHTS[part]}{suffix}.safetensors",
+        f"{WEIGHTS[part]}.safetensors.index{suffix}.json",
+        f"{PICKLED[part]}{suffix}.bin",
+    )
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
+
 def _check_weights(folder: Path, part: str, model: Model, fail: _Fail) -> None:
     """One whole safetensors file, or an index and all its shards; pickled ones only where allowed."""
-    variant = f".{model.variant}" if model.variant else ""
-    stem = f"{WEIGHTS[part]}{variant}"
-    single = folder / part / f"{stem}.safetensors"
-    index = folder / part / f"{WEIGHTS[part]}.safetensors.index{variant}.json"
-    if single.is_file():
-        _check_header(single, f"{part}/{single.name}", fail)
+    single, index, pickled = _weights(part, variant_of(folder, part, model.variant))
+    present = _names(folder / part)
+    if single in present:
+        _check_header(folder / part / single, f"{part}/{single}", fail)
         return
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+    if index in present:
+        shards = set(json.loads((folder / part / index).read_text("utf-8")).get("weight_map", {}).values())
         for shard in sorted(shards):
             if not (folder / part / shard).is_file():
                 raise fail(f"{part}/{shard} is missing")
             _check_header(folder / part / shard, f"{part}/{shard}", fail)
         return
-    pickled = folder / part / f"{PICKLED[part]}{variant}.bin"
-    if pickled.is_file():
+    if pickled in present:
         if model.allow_pickle:
             return
         raise fail(
-            f"{part}/{single.name} is missing, there is only {pickled.name}",
+            f"{part}/{single} is missing, there is only {pickled}",
             "pickled weights can run code: set model.allow_pickle=true if you trust their source",
         )
-    others = sorted(p.name for p in (folder / part).glob("*.safetensors"))
-    hint = f"found {', '.join(others)}: see model.variant" if others else "copy or download the folder again"
-    raise fail(f"{part}/{single.name} is missing", hint)
+    others = {match[1] for name in present if (match := VARIANT.fullmatch(name))}
+    hint = " or ".join(f"model.variant={name}" for name in sorted(others))
+    raise fail(f"{part}/{single} is missing", f"set {hint}" if hint else "copy or download the folder again")
 
 
 def _check_header(path: Path, name: str, fail: _Fail) -> None:
