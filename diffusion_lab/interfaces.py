@@ -99,7 +99,10 @@ class Features:
     """
 
     n: int
-    face: Tensor | None = None  # float32 [n, d]; [n, 1] where only faces were looked for
+    face: Tensor | None = (
+        None  # float32 [n, d], of the most prominent face; [n, 1] where only faces were looked for
+    )
+    faces: Tensor | None = None  # float32 [n], how many were found
     clip_image: Tensor | None = None  # float32 [n, d]
     clip_text: Tensor | None = None  # float32 [n, d], of the plain prompts; None for photographs
     aesthetics: Tensor | None = None  # float32 [n], 0..10
@@ -110,7 +113,7 @@ class Features:
     def __post_init__(self) -> None:
         if self.prompts is not None and len(self.prompts) != self.n:
             raise ValueError(f"features.prompts has {len(self.prompts)} entries for {self.n} images")
-        for name in ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception"):
+        for name in ("face", "faces", "clip_image", "clip_text", "aesthetics", "dino", "inception"):
             value = getattr(self, name)
             if value is not None and value.shape[0] != self.n:
                 raise ValueError(f"features.{name} has {value.shape[0]} rows for {self.n} images")
@@ -226,6 +229,7 @@ class Evaluation:
     rows: tuple[ScoreRow, ...]
     summaries: Mapping[str, Summary]  # by metric name
     seconds: Mapping[str, float]  # "sampling", "encoding", "metrics"
+    several_faces: int | None = None  # images with more than one face; None where none was looked for
 
 
 # --- training -----------------------------------------------------------------------------------------

@@ -96,6 +96,12 @@ def cautions(run: Run, stop: int | None) -> list[str]:
                 f"At step {stop} {spoken(name)} lies above what real photographs reach among themselves"
                 f" ({here.mean:.2f} against {ceiling.mean:.2f}): a sign of copied pictures."
             )
+    crowded = {step: n for step, n in run.several_faces.items() if n}
+    if crowded:
+        said.append(
+            f"Up to {max(crowded.values())} images of an evaluation show several faces: the most prominent one, by "
+            "size and centre, is measured."
+        )
     if run.summaries and 0 not in run.summaries:
         said.append("Step 0 was not evaluated, so there is no floor to compare with.")
     return said

@@ -233,16 +233,13 @@ def _measure_photographs(
     files: FileTracker,
 ) -> References:
     """The lines every score is read against: what the subject's own pictures and other people's score."""
-    from diffusion_lab.data.pictures import fit
+    from diffusion_lab.jobs.photographs import record_photographs
     from diffusion_lab.metrics import select
     from diffusion_lab.metrics.evaluate import reference_features, reference_scores, without_face
 
     metrics = select(config.metrics.names)
-    files.training_pictures(
-        [fit(picture.pixels, resolution) for picture in subject.train],
-        [picture.path.name for picture in subject.train],
-    )
-    references = reference_features(subject, bank, resolution)
+    faces = record_photographs(subject, bank, resolution, metrics, files)
+    references = reference_features(subject, bank, resolution, faces)
     scores = reference_scores(references, metrics)
     findings.ceilings = {name: pair["ceiling"] for name, pair in scores.items()}
     files.metrics(metrics)

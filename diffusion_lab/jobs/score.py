@@ -122,12 +122,18 @@ def run(config: Config, run_folder: Path) -> None:
 
 
 def _score_folder(config: Config, run_folder: Path, device: torch.device, files: FileTracker) -> None:
-    from diffusion_lab.data.pictures import fit
     from diffusion_lab.data.prompts import prompts_sha256
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.encoders.cache import FeatureCache
+    from diffusion_lab.jobs.photographs import record_photographs
     from diffusion_lab.metrics import select
-    from diffusion_lab.metrics.evaluate import needed, reference_features, reference_scores, score
+    from diffusion_lab.metrics.evaluate import (
+        needed,
+        reference_features,
+        reference_scores,
+        score,
+        several_faces,
+    )
     from diffusion_lab.tracking.scored import write_scored
 
     folder = Path(config.job.images).expanduser()
@@ -138,11 +144,8 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     cache = FeatureCache(default_cache() / CACHE)
     bank = EncoderBank(config.metrics, device, cache=cache)
     resolution = usual_side(paths)
-    files.training_pictures(
-        [fit(picture.pixels, resolution) for picture in subject.train],
-        [picture.path.name for picture in subject.train],
-    )
-    references = reference_features(subject, bank, resolution)
+    faces = record_photographs(subject, bank, resolution, metrics, files)
+    references = reference_features(subject, bank, resolution, faces)
     planned = _planned(paths, told, subject)
     started = time.perf_counter()
     kept, features, small = _encode(config, paths, planned, bank, needed(metrics))
@@ -156,9 +159,12 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     found = Evaluation(
         step=0, images=(), rows=rows, summaries=summaries,
         seconds={"encoding": encoding, "metrics": time.perf_counter() - started - encoding},
+        several_faces=several_faces(features),
     )  # fmt: skip
     write_scored(run_folder, rows, planned, metrics, small)
     files.evaluation(found, PromptSet("images", prompts, "", prompts_sha256(prompts, "")))
+    if found.several_faces:
+        log.info("%d images show several faces: the most prominent one is scored", found.several_faces)
     log.info("%d images; %d features from the cache, %d made", len(planned), cache.hits, cache.misses)
 
 
