@@ -19,7 +19,6 @@ header (JSON values), so that `{int(width): (keys' state dict, values' state dic
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +118,7 @@ class Hypernetwork:
         self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
     ) -> list[Path]:
         """Writes `hypernetwork.safetensors`, whole or not at all; `notes` go into its header."""
-        from safetensors.torch import save_file
+        from diffusion_lab.tracking import tensors
 
         unet: Any = pipe.unet
         header = {
@@ -128,14 +127,7 @@ class Hypernetwork:
             **{key: json.dumps(value) for key, value in self._settings().items()},
             **(notes or {}),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{FILE_NAME}.part"
-        try:
-            weights = {k: v.detach().cpu().contiguous() for k, v in unet.hypernetwork.state_dict().items()}
-            save_file(weights, partial, metadata=header)
-            os.replace(partial, folder / FILE_NAME)
-        finally:
-            partial.unlink(missing_ok=True)
+        tensors.write(folder / FILE_NAME, unet.hypernetwork.state_dict(), header)
         return [folder / FILE_NAME]
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:

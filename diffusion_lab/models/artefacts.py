@@ -7,7 +7,6 @@ which words it is called. They are text, so every value is.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from diffusion_lab.interfaces import Subject
 
 LORA, EMBEDDING, NETWORKS, PEFT, PIPELINE = "lora", "embedding", "networks", "peft", "pipeline"
+BASE = "base"  # notes of step 0: the base model, unchanged
 HYPERNETWORK = "hypernetwork"
 A1111_VECTORS = "emb_params"
 TWINS = {  # the same thing in another tool's format -> the file of ours that it lies beside
@@ -40,7 +40,8 @@ AGAIN = "copy it again"
 class Artefact:
     """One recognised piece; a folder may hold several, such as an embedding and the LoRA trained with it."""
 
-    kind: str  # lora, embedding, hypernetwork, networks (unet/, text_encoder/), peft (the same as adapters), pipeline
+    # lora, embedding, hypernetwork, networks (unet/, text_encoder/), peft (the same as adapters), pipeline, base
+    kind: str
     path: Path
     header: Mapping[str, str]
 
@@ -84,17 +85,16 @@ def notes(config: Config, pipe: StableDiffusionPipeline, subject: Subject, promp
 def annotate(folder: Path, words: Mapping[str, str]) -> None:
     """Adds `words` to the headers of all artefacts in `folder`; weights stay to the bit."""
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
+    from diffusion_lab.tracking import tensors
     from diffusion_lab.tracking.atomic import write_json
 
     files = [*folder.glob("*.safetensors"), *folder.glob("*/adapter_model.safetensors")]
     for path in sorted(files):
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
-        partial = path.with_name(f".{path.name}.tmp")
-        save_file(load_file(path), partial, metadata={**header, **words})
-        os.replace(partial, path)
+        tensors.write(path, load_file(path), {**header, **words})
     record = folder / NOTES
     if record.is_file():
         write_json(record, {**read_json(record, "artefact"), **words})
@@ -114,6 +114,8 @@ def recognise(path: Path) -> tuple[Artefact, ...]:
         header = {key: str(value) for key, value in read_json(path / NOTES, where, remedy=AGAIN).items()}
     if (path / "model_index.json").exists():
         return (Artefact(PIPELINE, path, header),)
+    if header.get("unchanged") == "true":
+        return (Artefact(BASE, path, header),)
     if (path / "adapter_config.json").exists():
         return (_peft_folder(path),)
     found = []
@@ -181,8 +183,11 @@ def _file(path: Path) -> Artefact:
                 f"{where}: holds {len(keys)} embeddings ({', '.join(keys)}); one a file is needed"
             )
         # Another tool's file without a word of its own is called by the file's name, as in the web UIs.
-        own = {"trigger": path.stem if keys[0] == A1111_VECTORS else keys[0], **found.metadata}
-        return Artefact(EMBEDDING, path, {**own, "tensor": keys[0], "width": str(found.shapes[keys[0]][-1])})
+        word = path.stem if keys[0] == A1111_VECTORS else keys[0]
+        width = str(found.shapes[keys[0]][-1])
+        return Artefact(
+            EMBEDDING, path, {"trigger": word, **found.metadata, "tensor": keys[0], "width": width}
+        )
     method = f" (header: {found.metadata['method']})" if "method" in found.metadata else ""
     raise UserError(
         f"{where}: is neither a LoRA nor an embedding that is known here{method}; a whole checkpoint goes to "
@@ -348,6 +353,10 @@ def _peft(pipe: Any, artefact: Artefact, weight: float) -> None:
     merge_folder(pipe, artefact.part, artefact.path, weight, f"job.artefact={artefact.path}")
 
 
+def _base(pipe: Any, artefact: Artefact, weight: float) -> None:
+    """Nothing has changed since the base model, which is what `pipe` is."""
+
+
 _APPLY = {
-    LORA: _lora, EMBEDDING: _embedding, HYPERNETWORK: _hypernetwork, NETWORKS: _networks, PEFT: _peft,
+    LORA: _lora, EMBEDDING: _embedding, HYPERNETWORK: _hypernetwork, NETWORKS: _networks, PEFT: _peft, BASE: _base,
 }  # fmt: skip

@@ -32,7 +32,7 @@ PICKLED = {
 
 
 def check_model(model: Model, warnings: list[str]) -> Path | None:
-    """Refuses a model that lacks a part. Returns the folder with its configs, None where only a hub has them."""
+    """Refuses a model that lacks a part. Returns the folder with its configs, None where only the hub has them."""
     from diffusion_lab.models.single_file import check_file, config_folder
 
     place = model_folder(model)
@@ -45,12 +45,19 @@ def check_model(model: Model, warnings: list[str]) -> Path | None:
         if configs is None:
             warnings.append("model.config names no folder: the model's configs may be downloaded (kilobytes)")
         return configs
-    warnings.append(f"model.path={model.path} is taken for a hub id: it may be downloaded (gigabytes)")
+    if model.local_files_only:
+        raise UserError(
+            f"model.path={model.path}: it is not whole in the hub's cache on this machine; set "
+            "model.local_files_only=false to fetch it"
+        )
+    warnings.append(f"model.path={model.path} is taken for a hub id: it will be downloaded (gigabytes)")
     return None
 
 
 def model_folder(model: Model) -> Path | None:
-    """The model's diffusers folder or single file, None for a hub id. UserError where it can be none."""
+    """The model's diffusers folder or single file; of a hub id its folder in the hub's cache, None where it is not
+    all there. UserError where it can be none of them.
+    """
     if model.path in MINIATURES:
         return shipped_folder(model.path)
     folder = Path(model.path).expanduser()
@@ -63,7 +70,9 @@ def model_folder(model: Model) -> Path | None:
             f"model.path={model.path}: there is no such folder, nor is it a hub id (owner/name)"
             f"{closest(model.path, MINIATURES)}"
         )
-    return None
+    from diffusion_lab.models.hub import cached_model
+
+    return cached_model(model)
 
 
 def check_folder(folder: Path, model: Model) -> None:
