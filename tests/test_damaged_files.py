@@ -394,3 +394,20 @@ def test_the_second_miniature_is_put_together_again(
     assert shipped_folder("miniature_v") == folder
     assert path.read_bytes() == before
     assert "is damaged and is put together again" in caplog.text
+
+
+@damages
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_loads_itself(make_state, tmp_path: Path, method: str, damage: str) -> None:
+    """`method.load(pipe, folder)`, which reports print for what plain diffusers does not read."""
+    state = make_state(method=METHODS[method])
+    if method == "dreambooth":
+        with torch.no_grad():
+            next(state.pipe.unet.parameters()).add_(1.0)
+    state.save(tmp_path)
+    state.method.load(state.pipe, tmp_path)
+    twins = ("lora_kohya.safetensors", "learned_embeds_a1111.safetensors", "config.json")
+    for path in files_of(tmp_path):
+        if path.name not in twins:
+            with damaged(path, damage), pytest.raises(UserError, match=path.stem):
+                state.method.load(state.pipe, tmp_path)

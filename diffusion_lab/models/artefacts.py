@@ -126,8 +126,10 @@ def recognise(path: Path) -> tuple[Artefact, ...]:
             found.append(Artefact(NETWORKS, path / part, header))
     files = [
         file
-        for file in sorted(path.glob("*.safetensors"))
-        if not file.name.startswith(".") and not (path / TWINS.get(file.name, "")).is_file()
+        for file in sorted(path.iterdir())
+        if file.suffix.casefold() == ".safetensors"
+        and not file.name.startswith(".")
+        and not (path / TWINS.get(file.name, "")).is_file()
     ]
     found += [_file(file) for file in files]
     if not found:
@@ -151,7 +153,7 @@ def _check_together(where: str, found: Sequence[Artefact]) -> None:
 
 def _file(path: Path) -> Artefact:
     where = f"job.artefact={path}"
-    if path.suffix != ".safetensors":
+    if path.suffix.casefold() != ".safetensors":
         raise UserError(f"{where}: only .safetensors files are loaded, since others can run code")
     if path.name == "adapter_model.safetensors" and (path.parent / "adapter_config.json").is_file():
         return _peft_folder(path.parent)
