@@ -49,6 +49,7 @@ RESUME = ("auto", "never", "must")
 KEPT_ADAPTERS = ("auto", "all", "best")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 LARGEST_SEED = 2**32 - 1  # NumPy's limit
+MOST_IMAGES = 50_000  # of an evaluation
 
 
 @dataclass(kw_only=True, slots=True)
@@ -229,8 +230,14 @@ class Prompts:
 
     def __post_init__(self) -> None:
         text("prompts.name", self.name)
-        whole("prompts.n", self.n, 1)
-        whole("prompts.images_per_prompt", self.images_per_prompt, 1)
+        # As many images as the largest evaluations in use, FID's, have: more would take days each time.
+        whole("prompts.n", self.n, 1, MOST_IMAGES)
+        whole("prompts.images_per_prompt", self.images_per_prompt, 1, MOST_IMAGES)
+        if self.n * self.images_per_prompt > MOST_IMAGES:
+            raise UserError(
+                f"prompts.n={self.n} times prompts.images_per_prompt={self.images_per_prompt}: must be at most "
+                f"{MOST_IMAGES} images an evaluation; set one of them lower"
+            )
         whole("prompts.seed", self.seed, 0, LARGEST_SEED)
         whole("prompts.noise_seed", self.noise_seed, 0, LARGEST_SEED)
         whole("prompts.sampling_steps", self.sampling_steps, 1, 1000)

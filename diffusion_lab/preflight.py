@@ -90,10 +90,10 @@ def check(config: Config, run_folder: Path) -> Plan:
 
 def _check_generate(config: Config) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
-    from diffusion_lab.jobs.generate import order
+    from diffusion_lab.jobs.generate import order, unsaid
 
     wanted = order(config)
-    warnings: list[str] = []
+    warnings = unsaid(wanted)
     check_model(wanted.model, warnings)
     images = len(wanted.prompts) * images_per_prompt(wanted.settings, wanted.prompts)
     _check_place(wanted.folder, images * 1_000_000, "job.output")

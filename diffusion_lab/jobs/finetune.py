@@ -136,7 +136,6 @@ def _finetune(
 
     subject, prompts, pipe = load_parts(config, device)
     write_json(run_folder / "prompts.json", dataclasses.asdict(prompts))
-    log.info("%s", token_report(pipe.tokenizer, subject, prompts))
     resolution = resolution_of(pipe, config.model)
     bank = EncoderBank(config.metrics, device)
     references = _measure_photographs(config, subject, bank, resolution, findings, files)
@@ -148,6 +147,7 @@ def _finetune(
         findings.steps_done = state.step
         newest = None  # its memory
     findings.meter, findings.pipe = state.meter, pipe
+    log.info("%s", token_report(pipe.tokenizer, subject, prompts))
     check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)  # a learnt word may be several tokens
     rest(state, bank, config.memory)  # a run that goes on may train before it evaluates
     compile_blocks(state, config.memory)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_lab.config import Config
 from diffusion_lab.interfaces import Prompt, PromptSet, UserError
-from diffusion_lab.models.artefacts import PIPELINE, Artefact, apply, recognise
+from diffusion_lab.models.artefacts import EMBEDDING, PIPELINE, Artefact, apply, recognise
 
 if TYPE_CHECKING:
     from diffusion_lab.config import Model, Prompts
@@ -63,6 +63,19 @@ def order(config: Config) -> Order:
         identifier = header.get("trigger") or data.identifier
         prompts = load_prompts(settings, identifier=identifier, class_noun=noun)
     return Order(model, found, prompts, settings, Path(job.output).expanduser())
+
+
+def unsaid(wanted: Order) -> list[str]:
+    """A warning for every embedding that no prompt calls by its word: it would change nothing."""
+    from diffusion_lab.data.words import stands_in
+
+    texts = [wanted.prompts.negative, *(prompt.text for prompt in wanted.prompts)]
+    words = {piece.path: piece.header["trigger"] for piece in wanted.artefacts if piece.kind == EMBEDDING}
+    return [
+        f"{path.name} is called {word!r}, which no prompt says, so it has no effect"
+        for path, word in words.items()
+        if not any(stands_in(word, text) for text in texts)
+    ]
 
 
 def _base(model: Model, found: Sequence[Artefact], header: dict[str, str]) -> Model:
