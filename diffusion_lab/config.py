@@ -142,7 +142,7 @@ class Data:
     subset_seed: int = 0  # with the subject's name it fixes the nested order
     impostors: str | None = None  # a folder of folders with other subjects
     on_corrupt: str = "error"  # error, skip
-    captions: str = "auto"  # auto (a text file beside a picture, else the instance prompt), always, never
+    captions: str = "auto"  # auto (what lies beside a picture, else the instance prompt), always, never
     flip: bool = False  # random horizontal flips; off for faces
 
     def __post_init__(self) -> None:

@@ -122,12 +122,13 @@ def _file(path: Path) -> Artefact:
     header, keys = _header(path)
     if header.get("method") == HYPERNETWORK:
         return Artefact(HYPERNETWORK, path, header)
+    # The word may be any: "mr.bean", "flora". A LoRA's keys are names of layers and have points.
+    if keys and ("vectors" in header or (len(keys) <= 2 and not any("." in key.strip("<>") for key in keys))):
+        # Another tool's file without a word of its own is called by the file's name, as in the web UIs.
+        word = path.stem if keys[0] in (A1111_VECTORS, "*") else keys[0]
+        return Artefact(EMBEDDING, path, {"trigger": word, **header, "tensor": keys[0]})
     if any("lora" in key for key in keys):
         return Artefact(LORA, path, header)
-    if keys == [A1111_VECTORS] or (0 < len(keys) <= 2 and not any("." in key.strip("<>") for key in keys)):
-        # Another tool's file without a word of its own is called by the file's name, as in the web UIs.
-        word = path.stem if keys[0] == A1111_VECTORS else keys[0]
-        return Artefact(EMBEDDING, path, {"trigger": word, **header, "tensor": keys[0]})
     raise UserError(
         f"job.artefact={path}: is neither a LoRA nor an embedding that is known here"
         f"{' (header: ' + header['method'] + ')' if 'method' in header else ''}; a whole checkpoint goes to "

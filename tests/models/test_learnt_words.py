@@ -215,6 +215,7 @@ def subject_called(word: str) -> Any:
         ("textual_inversion", "<CatToy>", 4),
         ("textual_inversion", "x_1", 2),
         ("textual_inversion", "🐶", 2),
+        ("textual_inversion", "mr.flora", 2),
         ("pivotal", "MyDog", 3),
         ("pivotal", "port", 2),
     ],
