@@ -94,7 +94,11 @@ def list_pictures(folder: Path, key: str = "data.folder") -> list[Path]:
 def _why_empty(visible: list[Path], files: list[Path], unreadable: list[str]) -> str:
     if unreadable:
         return f"; save {_names(unreadable)} as JPEG or PNG"
-    folders = [path.name for path in visible if path not in files]
+    if dead := [path.name for path in visible if path.is_symlink() and not path.exists()]:
+        return (
+            f"; these links point to files that are gone: {_names(dead)}; copy the pictures themselves there"
+        )
+    folders = [path.name for path in visible if path.is_dir()]
     if folders:
         return f" itself; did you mean one of its folders: {_names(folders)}?"
     return f" ({_count(len(files), 'other file')}); known suffixes: {' '.join(sorted(SUFFIXES))}"

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab import processes
 from diffusion_lab.config import Config
 from diffusion_lab.interfaces import PromptSet, Subject, TrainingDiverged
+from diffusion_lab.tracking.recorded import CHECKPOINTS
 
 if TYPE_CHECKING:
     import torch
 
     from diffusion_lab.training.checkpoint import Checkpoint
     from diffusion_lab.training.state import TrainingState
-
-CHECKPOINTS = "checkpoints"  # in the run folder
 
 
 def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet, Any]:

@@ -8,7 +8,6 @@ diffusers' `learned_embeds.safetensors`, and the same vectors as A1111 reads the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,22 +98,15 @@ class TextualInversion:
         Plain diffusers has to be given the word as it can find it: in small letters where the tokenizer lowers
         texts, in <> where the word is a piece of the vocabulary.
         """
-        from safetensors.torch import save_file
-
         from diffusion_lab.models.learnt_words import name_in_diffusers
+        from diffusion_lab.tracking import tensors
 
         embedding: Any = pipe.text_encoder.get_input_embeddings()
-        vectors = embedding.learned.detach().float().cpu().contiguous()
+        vectors = embedding.learned.detach().float()
         header = {"format": "pt", "method": self.name, "vectors": str(self.vectors), **(notes or {})}
-        folder.mkdir(parents=True, exist_ok=True)
         word = name_in_diffusers(pipe.tokenizer.backend_tokenizer, self._new_word())
-        for name, weights in ((FILE_NAME, {word: vectors}), (A1111_NAME, {"emb_params": vectors})):
-            partial = folder / f"{name}.part"
-            try:
-                save_file(weights, partial, metadata=header)
-                os.replace(partial, folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
+        tensors.write(folder / FILE_NAME, {word: vectors}, header)
+        tensors.write(folder / A1111_NAME, {"emb_params": vectors}, header)
         return [folder / FILE_NAME, folder / A1111_NAME]
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
