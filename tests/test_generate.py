@@ -106,7 +106,7 @@ def test_an_embedding_that_no_prompt_calls_is_named(make, tmp_path: Path) -> Non
     import torch
     from safetensors.torch import save_file
 
-    save_file({"emb_params": torch.zeros(2, 32)}, tmp_path / "CharTurner.safetensors")
+    save_file({"emb_params": torch.zeros(2, 192)}, tmp_path / "CharTurner.safetensors")
     artefact = f"job.artefact={tmp_path / 'CharTurner.safetensors'}"
 
     def said(*words: str) -> list[str]:
