@@ -79,6 +79,20 @@ def _latin1_caption(folder: Path) -> None:
         (folder / "photos" / f"{i}.txt").write_bytes("caf\xe9".encode("latin-1"))
 
 
+def _shared_caption(folder: Path) -> None:
+    _photos(folder)
+    for i in range(6):
+        Image.open(folder / "photos" / f"{i}.png").rotate(90).convert("RGB").save(
+            folder / "photos" / f"{i}.jpg"
+        )
+        (folder / "photos" / f"{i}.txt").write_text("a customcls dog")
+
+
+def _named_after_the_file(folder: Path) -> None:
+    for i in range(6):
+        (folder / "photos" / f"{i}.txt").rename(folder / "photos" / f"{i}.jpg.txt")
+
+
 def _noun_as_latin1(folder: Path) -> None:
     _photos(folder)
     (folder / "photos" / "class_noun.txt").write_bytes("caf\xe9".encode("latin-1"))
@@ -188,6 +202,8 @@ CASES = [
     Case("another run in the folder", "hydra.run.dir=taken", "taken", _someone_elses_run),
     Case("a run that must not be there", "hydra.run.dir=taken resume=never", "taken", _someone_elses_run),
     Case("links to nothing", DOG, "0.png", _dead_link, by_hand=_copied),
+    Case("a known word to learn", "method=textual_inversion data.identifier=dog", "word of the model's vocabulary"),
+    Case("a caption of two pictures", DOG, "could be the text of", _shared_caption, by_hand=_named_after_the_file),
     Case("odd resolution", "model.resolution=33", "model.resolution", values={"model.resolution=33": "model.resolution=32"}),
 ]  # fmt: skip
 
@@ -272,6 +288,7 @@ def test_the_advice_helps(
 
 # Messages with advice that no case above provokes, by how they begin, each with the reason.
 EXCUSED = {
+    "diffusion_lab/data/identifiers.py: 0: method=": "takes a word with a space; tests/data/test_identifiers.py",
     "diffusion_lab/analysis/precision.py": "of a command of its own; tests/analysis/test_precision.py",
     "diffusion_lab/data/subjects.py: data.folder is not set": "config.py asks first; for callers from Python",
     "diffusion_lab/methods/hypernetwork.py: 0: saved with": "states what was saved, and advises nothing",
