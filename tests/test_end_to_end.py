@@ -105,7 +105,11 @@ def test_the_same_seed_gives_the_same_scores_and_weights(run_folder: Path, sweep
     """In another process, after jobs with other settings: nothing of theirs leaks."""
     again = sweep[3]
     assert (again / "scores.parquet").read_bytes() == (run_folder / "scores.parquet").read_bytes()
-    for name in ("artefact/pytorch_lora_weights.safetensors", "artefact/lora_kohya.safetensors", "prompts.json"):
+    for name in (
+        "artefact/pytorch_lora_weights.safetensors",
+        "artefact/lora_kohya.safetensors",
+        "prompts.json",
+    ):
         assert (again / name).read_bytes() == (run_folder / name).read_bytes(), name
 
 

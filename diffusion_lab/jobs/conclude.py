@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab import failures
 from diffusion_lab.config import Config
 from diffusion_lab.costs import keeps_best_only, planned
-from diffusion_lab.interfaces import Status, Summary
+from diffusion_lab.interfaces import Status, Summary, UserError
 from diffusion_lab.models.artefacts import annotate
 from diffusion_lab.tracking.atomic import dumps, replace_folder
 
@@ -61,21 +62,32 @@ def conclude(
             summary["recommendation"] = plain
             means = {name: found.mean for name, found in findings.summaries[stop.step].items()}
             _place_artefact(config, run_folder, stop.step, findings.pipe, means)
-    except Exception:
-        log.exception("no recommendation could be made")
+    except Exception as error:
+        _log_failure("no recommendation could be made", error)
     tracker.finish(status, summary)
     try:
         from diffusion_lab.analysis.report import write_report
 
         report = write_report(run_folder)
-    except Exception:
-        log.exception("the report could not be written; job=report job.runs=%s makes it again", run_folder)
+    except Exception as error:
+        _log_failure(
+            f"the report could not be written; job=report job.runs={run_folder} makes it again", error
+        )
     else:
         if stop is not None:
             log.info("stop at step %d: %s", stop.step, stop.reason)
         log.info("report: %s", report)
     if status == "interrupted":
         log.info("to go on: python -m diffusion_lab resume=%s", run_folder)
+
+
+def _log_failure(what: str, error: Exception) -> None:
+    """One line for what a person can do something about, else the traceback."""
+    told = str(error) if isinstance(error, UserError) else failures.told(error)
+    if told is None:
+        log.exception(what)
+    else:
+        log.error("%s: %s", what, told)
 
 
 def recommendation(config: Config, findings: Findings) -> Recommendation | None:

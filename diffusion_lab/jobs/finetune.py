@@ -30,7 +30,7 @@ from diffusion_lab.jobs.conclude import (
     recommendation,
 )  # fmt: skip
 from diffusion_lab.resume import Standing, locked, standing
-from diffusion_lab.tracking.atomic import clear_leftovers, dumps, write_json
+from diffusion_lab.tracking.atomic import clear_leftovers, dumps, standing_folder, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def run(config: Config, run_folder: Path) -> None:
         log.info("%s holds a finished run, which is left alone", run_folder)
         processes.shared(None)
         return
-    with locked(run_folder):
+    with locked(run_folder), standing_folder(run_folder):
         _run(config, run_folder, device, stands)
 
 

@@ -21,7 +21,7 @@ import yaml  # type: ignore[import-untyped]
 from PIL import Image
 
 from diffusion_lab.interfaces import AnyMetric, Evaluation, PromptSet, ScoreRow, Status, Summary, UserError
-from diffusion_lab.tracking import atomic, provenance, samples, scores
+from diffusion_lab.tracking import atomic, provenance, samples, scores, streams
 from diffusion_lab.tracking.earlier import earlier
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ class FileTracker:
         if str(path.absolute()) in open_files:
             return
         with atomic.mendable(path):
-            self._log = logging.FileHandler(path, encoding="utf-8")
+            self._log = streams.LogFile(path, encoding="utf-8")
         self._log.setFormatter(logging.Formatter(_LOG_FORMAT))
         root.addHandler(self._log)
 
