@@ -43,7 +43,7 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_is_left_alone(tmp_path: Pa
         assert standing(config, tmp_path) == "unfinished"
     for status in ("completed", "diverged"):
         record(tmp_path, status)
-        assert standing(config, tmp_path) == "finished"
+        assert standing(config, tmp_path) == "incomplete", "it has no report"
     (tmp_path / "result.json").write_text('{"status": "failed", "error": "UserError: x", "traceback": ""}')
     assert standing(config, tmp_path) == "empty"
 

@@ -245,8 +245,11 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Adds one line to a log in a single write; where that fails, what was written of it is cut off again."""
+def append_line(path: Path, line: str, *, flush: bool = False) -> None:
+    """Adds one line to a log in a single write; where that fails, what was written of it is cut off again.
+
+    `flush`: the log is flushed to the disk too, so that the line outlives a power cut.
+    """
     with mendable(path):
         _check_roots(path)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -256,6 +259,8 @@ def append_line(path: Path, line: str) -> None:
                 sink = Sink(descriptor)
                 sink.write(line.rstrip("\n").encode("utf-8") + b"\n")
                 sink.check()
+                if flush:
+                    os.fsync(descriptor)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.ftruncate(descriptor, size)

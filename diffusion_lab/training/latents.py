@@ -164,7 +164,6 @@ def tokenize(
 ) -> Tensor:
     """int64 [1, tokens], padded as the pipeline pads its prompts. UserError where the text does not fit."""
     tokenizer = pipe.tokenizer
-    text = pipe.maybe_convert_prompt(text, tokenizer)  # a learned word of several vectors is written out
     most = int(tokenizer.model_max_length)
     given = len(tokenizer(text).input_ids)
     if given > most:

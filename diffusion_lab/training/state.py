@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.data.captions import caption_file
 from diffusion_lab.interfaces import Batch, Method, ParamGroup, Picture, Subject, UserError
 from diffusion_lab.models import kohya
 from diffusion_lab.models.artefacts import notes as artefact_notes
@@ -239,7 +238,8 @@ def _captions(
     for picture in pictures:
         text = picture.caption or prompt
         if text not in ids:
-            remedy = {"remedy": f"shorten {caption_file(picture.path)}"} if picture.caption else {}
+            where = picture.caption_from or picture.path
+            remedy = {"remedy": f"shorten {where}"} if picture.caption else {}
             ids[text] = tokenize(pipe, text, **remedy).to(pipe.device)
     hidden = {} if text_runs else {text: encode_text(pipe, row) for text, row in ids.items()}
     order = list(ids) if len(ids) == 1 else [picture.caption or prompt for picture in pictures]
