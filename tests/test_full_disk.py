@@ -26,8 +26,6 @@ DREAMBOOTH = ["method=dreambooth", "method.prior_images=2"]
 MOMENTS = {
     "checkpoint": ("state.pt", 2),
     "adapter": ("lora_kohya.safetensors", 1),
-    "scores": ("scores.parquet", 1),
-    "events": ("events.jsonl", 3),
     "artefact": ("pytorch_lora_weights.safetensors", 4),
     "report": ("report.html", 1),
 }
@@ -36,8 +34,8 @@ OTHERS = {
     "class_pictures": ("00001.png", 1),
 }
 RESUMED = ("checkpoint", "artefact", "report", "networks")
-REMOVED = ("adapter", "events")
-MEMORY = ("checkpoint", "scores")
+REMOVED = {"adapter": MOMENTS["adapter"], "events": ("events.jsonl", 3)}
+MEMORY = {"scores": ("scores.parquet", 1)}
 
 HARNESS = """
 import contextlib, json, os, resource, shutil, sys, traceback
@@ -207,9 +205,9 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     root = tmp_path_factory.mktemp("disturbed")
     cases: dict[str, tuple[list[str], Path, str | None, str, int]] = {}
     for name in REMOVED:
-        cases[f"removed_{name}"] = (WORDS, root / f"removed_{name}", "removed", *MOMENTS[name])
+        cases[f"removed_{name}"] = (WORDS, root / f"removed_{name}", "removed", *REMOVED[name])
     for name in MEMORY:
-        cases[f"memory_{name}"] = (WORDS, root / f"memory_{name}", "memory", *MOMENTS[name])
+        cases[f"memory_{name}"] = (WORDS, root / f"memory_{name}", "memory", *MEMORY[name])
         cases[f"memory_{name}_again"] = (WORDS, root / f"memory_{name}", None, "", 0)
     return root, outcomes(root, cases)
 
