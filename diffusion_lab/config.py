@@ -22,6 +22,7 @@ from diffusion_lab.methods.lora import Lora
 from diffusion_lab.methods.pivotal import Pivotal
 from diffusion_lab.methods.textual_inversion import TextualInversion
 from diffusion_lab.models.memory import Memory
+from diffusion_lab.tracking.wandb_names import check_names
 
 if TYPE_CHECKING:
     from diffusion_lab.interfaces import Method
@@ -305,6 +306,9 @@ class Tracking:
         one_of("tracker.wandb", self.wandb, ("auto", "online", "offline", "disabled"))
         text("tracker.project", self.project)
         words("tracker.tags", self.tags)
+        check_names(
+            project=self.project, entity=self.entity, group=self.group, run_name=self.run_name, tags=self.tags
+        )
         whole("tracker.images", self.images, 0)
         flag("tracker.keep_images", self.keep_images)
         one_of("tracker.progress", self.progress, ("auto", "bars", "lines", "off"))

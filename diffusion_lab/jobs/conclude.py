@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab import failures
 from diffusion_lab.config import Config
 from diffusion_lab.costs import keeps_best_only, planned
 from diffusion_lab.interfaces import Status, Summary, UserError
@@ -87,9 +88,9 @@ def conclude(
 def _after(status: Status, error: BaseException, files: FileTracker, part: str) -> Status:
     """The status of a run whose end was disturbed: one that had failed before keeps its own."""
     if isinstance(error, Exception):
-        # A run that was complete raises the error too, which tells the rest.
-        told = isinstance(error, UserError) or status == "completed"
-        log.error("%s could not be written: %s", part, error, exc_info=not told)
+        # A run that was complete raises the error; of one that had failed before, the first error is what counts.
+        log.error("%s could not be written: %s", part, failures.told(error) or error)
+        log.debug("%s could not be written", part, exc_info=error)
     if status != "completed":
         return status
     if isinstance(error, KeyboardInterrupt):

@@ -28,7 +28,7 @@ from diffusion_lab.jobs.conclude import (
     recommendation,
 )  # fmt: skip
 from diffusion_lab.resume import Standing, find, locked, standing
-from diffusion_lab.tracking.atomic import clear_leftovers, dumps, replace_folder
+from diffusion_lab.tracking.atomic import clear_leftovers, dumps, replace_folder, standing_folder
 from diffusion_lab.tracking.recorded import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def run(config: Config, run_folder: Path) -> None:
         processes.shared(None)
         _leave(config, run_folder, device, stands)
         return
-    with locked(run_folder):
+    with locked(run_folder), standing_folder(run_folder):
         _run(config, run_folder, device, stands)
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from diffusion_lab.interfaces import AnyMetric, Evaluation, PromptSet, ScoreRow, Status, Summary, UserError
 from diffusion_lab.resume import run_id
-from diffusion_lab.tracking import atomic, backup, provenance, samples, scores, vouched
+from diffusion_lab.tracking import atomic, backup, provenance, samples, scores, streams, vouched
 from diffusion_lab.tracking.earlier import Earlier, earlier
 
 if TYPE_CHECKING:
@@ -393,7 +393,7 @@ class FileTracker:
         if str(path.absolute()) in open_files:
             return
         with atomic.mendable(path):
-            self._log = logging.FileHandler(path, encoding="utf-8")
+            self._log = streams.LogFile(path, encoding="utf-8")
         self._log.setFormatter(logging.Formatter(_LOG_FORMAT))
         root.addHandler(self._log)
 
