@@ -78,7 +78,9 @@ def check(config: Config, run_folder: Path) -> Plan:
         return _check_generate(config)
     if config.job.name == "score":
         from diffusion_lab.jobs.score import check_images
+        from diffusion_lab.models.fits import check_device
 
+        check_device(config.model)
         _check_impostors(config)
         _check_metrics(config)
         rows, warnings = check_images(config)
@@ -91,8 +93,10 @@ def check(config: Config, run_folder: Path) -> Plan:
 def _check_generate(config: Config) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
     from diffusion_lab.jobs.generate import order
+    from diffusion_lab.models.fits import check_device
 
     wanted = order(config)
+    check_device(wanted.model)
     warnings: list[str] = []
     check_model(wanted.model, warnings)
     images = len(wanted.prompts) * images_per_prompt(wanted.settings, wanted.prompts)
@@ -108,17 +112,27 @@ def _check_generate(config: Config) -> Plan:
 
 
 def _check_finetune(config: Config, run_folder: Path) -> Plan:
+    from diffusion_lab.config import check_evaluations
     from diffusion_lab.data.captions import caption_warnings
+    from diffusion_lab.data.look import look_at_subject
     from diffusion_lab.data.subjects import check_subject, training_captions
+    from diffusion_lab.models.fits import check_device, check_fit
+    from diffusion_lab.unlikely import unlikely
 
     noun = check_subject(config.data)
+    assert config.steps.total is not None
+    assert config.steps.every is not None
+    check_evaluations(config.steps.total, config.steps.every)  # the defaults too
+    check_device(config.model)
     _check_impostors(config)
     _check_metrics(config)
     _check_optimizer(config)
     prompts = _check_prompts(config, noun)
     captions = training_captions(config.data)
-    warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
+    warnings = _warnings(config) + unlikely(config) + caption_warnings(captions, config.data.identifier)
+    warnings += look_at_subject(config.data, config.model.resolution or 512)
     configs = check_model(config.model, warnings)
+    warnings += check_fit(config, configs)
     if configs is not None:
         _check_tokens(config, configs, prompts, noun, captions)
     stands = standing(config, run_folder)
@@ -177,8 +191,13 @@ def _check_new(run_folder: Path) -> None:
 
 def _check_impostors(config: Config) -> None:
     folder = config.data.impostors
-    if folder is not None and not Path(folder).expanduser().is_dir():
+    if folder and not Path(folder).expanduser().is_dir():
         raise UserError(f"data.impostors={folder}: there is no such folder (of folders with other subjects)")
+    if folder and config.data.source == "folder":
+        from diffusion_lab.data.subjects import impostor_folders, subject_folder
+
+        own, noun = subject_folder(config.data, None)
+        impostor_folders(Path(folder).expanduser(), own, noun)
 
 
 def _check_metrics(config: Config) -> None:
