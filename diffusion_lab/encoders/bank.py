@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from diffusion_lab.interfaces import Pixels
 
 KINDS = ("miniature", "full")
-FIELDS = frozenset({"face", "clip_image", "clip_text", "aesthetics", "dino", "inception"})
+# Those of `Features`; "face_found" asks for the detector alone, and fills `face` where nobody asks for embeddings.
+FIELDS = frozenset({"face", "face_found", "clip_image", "clip_text", "aesthetics", "dino", "inception"})
 
 
 class EncoderBank:
@@ -58,7 +59,8 @@ class EncoderBank:
         is NaN; None for photographs, which have no `clip_text`.
         `aesthetics` is None too where no head is configured.
         Rows of `face` are NaN where no face is found, also where the crop's embedding is not finite. With `face`
-        comes `faces`, how many were found; of several the most prominent one is embedded.
+        comes `faces`, how many were found; of several the most prominent one is embedded. With "face_found"
+        and without "face" in ``needs`` they have one number, 1, and no embedder is loaded.
         """
         if unknown := set(needs) - FIELDS:
             raise ValueError(f"features has no {', '.join(sorted(unknown))}")
@@ -86,8 +88,9 @@ class EncoderBank:
                 return encode(images)
             return self._kept(roles, keys, lambda numbers: encode([images[number] for number in numbers]))
 
-        if "face" in needs:
-            rows = seen(("detector", "face"), self._faces)
+        if {"face", "face_found"} & needs:
+            embed = "face" in needs
+            rows = seen(("detector", "face"), self._faces) if embed else seen(("detector",), self._found)
             found["face"], found["faces"] = rows[:, :-1], rows[:, -1]
         rate = "aesthetics" in needs and self.has_aesthetics
         if rate or "clip_image" in needs:
@@ -209,6 +212,11 @@ class EncoderBank:
         stacked = np.stack(crops) if crops else np.zeros((0, size, size, 3), np.uint8)
         embedded = self._embedder.embed(stacked).float().cpu()
         return torch.where(embedded.isfinite().all(1, keepdim=True), embedded, torch.nan)
+
+    def _found(self, images: Sequence[Pixels]) -> Tensor:
+        """float32 [n, 2]: 1 where the detector finds a face, NaN elsewhere; the number of faces."""
+        found = self._detector.detect_all(list(images))
+        return torch.tensor([[1.0 if some else torch.nan, float(len(some))] for some in found])
 
     def _load(self, role: str, load: Callable[[], Any]) -> Any:
         with preserved_rng():

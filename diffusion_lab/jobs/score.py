@@ -19,6 +19,7 @@ from diffusion_lab.data.look import check_headers, look_at_subject
 from diffusion_lab.data.pictures import list_pictures, read_picture
 from diffusion_lab.data.subjects import default_cache, load_subject, subject_folder
 from diffusion_lab.interfaces import Evaluation, Prompt, PromptSet, Status, Subject, Summary, UserError
+from diffusion_lab.jobs.origin import as_measured
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +40,9 @@ CACHE = "features.sqlite"  # in the cache's folder: what encoders saw, by image 
 
 def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
     """Rows of the plan and warnings. Raises UserError for images or metrics that cannot be scored."""
-    from diffusion_lab.data.subjects import check_subject
-    from diffusion_lab.metrics import NEEDS_TWINS
+    from diffusion_lab.data.subjects import check_subject, passed_over
+    from diffusion_lab.metrics import NEEDS_TWINS, select
+    from diffusion_lab.metrics.enough import check_enough
 
     folder, names = Path(config.job.images).expanduser(), config.metrics.names
     paths = list_pictures(folder, "job.images")
@@ -48,22 +50,20 @@ def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
     noun = check_subject(data)
     warnings = look_at_subject(data, usual_side(paths))
     check_headers(paths[:MOST_HEADERS], data.on_corrupt)
-    if len(paths) == 1 and "diversity" in names:
-        raise UserError(
-            "job.images: diversity compares images with each other and one alone has no value; add images, or "
-            "leave diversity out of metrics.names"
-        )
     if "class_drift" in names:
         raise UserError(
             "metrics.names: class_drift compares with the untouched model's images, which a run draws at step 0; "
             "leave it out here"
         )
+    found = find_prompts(paths, folder)
+    check_enough(select(names), [Prompt("", one.text or "", "", one.slots) for one in found], scored=True)
     wanting = [name for name in names if name in NEEDS_TWINS]
-    if wanting and not any(told.slots.get("identifier") == "without" for told in find_prompts(paths, folder)):
+    if wanting and not any(told.slots.get("identifier") == "without" for told in found):
         raise UserError(
             f"metrics.names: {', '.join(wanting)} compare images of prompts with and without the identifier; say "
             "which is which in metadata.csv: columns file_name, text, edit and identifier (with or without)"
         )
+    warnings += passed_over(folder, "job.images")
     if config.metrics.encoders == "miniature" and data.source == "folder":
         warnings.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
     if data.source == "folder" and Path(str(data.folder)).expanduser().resolve() == folder.resolve():
@@ -99,6 +99,9 @@ def run(config: Config, run_folder: Path) -> None:
     from diffusion_lab.tracking.files import FileTracker
 
     device = resolve_device(config.model.device)
+    config, taken = as_measured(config)
+    if taken:
+        log.info("measured with %s", taken)
     config = dataclasses.replace(config, data=scored_data(config.data))
     files = FileTracker(run_folder, device=str(device))
     status: Status = "failed"
@@ -249,7 +252,8 @@ def _tell_prompts(planned: Sequence[Planned], told: Sequence[Told], summaries: d
     said = [f"{n} from {source}" for source, n in sources.items()]
     log.info("prompts: %s", ", ".join([*said, *([f"{without} images without"] if without else [])]))
     if without and (clip := summaries.get("clip_text")):
-        note = f"{without} of {len(planned)} images have no prompt"
+        told_before = [clip.note] if clip.note else []
+        note = "; ".join([f"{without} of {len(planned)} images have no prompt", *told_before])
         summaries["clip_text"] = dataclasses.replace(clip, note=note)
 
 

@@ -68,7 +68,7 @@ def may_have_card() -> bool:
     )
 
 
-def check_fit(config: Config, configs: Path | None) -> list[str]:
+def check_method(config: Config, configs: Path | None) -> list[str]:
     """Warnings about model and method. `configs`: the folder with the model's configs, None if only a hub has them.
 
     Raises UserError for another kind of model than Stable Diffusion 1.x and 2.x, a resolution it cannot make, targets
@@ -76,7 +76,7 @@ def check_fit(config: Config, configs: Path | None) -> list[str]:
     """
     if configs is not None:
         _check_configs(config.model, configs)
-        check_initialiser(config, configs / "tokenizer" / "tokenizer.json")
+        check_initialiser(config, configs / "tokenizer")
     return check_targets(config)
 
 
@@ -114,16 +114,19 @@ def _check_configs(model: Model, configs: Path) -> None:
 
 
 def check_initialiser(config: Config, tokenizer: Path) -> None:
-    """UserError unless `method.initialiser` has tokens for the new word to start from. `tokenizer`: its JSON file.
+    """UserError unless `method.initialiser` has tokens for the new word to start from. `tokenizer`: its folder.
 
-    A method without a new word, or a model without that file, has nothing to check.
+    A method without a new word, or a model without CLIP's tokenizer, has nothing to check.
     """
     method: Any = config.method
-    if getattr(method, "initialiser", None) is None or not tokenizer.is_file():
+    if getattr(method, "initialiser", None) is None:
         return
-    from tokenizers import Tokenizer
+    from diffusion_lab.data.identifiers import read_tokenizer
 
-    pieces = Tokenizer.from_file(str(tokenizer)).encode(method.initialiser, add_special_tokens=False).tokens
+    known = read_tokenizer(tokenizer)
+    if known is None:
+        return
+    pieces = known.encode(method.initialiser, add_special_tokens=False).tokens
     from_noun = method.initialiser == config.data.class_noun
     given = f"method.initialiser={method.initialiser!r}" + (" (from data.class_noun)" if from_noun else "")
     if not pieces:
