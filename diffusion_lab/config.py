@@ -253,8 +253,9 @@ class Prompts:
         bounded("prompts.images_per_prompt", self.images_per_prompt)
         if self.n * self.images_per_prompt > MOST_IMAGES:
             raise UserError(
-                f"prompts.images_per_prompt={self.images_per_prompt}: with prompts.n={self.n} an evaluation has "
-                f"{self.n * self.images_per_prompt:,} images, all in memory at once; at most {MOST_IMAGES:,}: lower one"
+                f"prompts.images_per_prompt={self.images_per_prompt}: times prompts.n={self.n} makes "
+                f"{self.n * self.images_per_prompt:,} images an evaluation, all in memory at once; at most "
+                f"{MOST_IMAGES:,}: lower one of the two"
             )
         bounded("prompts.seed", self.seed)
         bounded("prompts.noise_seed", self.noise_seed)

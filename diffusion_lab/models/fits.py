@@ -42,8 +42,11 @@ def check_device(model: Model) -> None:
     to import and has to be imported for that run anyway.
     """
     device = model.device
-    if device == "cpu" and model.precision == "fp16":
-        raise UserError("model.precision=fp16 needs a GPU, and model.device=cpu; use model.precision=fp32")
+    on_cpu = device == "cpu" or (device == "auto" and sys.platform != "darwin" and not may_have_card())
+    if on_cpu and model.precision == "fp16":
+        raise UserError(
+            "model.precision=fp16: needs a GPU, and the device is a CPU; use model.precision=fp32"
+        )
     if device in ("auto", "cpu"):
         return
     if device == "mps" and (sys.platform != "darwin" or platform.machine() != "arm64"):
@@ -89,8 +92,8 @@ def _check_configs(model: Model, configs: Path) -> None:
     if channels != latents or unet.get("addition_embed_type") is not None:
         raise UserError(
             f"{name}={given}: not a text-to-image Stable Diffusion 1.x or 2.x ({channels} input channels for "
-            f"{latents} latent ones{', additional embeddings' if unet.get('addition_embed_type') else ''}); use "
-            "model=sd15, or another model of that kind"
+            f"{latents} latent ones{', additional embeddings' if unet.get('addition_embed_type') else ''}); give a "
+            "model of that kind"
         )
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in PREDICTION_TYPES:
