@@ -102,7 +102,7 @@ def _rates(config: Config) -> list[str]:
     if config.steps.optimizer == "prodigy":
         return said  # its true rate is its own
     decay = getattr(method, "weight_decay", 0.0) * (getattr(method, "learning_rate", None) or 0.0)
-    if decay * (config.steps.total or 1) > 1:
+    if decay * (config.steps.total or 1) > 1 and method.weight_decay > 0.1:
         said.append(
             f"method.weight_decay={method.weight_decay:g}: with this learning rate it takes the weights to zero within "
             f"{1 / decay:.0f} steps; set method.weight_decay=0.01"
