@@ -86,5 +86,5 @@ BOUNDS: dict[str, Bound] = {
     "method.ema_decay": _real(0, 1, "at 1 the average never moves", below=True),
     "method.vectors": Bound(1, 32, "a prompt has 75 tokens in all"),
     "method.switch": _real(0, 1, "a share of the steps", above=True, below=True),
-    "method.layers": _real(0, 64, "widths in widths of the text: 64 are 49,152 for Stable Diffusion 1.x", above=True),
+    "method.layers": _real(0.05, 64, "64 widths of the text's 768 are 49,152 for Stable Diffusion 1.x"),
 }  # fmt: skip

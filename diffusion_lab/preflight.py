@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import one_of
 from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
-from diffusion_lab.encoders.check import check_encoders, encoder_warnings
+from diffusion_lab.encoders.check import check_encoders, encoder_warnings, needed
+from diffusion_lab.encoders.files import check_files
 from diffusion_lab.interfaces import PromptSet, UserError
 from diffusion_lab.models.downloads import Wanted, of_model, rows, wanted
 from diffusion_lab.models.folder import check_model
@@ -76,6 +77,12 @@ def check(config: Config, run_folder: Path) -> Plan:
                 raise UserError(
                     f"job.{key}={given}: there is no such {'folder' if key == 'images' else 'file'}"
                 )
+    if (
+        config.job.name == "pretrain"
+        and config.job.start
+        and not Path(config.job.start).expanduser().is_dir()
+    ):
+        raise UserError(f"job.start={config.job.start}: there is no such folder (of a U-Net)")
     if config.job.name in ("pretrain", "subjects", "train_aesthetics"):
         output = Path(config.job.output).expanduser()
         _check_place(output, 0, "job.output")
@@ -258,6 +265,7 @@ def _check_metrics(config: Config) -> None:
                 else "there is no such folder"
             )
             raise UserError(f"metrics.{key}={value}: {problem}")
+    check_files(metrics, needed(metrics))
 
 
 def _check_optimizer(config: Config) -> None:

@@ -39,6 +39,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "convolution for OFT": (["method.variant=oft", "method.targets=[conv1]"], "convolution"),
     "rank above all layers": (["method.rank=4000"], "method.rank=4000: no layer among method.targets is wider than"),
     "pivotal's rank": (["method=pivotal", "method.rank=3000"], "method.rank"),
+    "LoHa's rank": (["method.variant=loha", "method.rank=4096"], "method.rank=4096: no layer"),
+    "OFT's blocks": (["method.variant=oft", "method.rank=4096"], "method.rank=4096: no layer"),
+    "a layer of nothing": (["method=hypernetwork", "method.layers=[1,0.001,1]"], "method.layers=0.001"),
+    "pretraining from nowhere": (["job=pretrain", "job.output={out}/made", "job.start=nowhere"], "job.start=nowhere"),
     "empty initialiser": (["method=textual_inversion", "method.initialiser=''"], "method.initialiser"),
     "blank initialiser": (["method=textual_inversion", "method.initialiser='  '"], "method.initialiser"),
     "initialiser without a token": (["method=pivotal", "method.initialiser=''"], "method.initialiser"),
@@ -167,6 +171,64 @@ def test_a_sign_of_a_card_leaves_the_answer_to_torch(tmp_path: Path, monkeypatch
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"model.device=cuda:3 is not on this machine"):
             fits.check_device(compose(["model.device=cuda:3"]).model)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files and folders that are something else than weights of an encoder."""
+    root = tmp_path_factory.mktemp("weights")
+    for name in ("garbage.safetensors", "garbage.pt"):
+        (root / name).write_bytes(b"x" * 100)
+    (root / "empty.pt").write_bytes(b"")
+    save_file({"other.weight": np.zeros((3, 4), np.float32)}, root / "other.safetensors")
+    save_file({"layers.0.weight": np.zeros((1, 7), np.float32)}, root / "narrow.safetensors")
+    (root / "folder").mkdir()
+    (root / "bert").mkdir()
+    (root / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    save_file({"w": np.zeros(2, np.float32)}, root / "bert" / "model.safetensors")
+    return {path.name.replace(".", "_"): str(path) for path in root.iterdir()}
+
+
+# "metrics=full" alone speaks of files that are to be fetched, which the plan lists.
+FILES = [
+    ("metrics=full metrics.face_weights={garbage_pt}", "metrics.face_weights"),
+    ("metrics=full metrics.face_weights={empty_pt}", "metrics.face_weights"),
+    ("metrics=full metrics.face_weights={garbage_safetensors}", "metrics.face_weights"),
+    ("metrics=full metrics.face_weights={other_safetensors}", "does not hold InceptionResnetV1"),
+    ("metrics.aesthetics_weights={garbage_safetensors}", "metrics.aesthetics_weights"),
+    ("metrics.aesthetics_weights={garbage_pt}", "metrics.aesthetics_weights"),
+    ("metrics.aesthetics_weights={other_safetensors}", "is not a chain of linear layers"),
+    ("metrics.aesthetics_weights={narrow_safetensors}", "reads embeddings of 7 numbers"),
+    ("metrics=full metrics.clip_model={folder}", "metrics.clip_model"),
+    ("metrics=full metrics.clip_model={bert}", "preprocessor_config.json"),
+    ("metrics=full metrics.clip_weights={garbage_pt}", "metrics.clip_weights"),
+    ("metrics.names=[dino] metrics.dino_model={folder}", "metrics.dino_model"),
+    ("metrics.names=[dino] metrics.dino_model={bert}", "is a bert"),
+    ("metrics.names=[fid] metrics.inception_weights={garbage_pt}", "metrics.inception_weights"),
+    ("metrics.names=[fid] metrics.inception_weights={other_safetensors}", "does not hold Inception v3"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), FILES, ids=[words for words, _ in FILES])
+@pytest.mark.parametrize("job", ["finetune", "score"])
+def test_files_of_the_encoders(
+    words: str,
+    told: str,
+    job: str,
+    weights: dict[str, str],
+    places: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = words.format(**weights).split()
+    images = [f"job.images={places['pictures']}"] if job == "score" else []
+    assert main([f"job={job}", *images, *given, *WORDS, "hydra.run.dir=run"]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.startswith("error: metrics.")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- other models than the shipped one ------------------------------------------------------------------

@@ -183,8 +183,6 @@ def check_targets(config: Config) -> list[str]:
 
 def _check_rank(method: Any, chosen: Shapes) -> list[str]:
     """The rank of a change is at most the smaller of a layer's widths; more trains numbers that change nothing."""
-    if getattr(method, "variant", "lora") != "lora":
-        return []
     widths = {name: min(shape[0], math.prod(shape[1:])) for name, shape in chosen.items()}
     widest, narrow = max(widths.values()), [name for name, width in widths.items() if width < method.rank]
     if method.rank > widest:
@@ -192,7 +190,7 @@ def _check_rank(method: Any, chosen: Shapes) -> list[str]:
             f"method.rank={method.rank}: no layer among method.targets is wider than {widest}, and a change cannot have "
             f"a higher rank than its layer; set method.rank={widest} or less"
         )
-    if not narrow:
+    if not narrow or getattr(method, "variant", "lora") != "lora":
         return []
     least = min(narrow, key=lambda name: widths[name])
     return [
