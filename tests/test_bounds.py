@@ -193,3 +193,27 @@ def test_seed_of_the_whole() -> None:
             continue
         with pytest.raises(UserError, match=r"^seed="):
             Config(seed=value)  # type: ignore[arg-type]
+
+
+def table() -> str:
+    """docs/bounds.md as it should be."""
+    lines = [
+        "# Bounds of the numbers",
+        "",
+        "Every number of the configuration, the values it may have, and why it ends where it does. An upper bound is",
+        "not advice: it lies where a value can only be a slip, or could no longer be answered at once. A value outside is",
+        "refused with the key; one that is allowed and rarely meant is named by the plan.",
+        "",
+        "| key | from | to | it ends there because |",
+        "|---|---|---|---|",
+    ]
+    for key, bound in BOUNDS.items():
+        low, high = (f"{end:,.0f}" if end == int(end) else f"{end:g}" for end in (bound.low, bound.high))
+        low, high = f"above {low}" if bound.above else low, f"below {high}" if bound.below else high
+        lines.append(f"| `{key}` | {low} | {high} | {bound.why} |")
+    return "\n".join([*lines, ""])
+
+
+def test_the_table_in_the_docs_is_this_one() -> None:
+    file = Path(__file__).resolve().parents[1] / "docs" / "bounds.md"
+    assert file.read_text(encoding="utf-8") == table()
