@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from diffusion_lab import failures, jobs, processes, resume
+from diffusion_lab.checks import text
 from diffusion_lab.config import fill_defaults
 from diffusion_lab.interfaces import Terminated, UserError
 
@@ -169,6 +170,7 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
     from diffusion_lab.preflight import WORDS, check, show
 
     config = fill_defaults(to_config(composed))
+    text("hydra.run.dir", composed.hydra.run.dir)
     wanted = Path(composed.hydra.run.dir).absolute()
     if not processes.is_main():
         finetunes = config.job.name in jobs.WITH_RUN_FOLDER and not config.job.dry_run
@@ -251,6 +253,7 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
     if expanded and config.job.dry_run:
         return 0
     wanted = compose_raw(expanded[0] if expanded else []).hydra.sweep.dir
+    text("hydra.sweep.dir", wanted)
     folder = _claim(Path(wanted).absolute(), "hydra.sweep.dir", overrides, 0)
     (folder / ENDED).unlink(missing_ok=True)
     try:

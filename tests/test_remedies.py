@@ -204,6 +204,12 @@ CASES = [
     Case("links to nothing", DOG, "0.png", _dead_link, by_hand=_copied),
     Case("a known word to learn", "method=textual_inversion data.identifier=dog", "word of the model's vocabulary"),
     Case("a caption of two pictures", DOG, "could be the text of", _shared_caption, by_hand=_named_after_the_file),
+    Case("too many evaluations", "steps.total=1000000 steps.every=1", "steps.every=1:"),
+    Case("blocks of one", "method.variant=oft method.rank=1", "method.rank=1"),
+    Case("a start of several tokens", "method=textual_inversion method.initialiser=qzxv", "method.initialiser='qzxv'"),
+    Case("a rank above every layer", "method.rank=4000", "method.rank=4000"),
+    Case("half precision on a CPU", "model.device=cpu model.precision=fp16", "model.precision=fp16"),
+    Case("a resolution between", "model.resolution=72", "model.resolution=72"),
     Case("odd resolution", "model.resolution=33", "model.resolution", values={"model.resolution=33": "model.resolution=32"}),
 ]  # fmt: skip
 
@@ -292,6 +298,7 @@ EXCUSED = {
     "diffusion_lab/analysis/precision.py": "of a command of its own; tests/analysis/test_precision.py",
     "diffusion_lab/data/subjects.py: data.folder is not set": "config.py asks first; for callers from Python",
     "diffusion_lab/methods/hypernetwork.py: 0: saved with": "states what was saved, and advises nothing",
+    "diffusion_lab/models/fits.py: model.device=": "depends on the machine; tests/test_refusals.py",
     "diffusion_lab/models/load.py: model.device=": "depends on the machine; tests/models/test_load.py",
     "diffusion_lab/preflight.py: steps.optimizer=": "the package is installed where tests run",
     "diffusion_lab/sampling/sample.py: model.precision": "takes a VAE that overflows; tests/sampling/test_sample.py",
