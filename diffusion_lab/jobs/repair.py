@@ -44,7 +44,8 @@ def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Stat
     files = FileTracker(run_folder, device=str(device), keep_images=config.tracker.keep_images)
     total = config.steps.total or 0
     due = [entry["step"] for entry in found.result.get("evaluations") or []]
-    before = earlier(run_folder, total, run=run_id(as_plain_dict(config)), due=due)
+    run = str(found.result.get("run") or run_id(as_plain_dict(config)))
+    before = earlier(run_folder, total, run=run, due=due)
     files.reopen(before)
     try:
         _restore_record(config, run_folder, files, lost)
