@@ -150,6 +150,7 @@ def _refuse_secrets(words: Sequence[str]) -> None:
 
 def _single(words: list[str], overrides: list[str], composed: Any) -> int:
     from diffusion_lab.compose import quoted, to_config
+    from diffusion_lab.models.fetch import fetch
     from diffusion_lab.preflight import WORDS, check, show
 
     config = fill_defaults(to_config(composed))
@@ -168,6 +169,7 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
         return 0
     if plan.standing == "diverged" and processes.count() == 1:
         return _complain(f"{_shown(wanted)}: {WORDS['diverged']}: {resume.error_of(config, wanted)}", 3)
+    fetch(config, plan.downloads)
     if config.job.name not in jobs.WITH_RUN_FOLDER:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         log.setLevel(logging.INFO)
@@ -273,6 +275,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
 
     from diffusion_lab.compose import to_config
     from diffusion_lab.jobs.state import isolated
+    from diffusion_lab.models.fetch import fetch
     from diffusion_lab.preflight import check
     from diffusion_lab.tracking.atomic import append_line, dumps
 
@@ -287,6 +290,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
 
             def before() -> None:
                 plan = check(config, run_folder)
+                fetch(config, plan.downloads)
                 log.info("%s; %s", plan.summary(), _shown(run_folder))
 
             outcome = jobs.perform(config, run_folder, before=before)

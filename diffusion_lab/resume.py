@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Standing = Literal["empty", "unfinished", "incomplete", "finished", "diverged"]
 
 FREE = (
-    "resume", "job.dry_run", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints", "steps.keep_adapters",
+    "resume", "job.dry_run", "job.given", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints", "steps.keep_adapters",
 )  # fmt: skip
 """Keys that may differ where a run goes on: they change what is said and kept, not what is trained."""
 ELSEWHERE = "choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"

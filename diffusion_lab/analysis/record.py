@@ -50,6 +50,7 @@ class Run:
     started: str
     finished: str
     steps_done: int | None
+    several_faces: Mapping[int, int]  # by step: images with more than one face, where faces were looked for
     id: str = ""  # resume.run_id of its configuration
     lost: tuple[str, ...] = ()  # files of the record that are missing or damaged, where that was asked
 
@@ -171,6 +172,9 @@ def _run(folder: Path, result: Mapping[str, Any]) -> Run:
         finished=str(result.get("finished") or ""),
         steps_done=result.get("steps_done"),
         id=str(result.get("run") or ""),
+        several_faces={
+            int(e["step"]): int(n) for e in evaluations if (n := e.get("several_faces")) is not None
+        },
     )
 
 

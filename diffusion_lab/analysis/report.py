@@ -24,7 +24,7 @@ from markupsafe import Markup
 from diffusion_lab.analysis import charts, words
 from diffusion_lab.analysis.reason import rules_of_thumb, spoken
 from diffusion_lab.analysis.record import MetricInfo, Run, lost, read_run, read_scalars
-from diffusion_lab.analysis.stop import StepScore, half_width_of, value_of
+from diffusion_lab.analysis.stop import StepScore, limits_of, value_of
 from diffusion_lab.interfaces import Summary
 from diffusion_lab.tracking import atomic
 
@@ -135,7 +135,10 @@ def _rule(run: Run, weights: Mapping[str, float], scores: tuple[StepScore, ...])
     assert run.recommendation is not None
     rule = []
     for name, (low, high) in run.recommendation.ranges.items():
-        halves = [half_width_of(s) if (s := at.get(name)) else None for at in run.summaries.values()]
+        sides = [_sides(at.get(name)) for at in run.summaries.values()]
+        below, above = ([None if s is None else s[k] / (high - low) for s in sides] for k in (0, 1))
+        if not run.metrics[name].higher_is_better:
+            below, above = above, below
         rule.append(
             {
                 "name": name,
@@ -143,18 +146,25 @@ def _rule(run: Run, weights: Mapping[str, float], scores: tuple[StepScore, ...])
                 "hue": charts.hue(name),
                 "weight": weights.get(name, 0.0),
                 "scaled": [score.scaled.get(name) for score in scores],
-                "half": [None if half is None else half / (high - low) for half in halves],
+                "below": below,
+                "above": above,
                 "text": [_text(at.get(name)) for at in run.summaries.values()],
             }
         )
     return rule
 
 
+def _sides(summary: Summary | None) -> tuple[float, float] | None:
+    """How far a value's interval reaches below and above it."""
+    value, limits = (None, None) if summary is None else (value_of(summary), limits_of(summary))
+    return None if value is None or limits is None else (value - limits[0], limits[1] - value)
+
+
 def _text(summary: Summary | None) -> str:
     if summary is None or (value := value_of(summary)) is None:
         return "no value"
-    half = half_width_of(summary)
-    return f"{value:.3f}" + ("" if half is None else f" ± {half:.3f}")
+    limits = limits_of(summary)
+    return f"{value:.3f}" + ("" if limits is None else f" ({limits[0]:.3f} to {limits[1]:.3f})")
 
 
 def _card(run: Run, info: MetricInfo, stop: int | None) -> dict[str, Any]:
@@ -167,6 +177,7 @@ def _card(run: Run, info: MetricInfo, stop: int | None) -> dict[str, Any]:
         "better": "higher is better" if info.higher_is_better else "lower is better",
         "hue": charts.hue(info.name),
         "defined": defined,
+        "imputed": words.counted_as(summaries),
         "missing": words.missing(info.name, summaries, faces=_faces(run)),
         "note": next((s.note for s in reversed(summaries.values()) if s.note), ""),
         "figure": charts.as_json(figure) if defined else None,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet, Any]:
     """Subject, prompts and the untouched pipeline. UserError where a prompt is too long for it."""
+    from diffusion_lab.data.identifiers import learns_word
     from diffusion_lab.data.prompts import load_prompts
     from diffusion_lab.data.subjects import load_subject
     from diffusion_lab.data.tokens import check_lengths
@@ -27,7 +28,8 @@ def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet
     subject = load_subject(config.data)
     prompts = load_prompts(config.prompts, identifier=subject.identifier, class_noun=subject.class_noun)
     pipe = load_pipeline(config.model, device)
-    check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)
+    if not learns_word(config):  # else the word is several pieces now, and so many tokens when it is learnt
+        check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)
     return subject, prompts, pipe
 
 

@@ -110,7 +110,7 @@ def _place(
     ended: bool,
 ) -> Recommendation | None:
     """The recommendation, and its step's artefact. From here on the record says that all is trained and measured."""
-    stop = recommendation(config, findings)
+    stop = recommendation(config, findings, run_folder / "scores.parquet")
     plain = None if stop is None else dataclasses.asdict(stop)
     files.conclusion(plain, {**files.result["cost"], **summary.get("cost", {})}, findings.steps_done)
     if stop is None:
@@ -158,10 +158,16 @@ def rebuild_adapter(
         state.save(beside, {"scores": dumps(means)})
 
 
-def recommendation(config: Config, findings: Findings) -> Recommendation | None:
-    """Where to stop, by what has been measured so far."""
+def recommendation(config: Config, findings: Findings, scores: Path | None = None) -> Recommendation | None:
+    """Where to stop, by what has been measured so far.
+
+    ``scores``: every image's values, with which the reason compares the same images at two steps; the step itself
+    does not depend on them.
+    """
+    from diffusion_lab.analysis.differences import by_image
     from diffusion_lab.analysis.stop import recommend
     from diffusion_lab.metrics import select
+    from diffusion_lab.tracking.scores import read
 
     if not findings.summaries:
         return None
@@ -173,6 +179,7 @@ def recommendation(config: Config, findings: Findings) -> Recommendation | None:
         references={name: {"ceiling": ceiling} for name, ceiling in findings.ceilings.items()},
         n_images=config.data.n_images,
         class_noun=config.data.class_noun,
+        paired=by_image(read(scores)) if scores is not None and scores.is_file() else None,
     )
 
 
@@ -217,9 +224,9 @@ def _place_artefact(
         )
         return
     with replace_folder(run_folder / "artefact") as beside:
-        if complete is not None and pipe is not None:
-            complete(pipe, beside)
         shutil.copytree(adapter_folder(run_folder, step), beside, dirs_exist_ok=True, copy_function=_link)
+        if complete is not None and pipe is not None:
+            complete(pipe, beside)  # the parts that are not there yet
         annotate(beside, {"recommended_step": str(step), "scores": dumps(scores)})
 
 

@@ -5,16 +5,14 @@ The order of a run, top to bottom; what each part does stands in its own room.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffusion_lab import processes
 from diffusion_lab.config import Config, as_plain_dict
 from diffusion_lab.interfaces import (
     Evaluation,
-    PromptSet,
     References,
     Status,
     Subject,
@@ -177,7 +175,7 @@ def _finetune(
         findings.steps_done = state.step
         newest = None  # its memory
     findings.meter, findings.pipe, findings.state = state.meter, pipe, state
-    check_lengths(pipe.tokenizer, *_written_out(pipe, subject.instance_prompt, prompts))
+    check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)  # a learnt word may be several tokens
     rest(state, bank, config.memory)  # a run that goes on may train before it evaluates
     compile_blocks(state, config.memory)
     embeddings = PromptEmbeddings()
@@ -213,7 +211,7 @@ def _finetune(
 
         def keep(step: int) -> None:
             root = run_folder / CHECKPOINTS
-            checkpoint.write(checkpoint.capture(state), root)
+            state.kept = (step, checkpoint.write(checkpoint.capture(state), root))
             files.back_up()
             best = recommendation(config, findings)
             checkpoint.prune(
@@ -235,16 +233,13 @@ def _measure_photographs(
     files: FileTracker,
 ) -> References:
     """The lines every score is read against: what the subject's own pictures and other people's score."""
-    from diffusion_lab.data.pictures import fit
+    from diffusion_lab.jobs.photographs import record_photographs
     from diffusion_lab.metrics import select
     from diffusion_lab.metrics.evaluate import reference_features, reference_scores, without_face
 
     metrics = select(config.metrics.names)
-    files.training_pictures(
-        [fit(picture.pixels, resolution) for picture in subject.train],
-        [picture.path.name for picture in subject.train],
-    )
-    references = reference_features(subject, bank, resolution)
+    faces = record_photographs(subject, bank, resolution, metrics, files)
+    references = reference_features(subject, bank, resolution, faces)
     scores = reference_scores(references, metrics)
     findings.ceilings = {name: pair["ceiling"] for name, pair in scores.items()}
     files.metrics(metrics)
@@ -256,16 +251,6 @@ def _measure_photographs(
                 "no face found in %d of %d %s photographs: they have no similarity", missing, total, group
             )
     return references
-
-
-def _written_out(pipe: Any, instance_prompt: str, prompts: PromptSet) -> tuple[str, PromptSet]:
-    """As the text encoder reads them once the method is attached: a learned word may be several tokens."""
-
-    def written(text: str) -> str:
-        return str(pipe.maybe_convert_prompt(text, pipe.tokenizer))
-
-    read = tuple(dataclasses.replace(prompt, text=written(prompt.text)) for prompt in prompts)
-    return written(instance_prompt), dataclasses.replace(prompts, prompts=read)
 
 
 def _line(evaluation: Evaluation) -> str:

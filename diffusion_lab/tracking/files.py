@@ -226,6 +226,8 @@ class FileTracker:
             "metrics": {name: dataclasses.asdict(item) for name, item in evaluation.summaries.items()},
             "seconds": dict(evaluation.seconds),
         }
+        if evaluation.several_faces is not None:
+            entry["several_faces"] = evaluation.several_faces
         self.result["prompts"] = {
             "name": prompts.name, "n": len(prompts), "sha256": prompts.sha256, "negative": prompts.negative,
         }  # fmt: skip
@@ -328,12 +330,21 @@ class FileTracker:
         self.result["error"] = text
         self._save()
 
-    def training_pictures(self, pictures: Sequence[Pixels], names: Sequence[str]) -> None:
-        """The sheet samples/training.png of the pictures trained on, with a name under each."""
+    def training_pictures(
+        self,
+        pictures: Sequence[Pixels],
+        names: Sequence[str],
+        frames: Sequence[Sequence[samples.Frame]] = (),
+    ) -> None:
+        """The sheet samples/training.png of the pictures trained on, with a name under each, faces framed."""
         title = f"{len(pictures)} training pictures"
-        atomic.write_bytes(
-            self.folder / "samples" / "training.png", samples.png(samples.sheet(pictures, names, title=title))
-        )
+        sheet = samples.sheet(pictures, names, title=title, frames=frames)
+        atomic.write_bytes(self.folder / "samples" / "training.png", samples.png(sheet))
+
+    def photographs(self, described: Mapping[str, Any]) -> None:
+        """Of the photographs, by group, those with several faces or with a face unlike all others."""
+        self.result["photographs"] = dict(described)
+        self._save()
 
     def prompts(self, prompts: PromptSet) -> None:
         """prompts.json: the prompts as they are."""
