@@ -220,7 +220,7 @@ def recommend(
         before={m: change(m, 0, best) for m in used},
         after={m: change(m, best, len(steps) - 1) for m in used},
         gaps={i: gap(i) for i in (best - 1, best + 1) if 0 <= i < len(steps)},
-        without_interval=tuple(m for m in used if _lacks(m, limits, values, best)),
+        without_interval=_lacking(used, [summaries_by_step[k] for k in steps[max(0, best - 1) : best + 2]]),
         images=max((s.n + s.missing for s in at_best), default=0),
         within_one_prompt=any(s.within_one_prompt for s in at_best),
         n_images=n_images,
@@ -316,15 +316,15 @@ def _limits(summary: Summary | None) -> Limits | None:
     return None if summary is None else limits_of(summary)
 
 
-def _lacks(
-    name: str,
-    limits: Mapping[str, Sequence[Limits | None]],
-    values: Mapping[str, Sequence[float | None]],
-    best: int,
-) -> bool:
-    """Whether a metric's interval is wanting where the reason asks for it: at the recommended step and beside it."""
-    around = range(max(0, best - 1), min(len(values[name]), best + 2))
-    return any(limits[name][i] is None and values[name][i] is not None for i in around)
+def _lacking(names: Iterable[str], evaluations: Sequence[Mapping[str, Summary]]) -> dict[str, str]:
+    """Metrics with a value but no interval in one of these evaluations, and why: "" where the record does not say."""
+    found: dict[str, str] = {}
+    for name in names:
+        for at in evaluations:
+            s = at.get(name)
+            if s is not None and value_of(s) is not None and limits_of(s) is None:
+                found[name] = (s.note or "").partition("no interval: ")[2].partition(";")[0]
+    return found
 
 
 def _missing_notes(summaries: Sequence[Summary]) -> list[str]:
