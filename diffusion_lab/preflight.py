@@ -90,8 +90,8 @@ def check(config: Config, run_folder: Path) -> Plan:
 
 def _check_generate(config: Config) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
-    from diffusion_lab.sampling.checks import ignored_negative
     from diffusion_lab.jobs.generate import order
+    from diffusion_lab.sampling.checks import ignored_negative
 
     wanted = order(config)
     warnings = ignored_negative(wanted.settings, wanted.prompts)

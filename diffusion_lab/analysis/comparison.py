@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 from diffusion_lab.analysis import charts, words
 from diffusion_lab.analysis.groups import COSTS, Mean, at_stop, costs, grouped, telling
+from diffusion_lab.analysis.limits import limits_of, value_of
 from diffusion_lab.analysis.record import MetricInfo, Run, find_runs, flatten, read_run
 from diffusion_lab.analysis.report import save
-from diffusion_lab.analysis.stop import half_width_of, value_of
 from diffusion_lab.interfaces import UserError
 
 # Settings that say where and how a run was watched, not what it computed.
@@ -127,12 +127,12 @@ def _row(
     cells = []
     for metric in infos:
         s = at.get(metric)
-        value, half = (None, None) if s is None else (value_of(s), half_width_of(s))
+        value, limits = (None, None) if s is None else (value_of(s), limits_of(s))
         cells.append(
             {
                 "sort": "" if value is None else repr(value),
                 "value": "-" if value is None else f"{value:.3f}",
-                "half": "" if half is None else f"± {half:.3f}",
+                "half": "" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}",
                 "missing": "" if s is None or not s.missing else f"{s.missing} of {s.n + s.missing} missing",
             }
         )

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.analysis.intervals import student_t
+from diffusion_lab.analysis.limits import value_of
 from diffusion_lab.analysis.record import Run, flatten
-from diffusion_lab.analysis.stop import value_of
 
 SEEDS = ("seed", "data.subset_seed", "prompts.seed", "prompts.noise_seed")
 FIRST = ("method.name", "method.variant", "model.name", "data.subject", "data.n_images")  # told before others

@@ -102,7 +102,9 @@ def tables(run_folder: Path, numbers: Sequence[tuple[int, int]] = NUMBERS) -> st
 def _rows(run_folder: Path) -> list[ScoreRow]:
     path = run_folder / "scores.parquet"
     if not path.is_file():
-        raise UserError(f"{run_folder}: there is no scores.parquet; give the folder of a run or of a job=score")
+        raise UserError(
+            f"{run_folder}: there is no scores.parquet; give the folder of a run or of a job=score"
+        )
     try:
         rows = read(path)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -155,7 +157,11 @@ def _advice(rows: Sequence[ScoreRow], step: int) -> str:
         how = "score images of several prompts" if scored else "run with prompts.n=20 or more"
         return f"all images are of one prompt, so what a prompt adds cannot be told; {how}"
     if len(images) == len(prompts):
-        how = "score a folder with several images of each prompt" if scored else "run with prompts.images_per_prompt=4"
+        how = (
+            "score a folder with several images of each prompt"
+            if scored
+            else "run with prompts.images_per_prompt=4"
+        )
         return f"there is one image of each prompt, so what its noise adds cannot be told; {how}"
     return "no metric has two values of one prompt and values of two prompts"
 

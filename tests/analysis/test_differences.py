@@ -24,7 +24,9 @@ def test_newcombes_example_of_two_independent_shares() -> None:
     assert a.high is not None
     assert b.low is not None
     assert b.high is not None
-    assert difference(48 / 80, (a.low, a.high), 56 / 70, (b.low, b.high)) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert difference(48 / 80, (a.low, a.high), 56 / 70, (b.low, b.high)) == pytest.approx(
+        (0.0524, 0.3339), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("n", [5, 8, 100])

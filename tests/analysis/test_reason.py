@@ -60,7 +60,9 @@ def test_all_faces_found_at_one_step_are_no_proof() -> None:
 
 
 def test_shares_that_do_differ_are_called_so() -> None:
-    assert "Its neighbours score clearly less" in reason(evaluations("face_rate", faces(2, 20, 3)), "face_rate")
+    assert "Its neighbours score clearly less" in reason(
+        evaluations("face_rate", faces(2, 20, 3)), "face_rate"
+    )
 
 
 def test_a_neighbour_without_a_score_has_none() -> None:
@@ -74,13 +76,17 @@ def test_a_neighbour_without_a_score_has_none() -> None:
 
 
 def test_values_that_are_all_alike_are_not_certain() -> None:
-    said = reason(evaluations("aesthetics", [np.full(20, 0.3), np.full(20, 0.5), np.full(20, 0.4)]), "aesthetics")
+    said = reason(
+        evaluations("aesthetics", [np.full(20, 0.3), np.full(20, 0.5), np.full(20, 0.4)]), "aesthetics"
+    )
     assert "cannot be told: aesthetics has no interval (all 20 values are alike" in said
     assert "clearly" not in said
     assert "with an unknown error" in said
 
 
-@pytest.mark.parametrize(("n", "words"), [(1, "One image per evaluation is"), (2, "Two images per evaluation are")])
+@pytest.mark.parametrize(
+    ("n", "words"), [(1, "One image per evaluation is"), (2, "Two images per evaluation are")]
+)
 @pytest.mark.parametrize("prompts", [1, 2])
 def test_one_or_two_images_cannot_carry_advice(n: int, words: str, prompts: int) -> None:
     values = [np.full(n, 0.2) + 0.001 * np.arange(n), np.full(n, 0.9) + 0.001 * np.arange(n), np.full(n, 0.3)]
@@ -114,7 +120,8 @@ def test_the_same_images_tell_more_than_different_ones() -> None:
     values = [0.5 + prompts + gain + rng.normal(0, 0.01, 40) for gain in (0.0, 0.05, 0.0)]
     found = evaluations("aesthetics", values)
     paired = {
-        50 * i: {"aesthetics": {(f"p{k}", 0): float(x) for k, x in enumerate(v)}} for i, v in enumerate(values)
+        50 * i: {"aesthetics": {(f"p{k}", 0): float(x) for k, x in enumerate(v)}}
+        for i, v in enumerate(values)
     }
     alone, same = (recommend(found, {"aesthetics": 1.0}, {}, METRICS, paired=p) for p in (None, paired))
     assert "within the error of the difference" in must(alone).reason
@@ -141,7 +148,10 @@ def check(found: dict[int, dict[str, Summary]], metric: str) -> None:
         x, y, p, q = values[a], values[b], limits[a], limits[b]
         return None if x is None or y is None or p is None or q is None else difference(x, p, y, q)
 
-    for a, b, rose, fell in ((steps[0], result.step, "rose", "fell"), (result.step, steps[-1], "rises", "falls")):
+    for a, b, rose, fell in (
+        (steps[0], result.step, "rose", "fell"),
+        (result.step, steps[-1], "rises", "falls"),
+    ):
         both = change(a, b)
         if a == b:
             continue
@@ -160,9 +170,21 @@ def check(found: dict[int, dict[str, Summary]], metric: str) -> None:
     less = set(map(int, re.findall(r"(\d+) scores clearly less", said, re.I)))
     if re.search("(neighbours score|beside it scores) clearly less", said):
         less = set(neighbours)
-    close = {int(n) for part in re.findall(r"steps? ([\d and]+) scores? within", said, re.I) for n in re.findall(r"\d+", part)}
-    unknown = {int(n) for part in re.findall(r"against steps? ([\d and]+) cannot", said) for n in re.findall(r"\d+", part)}
-    nothing = {int(n) for part in re.findall(r"steps? ([\d and]+) (?:has|have) no score", said, re.I) for n in re.findall(r"\d+", part)}
+    close = {
+        int(n)
+        for part in re.findall(r"steps? ([\d and]+) scores? within", said, re.I)
+        for n in re.findall(r"\d+", part)
+    }
+    unknown = {
+        int(n)
+        for part in re.findall(r"against steps? ([\d and]+) cannot", said)
+        for n in re.findall(r"\d+", part)
+    }
+    nothing = {
+        int(n)
+        for part in re.findall(r"steps? ([\d and]+) (?:has|have) no score", said, re.I)
+        for n in re.findall(r"\d+", part)
+    }
     assert sorted([*less, *close, *unknown, *nothing]) == neighbours  # each one is spoken of, once
     for step in neighbours:
         gap = change(step, result.step)
@@ -173,7 +195,10 @@ def check(found: dict[int, dict[str, Summary]], metric: str) -> None:
             assert "flat" not in said or step not in close or gap[1] / width <= 0.1 + 1e-9
     if found[result.step][metric].within_one_prompt:
         assert "noise only" in said
-    if any(value is None for value in values.values()) and len([v for v in values.values() if v is not None]) == 1:
+    if (
+        any(value is None for value in values.values())
+        and len([v for v in values.values() if v is not None]) == 1
+    ):
         assert "only evaluation with a score" in said
 
 
@@ -204,7 +229,11 @@ def test_no_sentence_claims_what_its_numbers_do_not_show(metric: str, prompts: i
 @settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(["aesthetics", "similarity", "face_rate"]),
-    st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.52, 1.0, NAN]), min_size=6, max_size=6), min_size=2, max_size=4),
+    st.lists(
+        st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.52, 1.0, NAN]), min_size=6, max_size=6),
+        min_size=2,
+        max_size=4,
+    ),
     st.sampled_from([1, 2, 3, 6]),
 )
 def test_nor_of_any_values(metric: str, rows: list[list[float]], each: int) -> None:
@@ -222,10 +251,15 @@ def test_where_nothing_differs_certainty_is_rare(prompts: int, paired: bool) -> 
         of_prompts = rng.normal(0, 0.1, prompts)
         values = [0.5 + of_prompts + rng.normal(0, 0.05, prompts) for _ in range(7)]
         images = {
-            50 * i: {"aesthetics": {(f"p{k}", 0): float(x) for k, x in enumerate(v)}} for i, v in enumerate(values)
+            50 * i: {"aesthetics": {(f"p{k}", 0): float(x) for k, x in enumerate(v)}}
+            for i, v in enumerate(values)
         }
         found = recommend(
-            evaluations("aesthetics", values), {"aesthetics": 1.0}, {}, METRICS, paired=images if paired else None
+            evaluations("aesthetics", values),
+            {"aesthetics": 1.0},
+            {},
+            METRICS,
+            paired=images if paired else None,
         )
         wrong += "neighbours score clearly less" in must(found).reason
     assert wrong <= 200 * (0.1 if paired else 0.05)

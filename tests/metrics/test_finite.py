@@ -32,7 +32,9 @@ def features(n: int, seed: int) -> Features:
     )  # fmt: skip
 
 
-REFERENCES = References(train=features(4, 1), heldout=features(3, 2), impostors=features(3, 3), base=features(N // 2, 4))
+REFERENCES = References(
+    train=features(4, 1), heldout=features(3, 2), impostors=features(3, 3), base=features(N // 2, 4)
+)
 
 
 def planned() -> list[Planned]:
@@ -61,7 +63,10 @@ def test_one_broken_image_is_missing_and_named(
     metrics = select([name for name in METRICS if name != "fid_legacy"])
     with caplog.at_level(logging.WARNING):
         scored, found = score(broken, REFERENCES, metrics, planned(), 0)
-    assert f"{field}: 1 of {N} images have features that are not finite and count as missing: p{which}-0" in caplog.text
+    assert (
+        f"{field}: 1 of {N} images have features that are not finite and count as missing: p{which}-0"
+        in caplog.text
+    )
     _, expected = score(whole, REFERENCES, metrics, planned(), 0)
     group = "subject" if which < N // 2 else "class"
     for metric in metrics:
@@ -96,6 +101,8 @@ def test_an_embedding_of_length_zero_is_not_an_image() -> None:
     whole = features(N, 0)
     rows = whole.clip_image.clone()  # type: ignore[union-attr]
     rows[0] = 0
-    _, found = score(replace(whole, clip_image=rows), REFERENCES, select(["diversity", "vendi"]), planned(), 0)
+    _, found = score(
+        replace(whole, clip_image=rows), REFERENCES, select(["diversity", "vendi"]), planned(), 0
+    )
     assert (found["diversity"].n, found["diversity"].missing) == (N // 2 - 1, 1)
     assert (found["vendi"].n, found["vendi"].missing) == (N // 2 - 1, 1)
