@@ -8,11 +8,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.data.nouns import fitting_set
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models.shipped import MINIATURES
 
 if TYPE_CHECKING:
-    from diffusion_lab.config import Config, Data
+    from diffusion_lab.config import Config, Data, Metrics, Model
 
 SMALL = 256  # pixels; a folder's model made for less is trained like the miniature
 
@@ -37,6 +38,9 @@ def fill_defaults(config: Config) -> Config:
         data.subject = data.subject or Path(str(data.folder)).expanduser().resolve().name
     if data.class_noun is None:
         data.class_noun = _noun_of(data)
+    if filled.prompts.name == "auto":
+        filled.prompts.name = fitting_set(data.class_noun)
+    _fill_metrics(filled.metrics)
     _fill_method(filled.method, small, free=steps.optimizer == "prodigy")
     _fill_token(filled)
     return filled
@@ -55,6 +59,15 @@ def _fill_token(config: Config) -> None:
     method.token = data.identifier
     if method.initialiser is None:
         method.initialiser = data.class_noun
+
+
+def _fill_metrics(metrics: Metrics) -> None:
+    """`auto`: the published aesthetics head where it fits the CLIP, else none (the miniature has its own)."""
+    from diffusion_lab.encoders.weights import PUBLISHED, why_not_published
+
+    if metrics.aesthetics_weights == "auto":
+        fits = metrics.encoders == "full" and not why_not_published(metrics.clip_model, metrics.clip_weights)
+        metrics.aesthetics_weights = PUBLISHED if fits else None
 
 
 def _fill_method(method: Any, small: bool, free: bool) -> None:
@@ -89,6 +102,14 @@ def _noun_of(data: Data) -> str | None:
         return check_subject(data)
     except UserError:
         return None
+
+
+def is_full_size(model: Model) -> bool:
+    """Whether the model is neither a miniature nor, as far as its configs tell, of such a size."""
+    if model.path in MINIATURES:
+        return False
+    side = _resolution_of(Path(model.config or model.path).expanduser())
+    return side is None or side >= SMALL
 
 
 def _resolution_of(folder: Path) -> int | None:

@@ -48,6 +48,7 @@ def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
         "run": run,
         "facts": [
             f"{len(images)} image{'' if len(images) == 1 else 's'}",
+            *([f"{several} with several faces"] if (several := run.several_faces.get(0)) else []),
             f"against {words.title(run)}",
             *([f"begun {run.started[:16].replace('T', ' ')}"] if run.started else []),
         ],

@@ -96,6 +96,12 @@ def cautions(run: Run, stop: int | None) -> list[str]:
                 f"At step {stop} {spoken(name)} lies above what real photographs reach among themselves"
                 f" ({here.mean:.2f} against {ceiling.mean:.2f}): a sign of copied pictures."
             )
+    crowded = {step: n for step, n in run.several_faces.items() if n}
+    if crowded:
+        said.append(
+            f"Up to {max(crowded.values())} images of an evaluation show several faces: the most prominent one, by "
+            "size and centre, is measured."
+        )
     if run.summaries and 0 not in run.summaries:
         said.append("Step 0 was not evaluated, so there is no floor to compare with.")
     return said
@@ -177,7 +183,8 @@ def loading(run: Run) -> str:
     whole = sorted(artefact.rglob("model_index.json"))
     adapters = sorted(path.parent for path in artefact.rglob("adapter_config.json"))
     networks = sorted(artefact.rglob("hypernetwork.safetensors"))
-    if not (lora or embeds or whole or adapters or networks):
+    notes = artefact / "dreambooth.json"  # beside no weights: the base model, unchanged
+    if not (lora or embeds or whole or adapters or networks or notes.is_file()):
         return ""
     model = str(get(run.config, "model.path"))
     lines = ["from diffusers import StableDiffusionPipeline", ""]
@@ -204,5 +211,18 @@ def loading(run: Run) -> str:
     if networks:
         lines[:0] = ["from pathlib import Path", "from diffusion_lab.methods.hypernetwork import from_file"]
     identifier, noun = get(run.config, "data.identifier"), get(run.config, "data.class_noun")
+    if embeds:  # plain diffusers may have to call the word otherwise
+        identifier = _word_in(embeds[0]) or identifier
     prompt = " ".join(str(word) for word in ("a photo of", identifier, noun) if word)
     return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]"])
+
+
+def _word_in(embedding: Path) -> str | None:
+    """The word that a file in diffusers' format is loaded by; None where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(embedding, framework="np") as file:
+            return next(iter(file.keys()), None)
+    except (OSError, SafetensorError):
+        return None

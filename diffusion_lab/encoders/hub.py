@@ -30,8 +30,11 @@ def load_pretrained(load: Callable[[str], T], name: str, key: str, files: str) -
         and not list(folder.glob("model-*.safetensors"))
     ):
         raise UserError(f"{key}={name}: model.safetensors is missing there; it needs {files}")
+    from diffusion_lab.models.hub import cached, from_cache
+
     try:
-        return load(str(folder) if local else name)
+        with from_cache(not local and cached(name, "model.safetensors") is not None):
+            return load(str(folder) if local else name)
     except Exception as error:  # no network, a private repository, a file that does not fit
         raise UserError(
             f"{key}={name} could not be {'read' if local else 'downloaded or read'} ({_first(error)}). "

@@ -18,6 +18,7 @@ from diffusion_lab.data.image_prompts import Told, asked, find_prompts
 from diffusion_lab.data.pictures import list_pictures, read_picture
 from diffusion_lab.data.subjects import default_cache, load_subject, subject_folder
 from diffusion_lab.interfaces import Evaluation, Prompt, PromptSet, Status, Subject, Summary, UserError
+from diffusion_lab.jobs.origin import as_measured
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ CACHE = "features.sqlite"  # in the cache's folder: what encoders saw, by image 
 
 def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
     """Rows of the plan and warnings. Raises UserError for images or metrics that cannot be scored."""
-    from diffusion_lab.data.subjects import check_subject
+    from diffusion_lab.data.subjects import check_subject, passed_over
     from diffusion_lab.metrics import NEEDS_TWINS, select
     from diffusion_lab.metrics.enough import check_enough
 
@@ -58,7 +59,7 @@ def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
             f"metrics.names: {', '.join(wanting)} compare images of prompts with and without the identifier; say "
             "which is which in metadata.csv: columns file_name, text, edit and identifier (with or without)"
         )
-    warnings = []
+    warnings = passed_over(folder, "job.images")
     if config.metrics.encoders == "miniature" and data.source == "folder":
         warnings.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
     if data.source == "folder" and Path(str(data.folder)).expanduser().resolve() == folder.resolve():
@@ -94,6 +95,9 @@ def run(config: Config, run_folder: Path) -> None:
     from diffusion_lab.tracking.files import FileTracker
 
     device = resolve_device(config.model.device)
+    config, taken = as_measured(config)
+    if taken:
+        log.info("measured with %s", taken)
     config = dataclasses.replace(config, data=scored_data(config.data))
     files = FileTracker(run_folder, device=str(device))
     status: Status = "failed"
@@ -118,12 +122,18 @@ def run(config: Config, run_folder: Path) -> None:
 
 
 def _score_folder(config: Config, run_folder: Path, device: torch.device, files: FileTracker) -> None:
-    from diffusion_lab.data.pictures import fit
     from diffusion_lab.data.prompts import prompts_sha256
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.encoders.cache import FeatureCache
+    from diffusion_lab.jobs.photographs import record_photographs
     from diffusion_lab.metrics import select
-    from diffusion_lab.metrics.evaluate import needed, reference_features, reference_scores, score
+    from diffusion_lab.metrics.evaluate import (
+        needed,
+        reference_features,
+        reference_scores,
+        score,
+        several_faces,
+    )
     from diffusion_lab.tracking.scored import write_scored
 
     folder = Path(config.job.images).expanduser()
@@ -134,11 +144,8 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     cache = FeatureCache(default_cache() / CACHE)
     bank = EncoderBank(config.metrics, device, cache=cache)
     resolution = usual_side(paths)
-    files.training_pictures(
-        [fit(picture.pixels, resolution) for picture in subject.train],
-        [picture.path.name for picture in subject.train],
-    )
-    references = reference_features(subject, bank, resolution)
+    faces = record_photographs(subject, bank, resolution, metrics, files)
+    references = reference_features(subject, bank, resolution, faces)
     planned = _planned(paths, told, subject)
     started = time.perf_counter()
     kept, features, small = _encode(config, paths, planned, bank, needed(metrics))
@@ -152,9 +159,12 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     found = Evaluation(
         step=0, images=(), rows=rows, summaries=summaries,
         seconds={"encoding": encoding, "metrics": time.perf_counter() - started - encoding},
+        several_faces=several_faces(features),
     )  # fmt: skip
     write_scored(run_folder, rows, planned, metrics, small)
     files.evaluation(found, PromptSet("images", prompts, "", prompts_sha256(prompts, "")))
+    if found.several_faces:
+        log.info("%d images show several faces: the most prominent one is scored", found.several_faces)
     log.info("%d images; %d features from the cache, %d made", len(planned), cache.hits, cache.misses)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,8 +14,7 @@ from diffusion_lab.data.prompts import without_identifier
 from diffusion_lab.interfaces import Evaluation, Features, Metric, References, ScoreRow, UserError
 from diffusion_lab.metrics import select
 from diffusion_lab.metrics.enough import check_enough
-from diffusion_lab.metrics.finite import FIELDS as TENSORS
-from diffusion_lab.metrics.finite import without_broken_rows
+from diffusion_lab.metrics.finite import FIELDS, without_broken_rows
 from diffusion_lab.metrics.summaries import of_images, of_photographs
 from diffusion_lab.sampling.sample import plan, sample
 from diffusion_lab.training.rng import preserved_rng
@@ -27,10 +26,13 @@ if TYPE_CHECKING:
 
     from diffusion_lab.config import Prompts
     from diffusion_lab.encoders.bank import EncoderBank
+    from diffusion_lab.encoders.photographs import Photograph
     from diffusion_lab.interfaces import AnyMetric, Picture, Pixels, PromptSet, Subject, Summary
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.sampling.sample import Planned
     from diffusion_lab.tracking.progress import Progress
+
+TENSORS = (*FIELDS, "faces")  # of `Features`
 
 
 def evaluate(
@@ -84,7 +86,10 @@ def evaluate(
             references = replace(references, base=_base_features(base, features, planned, step))
         rows, summaries = score(features, references, metrics, planned, step)
         seconds["metrics"] = time.perf_counter() - started
-    return Evaluation(step=step, images=tuple(images), rows=rows, summaries=summaries, seconds=seconds)
+    return Evaluation(
+        step=step, images=tuple(images), rows=rows, summaries=summaries, seconds=seconds,
+        several_faces=several_faces(features),
+    )  # fmt: skip
 
 
 def score(
@@ -170,15 +175,15 @@ def joined(parts: Sequence[Features]) -> Features:
 
 def _base_features(path: Path, features: Features, planned: Sequence[Planned], step: int) -> Features | None:
     """What the untouched model's class images were: kept at step 0, read back later, also by a resumed run."""
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load_file
 
-    from diffusion_lab.tracking.atomic import write_bytes
+    from diffusion_lab.tracking import tensors
 
     klass = take(features, split_by_identifier(planned)[1])
     if klass is None or klass.clip_image is None:
         return None
     if step == 0:
-        write_bytes(path, save({"clip_image": klass.clip_image.contiguous()}))
+        tensors.write(path, {"clip_image": klass.clip_image})
         return klass
     if not path.is_file():
         return None
@@ -186,27 +191,48 @@ def _base_features(path: Path, features: Features, planned: Sequence[Planned], s
     return Features(n=len(found), clip_image=found)
 
 
-def reference_features(subject: Subject, bank: EncoderBank, resolution: int) -> References:
+def reference_features(
+    subject: Subject,
+    bank: EncoderBank,
+    resolution: int,
+    faces: Mapping[str, Sequence[Photograph]] | None = None,
+) -> References:
     """Features of the subject's photographs and the other subjects', cropped and resized.
 
     Photographs are compared as the model could have drawn them, at its ``resolution`` in pixels: a sharper
-    picture would be another measure.
+    picture would be another measure. ``faces``: what `look_at` chose, by default chosen here.
     """
     from diffusion_lab.data.pictures import fit
+    from diffusion_lab.encoders.photographs import look_at
 
     needs = needed(select(bank.settings.names)) - {"clip_text"}
+    if faces is None and "face" in needs:
+        faces = look_at(subject, bank, resolution)
 
-    def seen(pictures: Sequence[Picture]) -> Features | None:
-        pixels: list[Pixels] = [fit(picture.pixels, resolution) for picture in pictures]
-        if not pixels:
+    def seen(group: str, pictures: Sequence[Picture]) -> Features | None:
+        if not pictures:
             return None
-        names = [picture.path.name for picture in pictures]
-        return without_broken_rows(bank.features(pixels, texts=None, needs=needs), names)
+        pixels: list[Pixels] = [fit(picture.pixels, resolution) for picture in pictures]
+        found = bank.features(pixels, texts=None, needs=needs - {"face"})
+        if faces is not None:
+            found = with_faces(found, faces[group])
+        return without_broken_rows(found, [picture.path.name for picture in pictures])
 
-    train = seen(subject.train)
+    train = seen("train", subject.train)
     if train is None:
         raise UserError("data.n_images: there is no training picture to compare with")
-    return References(train=train, heldout=seen(subject.heldout), impostors=seen(subject.impostors))
+    return References(
+        train=train, heldout=seen("heldout", subject.heldout), impostors=seen("impostors", subject.impostors)
+    )
+
+
+def with_faces(features: Features, photographs: Sequence[Photograph]) -> Features:
+    """`features` with the embeddings of the chosen faces; NaN where there is none."""
+    import torch
+
+    rows = torch.stack([photograph.embedding for photograph in photographs])
+    counts = torch.tensor([float(len(photograph.faces)) for photograph in photographs])
+    return replace(features, face=rows, faces=counts)
 
 
 def reference_scores(
@@ -227,6 +253,11 @@ def reference_scores(
             "impostor": of_photographs(metric, "impostor", references),
         }
     return result
+
+
+def several_faces(features: Features) -> int | None:
+    """Images in which more than one face was found, of which the most prominent is measured."""
+    return None if features.faces is None else int((features.faces > 1).sum())
 
 
 def without_face(references: References) -> dict[str, tuple[int, int]]:

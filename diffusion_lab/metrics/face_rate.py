@@ -18,7 +18,9 @@ class FaceRate:
     name = "face_rate"
     version = "1"
     higher_is_better = True
-    needs: tuple[str, ...] = ("face",)
+    needs: tuple[str, ...] = (
+        "face_found",
+    )  # the detector; no embedder where this is the only metric of faces
     label = "Images with a face"
     unit = "share"
     can_miss = False

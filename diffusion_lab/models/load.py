@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
-from diffusion_lab.models.folder import check_folder
+from diffusion_lab.models.folder import check_folder, variant_of
+from diffusion_lab.models.hub import cached_model
 from diffusion_lab.models.shipped import MINIATURES, shipped_folder
 from diffusion_lab.models.single_file import PICKLED, SD1_CONFIG, check_file, load_file
 
@@ -103,6 +104,8 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
             "model.precision=bf16: this card only emulates it, slowly; model.precision=fp16 is fast there"
         )
     source = resolve_path(model.path)
+    if not isinstance(source, Path):
+        source = cached_model(model) or source  # whole in the hub's cache: nobody is asked
     one_file = isinstance(source, Path) and source.is_file()
     if isinstance(source, Path):
         (check_file if one_file else check_folder)(source, model)
@@ -141,7 +144,7 @@ def _from_pretrained(source: Path | str, model: Model) -> StableDiffusionPipelin
         parts[name], found = kind.from_pretrained(
             source,
             subfolder=name,
-            variant=model.variant,
+            variant=variant_of(source, name, model.variant) if isinstance(source, Path) else model.variant,
             use_safetensors=None if model.allow_pickle else True,  # None: pickled where there is nothing else
             dtype=torch.float32,
             output_loading_info=True,
