@@ -12,8 +12,8 @@ import torch
 
 from diffusion_lab.interfaces import Features, Prompt, References
 from diffusion_lab.metrics import METRICS, select
-from diffusion_lab.metrics.evaluate import TENSORS, score
-from diffusion_lab.metrics.finite import without_broken_rows
+from diffusion_lab.metrics.evaluate import score
+from diffusion_lab.metrics.finite import FIELDS, without_broken_rows
 from diffusion_lab.sampling.sample import Planned
 
 N = 8
@@ -26,7 +26,7 @@ def features(n: int, seed: int) -> Features:
         return torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(n, 6))), dim=1).float()
 
     return Features(
-        n=n, face=unit(), clip_image=unit(), clip_text=unit(), dino=unit(),
+        n=n, face=unit(), faces=torch.ones(n), clip_image=unit(), clip_text=unit(), dino=unit(),
         aesthetics=torch.from_numpy(rng.uniform(2, 8, n)).float(),
         inception=torch.from_numpy(rng.normal(1, 1, (n, 5))).float(),
     )  # fmt: skip
@@ -49,7 +49,7 @@ def planned() -> list[Planned]:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("which", [0, 1, N - 1])
-@pytest.mark.parametrize("field", TENSORS)
+@pytest.mark.parametrize("field", FIELDS)
 def test_one_broken_image_is_missing_and_named(
     field: str, which: int, value: float, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -73,10 +73,22 @@ def test_one_broken_image_is_missing_and_named(
         summary = found[metric.name]
         if field not in metric.needs:
             assert summary == expected[metric.name]
-        elif metric.over == group and metric.name != "face_rate" and expected[metric.name].n and summary.n:
+        elif metric.over == group and expected[metric.name].n and summary.n:
             assert summary.missing >= expected[metric.name].missing
             assert summary.n <= expected[metric.name].n
     assert all(row.value is None or math.isfinite(row.value) for row in scored)
+
+
+def test_a_face_that_nothing_can_be_made_of_is_a_face(caplog: pytest.LogCaptureFixture) -> None:
+    whole = features(N, 0)
+    face, faces = whole.face.clone(), torch.ones(N)  # type: ignore[union-attr]
+    face[0], face[1], faces[1] = math.nan, math.nan, 0  # the first was found, in the second there is none
+    _, found = score(
+        replace(whole, face=face, faces=faces), REFERENCES, select(["similarity", "face_rate"]), planned(), 0
+    )
+    assert found["face_rate"].mean == 0.75
+    assert (found["similarity"].n, found["similarity"].missing) == (2, 2)
+    assert "face: 1 of 8 images have features that are not finite and count as missing: p0-0" in caplog.text
 
 
 def test_what_may_be_missing_is_not_called_broken(caplog: pytest.LogCaptureFixture) -> None:
@@ -85,7 +97,7 @@ def test_what_may_be_missing_is_not_called_broken(caplog: pytest.LogCaptureFixtu
     for field in ("face", "clip_text"):
         rows = getattr(whole, field).clone()
         rows[3] = math.nan
-        same = replace(whole, **{field: rows})
+        same = replace(whole, faces=None, **{field: rows})
         assert without_broken_rows(same, ["x"] * N) is same
     assert caplog.text == ""
 
