@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from diffusion_lab.analysis import charts, words
 from diffusion_lab.analysis.groups import COSTS, Mean, at_stop, costs, grouped, telling
+from diffusion_lab.analysis.intervals import BOUNDS
 from diffusion_lab.analysis.limits import limits_of, value_of
 from diffusion_lab.analysis.record import MetricInfo, Run, find_runs, flatten, read_run
 from diffusion_lab.analysis.report import save
@@ -169,7 +170,7 @@ def _groups(runs: Sequence[Run], keys: Sequence[str], infos: Mapping[str, Metric
             return {"value": "-", "half": ""}
         if name in COSTS:
             return {"value": _cost(name, found.mean), "half": ""}
-        return {"value": f"{found.mean:.3f}", "half": "" if found.half is None else f"± {found.half:.3f}"}
+        return {"value": f"{found.mean:.3f}", "half": _between(found, infos[name].unit)}
 
     return {
         "keys": names,
@@ -182,6 +183,17 @@ def _groups(runs: Sequence[Run], keys: Sequence[str], infos: Mapping[str, Metric
             for group in groups
         ],
     }
+
+
+def _between(found: Mean, unit: str) -> str:
+    """The interval between runs, within the metric's range; "" where there is none."""
+    if found.half is None:
+        return ""
+    least, most = BOUNDS.get(unit, (None, None))
+    low, high = found.mean - found.half, found.mean + found.half
+    return (
+        f"{low if least is None else max(low, least):.3f} to {high if most is None else min(high, most):.3f}"
+    )
 
 
 def _mean(summary: Any) -> float | None:

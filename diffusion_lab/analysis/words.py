@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab.analysis.differences import difference
 from diffusion_lab.analysis.reason import spoken
 from diffusion_lab.analysis.record import NO_RECORD, Run
 from diffusion_lab.interfaces import Summary
@@ -85,13 +86,24 @@ def counted_as(summaries: Mapping[int, Summary]) -> str:
     return " to ".join(dict.fromkeys([said[0], said[-1]])) if said else ""
 
 
+def _surely_above(here: Summary, ceiling: Summary) -> bool:
+    """Whether the interval of the difference excludes 0; of a ceiling without an interval the mean alone counts."""
+    if here.mean is None or here.low is None or here.high is None or ceiling.mean is None:
+        return False
+    known = ceiling.low is not None and ceiling.high is not None
+    limits = (ceiling.low, ceiling.high) if known else (ceiling.mean, ceiling.mean)
+    assert limits[0] is not None
+    assert limits[1] is not None
+    return difference(ceiling.mean, (limits[0], limits[1]), here.mean, (here.low, here.high))[0] > 0
+
+
 def cautions(run: Run, stop: int | None) -> list[str]:
     """What a reader should know before believing the curves."""
     said = []
     for name in ("similarity", "similarity_heldout"):
         here = run.summaries.get(stop, {}).get(name) if stop is not None else None
         ceiling = run.references.get(name, {}).get("ceiling")
-        if here and ceiling and here.low is not None and ceiling.mean is not None and here.low > ceiling.mean:
+        if here and ceiling and _surely_above(here, ceiling):
             said.append(
                 f"At step {stop} {spoken(name)} lies above what real photographs reach among themselves"
                 f" ({here.mean:.2f} against {ceiling.mean:.2f}): a sign of copied pictures."

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_lab.analysis.comparison import write_comparison
+from diffusion_lab.analysis.comparison import _between, write_comparison
 from diffusion_lab.analysis.groups import at_stop, folder_size, grouped, mean, telling
 from diffusion_lab.analysis.record import find_runs, read_run
 
@@ -74,3 +74,16 @@ def test_size_of_an_artefact(tmp_path: Path) -> None:
     (tmp_path / "deep" / "a").write_bytes(b"123")
     (tmp_path / "b").write_bytes(b"4567")
     assert folder_size(tmp_path) == 7
+
+
+def test_runs_that_came_to_the_same_have_no_interval_and_none_leaves_the_range() -> None:
+    alike = mean([0.9, 0.9, 0.9])
+    assert alike is not None
+    assert (alike.half, alike.n) == (None, 3)
+    two = mean([0.8, 1.0])
+    assert two is not None
+    assert two.half is not None
+    assert two.half > 0.5  # Student's t with one degree of freedom
+    assert _between(two, "share") == "0.000 to 1.000"
+    assert _between(two, "squared distance").startswith("-")
+    assert _between(alike, "share") == ""
