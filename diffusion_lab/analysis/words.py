@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.analysis.differences import difference
 from diffusion_lab.analysis.reason import spoken
 from diffusion_lab.analysis.record import NO_RECORD, Run
 from diffusion_lab.interfaces import Summary
@@ -90,11 +90,8 @@ def _surely_above(here: Summary, ceiling: Summary) -> bool:
     """Whether the interval of the difference excludes 0; of a ceiling without an interval the mean alone counts."""
     if here.mean is None or here.low is None or here.high is None or ceiling.mean is None:
         return False
-    known = ceiling.low is not None and ceiling.high is not None
-    limits = (ceiling.low, ceiling.high) if known else (ceiling.mean, ceiling.mean)
-    assert limits[0] is not None
-    assert limits[1] is not None
-    return difference(ceiling.mean, (limits[0], limits[1]), here.mean, (here.low, here.high))[0] > 0
+    reach = 0.0 if ceiling.low is None or ceiling.high is None else (ceiling.high - ceiling.low) / 2
+    return here.mean - ceiling.mean > math.hypot(here.mean - here.low, reach)
 
 
 def cautions(run: Run, stop: int | None) -> list[str]:
