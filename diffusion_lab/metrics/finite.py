@@ -11,7 +11,7 @@ from diffusion_lab.interfaces import Features
 
 log = logging.getLogger(__name__)
 
-FIELDS = ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception")
+FIELDS = ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception", "inception_logits")
 MAY_LACK = frozenset({"face", "clip_text"})  # all NaN: no face found (where nobody counted), no prompt
 MOST_NAMES = 5
 
