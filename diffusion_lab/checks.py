@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from diffusion_lab.bounds import BOUNDS
@@ -110,3 +111,13 @@ def flag(key: str, value: Any) -> None:
     """Raises UserError unless `value` is true or false."""
     if not isinstance(value, bool):
         raise UserError(f"{key}={value}: must be true or false")
+
+
+def command(main: Callable[[], object]) -> int:
+    """Runs a module's command line and returns its exit status: 2, and one line, for an error that a person can fix."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

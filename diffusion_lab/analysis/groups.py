@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion_lab.analysis.intervals import student_t
+from diffusion_lab.analysis.intervals import ALIKE, student_t
+from diffusion_lab.analysis.limits import value_of
 from diffusion_lab.analysis.record import Run, flatten
-from diffusion_lab.analysis.stop import value_of
 from diffusion_lab.resume import folder_size, run_id
 
 SEEDS = ("seed", "data.subset_seed", "prompts.seed", "prompts.noise_seed")
@@ -117,7 +117,10 @@ def _by_seed(runs: Sequence[Run]) -> list[Run]:
 
 
 def mean(values: Sequence[float | None]) -> Mean | None:
-    """Mean and half interval of values of independent runs, None of no values."""
+    """Mean and half interval of values of independent runs, None of no values.
+
+    No interval of one run, and of runs that came to the same: that says nothing about how far others would differ.
+    """
     known = [value for value in values if value is not None]
     n = len(known)
     if n == 0:
@@ -126,11 +129,13 @@ def mean(values: Sequence[float | None]) -> Mean | None:
     if n == 1:
         return Mean(middle, None, 1)
     error = math.sqrt(math.fsum((value - middle) ** 2 for value in known) / (n - 1) / n)
+    if error <= ALIKE * max(abs(middle), 1e-12):
+        return Mean(middle, None, n)
     return Mean(middle, student_t(n - 1) * error, n)
 
 
 def at_stop(run: Run) -> dict[str, float | None]:
-    """Every metric at the recommended step (images without a face count as 0), and what the run cost."""
+    """Every metric at the recommended step (images without a face are counted), and what the run cost."""
     if run.recommendation is None:
         return {}
     summaries = run.summaries[run.recommendation.step]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_lab.analysis.comparison import write_comparison
+from diffusion_lab.analysis.comparison import _between, write_comparison
 from diffusion_lab.analysis.groups import at_stop, folder_size, grouped, mean, telling
 from diffusion_lab.analysis.record import find_runs, read_run
 
@@ -157,3 +157,16 @@ def test_a_record_of_an_older_version_counts_once_too(tmp_path: Path, write_run:
     write_run(tmp_path / "other", config=BASE | {"steps.newer": None, "seed": 1}, seed=3)
     [group], _ = seeds_page(tmp_path)
     assert group.runs == 2
+
+
+def test_runs_that_came_to_the_same_have_no_interval_and_none_leaves_the_range() -> None:
+    alike = mean([0.9, 0.9, 0.9])
+    assert alike is not None
+    assert (alike.half, alike.n) == (None, 3)
+    two = mean([0.8, 1.0])
+    assert two is not None
+    assert two.half is not None
+    assert two.half > 0.5  # Student's t with one degree of freedom
+    assert _between(two, "share") == "0.000 to 1.000"
+    assert _between(two, "squared distance").startswith("-")
+    assert _between(alike, "share") == ""
