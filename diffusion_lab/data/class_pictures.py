@@ -49,10 +49,11 @@ def class_pictures(
     """
     from diffusion_lab.data.pictures import read_pictures
     from diffusion_lab.data.subjects import default_cache
+    from diffusion_lab.models.fingerprints import loaded_fingerprint
 
     text = class_prompt(class_noun)
     facts = {
-        "model": fingerprint(pipe), "prompt": text, "resolution": resolution, "seed": seed,
+        "model": loaded_fingerprint(pipe), "prompt": text, "resolution": resolution, "seed": seed,
         "steps": settings.sampling_steps, "guidance": settings.guidance_scale, "batch": settings.batch_size,
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion_lab.checks import flag, number, whole
+from diffusion_lab.checks import bounded, flag
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
 from diffusion_lab.readers import read_json, read_tensors
 
@@ -53,14 +53,14 @@ class DreamBooth:
     def __post_init__(self) -> None:
         flag("method.text_encoder", self.text_encoder)
         flag("method.ema", self.ema)
-        number("method.ema_decay", self.ema_decay, 0, 1, below=True)
+        bounded("method.ema_decay", self.ema_decay)
         if self.prior_weight is not None:
-            number("method.prior_weight", self.prior_weight, 0)
-        whole("method.prior_images", self.prior_images, 1)
+            bounded("method.prior_weight", self.prior_weight)
+        bounded("method.prior_images", self.prior_images)
         for key in ("learning_rate", "text_encoder_learning_rate"):
             if getattr(self, key) is not None:
-                number(f"method.{key}", getattr(self, key), 0, above=True)
-        number("method.weight_decay", self.weight_decay, 0)
+                bounded(f"method.{key}", getattr(self, key))
+        bounded("method.weight_decay", self.weight_decay)
 
     def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
         """The U-Net, and where asked the text encoder, train in float32; everything else is frozen."""

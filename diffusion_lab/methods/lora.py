@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.checks import closest, flag, number, one_of, whole, words
+from diffusion_lab.checks import bounded, closest, flag, one_of, words
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
 from diffusion_lab.methods.variants import (
     VARIANTS,
@@ -62,9 +62,13 @@ class Lora:
 
     def __post_init__(self) -> None:
         one_of("method.variant", self.variant, VARIANTS)
-        whole("method.rank", self.rank, 2 if self.variant == "oft" else 1)
+        bounded("method.rank", self.rank)
+        if self.variant == "oft" and self.rank < 2:
+            raise UserError(
+                "method.rank=1: method.variant=oft rotates blocks of 2 or more; set method.rank=2"
+            )
         if self.alpha is not None:
-            number("method.alpha", self.alpha, 0, above=True)
+            bounded("method.alpha", self.alpha)
         for key in ("rank_stabilised", "dora"):
             flag(f"method.{key}", getattr(self, key))
             if getattr(self, key) and self.variant != "lora":
@@ -75,7 +79,7 @@ class Lora:
             raise UserError(
                 f"method.alpha={self.alpha}: method.variant=oft rotates and has no scale; leave it null"
             )
-        number("method.dropout", self.dropout, 0, 1, below=True)
+        bounded("method.dropout", self.dropout)
         if self.targets is not None:
             words("method.targets", self.targets)
         if self.targets == []:
@@ -83,8 +87,8 @@ class Lora:
         flag("method.text_encoder", self.text_encoder)
         for key in ("learning_rate", "text_encoder_learning_rate"):
             if getattr(self, key) is not None:
-                number(f"method.{key}", getattr(self, key), 0, above=True)
-        number("method.weight_decay", self.weight_decay, 0)
+                bounded(f"method.{key}", getattr(self, key))
+        bounded("method.weight_decay", self.weight_decay)
 
     @property
     def learning_rates(self) -> tuple[float, float]:

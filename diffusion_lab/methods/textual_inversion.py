@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion_lab.checks import flag, number, whole
+from diffusion_lab.checks import bounded, flag
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
 from diffusion_lab.readers import read_tensors
 
@@ -40,10 +40,14 @@ class TextualInversion:
     learning_rate: float | None = None  # null: 2e-2 on the miniature, 2e-3 on full-size models
 
     def __post_init__(self) -> None:
-        whole("method.vectors", self.vectors, 1, 32)
+        bounded("method.vectors", self.vectors)
         flag("method.keep_norm", self.keep_norm)
         if self.learning_rate is not None:
-            number("method.learning_rate", self.learning_rate, 0, above=True)
+            bounded("method.learning_rate", self.learning_rate)
+        if self.initialiser is not None and not self.initialiser.strip():
+            raise UserError(
+                "method.initialiser='': is empty; give a word such as dog, or null for data.class_noun"
+            )
         if self.token is not None and len(self.token.split()) != 1:
             raise UserError(f"method.token={self.token!r}: must be one word")
 

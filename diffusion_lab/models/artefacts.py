@@ -161,6 +161,25 @@ def _file(path: Path) -> Artefact:
     keys = list(found.shapes)
     if found.metadata.get("method") == HYPERNETWORK:
         return Artefact(HYPERNETWORK, path, found.metadata)
+    if {"clip_l", "clip_g"} & set(keys):
+        sizes = ", ".join(f"{key} {shape[-1]}" for key, shape in found.shapes.items())
+        raise UserError(
+            f"{where}: is an embedding for Stable Diffusion XL, of widths {sizes}; one for Stable Diffusion 1.x "
+            "(768) or 2.x (1024) is needed"
+        )
+    # The word may be any: "mr.bean", "flora". An adapter's keys are names of layers and have points.
+    named = "vectors" in found.metadata or not any("." in key.strip("<>") for key in keys)
+    if keys and named and all(map(_is_vectors, found.shapes.values())):
+        if len(keys) > 1:
+            raise UserError(
+                f"{where}: holds {len(keys)} embeddings ({', '.join(keys)}); one a file is needed"
+            )
+        # Another tool's file without a word of its own is called by the file's name, as in the web UIs.
+        word = path.stem if keys[0] in (A1111_VECTORS, "*") else keys[0]
+        width = str(found.shapes[keys[0]][-1])
+        return Artefact(
+            EMBEDDING, path, {"trigger": word, **found.metadata, "tensor": keys[0], "width": width}
+        )
     if adapter_file.is_adapter(found):
         if any(key.startswith("base_model.model.") for key in keys):
             raise UserError(
@@ -169,27 +188,6 @@ def _file(path: Path) -> Artefact:
             )
         adapter_file.layers(found, where)
         return Artefact(LORA, path, found.metadata)
-    if {"clip_l", "clip_g"} & set(keys):
-        sizes = ", ".join(f"{key} {shape[-1]}" for key, shape in found.shapes.items())
-        raise UserError(
-            f"{where}: is an embedding for Stable Diffusion XL, of widths {sizes}; one for Stable Diffusion 1.x "
-            "(768) or 2.x (1024) is needed"
-        )
-    if (
-        keys
-        and not any("." in key.strip("<>") for key in keys)
-        and all(map(_is_vectors, found.shapes.values()))
-    ):
-        if len(keys) > 1:
-            raise UserError(
-                f"{where}: holds {len(keys)} embeddings ({', '.join(keys)}); one a file is needed"
-            )
-        # Another tool's file without a word of its own is called by the file's name, as in the web UIs.
-        word = path.stem if keys[0] == A1111_VECTORS else keys[0]
-        width = str(found.shapes[keys[0]][-1])
-        return Artefact(
-            EMBEDDING, path, {"trigger": word, **found.metadata, "tensor": keys[0], "width": width}
-        )
     method = f" (header: {found.metadata['method']})" if "method" in found.metadata else ""
     raise UserError(
         f"{where}: is neither a LoRA nor an embedding that is known here{method}; a whole checkpoint goes to "

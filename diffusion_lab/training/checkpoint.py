@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffusion_lab.failures import is_memory
 from diffusion_lab.interfaces import Stateful, UserError
 from diffusion_lab.models.load import modules
 from diffusion_lab.tracking import tensors
@@ -219,7 +220,10 @@ def read(folder: Path) -> Checkpoint:
         return Checkpoint(folder, int(values["step"]), values)
     except UserError:
         raise
-    except Exception as error:  # JSON, KeyError, OSError, what unpickling raises: damaged in any case
+    except Exception as error:
+        if is_memory(error):
+            raise
+        # JSON, KeyError, OSError, what unpickling raises: damaged in any case
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
