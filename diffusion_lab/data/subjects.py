@@ -170,7 +170,7 @@ def _miniature_noun(name: str) -> str:
 def renderer_version() -> str:
     """12 hex digits that change with the renderer's code and the libraries that draw.
 
-    Anything else that ever changes the portraits must enter here: the cache is never checked otherwise.
+    Anything else that ever changes the portraits must enter here: of the cache only the files are checked.
     """
     import diffusion_lab.miniature as miniature
 
@@ -186,7 +186,10 @@ def _miniature_folder(name: str, cache: Path) -> Path:
 
     folder = cache / f"subjects-{renderer_version()}" / name
     if not is_complete(folder):
-        log.info("drawing %s into %s", name, folder.parent)
+        if folder.exists():
+            log.warning("%s is damaged and is drawn again", folder)
+        else:
+            log.info("drawing %s into %s", name, folder.parent)
         try:
             _draw(name, folder)
         except OSError as error:

@@ -9,7 +9,6 @@ saved, and the training itself never sees it.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffusion_lab.checks import bounded, flag
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
+from diffusion_lab.readers import read_json, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -201,8 +201,6 @@ class DreamBooth:
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
         """Reads what `save` wrote into an attached pipe; else UserError."""
-        from safetensors.torch import load_file
-
         if is_unchanged(folder):
             if not self.unchanged(pipe):
                 raise UserError(
@@ -213,7 +211,9 @@ class DreamBooth:
             files = sorted((folder / name).glob("*.safetensors"))
             if not files:
                 raise UserError(f"{folder / name} is missing: no such part was saved there")
-            weights = {key: value for file in files for key, value in load_file(file).items()}
+            weights = {
+                key: value for file in files for key, value in read_tensors(file, "the artefact").items()
+            }
             try:
                 getattr(pipe, name).load_state_dict(weights)
             except RuntimeError as error:
@@ -231,13 +231,13 @@ class DreamBooth:
 
 def notes_of(folder: Path) -> dict[str, str]:
     """What `save` noted in `folder`."""
-    found: dict[str, str] = json.loads((folder / RECORD).read_text("utf-8"))
+    found: dict[str, str] = read_json(folder / RECORD, "the artefact")
     return found
 
 
 def is_unchanged(folder: Path) -> bool:
     """Whether `save` found nothing changed: `folder` has notes and stands for the base model that they name."""
-    return (folder / RECORD).is_file() and notes_of(folder).get(UNCHANGED) == "true"
+    return (folder / RECORD).exists() and notes_of(folder).get(UNCHANGED) == "true"
 
 
 def _bits(parameter: nn.Parameter) -> int:

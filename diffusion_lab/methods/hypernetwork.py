@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from diffusion_lab.bounds import MOST_LAYERS
 from diffusion_lab.checks import bounded, flag, one_of
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
-from diffusion_lab.readers import read_header
+from diffusion_lab.readers import read_header, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -135,8 +135,6 @@ class Hypernetwork:
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
         """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
-        from safetensors.torch import load_file
-
         path = folder / FILE_NAME
         if not path.is_file():
             raise UserError(f"{path} is missing: no hypernetwork was saved there")
@@ -147,7 +145,7 @@ class Hypernetwork:
                 raise UserError(f"{path}: saved with method.{key}={theirs}, this run has {ours}")
         unet: Any = pipe.unet
         try:
-            unet.hypernetwork.load_state_dict(load_file(path))
+            unet.hypernetwork.load_state_dict(read_tensors(path, "the artefact"))
         except RuntimeError as error:
             raise UserError(f"{path}: made for another model ({error})") from error
 
@@ -206,7 +204,7 @@ class Hypernetwork:
 
 def from_file(path: Path) -> Hypernetwork:
     """The settings in a file's header: `from_file(path).attach(pipe)` makes room for its weights."""
-    header = read_header(path, "hypernetwork").metadata
+    header = read_header(path, "the artefact").metadata
     try:
         found = {
             key: json.loads(header[key]) for key in ("layer_structure", "activation_func", "activate_output")

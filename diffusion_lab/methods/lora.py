@@ -28,6 +28,7 @@ from diffusion_lab.methods.variants import (
     save_folder,
     set_weights,
 )  # fmt: skip
+from diffusion_lab.readers import read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -221,6 +222,7 @@ def _load_lora(networks: Mapping[str, Any], folder: Path) -> None:
     path = folder / FILE_NAME
     if not path.is_file():
         raise UserError(f"{path} is missing: no adapter was saved there")
+    read_tensors(path, "the artefact")  # refuses a damaged one by name
     weights, _, settings = StableDiffusionPipeline.lora_state_dict(
         folder, weight_name=FILE_NAME, use_safetensors=True, return_lora_metadata=True
     )

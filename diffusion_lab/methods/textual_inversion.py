@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffusion_lab.checks import bounded, flag
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
+from diffusion_lab.readers import read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +117,6 @@ class TextualInversion:
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
         """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
         import torch
-        from safetensors.torch import load_file
 
         from diffusion_lab.models.learnt_words import name_in_diffusers
 
@@ -124,7 +124,7 @@ class TextualInversion:
         if not path.is_file():
             raise UserError(f"{path} is missing: no embedding was saved there")
         embedding: Any = pipe.text_encoder.get_input_embeddings()
-        weights = load_file(path)
+        weights = read_tensors(path, "the artefact")
         names = {self._new_word(), name_in_diffusers(pipe.tokenizer.backend_tokenizer, self._new_word())}
         found = next((weights[name] for name in names if name in weights), None)
         if found is None or found.shape != embedding.learned.shape:

@@ -212,6 +212,8 @@ def read(folder: Path) -> Checkpoint:
             if _sha256(folder / path) != sha256:
                 raise ValueError(f"the checksum of {path} is wrong")
         values: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        if lacking := {"step", "identity", "weights", "optimizer"} - values.keys():
+            raise ValueError(f"it is no checkpoint of this program: it lacks {', '.join(sorted(lacking))}")
         if told["schema"] == SHARED:
             weights = {path: load_file(folder / path) for path in files}
             values |= {name: _with(values[name], weights) for name in ("weights", "method")}
