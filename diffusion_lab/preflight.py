@@ -12,6 +12,7 @@ from diffusion_lab.checks import one_of
 from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
 from diffusion_lab.encoders.check import check_encoders, encoder_warnings
 from diffusion_lab.interfaces import PromptSet, UserError
+from diffusion_lab.models.devices import precision_row, precision_warnings
 from diffusion_lab.models.downloads import Wanted, of_model, rows, wanted
 from diffusion_lab.models.folder import check_model
 from diffusion_lab.models.shipped import MINIATURES
@@ -100,6 +101,7 @@ def _check_generate(config: Config) -> Plan:
 
     ordered = order(config)
     warnings: list[str] = []
+    warnings += precision_warnings(ordered.model)
     check_model(ordered.model, warnings)
     images = len(ordered.prompts) * images_per_prompt(ordered.settings, ordered.prompts)
     _check_place(ordered.folder, images * 1_000_000, "job.output")
@@ -107,6 +109,7 @@ def _check_generate(config: Config) -> Plan:
     told = (
         ("job", "generate"),
         ("model", ordered.model.path),
+        ("precision", precision_row(ordered.model)),
         ("with", ", ".join(f"{piece.kind} {piece.path}" for piece in ordered.artefacts) or "nothing"),
         ("images", f"{images}, prompts {ordered.prompts.name}"),
         ("into", str(ordered.folder)),
@@ -137,6 +140,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     captions = training_captions(config.data)
     warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
     warnings += prompts_warnings(config.prompts.name, noun)
+    warnings += precision_warnings(config.model)
     configs = check_model(config.model, warnings)
     if configs is not None:
         _check_tokens(config, configs, prompts, noun, captions)
@@ -165,6 +169,7 @@ def _plan(
     every = f"every {steps.every} steps: " + ", ".join(map(str, _shortened(evaluations)))
     told = (
         ("model", config.model.path + (f", {resolution} pixels" if resolution else "")),
+        ("precision", precision_row(config.model)),
         ("method", config.method.name),
         ("subject", f"{data.subject}, '{data.identifier} {noun}', {data.n_images} pictures"),
         ("prompts", f"{prompts.name}: {len(prompts)}, {sampling.sampling_steps} steps, "
