@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import one_of
-from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
+from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings, time_rows
 from diffusion_lab.encoders.check import check_encoders, encoder_warnings
 from diffusion_lab.interfaces import PromptSet, UserError
 from diffusion_lab.models.devices import precision_row, precision_warnings
@@ -178,9 +178,7 @@ def _plan(
         ("evaluations", f"{len(evaluations)}, {every}"),
         ("images sampled", f"{sampled:,} ({per_evaluation} an evaluation)"),
         ("U-Net passes", f"{forwards:,} images"),
-        ("time", f"about {duration(cost.seconds)} on {cost.device}: "
-                 f"training {duration(cost.training_seconds)}, "
-                 f"evaluation {duration(cost.evaluation_seconds)}"),
+        *(("time" if not number else "", line) for number, line in enumerate(time_rows(cost, duration))),
         ("memory", memory_row(cost)),
         ("disk", f"about {room(cost.disk_bytes)} in {run_folder}"),
         *rows(files),
