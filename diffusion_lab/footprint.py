@@ -38,7 +38,9 @@ WORKSPACE = 0.4e9  # convolutions' scratch space, fragments, what else is on a c
 # Decoding one 512-pixel image in float32: four layers of 128 to 256 channels at full size. Measured on a CPU: 1.08e9.
 DECODED = 1.0e9
 ADAPTED = 6  # layers of a transformer block at every position whose rank-wide outputs a LoRA keeps
-ENCODERS = {"full": 2.0e9, "miniature": 0.1e9}  # the metrics' networks, float32
+# The metrics' networks in float32, by what they are needed for; the miniature's are small.
+ENCODERS = {"face": 0.11e9, "clip": 1.71e9, "dino": 0.09e9, "inception": 0.09e9}
+MINIATURE_ENCODERS = 0.1e9
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}  # a trained number
 
 
@@ -190,7 +192,7 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
     trained = trained_numbers(config, model)
     frozen = {part: number for part, number in model.parameters.items() if not (whole and part == "unet")}
     resting = frozen["vae"] + (0 if _text_runs(config) else frozen["text_encoder"])
-    encoders = ENCODERS[config.metrics.encoders]
+    encoders = encoder_bytes(config)
     average = trained * FULL if getattr(config.method, "ema", False) else 0.0
     weights = average + trained * FULL + (sum(frozen.values()) - resting) * width
     optimizer = trained * OPTIMIZER_BYTES[config.steps.optimizer]
@@ -227,6 +229,18 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
         "training": weights + optimizer + idle + max(forward, backward) + WORKSPACE,
         "evaluation": on_card + max(sampling, decoding) + WORKSPACE,
     }
+
+
+def encoder_bytes(config: Config) -> float:
+    """Of the networks that the named metrics need."""
+    from diffusion_lab.encoders.check import needed
+
+    needs = needed(config.metrics)
+    found = sum(ENCODERS[name] for name in ("dino", "inception") if name in needs)
+    if config.metrics.encoders != "full":
+        return found + MINIATURE_ENCODERS
+    found += ENCODERS["face"] if "face" in needs else 0.0
+    return found + (ENCODERS["clip"] if needs & {"clip_image", "clip_text", "aesthetics"} else 0.0)
 
 
 def _text_runs(config: Config) -> bool:
