@@ -167,13 +167,15 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
     if plan.standing == "finished" and processes.count() == 1:
         print(f"{_shown(wanted)}: {WORDS['finished']}")
         return 0
+    if plan.standing == "diverged" and processes.count() == 1:
+        return _complain(f"{_shown(wanted)}: {WORDS['diverged']}: {resume.error_of(config, wanted)}", 3)
     fetch(config, plan.downloads)
     if config.job.name not in jobs.WITH_RUN_FOLDER:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         log.setLevel(logging.INFO)
         return _end(jobs.perform(config, wanted))
 
-    run_folder = _claim(wanted, "hydra.run.dir", overrides, plan.cost.disk_bytes if plan.cost else 0)
+    run_folder = _claim(wanted, "hydra.run.dir", overrides, plan.needed_bytes)
     outcomes: list[jobs.Outcome] = []
 
     def task(_: Any) -> None:
@@ -247,20 +249,24 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
         )
         for end in failed:
             print(f"{end['status']}: {end['name']}: {end['error']}", file=sys.stderr)
-        _compare(folder)
-    return 1 if failed or len(ended) < len(expanded) else 0
+        compared = _compare(folder)
+    return 1 if failed or len(ended) < len(expanded) or not compared else 0
 
 
-def _compare(folder: Path) -> None:
-    """One page over the sweep's runs; that it fails must not hide how the sweep ended."""
+def _compare(folder: Path) -> bool:
+    """One page over the sweep's runs; that it fails must not hide how the sweep ended. False where it failed."""
     from diffusion_lab.analysis.comparison import write_comparison
+    from diffusion_lab.analysis.record import find_runs
 
     try:
-        log.info("comparison: %s", _shown(write_comparison(folder)))
+        if find_runs(folder):
+            log.info("comparison: %s", _shown(write_comparison(folder)))
+        return True
     except UserError as error:
-        log.warning("%s", error)
+        log.error("no comparison could be written: %s", error)
     except Exception:
         log.exception("no comparison could be written; job=report job.runs=%s makes it again", _shown(folder))
+    return False
 
 
 def sweep_job(composed: Any) -> dict[str, Any]:
@@ -279,6 +285,8 @@ def sweep_job(composed: Any) -> dict[str, Any]:
         with isolated():
             config = fill_defaults(to_config(composed), run_folder)
             config.tracker.group = config.tracker.group or run_folder.parent.name
+            run_folder = resume.already_begun(config, run_folder)
+            ended["name"] = run_folder.name
 
             def before() -> None:
                 plan = check(config, run_folder)
@@ -295,11 +303,16 @@ def sweep_job(composed: Any) -> dict[str, Any]:
 
 
 def _ended(sweep: Path) -> list[dict[str, Any]]:
-    """What every job of the sweep that came to its end has left."""
+    """What every job of the sweep that came to its end has left; a line that cannot be read counts as none."""
     try:
-        return [json.loads(line) for line in (sweep / ENDED).read_text("utf-8").splitlines()]
+        lines = (sweep / ENDED).read_bytes().splitlines()
     except FileNotFoundError:
         return []
+    ended = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            ended.append(json.loads(line))
+    return [end for end in ended if isinstance(end, dict) and {"name", "status", "error"} <= set(end)]
 
 
 # --- Hydra --------------------------------------------------------------------------------------------

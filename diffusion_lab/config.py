@@ -60,7 +60,9 @@ class Job:
     output: str = ""  # generate, pretrain, subjects, train_aesthetics: where to write
     artefact: str = ""  # generate: a file or folder that fine-tuning left; "": the model alone
     texts: list[str] = field(default_factory=list)  # generate: prompts as they are; empty: the prompt set
-    weight: float = 1.0  # generate: of a LoRA
+    weight: float = 1.0  # generate: 0 is the model alone, 1 the whole artefact
+    # generate, score: keys that the command line sets, which win over what an artefact has recorded; compose fills it
+    given: list[str] | None = None
     stages: list[str] = field(default_factory=list)  # pretrain: which stages; empty: all
     scale: float = 1.0  # pretrain: multiplies steps and pictures
     start: str = ""  # pretrain: folder of a U-Net to begin from

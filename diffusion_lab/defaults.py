@@ -14,7 +14,7 @@ from diffusion_lab.models.devices import best_precision
 from diffusion_lab.models.shipped import MINIATURES
 
 if TYPE_CHECKING:
-    from diffusion_lab.config import Config, Data, Metrics
+    from diffusion_lab.config import Config, Data, Metrics, Model
 
 SMALL = 256  # pixels; a folder's model made for less is trained like the miniature
 
@@ -119,6 +119,14 @@ def _noun_of(data: Data) -> str | None:
         return check_subject(data)
     except UserError:
         return None
+
+
+def is_full_size(model: Model) -> bool:
+    """Whether the model is neither a miniature nor, as far as its configs tell, of such a size."""
+    if model.path in MINIATURES:
+        return False
+    side = _resolution_of(Path(model.config or model.path).expanduser())
+    return side is None or side >= SMALL
 
 
 def _resolution_of(folder: Path) -> int | None:

@@ -16,7 +16,7 @@ from diffusion_lab.models.devices import precision_row, precision_warnings
 from diffusion_lab.models.downloads import Wanted, of_model, rows, wanted
 from diffusion_lab.models.folder import check_model
 from diffusion_lab.models.shipped import MINIATURES
-from diffusion_lab.resume import Standing, standing
+from diffusion_lab.resume import Standing, folder_size, standing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 WORDS: dict[Standing, str] = {
     "empty": "no run",
-    "unfinished": "an unfinished run, which goes on",
+    "unfinished": "an unfinished run, which is resumed",
+    "incomplete": "a run that is trained to its end; what is missing in its folder is made again",
     "finished": "a finished run, which is left alone",
+    "diverged": "a run that diverged, which is left alone",
 }
 
 
@@ -45,6 +47,7 @@ class Plan:
     cost: Cost | None = None
     downloads: tuple[Wanted, ...] = ()  # files from elsewhere, those that are here too
     standing: Standing = "empty"  # of the run folder
+    needed_bytes: int = 0  # of disk, beside what the folder has already
 
     def summary(self) -> str:
         """One line for the log."""
@@ -82,8 +85,10 @@ def check(config: Config, run_folder: Path) -> Plan:
     if config.job.name == "generate":
         return _check_generate(config)
     if config.job.name == "score":
+        from diffusion_lab.jobs.origin import as_measured
         from diffusion_lab.jobs.score import check_images
 
+        config, taken = as_measured(config)
         _check_impostors(config)
         _check_metrics(config)
         told, warnings = check_images(config)
@@ -91,18 +96,22 @@ def check(config: Config, run_folder: Path) -> Plan:
         _check_place(run_folder, 0, "hydra.run.dir")
         files = _downloads(wanted(config))
         warnings += encoder_warnings(config.metrics)
-        return Plan(rows=(*told, *rows(files)), warnings=tuple(warnings), downloads=files)
+        measured = [("measured with", taken)] if taken else []
+        return Plan(rows=(*told, *measured, *rows(files)), warnings=tuple(warnings), downloads=files)
     return _check_finetune(config, run_folder)
 
 
 def _check_generate(config: Config) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
     from diffusion_lab.jobs.generate import order
+    from diffusion_lab.models.artefacts import check_fit
+    from diffusion_lab.sampling.checks import ignored_negative
 
     ordered = order(config)
-    warnings: list[str] = []
-    warnings += precision_warnings(ordered.model)
-    check_model(ordered.model, warnings)
+    warnings = ignored_negative(ordered.settings, ordered.prompts) + precision_warnings(ordered.model)
+    configs = check_model(ordered.model, warnings)
+    if configs is not None:
+        check_fit(ordered.artefacts, configs, ordered.model.path)
     images = len(ordered.prompts) * images_per_prompt(ordered.settings, ordered.prompts)
     _check_place(ordered.folder, images * 1_000_000, "job.output")
     files = _downloads(of_model(ordered.model))
@@ -112,6 +121,7 @@ def _check_generate(config: Config) -> Plan:
         ("precision", precision_row(ordered.model)),
         ("with", ", ".join(f"{piece.kind} {piece.path}" for piece in ordered.artefacts) or "nothing"),
         ("images", f"{images}, prompts {ordered.prompts.name}"),
+        *([("drawn with", ordered.taken)] if ordered.taken else []),
         ("into", str(ordered.folder)),
     )
     return Plan(rows=(*told, *rows(files)), warnings=tuple(warnings), downloads=files)
@@ -129,8 +139,10 @@ def _downloads(files: list[Wanted]) -> tuple[Wanted, ...]:
 
 def _check_finetune(config: Config, run_folder: Path) -> Plan:
     from diffusion_lab.data.captions import caption_warnings
+    from diffusion_lab.data.identifiers import check_identifier, check_tokens
     from diffusion_lab.data.nouns import prompts_warnings
-    from diffusion_lab.data.subjects import check_subject, training_captions
+    from diffusion_lab.data.subjects import check_subject, passed_over, subject_folder, training_captions
+    from diffusion_lab.sampling.checks import enough_images, ignored_negative
 
     noun = check_subject(config.data)
     _check_impostors(config)
@@ -139,11 +151,15 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     prompts = _check_prompts(config, noun)
     captions = training_captions(config.data)
     warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
+    if config.data.source == "folder":
+        warnings += passed_over(subject_folder(config.data, None)[0])
+    warnings += enough_images(config, prompts) + ignored_negative(config.prompts, prompts)
     warnings += prompts_warnings(config.prompts.name, noun)
     warnings += precision_warnings(config.model)
     configs = check_model(config.model, warnings)
+    warnings += check_identifier(config, noun, prompts)
     if configs is not None:
-        _check_tokens(config, configs, prompts, noun, captions)
+        warnings += check_tokens(config, configs, prompts, noun, captions)
     stands = standing(config, run_folder)
     return _plan(config, run_folder, prompts, noun, warnings, stands)
 
@@ -162,7 +178,10 @@ def _plan(
     forwards = sampled * sampling.sampling_steps * (2 if sampling.guidance_scale > 1 else 1)
     cost = estimate(config, forwards=forwards, sampled=sampled, evaluations=len(evaluations))
     fewer = "steps.keep_checkpoints=1" if steps.keep_checkpoints > 1 else ""
-    _check_place(run_folder, cost.disk_bytes, "hydra.run.dir", fewer)
+    needed = cost.disk_bytes if stands == "empty" else 0
+    if stands == "unfinished":  # what it has written already it need not write again
+        needed = max(0, cost.disk_bytes - folder_size(run_folder))
+    _check_place(run_folder, needed, "hydra.run.dir", fewer)
     warnings += memory_warnings(config, cost)
     files = _downloads(wanted(config))
     data, resolution = config.data, config.model.resolution
@@ -187,7 +206,7 @@ def _plan(
     return Plan(
         rows=told, warnings=tuple(warnings), images=data.n_images, prompts=len(prompts), steps=steps.total,
         evaluations=evaluations, images_sampled=sampled, unet_forwards=forwards, cost=cost, downloads=files,
-        standing=stands,
+        standing=stands, needed_bytes=needed,
     )  # fmt: skip
 
 
@@ -253,39 +272,6 @@ def _check_prompts(config: Config, noun: str) -> PromptSet:
             f"{prompts.name} has none without; take prompts=paper, or leave them out"
         )
     return prompts
-
-
-def _check_tokens(
-    config: Config, model: Path, prompts: PromptSet, noun: str, captions: dict[Path, str]
-) -> None:
-    """The prompts' and captions' lengths, counted by the model's own tokenizer.
-
-    `tokenizers` alone reads it in a few milliseconds; loading it through transformers takes seconds. Where
-    there is no tokenizer.json the job's own check has to do, as soon as it has loaded the tokenizer.
-    """
-    file = model / "tokenizer" / "tokenizer.json"
-    if not file.is_file():
-        return
-    from tokenizers import Tokenizer
-
-    from diffusion_lab.data.subjects import instance_prompt
-    from diffusion_lab.data.tokens import CLIP_LIMIT
-
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    named = [
-        ("the instance prompt", instance_prompt(config.data.identifier, noun)),
-        ("the negative prompt", prompts.negative),
-        *((f"the caption {file}", text) for file, text in captions.items()),
-    ]
-    for name, text in [*named, *((prompt.id, prompt.text) for prompt in prompts)]:
-        length = len(tokenizer.encode(text).ids)
-        if length > CLIP_LIMIT:
-            raise UserError(
-                f"prompts: {name} has {length} tokens with start and end, and the model reads {CLIP_LIMIT}; "
-                f"shorten it: {text[:60]!r}"
-            )
 
 
 def _warnings(config: Config) -> list[str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from diffusion_lab.analysis.intervals import student_t
 from diffusion_lab.analysis.record import Run, flatten
 from diffusion_lab.analysis.stop import value_of
+from diffusion_lab.resume import folder_size
 
 SEEDS = ("seed", "data.subset_seed", "prompts.seed", "prompts.noise_seed")
 FIRST = ("method.name", "method.variant", "model.name", "data.subject", "data.n_images")  # told before others
@@ -112,10 +111,3 @@ def costs(run: Run) -> dict[str, float | None]:
         "training_memory": memory / 2**20 if memory else None,
         "artefact_size": size / 2**20 if size else None,
     }
-
-
-def folder_size(folder: Path) -> int:
-    """Bytes of all files at or below `folder`; 0 where there is none."""
-    return sum(
-        os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(folder) for name in names
-    )

@@ -48,6 +48,7 @@ def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
         "run": run,
         "facts": [
             f"{len(images)} image{'' if len(images) == 1 else 's'}",
+            *([f"{several} with several faces"] if (several := run.several_faces.get(0)) else []),
             f"against {words.title(run)}",
             *([f"begun {run.started[:16].replace('T', ' ')}"] if run.started else []),
         ],
@@ -104,11 +105,27 @@ def _line(run: Run, info: MetricInfo, found: Summary) -> dict[str, Any]:
         "interval": "" if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}",
         "n": found.n,
         "missing": found.missing,
-        "penalised": _written(found.penalised) if found.missing and found.penalised is not None else "",
+        **_counting_missing(found),
         "ceiling": "-" if ceiling is None else f"{ceiling:.3f}",
         "impostor": "-" if impostor is None else f"{impostor:.3f}",
         "place": place,
         "note": found.note or "",
+    }
+
+
+def _counting_missing(found: Summary) -> dict[str, str]:
+    """The mean over all images and the share that has a face; "" where none is missing or none can be.
+
+    A mean over the few images with a face says nothing of the others.
+    """
+    if found.penalised is None or not found.missing:
+        return {"penalised": "", "penalised_interval": "", "imputed": "", "rate": ""}
+    low, high = found.penalised_low, found.penalised_high
+    return {
+        "penalised": f"{found.penalised:.3f}",
+        "penalised_interval": "" if low is None or high is None else f"{low:.3f} to {high:.3f}",
+        "imputed": f"{found.imputed:.2f}" if found.imputed else "0",
+        "rate": f"{100 * found.n / (found.n + found.missing):.0f} %",
     }
 
 
@@ -153,15 +170,26 @@ def print_table(folder: Path, console: Console | None = None) -> None:
 
     run = read_run(folder)
     lines = view(run, read_images(folder))["lines"]
+    counted = any(
+        line["penalised"] for line in lines
+    )  # what one has to know of a mean over some of the images
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("metric", "mean", "95 % interval", "images", "ceiling", "impostor"):
+    extra = ("all images", "with a face") if counted else ()
+    for name in ("metric", "mean", "95 % interval", "images", *extra, "ceiling", "impostor"):
         table.add_column(name, justify="left" if name in ("metric", "mean") else "right", overflow="fold")
     for line in lines:
         images = f"{line['n']} of {line['n'] + line['missing']}" if line["missing"] else str(line["n"])
         mean = f"{line['mean']} {line['error']}"
-        table.add_row(line["name"], mean, line["interval"], images, line["ceiling"], line["impostor"])
+        beside = (line["penalised"] or "-", line["rate"] or "-") if counted else ()
+        table.add_row(
+            line["name"], mean, line["interval"], images, *beside, line["ceiling"], line["impostor"]
+        )
     console = console or Console()
     console.print(table)
     for line in lines:
+        if line["penalised"]:
+            within = line["penalised_interval"] and f" (95 %: {line['penalised_interval']})"
+            said = f"{line['penalised']}{within} counts each image without a face as {line['imputed']}"
+            console.print(f"{line['name']}, all images: {said}", markup=False, highlight=False)
         if line["note"]:
             console.print(f"{line['name']}: {line['note']}", style="yellow", markup=False, highlight=False)

@@ -78,6 +78,13 @@ def missing(name: str, summaries: Mapping[int, Summary], *, faces: bool = False)
     return f"{what} in {s.missing} of {s.n + s.missing} images {where}".strip()
 
 
+def counted_as(summaries: Mapping[int, Summary]) -> str:
+    """What an image without a face counts: "0", "-0.12", or "-0.12 to 0" where that differs by step."""
+    values = sorted({0.0 if s.imputed is None else s.imputed for s in summaries.values() if s.missing})
+    said = [f"{value:.2f}" if value else "0" for value in values]
+    return " to ".join(dict.fromkeys([said[0], said[-1]])) if said else ""
+
+
 def cautions(run: Run, stop: int | None) -> list[str]:
     """What a reader should know before believing the curves."""
     said = []
@@ -89,6 +96,12 @@ def cautions(run: Run, stop: int | None) -> list[str]:
                 f"At step {stop} {spoken(name)} lies above what real photographs reach among themselves"
                 f" ({here.mean:.2f} against {ceiling.mean:.2f}): a sign of copied pictures."
             )
+    crowded = {step: n for step, n in run.several_faces.items() if n}
+    if crowded:
+        said.append(
+            f"Up to {max(crowded.values())} images of an evaluation show several faces: the most prominent one, by "
+            "size and centre, is measured."
+        )
     if run.summaries and 0 not in run.summaries:
         said.append("Step 0 was not evaluated, so there is no floor to compare with.")
     return said
@@ -170,7 +183,8 @@ def loading(run: Run) -> str:
     whole = sorted(artefact.rglob("model_index.json"))
     adapters = sorted(path.parent for path in artefact.rglob("adapter_config.json"))
     networks = sorted(artefact.rglob("hypernetwork.safetensors"))
-    if not (lora or embeds or whole or adapters or networks):
+    notes = artefact / "dreambooth.json"  # beside no weights: the base model, unchanged
+    if not (lora or embeds or whole or adapters or networks or notes.is_file()):
         return ""
     model = str(get(run.config, "model.path"))
     lines = ["from diffusers import StableDiffusionPipeline", ""]
@@ -197,5 +211,18 @@ def loading(run: Run) -> str:
     if networks:
         lines[:0] = ["from pathlib import Path", "from diffusion_lab.methods.hypernetwork import from_file"]
     identifier, noun = get(run.config, "data.identifier"), get(run.config, "data.class_noun")
+    if embeds:  # plain diffusers may have to call the word otherwise
+        identifier = _word_in(embeds[0]) or identifier
     prompt = " ".join(str(word) for word in ("a photo of", identifier, noun) if word)
     return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]"])
+
+
+def _word_in(embedding: Path) -> str | None:
+    """The word that a file in diffusers' format is loaded by; None where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(embedding, framework="np") as file:
+            return next(iter(file.keys()), None)
+    except (OSError, SafetensorError):
+        return None

@@ -27,6 +27,7 @@ from diffusion_lab.data.templates import (
     PROBES,
     Template,
 )
+from diffusion_lab.data.words import replace_words, stands_in
 from diffusion_lab.interfaces import Prompt, PromptSet, UserError
 from diffusion_lab.miniature import phrases
 
@@ -182,7 +183,9 @@ def _file(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prom
         raise UserError("prompts.path is not set: give a text file (a prompt a line) or a CSV file")
     lines = read_lines(Path(config.path).expanduser())
     prompts = _from_lines(lines, config, identifier, class_noun)
-    strangers = [p.text for p in prompts if not (_word(identifier, p.text) or _word(class_noun, p.text))]
+    strangers = [
+        p.text for p in prompts if not (stands_in(identifier, p.text) or stands_in(class_noun, p.text))
+    ]
     if strangers:
         log.warning(
             "prompts.path: %d prompts name neither %r nor %r, so they cannot show the subject; write "
@@ -217,10 +220,7 @@ def plain_prompt(template: str, identifier: str, class_noun: str) -> str:
         bare = re.compile(r"(?i)(^|\b(?:of|with|by|from|like|for|and|near|beside|in|on|at)\s+)\{subject\}")
         articled = bare.sub(lambda match: match[1] + with_article(class_noun), template)
         return fill(articled, class_noun)
-    both = re.sub(
-        rf"(?i)(?<!\w){re.escape(identifier)}\s+{re.escape(class_noun)}(?!\w)", class_noun, template
-    )
-    return re.sub(rf"(?i)(?<!\w){re.escape(identifier)}(?!\w)", class_noun, both)
+    return replace_words(template, [f"{identifier} {class_noun}", identifier], class_noun)
 
 
 def fill(template: str, words: str) -> str:
@@ -233,10 +233,6 @@ def fill(template: str, words: str) -> str:
 def with_article(noun: str) -> str:
     """ "a dog", "an apple"; by the first letter."""
     return f"{'an' if noun[:1].casefold() in 'aeiou' else 'a'} {noun}"
-
-
-def _word(word: str, text: str) -> bool:
-    return re.search(rf"(?i)(?<!\w){re.escape(word)}(?!\w)", text) is not None
 
 
 def _id(number: int) -> str:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import closest
-from diffusion_lab.data.captions import caption_file, read_captions
+from diffusion_lab.data.captions import read_captions
 from diffusion_lab.data.pictures import list_pictures, natural_key, read_folder, read_pictures
+from diffusion_lab.data.sidecars import Beside
 from diffusion_lab.data.subsets import check_counts, nested_order, split
 from diffusion_lab.interfaces import Picture, Subject, UserError
 
@@ -53,8 +54,11 @@ def load_subject(config_data: Data, cache: Path | None = None) -> Subject:
     train, heldout = split(
         pictures, config_data.n_images, config_data.n_heldout, subject=name, seed=config_data.subset_seed
     )
-    captions = read_captions([picture.path for picture in train], config_data.captions)
-    train = tuple(replace(picture, caption=text) for picture, text in zip(train, captions, strict=True))
+    captions = read_captions([p.path for p in train], [p.path for p in pictures], config_data.captions)
+    train = tuple(
+        picture if said is None else replace(picture, caption=said.text, caption_from=said.where)
+        for picture, said in zip(train, captions, strict=True)
+    )
     return Subject(
         name=name,
         class_noun=class_noun,
@@ -92,8 +96,14 @@ def training_captions(config_data: Data) -> dict[Path, str]:
     paths = list_pictures(subject_folder(config_data, None)[0])
     order = nested_order([p.name for p in paths], subject_name(config_data), config_data.subset_seed)
     chosen = [paths[i] for i in order[: config_data.n_images]]
-    texts = read_captions(chosen, config_data.captions)
-    return {caption_file(path): text for path, text in zip(chosen, texts, strict=True) if text is not None}
+    found = read_captions(chosen, paths, config_data.captions)
+    return {said.where: said.text for said in found if said is not None}
+
+
+def passed_over(folder: Path, key: str = "data.folder") -> list[str]:
+    """One line on what lies beside a folder's pictures and is not read, or none; see `sidecars.Beside.unread`."""
+    left = Beside(folder, list_pictures(folder, key), key).unread()
+    return [f"{key}: not read in {folder}: {'; '.join(left)}"] if left else []
 
 
 def subject_name(config_data: Data) -> str:

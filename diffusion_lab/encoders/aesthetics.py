@@ -134,15 +134,13 @@ def write_head(
     net: nn.Sequential, path: Path, *, activation: str, clip: str, notes: Mapping[str, str]
 ) -> None:
     """A chain of linear layers (activations between are named, not stored) as safetensors."""
-    from safetensors.torch import save
-
-    from diffusion_lab.tracking.atomic import write_bytes
+    from diffusion_lab.tracking import tensors
 
     layers = [layer for layer in net if isinstance(layer, nn.Linear)]
-    tensors = {
-        f"layers.{number}.{name}": value.detach().contiguous()
+    weights = {
+        f"layers.{number}.{name}": value
         for number, layer in enumerate(layers)
         for name, value in layer.state_dict().items()
     }
     header = {**notes, "format": FORMAT, "activation": activation, "clip": clip}
-    write_bytes(path, save(tensors, metadata=header))
+    tensors.write(path, weights, header)

@@ -132,11 +132,12 @@ def outcome_of(error: Exception) -> Outcome:
 
 
 def _leave_record(run_folder: Path, status: Status, error: str, trace: str) -> None:
-    """`result.json` of a job that ended before it wrote one. A job's own record is left as it is."""
+    """`result.json` of a job that ended before it wrote one. A job's own record, or what is left, stays as it is."""
     from diffusion_lab.tracking.atomic import write_json
+    from diffusion_lab.tracking.recorded import begun
 
     result = run_folder / "result.json"
-    if result.exists() or not run_folder.is_dir() or not processes.is_main():
+    if result.exists() or begun(run_folder) or not run_folder.is_dir() or not processes.is_main():
         return
     try:
         write_json(result, {"status": status, "error": error, "traceback": trace})

@@ -19,7 +19,6 @@ header (JSON values), so that `{int(width): (keys' state dict, values' state dic
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffusion_lab.checks import flag, number, one_of
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
+from diffusion_lab.readers import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +77,8 @@ class Hypernetwork:
             number("method.learning_rate", self.learning_rate, 0, above=True)
         number("method.weight_decay", self.weight_decay, 0)
 
-    def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
-        """Adds `hypernetwork` to the U-Net, float32; everything else is frozen.
+    def attach(self, pipe: StableDiffusionPipeline, strength: float = 1.0) -> list[ParamGroup]:
+        """Adds `hypernetwork` to the U-Net, float32; everything else is frozen. `strength` multiplies f.
 
         Weights are drawn from torch's global stream, widths in rising order, keys before values.
         """
@@ -101,7 +101,7 @@ class Hypernetwork:
         for width, attention in places:
             pair: Any = networks[str(width)]
             for network, layer in zip(pair, (attention.to_k, attention.to_v), strict=True):
-                layer.register_forward_pre_hook(_residual(network))
+                layer.register_forward_pre_hook(_residual(network, strength))
         pipe.unet.train(pipe.unet.training)  # the new layers arrive in training mode, with dropout on
         return [ParamGroup("hypernetwork", list(networks.parameters()), rate, self.weight_decay)]
 
@@ -118,7 +118,7 @@ class Hypernetwork:
         self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
     ) -> list[Path]:
         """Writes `hypernetwork.safetensors`, whole or not at all; `notes` go into its header."""
-        from safetensors.torch import save_file
+        from diffusion_lab.tracking import tensors
 
         unet: Any = pipe.unet
         header = {
@@ -127,14 +127,7 @@ class Hypernetwork:
             **{key: json.dumps(value) for key, value in self._settings().items()},
             **(notes or {}),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{FILE_NAME}.part"
-        try:
-            weights = {k: v.detach().cpu().contiguous() for k, v in unet.hypernetwork.state_dict().items()}
-            save_file(weights, partial, metadata=header)
-            os.replace(partial, folder / FILE_NAME)
-        finally:
-            partial.unlink(missing_ok=True)
+        tensors.write(folder / FILE_NAME, unet.hypernetwork.state_dict(), header)
         return [folder / FILE_NAME]
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
@@ -210,10 +203,7 @@ class Hypernetwork:
 
 def from_file(path: Path) -> Hypernetwork:
     """The settings in a file's header: `from_file(path).attach(pipe)` makes room for its weights."""
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="np") as file:
-        header = file.metadata() or {}
+    header = read_header(path, "hypernetwork").metadata
     try:
         found = {
             key: json.loads(header[key]) for key in ("layer_structure", "activation_func", "activate_output")
@@ -227,7 +217,7 @@ def from_file(path: Path) -> Hypernetwork:
             dropout=max(json.loads(header["dropout_structure"])),
             self_attention=json.loads(header["self_attention"]),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: is not a hypernetwork that this program saved ({error})") from error
 
 
@@ -245,12 +235,13 @@ def _places(unet: nn.Module, self_attention: bool) -> list[tuple[int, Any]]:
     return found
 
 
-def _residual(network: nn.Module) -> Any:
-    """A forward pre-hook: context -> context + f(context), f in float32's precision whatever the context's."""
+def _residual(network: nn.Module, strength: float) -> Any:
+    """A forward pre-hook: context -> context + strength f(context), f in float32's precision whatever the context's."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         context, *rest = inputs
         weight = next(network.parameters())
-        return (context + network(context.to(weight.dtype)).to(context.dtype), *rest)
+        change = strength * network(context.to(weight.dtype))
+        return (context + change.to(context.dtype), *rest)
 
     return hook

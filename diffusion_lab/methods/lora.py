@@ -12,7 +12,6 @@ diffusers has no loader for them, so they are peft's folders, which `PeftModel.f
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +176,8 @@ def _save_lora(networks: Mapping[str, Any], folder: Path, header: Mapping[str, s
     from diffusers import StableDiffusionPipeline
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+
+    from diffusion_lab.tracking import tensors
 
     settings: dict[str, Any] = {}
     for part, module in networks.items():
@@ -188,13 +188,7 @@ def _save_lora(networks: Mapping[str, Any], folder: Path, header: Mapping[str, s
     }  # fmt: skip
 
     def write(weights: dict[str, Tensor], name: str) -> None:
-        partial = Path(f"{name}.part")
-        try:
-            tensors = {key: value.contiguous() for key, value in weights.items()}
-            save_file(tensors, partial, metadata=metadata)
-            os.replace(partial, name)
-        finally:
-            partial.unlink(missing_ok=True)
+        tensors.write(Path(name), weights, metadata)
 
     # peft's own key names. diffusers' scripts rename them first (`lora.down`), but not those of every
     # layer, and a file with both kinds of names is read wrongly, without a word.

@@ -85,21 +85,22 @@ def compare(where: Path, part: str, saved: Mapping[str, Any], attached: Mapping[
 def save_folder(module: nn.Module, folder: Path, header: Mapping[str, str]) -> list[Path]:
     """Writes peft's two files, whole or not at all."""
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
-    from diffusion_lab.tracking.atomic import replace_folder
+    from diffusion_lab.tracking import tensors
+    from diffusion_lab.tracking.atomic import replace_folder, write_json
 
     adapter: Any = module
     config = copy.copy(adapter.peft_config["default"])
     config.inference_mode = True  # as peft's own save does: whoever loads it does not train it
     weights = get_peft_model_state_dict(module, save_embedding_layers=False)
     with replace_folder(folder) as beside:
-        save_file(
-            {PREFIX + key: value.detach().cpu().contiguous() for key, value in weights.items()},
+        tensors.write(
             beside / WEIGHTS,
-            metadata={"format": "pt", **header},
+            {PREFIX + key: value for key, value in weights.items()},
+            {"format": "pt", **header},
         )
-        config.save_pretrained(str(beside))
+        # As peft's own save_pretrained, which lists sets in an order that differs from process to process.
+        write_json(beside / CONFIG, dict(sorted(config.to_dict().items())))
     return [folder / WEIGHTS, folder / CONFIG]
 
 

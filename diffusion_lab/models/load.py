@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models.devices import bf16_slowdown
-from diffusion_lab.models.folder import check_folder
+from diffusion_lab.models.folder import check_folder, variant_of
 from diffusion_lab.models.hub import cached_model
 from diffusion_lab.models.shipped import MINIATURES, shipped_folder
 from diffusion_lab.models.single_file import PICKLED, SD1_CONFIG, check_file, load_file
@@ -147,7 +147,7 @@ def _from_pretrained(source: Path | str, model: Model) -> StableDiffusionPipelin
         parts[name], found = kind.from_pretrained(
             source,
             subfolder=name,
-            variant=model.variant,
+            variant=variant_of(source, name, model.variant) if isinstance(source, Path) else model.variant,
             use_safetensors=None if model.allow_pickle else True,  # None: pickled where there is nothing else
             dtype=torch.float32,
             output_loading_info=True,

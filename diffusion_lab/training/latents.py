@@ -134,11 +134,11 @@ def _on_disk(
 ) -> Callable[[int, int], tuple[Tensor, Tensor]]:
     """Encodes what `folder` does not hold yet. A file's name says all that its content depends on."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load_file
 
     from diffusion_lab.data.class_pictures import weights_hash
     from diffusion_lab.data.subjects import default_cache
-    from diffusion_lab.tracking.atomic import write_bytes
+    from diffusion_lab.tracking import tensors
 
     place = (folder or default_cache() / "latents") / weights_hash({"vae": vae})
 
@@ -154,8 +154,8 @@ def _on_disk(
             try:
                 read(number, version)
             except (OSError, SafetensorError, KeyError):  # not there, or damaged
-                mean, logvar = (part.cpu().contiguous() for part in encode(number, version))
-                write_bytes(path(number, version), save({"mean": mean, "logvar": logvar}))
+                mean, logvar = encode(number, version)
+                tensors.write(path(number, version), {"mean": mean, "logvar": logvar})
     return read
 
 
@@ -164,7 +164,6 @@ def tokenize(
 ) -> Tensor:
     """int64 [1, tokens], padded as the pipeline pads its prompts. UserError where the text does not fit."""
     tokenizer = pipe.tokenizer
-    text = pipe.maybe_convert_prompt(text, tokenizer)  # a learned word of several vectors is written out
     most = int(tokenizer.model_max_length)
     given = len(tokenizer(text).input_ids)
     if given > most:
