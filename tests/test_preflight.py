@@ -18,9 +18,10 @@ from safetensors.numpy import save_file
 from diffusion_lab import costs, preflight
 from diffusion_lab.compose import compose
 from diffusion_lab.config import Config, fill_defaults
-from diffusion_lab.costs import estimate, has_gpu
+from diffusion_lab.costs import estimate
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models import devices
+from diffusion_lab.models.devices import has_gpu
 from diffusion_lab.models.folder import model_folder
 from diffusion_lab.preflight import check, duration, show
 
