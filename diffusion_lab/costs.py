@@ -16,7 +16,6 @@ from diffusion_lab import footprint
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models import devices
 from diffusion_lab.models.devices import cores, has_gpu
-
 from diffusion_lab.models.shipped import MINIATURES
 
 if TYPE_CHECKING:
