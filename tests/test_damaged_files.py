@@ -411,3 +411,20 @@ def test_what_a_method_loads_itself(make_state, tmp_path: Path, method: str, dam
         if path.name not in twins:
             with damaged(path, damage), pytest.raises(UserError, match=path.stem):
                 state.method.load(state.pipe, tmp_path)
+
+
+@damages
+def test_every_file_of_an_encoders_folder(tmp_path: Path, damage: str) -> None:
+    """A real CLIP of toy size, as transformers saves it."""
+    from transformers import CLIPConfig, CLIPModel
+
+    from diffusion_lab.encoders.clip_transformers import TransformersClip
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config={**small, "vocab_size": 99}, vision_config={**small, "image_size": 16, "patch_size": 8}
+    )
+    CLIPModel(config).save_pretrained(tmp_path)
+    for path in files_of(tmp_path):
+        with damaged(path, damage), pytest.raises(UserError, match=rf"metrics\.clip_model=.*{path.name}"):
+            TransformersClip.load(str(tmp_path))

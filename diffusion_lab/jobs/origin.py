@@ -40,6 +40,7 @@ FULL_SIZE: Mapping[str, Any] = {
     "n": 100, "images_per_prompt": 1, "sampling_steps": 30, "guidance_scale": 7.5,
     "batch_size": 8,
 }  # fmt: skip
+PRECISIONS = ("fp32", "bf16", "fp16")
 SAMPLER_NAME = "DPM++ 2M"  # the one that images are drawn with, by the web UIs' name
 
 
@@ -105,7 +106,8 @@ def as_trained(
         prompts = {**FULL_SIZE, "name": fitting_set(noun)}
         source = "the usual for full-size models, since the artefact tells nothing of it"
     is_other_set = any(f"prompts.{key}" in given for key in ("name", "path"))
-    for key in (*(() if is_other_set or config.job.texts else SET), *SAMPLER):
+    has_texts = any(getattr(config.job, key, None) for key in ("text", "texts", "texts_file"))
+    for key in (*(() if is_other_set or has_texts else SET), *SAMPLER):
         if is_other_set and key == "negative":
             continue  # the other set may have its own
         if key in prompts and f"prompts.{key}" not in given and prompts[key] is not None:
@@ -123,6 +125,8 @@ def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Gi
     for key in MODEL if own else ("precision",):
         value = model.get(key)
         if value is None or f"model.{key}" in given:
+            continue
+        if key == "precision" and value not in PRECISIONS:
             continue
         if key == "precision" and value != "fp32" and _on_cpu(config) != (device == "cpu"):
             continue  # half precision is a matter of the device, and this is another one
@@ -183,7 +187,7 @@ def _line(before: Config, after: Config, groups: Iterable[str], source: str) -> 
         for group in groups
         for item in dataclasses.fields(getattr(after, group))
         if getattr(getattr(after, group), item.name) != getattr(getattr(before, group), item.name)
-        and getattr(getattr(after, group), item.name) is not None
+        and getattr(getattr(after, group), item.name) not in (None, "")  # both say nothing
     ]
     return f"{' '.join(changed)}, from {source or 'the artefact'}" if changed else ""
 
