@@ -194,11 +194,13 @@ def _disk(
 
     `rest`: what artefact/ has beside the recommended adapter, which it shares with adapters/. One checkpoint more
     than is kept is the best one, one is being written; and of adapters one, or artefact/ as it is put together.
+    Whole networks' adapters of the best and of the newest step are their checkpoints' own files.
     """
     side = min(resolution, 128)
     kept = min(evaluations, 2) if keeps_best_only(config) else evaluations
     checkpoints = config.steps.keep_checkpoints + 2 if config.steps.checkpoint_every != 0 else 0
-    large = (kept + 1) * adapter + rest + checkpoints * checkpoint
+    shared = 2 if hasattr(config.method, "files") and config.steps.checkpoint_every is None else 0
+    large = (kept + 1 - min(kept, shared)) * adapter + rest + checkpoints * checkpoint
     return int(large + sampled * (side * side * 3 + 2000) * 2 + 20e6)
 
 

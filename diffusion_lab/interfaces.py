@@ -108,12 +108,22 @@ class Features:
     aesthetics: Tensor | None = None  # float32 [n], 0..10
     dino: Tensor | None = None  # float32 [n, d]
     inception: Tensor | None = None  # float32 [n, 2048], pool features as they are
+    inception_logits: Tensor | None = None  # float32 [n, classes]; None where the weights have no classifier
     prompts: tuple[Prompt, ...] | None = None  # of generated images, where a metric asks for them
 
     def __post_init__(self) -> None:
         if self.prompts is not None and len(self.prompts) != self.n:
             raise ValueError(f"features.prompts has {len(self.prompts)} entries for {self.n} images")
-        for name in ("face", "faces", "clip_image", "clip_text", "aesthetics", "dino", "inception"):
+        for name in (
+            "face",
+            "faces",
+            "clip_image",
+            "clip_text",
+            "aesthetics",
+            "dino",
+            "inception",
+            "inception_logits",
+        ):
             value = getattr(self, name)
             if value is not None and value.shape[0] != self.n:
                 raise ValueError(f"features.{name} has {value.shape[0]} rows for {self.n} images")
@@ -144,7 +154,7 @@ class Metric(Protocol):
     needs: tuple[str, ...]  # fields of Features
     label: str  # "Similarity to the training pictures"
     unit: str  # "cosine", "share", "0 to 1"
-    can_miss: bool  # images without a face have no value: the penalised mean counts them 0
+    can_miss: bool  # images without a face have no value: the penalised mean counts them all the same
     pairwise: frozenset[str]  # of {"values", "ceiling"}: which are means over pairs within one set of images
     over: Literal["subject", "class"]  # images of prompts with the identifier, or of those without it
 

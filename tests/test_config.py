@@ -110,7 +110,7 @@ def test_slots_alone_refuse_a_key_that_is_not_in_the_schema() -> None:
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("data.n_images=0", "data.n_images=0: must be a whole number of at least 1"),
+        ("data.n_images=0", "data.n_images=0: must be a whole number from 1 to 100000"),
         ("data.on_corrupt=ignore", "data.on_corrupt=ignore: must be one of error, skip"),
         ("data.source=foldr", "did you mean 'folder'"),
         ("data.folder=x", "add data=folder"),

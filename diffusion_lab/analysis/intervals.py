@@ -205,14 +205,15 @@ def _penalise(
     penalised = math.fsum(np.where(there, x, v)) / len(x)
     rate = summarise(there.astype(float), ids, share=True)
     low = high = None
-    if found.mean is not None and found.standard_error and rate.mean is not None:
-        if rate.low is not None and rate.high is not None:
-            m, r = found.mean - v, rate.mean
-            # Of all prompts, not only of those with a face: with these degrees of freedom 94 to 97 % are covered.
-            reach = r * student_t(int(units(ids)[0].max())) * found.standard_error
-            low = max(v, penalised - math.hypot(m * (r - rate.low), reach))
-            high = penalised + math.hypot(m * (rate.high - r), reach)
-            high = high if top is None else max(penalised, min(high, top))
+    if None not in (found.mean, rate.mean, rate.low, rate.high) and found.standard_error:
+        assert found.mean is not None and rate.mean is not None  # noqa: PT018 - for mypy
+        assert rate.low is not None and rate.high is not None  # noqa: PT018
+        m, r = found.mean - v, rate.mean
+        # Of all prompts, not only of those with a face: with these degrees of freedom 94 to 97 % are covered.
+        reach = r * student_t(int(units(ids)[0].max())) * found.standard_error
+        low = max(v, penalised - math.hypot(m * (r - rate.low), reach))
+        high = penalised + math.hypot(m * (rate.high - r), reach)
+        high = high if top is None else max(penalised, min(high, top))
     note = found.note
     if found.low is not None and low is None and rate.note:
         note = "; ".join(part for part in (note, f"counting missing images: {rate.note}") if part)

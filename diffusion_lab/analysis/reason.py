@@ -34,7 +34,7 @@ class Moves:
     gaps: Mapping[
         int, tuple[float, float] | None
     ]  # neighbour's position -> 95 % limits of how much it scores less
-    without_interval: Sequence[str]  # metrics whose interval is wanting at the recommended step or beside it
+    without_interval: Mapping[str, str]  # metrics that lack one at the recommended step or beside it, and why
     images: int  # per evaluation
     within_one_prompt: bool  # the intervals speak of its noise only
     n_images: int | None
@@ -146,13 +146,11 @@ def _said(m: Moves, kind: str, neighbours: Sequence[int]) -> str:
             return f"{_steps(steps)} scores clearly less"
         return "the evaluation beside it scores clearly less" if one else "its neighbours score clearly less"
     if kind == "unknown":
-        names = [spoken(name) for name in m.without_interval]
-        which = (
-            f"{listed(names)} {'has' if len(names) == 1 else 'have'} no interval"
-            if names
-            else "there is no interval"
-        )
-        return f"how sure this is against {_steps(steps)} cannot be told, for {which}"
+        which = [
+            f"{spoken(name)} has no interval" + (f" ({why})" if why else "")
+            for name, why in m.without_interval.items()
+        ]
+        return f"how sure this is against {_steps(steps)} cannot be told: {listed(which or ['there is no interval'])}"
     near = f"{_steps(steps)} {'scores' if one else 'score'} within the error of the difference"
     if m.best == len(m.steps) - 1:
         return f"{near}, so the gain of the last steps is not certain"

@@ -22,9 +22,10 @@ import plotly.offline
 from markupsafe import Markup
 
 from diffusion_lab.analysis import charts, words
+from diffusion_lab.analysis.limits import limits_of, value_of
 from diffusion_lab.analysis.reason import rules_of_thumb, spoken
 from diffusion_lab.analysis.record import MetricInfo, Run, lost, read_run, read_scalars
-from diffusion_lab.analysis.stop import StepScore, limits_of, value_of
+from diffusion_lab.analysis.stop import StepScore
 from diffusion_lab.interfaces import Summary
 from diffusion_lab.tracking import atomic
 

@@ -170,26 +170,23 @@ def print_table(folder: Path, console: Console | None = None) -> None:
 
     run = read_run(folder)
     lines = view(run, read_images(folder))["lines"]
-    counted = any(
-        line["penalised"] for line in lines
-    )  # what one has to know of a mean over some of the images
     table = Table(box=None, padding=(0, 2, 0, 0))
-    extra = ("all images", "with a face") if counted else ()
-    for name in ("metric", "mean", "95 % interval", "images", *extra, "ceiling", "impostor"):
+    for name in ("metric", "mean", "95 % interval", "images", "ceiling", "impostor"):
         table.add_column(name, justify="left" if name in ("metric", "mean") else "right", overflow="fold")
     for line in lines:
-        images = f"{line['n']} of {line['n'] + line['missing']}" if line["missing"] else str(line["n"])
+        total = line["n"] + line["missing"]
+        images = f"{line['n']} of {total}" if line["missing"] else str(line["n"])
         mean = f"{line['mean']} {line['error']}"
-        beside = (line["penalised"] or "-", line["rate"] or "-") if counted else ()
-        table.add_row(
-            line["name"], mean, line["interval"], images, *beside, line["ceiling"], line["impostor"]
-        )
+        table.add_row(line["name"], mean, line["interval"], images, line["ceiling"], line["impostor"])
+        if line["penalised"]:  # a mean over some of the images says nothing of the others
+            table.add_row("  over all", line["penalised"], line["penalised_interval"], str(total))
     console = console or Console()
     console.print(table)
     for line in lines:
+        said = [line["note"]] if line["note"] else []
         if line["penalised"]:
-            within = line["penalised_interval"] and f" (95 %: {line['penalised_interval']})"
-            said = f"{line['penalised']}{within} counts each image without a face as {line['imputed']}"
-            console.print(f"{line['name']}, all images: {said}", markup=False, highlight=False)
-        if line["note"]:
-            console.print(f"{line['name']}: {line['note']}", style="yellow", markup=False, highlight=False)
+            counts = f"each one without counts as {line['imputed']} in the mean over all"
+            said.insert(0, f"a face in {line['rate']} of the images; {counts}")
+        for text in said:
+            told = f"{line['name']}: {text}"
+            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from diffusion_lab.analysis.differences import Limits, Values, combined, correlation, difference, scaled
+from diffusion_lab.analysis.limits import half_width_of as half_width_of
+from diffusion_lab.analysis.limits import lacking, limits_of, missing_notes
+from diffusion_lab.analysis.limits import value_of as value_of
 from diffusion_lab.analysis.reason import Change, Moves, explain
 from diffusion_lab.interfaces import Summary, UserError
 
@@ -68,49 +71,6 @@ def scale(value: float, low: float, high: float) -> float:
     if low == high:
         raise ValueError(f"a range needs two different ends, not {low} twice")
     return (value - low) / (high - low)
-
-
-def value_of(summary: Summary) -> float | None:
-    """The number the rule uses: the mean that counts images without a face too, where there is such a mean."""
-    return summary.mean if summary.penalised is None else summary.penalised
-
-
-def limits_of(summary: Summary) -> Limits | None:
-    """The 95 % interval of `value_of`; None where it cannot be estimated."""
-    value, s = value_of(summary), summary.standard_error
-    if summary.penalised_low is not None and summary.penalised_high is not None:
-        return summary.penalised_low, summary.penalised_high
-    if value is None or (summary.penalised is not None and summary.imputed is not None):
-        return None
-    if summary.penalised is not None and summary.missing:
-        half = _half_of_an_earlier_record(summary)
-        return None if half is None else (value - half, value + half)
-    if summary.low is not None and summary.high is not None:
-        return summary.low, summary.high
-    return (value - 1.96 * s, value + 1.96 * s) if s else None
-
-
-def half_width_of(summary: Summary) -> float | None:
-    """Half of the 95 % interval of `value_of`, or None where it cannot be estimated."""
-    limits = limits_of(summary)
-    return None if limits is None else (limits[1] - limits[0]) / 2
-
-
-def _half_of_an_earlier_record(summary: Summary) -> float | None:
-    """Of a penalised mean that counts 0 and has no interval of its own.
-
-    From mean, n and standard error s the sum of squares is (n - 1) n s^2 + n mean^2, and so the variance over all
-    n + missing images follows.
-    """
-    s, mean = summary.standard_error, summary.mean
-    if s is None or mean is None or summary.penalised is None:
-        return None
-    t = 1.96  # or Student's, as the summary has it
-    if s > 0 and summary.low is not None and summary.high is not None:
-        t = (summary.high - summary.low) / 2 / s
-    total = summary.n + summary.missing
-    squares = (summary.n - 1) * summary.n * s**2 + summary.n * mean**2
-    return t * math.sqrt(max(0.0, squares / total - summary.penalised**2) / (total - 1))
 
 
 def check(weights: Mapping[str, float], ranges: Mapping[str, Sequence[float]], names: Iterable[str]) -> None:
@@ -175,7 +135,7 @@ def recommend(
     used, notes = settle_weights(weights, list(infos), seen)
     if not used:
         return None
-    notes += _missing_notes(
+    notes += missing_notes(
         [summaries_by_step[k][m] for k in steps for m in used if m in summaries_by_step[k]]
     )
     ends = {
@@ -220,7 +180,7 @@ def recommend(
         before={m: change(m, 0, best) for m in used},
         after={m: change(m, best, len(steps) - 1) for m in used},
         gaps={i: gap(i) for i in (best - 1, best + 1) if 0 <= i < len(steps)},
-        without_interval=tuple(m for m in used if _lacks(m, limits, values, best)),
+        without_interval=lacking(used, [summaries_by_step[k] for k in steps[max(0, best - 1) : best + 2]]),
         images=max((s.n + s.missing for s in at_best), default=0),
         within_one_prompt=any(s.within_one_prompt for s in at_best),
         n_images=n_images,
@@ -314,27 +274,6 @@ def _value(summary: Summary | None) -> float | None:
 
 def _limits(summary: Summary | None) -> Limits | None:
     return None if summary is None else limits_of(summary)
-
-
-def _lacks(
-    name: str,
-    limits: Mapping[str, Sequence[Limits | None]],
-    values: Mapping[str, Sequence[float | None]],
-    best: int,
-) -> bool:
-    """Whether a metric's interval is wanting where the reason asks for it: at the recommended step and beside it."""
-    around = range(max(0, best - 1), min(len(values[name]), best + 2))
-    return any(limits[name][i] is None and values[name][i] is not None for i in around)
-
-
-def _missing_notes(summaries: Sequence[Summary]) -> list[str]:
-    """What images without a face counted, where there are any."""
-    counted = [s for s in summaries if s.penalised is not None and s.missing]
-    if not counted:
-        return []
-    lowest = min(s.imputed or 0.0 for s in counted)
-    value = "0" if lowest == 0 else f"down to {lowest:.2f}, as little as the least similar face"
-    return [f"Images without a face count as {value} in similarity."]
 
 
 def _correlation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,17 +86,26 @@ def counted_as(summaries: Mapping[int, Summary]) -> str:
     return " to ".join(dict.fromkeys([said[0], said[-1]])) if said else ""
 
 
+def _surely_above(here: Summary, ceiling: Summary) -> bool:
+    """Whether the interval of the difference excludes 0; of a ceiling without an interval the mean alone counts."""
+    if here.mean is None or here.low is None or here.high is None or ceiling.mean is None:
+        return False
+    reach = 0.0 if ceiling.low is None or ceiling.high is None else (ceiling.high - ceiling.low) / 2
+    return here.mean - ceiling.mean > math.hypot(here.mean - here.low, reach)
+
+
 def cautions(run: Run, stop: int | None) -> list[str]:
     """What a reader should know before believing the curves."""
     said = []
     for name in ("similarity", "similarity_heldout"):
         here = run.summaries.get(stop, {}).get(name) if stop is not None else None
         ceiling = run.references.get(name, {}).get("ceiling")
-        if here and ceiling and here.low is not None and ceiling.mean is not None and here.low > ceiling.mean:
+        if here and ceiling and _surely_above(here, ceiling):
             said.append(
                 f"At step {stop} {spoken(name)} lies above what real photographs reach among themselves"
                 f" ({here.mean:.2f} against {ceiling.mean:.2f}): a sign of copied pictures."
             )
+    said += _photographs(run)
     crowded = {step: n for step, n in run.several_faces.items() if n}
     if crowded:
         said.append(
@@ -105,6 +115,26 @@ def cautions(run: Run, stop: int | None) -> list[str]:
     if run.summaries and 0 not in run.summaries:
         said.append("Step 0 was not evaluated, so there is no floor to compare with.")
     return said
+
+
+def _photographs(run: Run) -> list[str]:
+    """The subject's pictures that show several faces, or one unlike all others."""
+    own = [one for group in ("train", "heldout") for one in run.photographs.get(group, ())]
+    said = []
+    several = [str(one.get("file")) for one in own if one.get("faces", 0) > 1]
+    if several:
+        said.append(
+            f"Several faces in {_first(several)}: compared is the one that the other pictures show too, else by size "
+            "and centre; the sheet of training pictures frames it."
+        )
+    odd = [str(one.get("file")) for one in own if one.get("unlike")]
+    if odd:
+        said.append(f"The face in {_first(odd)} is unlike that of all other pictures of the subject.")
+    return said
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def seconds(value: Any) -> str:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 KINDS = ("miniature", "full")
 # Those of `Features`; "face_found" asks for the detector alone, and fills `face` where nobody asks for embeddings.
-FIELDS = frozenset({"face", "face_found", "clip_image", "clip_text", "aesthetics", "dino", "inception"})
+FIELDS = frozenset(
+    {"face", "face_found", "clip_image", "clip_text", "aesthetics", "dino", "inception", "inception_logits"}
+)
 
 
 class EncoderBank:
@@ -103,8 +105,11 @@ class EncoderBank:
             found["clip_text"] = self._texts(texts)
         if "dino" in needs:
             found["dino"] = seen(("dino",), lambda some: self._dino.embed_images(some))
-        if "inception" in needs:
+        if {"inception", "inception_logits"} & needs:
             found["inception"] = seen(("inception",), lambda some: self._inception.embed_images(some))
+            logits = self._inception.logits(found["inception"]) if "inception_logits" in needs else None
+            if logits is not None:
+                found["inception_logits"] = logits
         return {name: value.float().cpu() for name, value in found.items()}
 
     def _texts(self, texts: Sequence[str | None]) -> Tensor:

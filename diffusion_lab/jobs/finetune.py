@@ -29,7 +29,7 @@ from diffusion_lab.jobs.conclude import (
     recommendation,
 )  # fmt: skip
 from diffusion_lab.resume import Standing, find, locked, standing
-from diffusion_lab.tracking.atomic import clear_leftovers, dumps, replace_folder
+from diffusion_lab.tracking.atomic import clear_leftovers, dumps, replace_folder, standing_folder
 from diffusion_lab.tracking.recorded import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(config: Config, run_folder: Path) -> None:
         processes.shared(None)
         _leave(config, run_folder, device, stands)
         return
-    with locked(run_folder):
+    with locked(run_folder), standing_folder(run_folder):
         _run(config, run_folder, device, stands)
 
 
@@ -169,7 +169,6 @@ def _finetune(
     tell(config, device)
     subject, prompts, pipe = load_parts(config, device)
     files.prompts(prompts)
-    log.info("%s", token_report(pipe.tokenizer, subject, prompts))
     resolution = resolution_of(pipe, config.model)
     bank = EncoderBank(config.metrics, device)
     references = _measure_photographs(config, subject, bank, resolution, findings, files)
@@ -182,6 +181,7 @@ def _finetune(
         findings.steps_done = state.step
         newest = None  # its memory
     findings.meter, findings.pipe, findings.state = state.meter, pipe, state
+    log.info("%s", token_report(pipe.tokenizer, subject, prompts))
     check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)  # a learnt word may be several tokens
     rest(state, bank, config.memory)  # a run that goes on may train before it evaluates
     compile_blocks(state, config.memory)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.data.nouns import fitting_set
 from diffusion_lab.defaults import is_full_size
 from diffusion_lab.interfaces import UserError
 
@@ -36,7 +37,7 @@ ENCODERS = (
 )  # fmt: skip
 # For another tool's file, which tells nothing of this: what full-size models are usually sampled with.
 FULL_SIZE: Mapping[str, Any] = {
-    "name": "portrait", "n": 100, "images_per_prompt": 1, "sampling_steps": 30, "guidance_scale": 7.5,
+    "n": 100, "images_per_prompt": 1, "sampling_steps": 30, "guidance_scale": 7.5,
     "batch_size": 8,
 }  # fmt: skip
 SAMPLER_NAME = "DPM++ 2M"  # the one that images are drawn with, by the web UIs' name
@@ -100,7 +101,9 @@ def as_trained(
         config.model.resolution = model.get("resolution")  # what was filled in is another model's
     prompts = recorded.get("prompts") or {}
     if not prompts and artefact is not None and is_full_size(config.model):
-        prompts, source = FULL_SIZE, "the usual for full-size models, since the artefact tells nothing of it"
+        noun = config.data.class_noun if "data.class_noun" in given else header.get("class_noun")
+        prompts = {**FULL_SIZE, "name": fitting_set(noun)}
+        source = "the usual for full-size models, since the artefact tells nothing of it"
     is_other_set = any(f"prompts.{key}" in given for key in ("name", "path"))
     for key in (*(() if is_other_set or config.job.texts else SET), *SAMPLER):
         if is_other_set and key == "negative":

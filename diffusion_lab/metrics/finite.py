@@ -11,8 +11,8 @@ from diffusion_lab.interfaces import Features
 
 log = logging.getLogger(__name__)
 
-FIELDS = ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception")
-MAY_LACK = frozenset({"face", "clip_text"})  # all NaN: no face found, no prompt
+FIELDS = ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception", "inception_logits")
+MAY_LACK = frozenset({"face", "clip_text"})  # all NaN: no face found (where nobody counted), no prompt
 MOST_NAMES = 5
 
 
@@ -29,7 +29,11 @@ def without_broken_rows(features: Features, names: Sequence[str]) -> Features:
             continue
         flat = rows.reshape(len(rows), -1)
         broken = ~flat.isfinite().all(dim=1)
-        told = broken & ~flat.isnan().all(dim=1) if field in MAY_LACK else broken
+        told = broken
+        if field == "face" and features.faces is not None:
+            told = broken & (features.faces > 0)
+        elif field in MAY_LACK:
+            told = broken & ~flat.isnan().all(dim=1)
         if bool(told.any()):
             numbers = told.nonzero().flatten().tolist()
             shown = ", ".join(names[number] for number in numbers[:MOST_NAMES])

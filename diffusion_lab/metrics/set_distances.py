@@ -70,9 +70,9 @@ class Kid:
 class Fid:
     """The Frechet distance, exact for any number of images; every value of n < d carries a note.
 
-    ``legacy``: the real part of a complex matrix root in float32 instead, as published code had it. Of fewer images
-    than dimensions it is mostly rounding and can be negative, so it has no interval. It is the published root on the
-    pool features of `fid`; code that took the 1000 class logits has other numbers.
+    ``legacy``: as published code had it instead, the real part of a complex matrix root in float32, of the classifier's
+    logits. Of fewer images than classes it is mostly rounding and can be negative, so it has no interval: it shows what
+    numbers made that way are worth. Weights without a classifier leave it the pool features, which its note says.
     """
 
     higher_is_better = False
@@ -81,8 +81,8 @@ class Fid:
 
     def __init__(self, name: str, field: str, label: str, *, legacy: bool = False) -> None:
         self.name, self.field, self.label, self.legacy = name, field, label, legacy
-        self.version = "2" if legacy else "1"  # 2: in float32
-        self.needs: tuple[str, ...] = (field,)
+        self.version = "2" if legacy else "1"  # 2: in float32, of logits
+        self.needs: tuple[str, ...] = (field, "inception_logits") if legacy else (field,)
         self.unit = "squared distance"
 
     def summary(
@@ -109,13 +109,16 @@ class Fid:
         from diffusion_lab.analysis.pairs import FEWEST, jackknife_error
         from diffusion_lab.metrics.distances import frechet, frechet_legacy
 
-        x, ids, missing = _rows(some, self.field, prompt_ids)
-        y, _, _ = _rows(targets, self.field)
+        classified = self.legacy and None not in (some.inception_logits, targets.inception_logits)
+        field = "inception_logits" if classified else self.field
+        x, ids, missing = _rows(some, field, prompt_ids)
+        y, _, _ = _rows(targets, field)
         if min(len(x), len(y)) < 2:
             return undefined(_TOO_FEW, some.n)
         note = few_images(len(x), len(y), x.shape[1])
         if self.legacy:
-            said = "the real part of a complex root in float32: mostly rounding, can be negative; no interval"
+            what = "class logits" if classified else "pool features, for the weights have no classifier"
+            said = f"the real part of a complex root in float32, of {what}: mostly rounding, can be negative; no interval"
             note = "; ".join(part for part in (note, said) if part)
             return interval_of(frechet_legacy(x, y), len(x), None, 0, missing=missing, note=note)
         codes, alone = units(ids)

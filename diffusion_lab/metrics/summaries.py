@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from diffusion_lab.analysis.intervals import BOUNDS, summarise
@@ -25,7 +26,7 @@ def of_images(
     """The summary of an evaluation's images, clustered by prompt."""
     # Without a face in any reference the metric has no meaning, so neither has a number for what is missing.
     can_miss = metric.can_miss and comparable(metric, references)
-    return summarise(
+    found = summarise(
         values.tolist(),
         ids,
         can_miss=can_miss,
@@ -35,6 +36,7 @@ def of_images(
         share=metric.unit == "share",
         bounds=BOUNDS.get(metric.unit, (None, None)),
     )
+    return found if found.mean is not None or found.note else replace(found, note="no image has a value")
 
 
 def of_photographs(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models.devices import bf16_slowdown
+from diffusion_lab.models.fingerprints import source_of
 from diffusion_lab.models.folder import check_folder, variant_of
 from diffusion_lab.models.hub import cached_model
 from diffusion_lab.models.shipped import MINIATURES, shipped_folder
@@ -112,6 +113,7 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
     one_file = isinstance(source, Path) and source.is_file()
     if isinstance(source, Path):
         (check_file if one_file else check_folder)(source, model)
+    files = source_of(model)
     try:
         with quiet_loading():
             pipe = load_file(Path(source), model) if one_file else _from_pretrained(source, model)
@@ -121,6 +123,7 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
         raise UserError(_loading_failed(model, source, error)) from error
     _check_supported(pipe, model)
     pipe.set_progress_bar_config(disable=True)
+    pipe.loaded_from = files  # see `fingerprints`
     for module in modules(pipe):
         module.requires_grad_(False)
         module.eval()

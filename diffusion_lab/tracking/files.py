@@ -24,9 +24,10 @@ import yaml  # type: ignore[import-untyped]
 from PIL import Image
 
 from diffusion_lab.interfaces import AnyMetric, Evaluation, PromptSet, ScoreRow, Status, Summary, UserError
-from diffusion_lab.resume import run_id
-from diffusion_lab.tracking import atomic, backup, provenance, samples, scores, vouched
+from diffusion_lab.resume import differences, run_id
+from diffusion_lab.tracking import atomic, backup, provenance, samples, scores, streams, vouched
 from diffusion_lab.tracking.earlier import Earlier, earlier
+from diffusion_lab.tracking.recorded import recorded
 
 if TYPE_CHECKING:
     from diffusion_lab.interfaces import Pixels
@@ -105,6 +106,8 @@ class FileTracker:
         run = run_id(config)
         before = None
         if self.resume_step is not None:
+            known = recorded(self.folder, lambda theirs: not differences(theirs, config))
+            run = str((known.result.get("run") if known else None) or run)
             before = earlier(self.folder, self.resume_step, run=run, due=_due(config, self.resume_step))
             before = _without_damage(self.folder, before, self.resume_step)
         atomic.check_writable(self.folder)
@@ -393,7 +396,7 @@ class FileTracker:
         if str(path.absolute()) in open_files:
             return
         with atomic.mendable(path):
-            self._log = logging.FileHandler(path, encoding="utf-8")
+            self._log = streams.LogFile(path, encoding="utf-8")
         self._log.setFormatter(logging.Formatter(_LOG_FORMAT))
         root.addHandler(self._log)
 

@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffusion_lab.failures import is_memory
 from diffusion_lab.interfaces import Stateful, UserError
 from diffusion_lab.models.load import modules
 from diffusion_lab.tracking import tensors
@@ -211,13 +212,18 @@ def read(folder: Path) -> Checkpoint:
             if _sha256(folder / path) != sha256:
                 raise ValueError(f"the checksum of {path} is wrong")
         values: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        if lacking := {"step", "identity", "weights", "optimizer"} - values.keys():
+            raise ValueError(f"it is no checkpoint of this program: it lacks {', '.join(sorted(lacking))}")
         if told["schema"] == SHARED:
             weights = {path: load_file(folder / path) for path in files}
             values |= {name: _with(values[name], weights) for name in ("weights", "method")}
         return Checkpoint(folder, int(values["step"]), values)
     except UserError:
         raise
-    except Exception as error:  # JSON, KeyError, OSError, what unpickling raises: damaged in any case
+    except Exception as error:
+        if is_memory(error):
+            raise
+        # JSON, KeyError, OSError, what unpickling raises: damaged in any case
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 

@@ -101,6 +101,24 @@ def test_sets_have_a_summary_and_no_rows(name: str, photographs: References) -> 
     assert again == summary
 
 
+def test_the_legacy_distance_is_of_logits_in_float32() -> None:
+    """Identical sets of five images and a thousand classes: as published code had it, far below 0; exactly, 0."""
+    rows = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 1000))).float()
+    same = replace(rich(5, 1), inception_logits=rows)
+    references = References(train=same, heldout=None, impostors=None)
+    prompts = planned(*[(f"a dog {i}", "", True) for i in range(5)], each=1)
+    _, found = score(same, references, select(["fid", "fid_legacy"]), prompts, 0)
+    assert found["fid"].mean == pytest.approx(0, abs=1e-9)
+    assert found["fid_legacy"].mean is not None
+    assert -60 < found["fid_legacy"].mean < -5
+    assert found["fid_legacy"].low is None
+    assert "of class logits" in (found["fid_legacy"].note or "")
+    assert "in 1000 dimensions" in (found["fid_legacy"].note or "")
+    _, without = score(rich(5, 1), replace(references, train=rich(5, 2)), select(["fid_legacy"]), prompts, 0)
+    assert "the weights have no classifier" in (without["fid_legacy"].note or "")
+    assert METRICS["fid_legacy"].version == "2"
+
+
 def test_values_of_sets_are_the_functions_own(photographs: References) -> None:
     generated = rich(8, 4)
     _, found = score(generated, photographs, select(SETS), planned(*[("a dog", "", True)] * 4), 0)
