@@ -41,7 +41,7 @@ METHODS = {  # the words beside those of every run
     "dreambooth": ["method.prior_weight=0", "steps.optimizer=adamw8bit", "steps.checkpoint_every=0"],
 }
 PLAIN = """
-import json, sys, torch
+import json, os, sys, torch
 from diffusers import StableDiffusionPipeline
 base, runs = sys.argv[1], json.loads(sys.argv[2])
 torch.set_grad_enabled(False)
@@ -62,7 +62,13 @@ if "lora" in runs:
     found["lora"] = draw(pipe, "a photo of customcls man")
 del pipe
 if "dreambooth" in runs:
-    found["dreambooth"] = draw(load(runs["dreambooth"]), "a photo of customcls man")
+    if os.path.isfile(os.path.join(runs["dreambooth"], "model_index.json")):
+        pipe = load(runs["dreambooth"])
+    else:  # the U-Net alone
+        from diffusers import UNet2DConditionModel
+        pipe = load(base)
+        pipe.unet = UNet2DConditionModel.from_pretrained(runs["dreambooth"] + "/unet", dtype=torch.float32)
+    found["dreambooth"] = draw(pipe, "a photo of customcls man")
 print("FOUND " + json.dumps(found))
 """
 
@@ -180,6 +186,10 @@ def load_elsewhere(report: Report, folder: Path, artefacts: dict[str, Path]) -> 
         "textual_inversion": artefacts.get("textual_inversion", Path()) / "learned_embeds.safetensors",
         "dreambooth": artefacts.get("dreambooth", Path()),
     }
+    if not (places["dreambooth"] / "model_index.json").is_file():
+        # Where step 0 is recommended, as with weights that mean nothing it may be, the artefact is a note of the
+        # untouched model: what the last step left is loaded then.
+        places["dreambooth"] = places["dreambooth"].parent / "adapters" / "step-000001"
     there = {name: str(path) for name, path in places.items() if name in artefacts}
     script = folder / "plain.py"
     script.write_text(PLAIN)

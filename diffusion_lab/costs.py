@@ -47,6 +47,9 @@ CALL_SECONDS = 0.025  # a U-Net call on a card, at least: 900 kernels, launched 
 # (docs/benchmarks.md); a whole U-Net reaches less.
 CORE_TFLOPS = 0.06
 BF16_GAIN = 2.0  # of a CPU that has bf16, over float32: the same convolution
+# Of an optimizer step on a CPU, one core, for a trained number; 8-bit AdamW is meant for cards. Measured in the rehearsal
+# on a busy machine, so rather too much.
+OPTIMIZER_SECONDS = {"adamw": 1e-8, "adamw8bit": 1e-7, "prodigy": 3e-8}
 WITHIN = {"card": 2.0, "unknown card": 4.0, "cpu": 3.0}  # what the estimate may be off by, as a factor
 
 
@@ -160,6 +163,9 @@ def _full_size(
     side = (config.model.resolution or 512) // model.factor
     adapters = LORA_FLOP * rank * footprint.sums(model.unet, side)[1] / 1e12
     step = max(pictures * (passed + adapters) * ways / found.chosen, ways * found.call)
+    if not found.gpu:
+        update = footprint.trained_numbers(config, model) * OPTIMIZER_SECONDS[config.steps.optimizer]
+        step += update / cores() / config.steps.gradient_accumulation
     training = steps * step + config.data.n_images * ENCODE_TFLOP * area / found.float32
     if prior:
         # Pictures of the class, drawn by the model as it is loaded, unless an earlier run has drawn them.
