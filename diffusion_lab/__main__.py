@@ -169,9 +169,9 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
     from diffusion_lab.models.fetch import fetch
     from diffusion_lab.preflight import WORDS, check, show
 
-    config = fill_defaults(to_config(composed))
     text("hydra.run.dir", composed.hydra.run.dir)
     wanted = Path(composed.hydra.run.dir).absolute()
+    config = fill_defaults(to_config(composed), wanted)
     if not processes.is_main():
         finetunes = config.job.name in jobs.WITH_RUN_FOLDER and not config.job.dry_run
         return _end(jobs.perform(config, wanted)) if finetunes else 0
@@ -301,7 +301,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     ended: dict[str, Any] = {"name": run_folder.name, "status": "interrupted", "error": "stopped by Ctrl-C"}
     try:
         with isolated():
-            config = fill_defaults(to_config(composed))
+            config = fill_defaults(to_config(composed), run_folder)
             config.tracker.group = config.tracker.group or run_folder.parent.name
             run_folder = resume.already_begun(config, run_folder)
             ended["name"] = run_folder.name

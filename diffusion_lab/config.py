@@ -110,7 +110,7 @@ class Model:
     variant: str | None = None
     resolution: int | None = None  # pixels; null: the model's own
     device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "fp32"  # fp32, bf16, fp16: of the forward pass; what trains stays fp32
+    precision: str = "fp32"  # auto (what the device does well), fp32, bf16, fp16: of the forward pass; what trains stays fp32
     allow_pickle: bool = False  # load .bin weights too; only from people you trust
     local_files_only: bool = False
 
@@ -128,7 +128,7 @@ class Model:
         kind, _, index = self.device.partition(":")
         if not (kind == "cuda" and index.isdigit()):
             one_of("model.device", self.device, ("auto", "cpu", "cuda", "mps"))
-        one_of("model.precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         flag("model.allow_pickle", self.allow_pickle)
         flag("model.local_files_only", self.local_files_only)
 

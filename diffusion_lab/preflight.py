@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import one_of
-from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
+from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings, time_rows
 from diffusion_lab.encoders.check import check_encoders, encoder_warnings, needed
 from diffusion_lab.encoders.files import check_files
 from diffusion_lab.interfaces import PromptSet, UserError
+from diffusion_lab.models.devices import precision_row, precision_warnings
 from diffusion_lab.models.downloads import Wanted, of_model, rows, wanted
 from diffusion_lab.models.folder import check_model
 from diffusion_lab.models.shipped import MINIATURES
@@ -118,7 +119,11 @@ def _check_generate(config: Config) -> Plan:
 
     ordered = order(config)
     check_device(ordered.model)
-    warnings = [*ignored_negative(ordered.settings, ordered.prompts), *unsaid(ordered)]
+    warnings = [
+        *ignored_negative(ordered.settings, ordered.prompts),
+        *unsaid(ordered),
+        *precision_warnings(ordered.model),
+    ]
     configs = check_model(ordered.model, warnings)
     if configs is not None:
         check_fit(ordered.artefacts, configs, ordered.model.path)
@@ -128,6 +133,7 @@ def _check_generate(config: Config) -> Plan:
     told = (
         ("job", "generate"),
         ("model", ordered.model.path),
+        ("precision", precision_row(ordered.model)),
         ("with", ", ".join(f"{piece.kind} {piece.path}" for piece in ordered.artefacts) or "nothing"),
         ("images", f"{images}, prompts {ordered.prompts.name}"),
         *([("drawn with", ordered.taken)] if ordered.taken else []),
@@ -173,6 +179,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     warnings += look_at_subject(config.data, config.model.resolution or 512)
     warnings += enough_images(config, prompts) + ignored_negative(config.prompts, prompts)
     warnings += prompts_warnings(config.prompts.name, noun)
+    warnings += precision_warnings(config.model)
     configs = check_model(config.model, warnings)
     warnings += check_method(config, configs)
     warnings += check_identifier(config, noun, prompts)
@@ -206,6 +213,7 @@ def _plan(
     every = f"every {steps.every} steps: " + ", ".join(map(str, _shortened(evaluations)))
     told = (
         ("model", config.model.path + (f", {resolution} pixels" if resolution else "")),
+        ("precision", precision_row(config.model)),
         ("method", config.method.name),
         ("subject", f"{data.subject}, '{data.identifier} {noun}', {data.n_images} pictures"),
         ("prompts", f"{prompts.name}: {len(prompts)}, {sampling.sampling_steps} steps, "
@@ -214,9 +222,7 @@ def _plan(
         ("evaluations", f"{len(evaluations)}, {every}"),
         ("images sampled", f"{sampled:,} ({per_evaluation} an evaluation)"),
         ("U-Net passes", f"{forwards:,} images"),
-        ("time", f"about {duration(cost.seconds)} on {cost.device}: "
-                 f"training {duration(cost.training_seconds)}, "
-                 f"evaluation {duration(cost.evaluation_seconds)}"),
+        *(("time" if not number else "", line) for number, line in enumerate(time_rows(cost, duration))),
         ("memory", memory_row(cost)),
         ("disk", f"about {room(cost.disk_bytes)} in {run_folder}"),
         *rows(files),

@@ -161,10 +161,10 @@ def size(value: Any) -> str:
 
 
 def costs(run: Run) -> list[tuple[str, str, str]]:
-    """(what, how long, peak memory) of training and of evaluation, and of the evaluation's parts."""
+    """(what, how long, peak memory) of start, training and evaluation, and of the evaluation's parts."""
     rows = [
         (part, seconds(cost.get("seconds")), size(cost.get("peak_memory_bytes")))
-        for part in ("training", "evaluation")
+        for part in ("start", "training", "evaluation")
         if isinstance(cost := run.cost.get(part), Mapping) and cost
     ]
     parts: dict[str, float] = {}

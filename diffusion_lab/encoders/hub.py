@@ -41,7 +41,8 @@ def load_pretrained(load: Callable[[str], T], name: str, key: str, files: str) -
     from diffusion_lab.models.hub import cached, from_cache
 
     try:
-        with from_cache(not local and cached(name, "model.safetensors") is not None):
+        weights = ("model.safetensors", "model.safetensors.index.json")
+        with from_cache(not local and any(cached(name, file) is not None for file in weights)):
             return load(str(folder) if local else name)
     except Exception as error:  # no network, a private repository, a file that does not fit
         raise UserError(

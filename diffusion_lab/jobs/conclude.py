@@ -250,5 +250,5 @@ def _cost(meter: Meter | None) -> dict[str, dict[str, float]]:
         return {}
     return {
         name: {"seconds": meter.seconds.get(name, 0.0), "peak_memory_bytes": meter.peak(name)}
-        for name in ("training", "evaluation")
+        for name in ("start", "training", "evaluation")
     }

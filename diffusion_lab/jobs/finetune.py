@@ -6,6 +6,7 @@ The order of a run, top to bottom; what each part does stands in its own room.
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,19 +155,25 @@ def _finetune(
     from diffusion_lab.data.tokens import check_lengths, token_report
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.metrics.evaluate import evaluate
+    from diffusion_lab.models.calibrate import tell
     from diffusion_lab.models.load import resolution_of
     from diffusion_lab.models.memory import awake, compile_blocks, rest
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.tracking.progress import Progress
     from diffusion_lab.training import checkpoint
     from diffusion_lab.training.loop import train
+    from diffusion_lab.training.meter import reset_peak
 
+    started = time.perf_counter()
+    reset_peak(device)
+    tell(config, device)
     subject, prompts, pipe = load_parts(config, device)
     files.prompts(prompts)
     resolution = resolution_of(pipe, config.model)
     bank = EncoderBank(config.metrics, device)
     references = _measure_photographs(config, subject, bank, resolution, findings, files)
     state = build(config, pipe, subject, prompts, newest)
+    state.meter.began("start", time.perf_counter() - started)
     if newest is not None:
         if state.step in files.measured():  # evaluated after the checkpoint was written
             state.meter.add("evaluation", files.evaluation_seconds(state.step))

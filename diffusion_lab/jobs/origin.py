@@ -134,7 +134,7 @@ def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Gi
 
 
 def _on_cpu(config: Config) -> bool:
-    from diffusion_lab.costs import has_gpu
+    from diffusion_lab.models.devices import has_gpu
 
     return config.model.device == "cpu" or (config.model.device == "auto" and not has_gpu())
 

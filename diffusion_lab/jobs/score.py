@@ -95,6 +95,7 @@ def scored_data(data: Data) -> Data:
 
 def run(config: Config, run_folder: Path) -> None:
     """Scores `job.images` and leaves scores.parquet, scores.csv, result.json and report.html in `run_folder`."""
+    from diffusion_lab.analysis.score_page import print_table, write_score_report
     from diffusion_lab.models.load import resolve_device
     from diffusion_lab.tracking.files import FileTracker
 
@@ -108,7 +109,8 @@ def run(config: Config, run_folder: Path) -> None:
     files.start(as_plain_dict(config))
     try:
         _score_folder(config, run_folder, device, files)
-        status = "completed"
+        report = write_score_report(run_folder, files.closing("completed", {}))
+        status = "completed"  # last, after all that it vouches for
     except KeyboardInterrupt:
         status = "interrupted"
         files.error("stopped by the user (Ctrl-C)")
@@ -118,9 +120,6 @@ def run(config: Config, run_folder: Path) -> None:
         raise
     finally:
         files.finish(status, {})
-    from diffusion_lab.analysis.score_page import print_table, write_score_report
-
-    report = write_score_report(run_folder)
     print_table(run_folder)
     log.info("report: %s", report)
 

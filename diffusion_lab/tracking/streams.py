@@ -61,7 +61,7 @@ def guarded() -> Iterator[tuple[Guarded, Guarded]]:
     """Standard output and standard error guarded inside."""
     before = sys.stdout, sys.stderr
     out, err = Guarded(before[0]), Guarded(before[1])
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield out, err
     finally:
@@ -93,5 +93,5 @@ class LogFile(logging.FileHandler):
         try:
             super().close()
         except OSError:  # what it still holds back
-            self.stream = None  # type: ignore[assignment]
+            self.stream = None
             logging.Handler.close(self)

@@ -266,7 +266,7 @@ class WandbTracker:
                 ]
             )
         history.keep_table(self.folder, evaluation.step, columns, rows)
-        table = wandb.Table(columns=columns)
+        table = wandb.Table(columns=[*columns])
         for row in rows:
             table.add_data(*row[:3], wandb.Image(row[3]), *row[4:])
         return table

@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -179,7 +179,7 @@ def write(values: Mapping[str, Any], root: Path) -> Path:
         for name in ("weights", "method") if shared else ():
             plain[name] = _without(plain[name], None if values["unchanged"] else places)
         with writing(beside / STATE) as sink:
-            torch.save(plain, sink)
+            torch.save(plain, cast("IO[bytes]", sink))
         schema = SHARED if shared else PLAIN
         write_json(beside / CHECKSUM, {"schema": schema, "sha256": sink.sha256, "files": sha256})
     return folder
