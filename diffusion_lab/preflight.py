@@ -150,7 +150,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     captions = training_captions(config.data)
     warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
     if config.data.source == "folder":
-        warnings += passed_over(subject_folder(config.data, None)[0])
+        warnings += passed_over(subject_folder(config.data, None)[0], captions=config.data.captions)
     warnings += enough_images(config, prompts) + ignored_negative(config.prompts, prompts)
     warnings += prompts_warnings(config.prompts.name, noun)
     configs = check_model(config.model, warnings)
