@@ -175,7 +175,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     captions = training_captions(config.data)
     warnings = _warnings(config) + unlikely(config) + caption_warnings(captions, config.data.identifier)
     if config.data.source == "folder":
-        warnings += passed_over(subject_folder(config.data, None)[0])
+        warnings += passed_over(subject_folder(config.data, None)[0], captions=config.data.captions)
     warnings += look_at_subject(config.data, config.model.resolution or 512)
     warnings += enough_images(config, prompts) + ignored_negative(config.prompts, prompts)
     warnings += prompts_warnings(config.prompts.name, noun)
