@@ -330,7 +330,7 @@ def test_sigterm_ends_cleanly_and_resume_folder_goes_on(
     assert main([f"resume={folder}"]) == 0
     log = (folder / "run.log").read_text()
     assert f"{newest} is damaged" in log
-    assert "going on with the run in" in log
+    assert "resuming the run in" in log
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["error"]) == ("completed", None)
     assert [entry["step"] for entry in result["evaluations"]] == [0, 2, 4, 6]

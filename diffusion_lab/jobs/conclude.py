@@ -77,7 +77,7 @@ def conclude(
         status = _after(status, error, files, "the report")
     tracker.finish(status, summary)
     if status == "interrupted":
-        log.info("to resume it: python -m diffusion_lab resume=%s", run_folder)
+        log.info("to go on: python -m diffusion_lab resume=%s", run_folder)
     elif problems:
         log.error("the same command, or resume=%s, writes what is missing", run_folder)
     for problem in problems:
