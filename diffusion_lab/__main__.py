@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffusion_lab import jobs, processes, resume
+from diffusion_lab import failures, jobs, processes, resume
+from diffusion_lab.checks import text
 from diffusion_lab.config import fill_defaults
 from diffusion_lab.interfaces import Terminated, UserError
 
@@ -34,11 +35,23 @@ SECRET = re.compile(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the command line says (`sys.argv` by default); returns the process's exit status."""
+    from diffusion_lab.tracking.streams import CLOSED, guarded
+
     words = [_in_full(word) for word in (sys.argv[1:] if argv is None else argv)]
+    with guarded() as (out, _):
+        status = _guarded(words)
+        out.flush()
+        if status == 0 and out.error is not None and out.error.errno not in CLOSED:
+            return _complain(f"standard output cannot be written ({out.error.strerror}): free some space", 2)
+        return status
+
+
+def _guarded(words: list[str]) -> int:
     try:
         return _main(words)
     except UserError as error:
-        return _complain(str(error), 2)
+        told = failures.told(error) if failures.out_of_memory(error) else None
+        return _complain(told or str(error), 2)
     except Terminated:
         return _complain("stopped by SIGTERM", 143)
     except KeyboardInterrupt:
@@ -47,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
+        message = failures.told(error)
+        if message is not None:
+            return _complain(message, 2)
         if not isinstance(error, HydraException | OmegaConfBaseException):
             raise
         from diffusion_lab.explain import explain
@@ -153,8 +169,9 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
     from diffusion_lab.models.fetch import fetch
     from diffusion_lab.preflight import WORDS, check, show
 
-    config = fill_defaults(to_config(composed))
+    text("hydra.run.dir", composed.hydra.run.dir)
     wanted = Path(composed.hydra.run.dir).absolute()
+    config = fill_defaults(to_config(composed), wanted)
     if not processes.is_main():
         finetunes = config.job.name in jobs.WITH_RUN_FOLDER and not config.job.dry_run
         return _end(jobs.perform(config, wanted)) if finetunes else 0
@@ -236,6 +253,7 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
     if expanded and config.job.dry_run:
         return 0
     wanted = compose_raw(expanded[0] if expanded else []).hydra.sweep.dir
+    text("hydra.sweep.dir", wanted)
     folder = _claim(Path(wanted).absolute(), "hydra.sweep.dir", overrides, 0)
     (folder / ENDED).unlink(missing_ok=True)
     try:
@@ -283,7 +301,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     ended: dict[str, Any] = {"name": run_folder.name, "status": "interrupted", "error": "stopped by Ctrl-C"}
     try:
         with isolated():
-            config = fill_defaults(to_config(composed))
+            config = fill_defaults(to_config(composed), run_folder)
             config.tracker.group = config.tracker.group or run_folder.parent.name
             run_folder = resume.already_begun(config, run_folder)
             ended["name"] = run_folder.name

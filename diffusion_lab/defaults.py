@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.data.nouns import fitting_set
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.models.devices import best_precision
 from diffusion_lab.models.shipped import MINIATURES
 
 if TYPE_CHECKING:
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 SMALL = 256  # pixels; a folder's model made for less is trained like the miniature
 
 
-def fill_defaults(config: Config) -> Config:
+def fill_defaults(config: Config, run_folder: Path | None = None) -> Config:
     """A copy with the nulls that stand for a rule replaced by the numbers that the rule gives.
+
+    A run that `run_folder` holds goes on in the precision in which it was begun, where `auto` would be another one.
 
     What only the model or the pictures know (a hub model's resolution, the number of held-out pictures,
     the prompt set's own negative prompt, the device) stays null or `auto`; the run's record has it.
@@ -30,6 +33,8 @@ def fill_defaults(config: Config) -> Config:
     small = own is not None and own < SMALL
     if model.resolution is None:
         model.resolution = own
+    if model.precision == "auto":
+        model.precision = _begun_in(run_folder) or best_precision(model.device)
     if steps.total is None:
         steps.total = 300 if small else 100 * data.n_images
     if steps.every is None:
@@ -44,6 +49,18 @@ def fill_defaults(config: Config) -> Config:
     _fill_method(filled.method, small, free=steps.optimizer == "prodigy")
     _fill_token(filled)
     return filled
+
+
+def _begun_in(run_folder: Path | None) -> str | None:
+    """The precision of the run that the folder holds."""
+    if run_folder is None:
+        return None
+    try:
+        record = json.loads((run_folder / "result.json").read_text("utf-8"))
+        found = record["config"]["model"]["precision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if found in ("fp32", "bf16", "fp16") else None
 
 
 def _fill_token(config: Config) -> None:
@@ -118,5 +135,5 @@ def _resolution_of(folder: Path) -> int | None:
         unet = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
         vae = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
         return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import one_of
-from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
-from diffusion_lab.encoders.check import check_encoders, encoder_warnings
+from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings, time_rows
+from diffusion_lab.encoders.check import check_encoders, encoder_warnings, needed
+from diffusion_lab.encoders.files import check_files
 from diffusion_lab.interfaces import PromptSet, UserError
+from diffusion_lab.models.devices import precision_row, precision_warnings
 from diffusion_lab.models.downloads import Wanted, of_model, rows, wanted
 from diffusion_lab.models.folder import check_model
 from diffusion_lab.models.shipped import MINIATURES
@@ -76,6 +78,12 @@ def check(config: Config, run_folder: Path) -> Plan:
                 raise UserError(
                     f"job.{key}={given}: there is no such {'folder' if key == 'images' else 'file'}"
                 )
+    if (
+        config.job.name == "pretrain"
+        and config.job.start
+        and not Path(config.job.start).expanduser().is_dir()
+    ):
+        raise UserError(f"job.start={config.job.start}: there is no such folder (of a U-Net)")
     if config.job.name in ("pretrain", "subjects", "train_aesthetics"):
         output = Path(config.job.output).expanduser()
         _check_place(output, 0, "job.output")
@@ -86,8 +94,10 @@ def check(config: Config, run_folder: Path) -> Plan:
     if config.job.name == "score":
         from diffusion_lab.jobs.origin import as_measured
         from diffusion_lab.jobs.score import check_images
+        from diffusion_lab.models.fits import check_device
 
         config, taken = as_measured(config)
+        check_device(config.model)
         _check_impostors(config)
         _check_metrics(config)
         told, warnings = check_images(config)
@@ -102,12 +112,18 @@ def check(config: Config, run_folder: Path) -> Plan:
 
 def _check_generate(config: Config) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
-    from diffusion_lab.jobs.generate import order
+    from diffusion_lab.jobs.generate import order, unsaid
     from diffusion_lab.models.artefacts import check_fit
+    from diffusion_lab.models.fits import check_device
     from diffusion_lab.sampling.checks import ignored_negative
 
     ordered = order(config)
-    warnings = ignored_negative(ordered.settings, ordered.prompts)
+    check_device(ordered.model)
+    warnings = [
+        *ignored_negative(ordered.settings, ordered.prompts),
+        *unsaid(ordered),
+        *precision_warnings(ordered.model),
+    ]
     configs = check_model(ordered.model, warnings)
     if configs is not None:
         check_fit(ordered.artefacts, configs, ordered.model.path)
@@ -117,6 +133,7 @@ def _check_generate(config: Config) -> Plan:
     told = (
         ("job", "generate"),
         ("model", ordered.model.path),
+        ("precision", precision_row(ordered.model)),
         ("with", ", ".join(f"{piece.kind} {piece.path}" for piece in ordered.artefacts) or "nothing"),
         ("images", f"{images}, prompts {ordered.prompts.name}"),
         *([("drawn with", ordered.taken)] if ordered.taken else []),
@@ -136,24 +153,35 @@ def _downloads(files: list[Wanted]) -> tuple[Wanted, ...]:
 
 
 def _check_finetune(config: Config, run_folder: Path) -> Plan:
+    from diffusion_lab.config import check_evaluations
     from diffusion_lab.data.captions import caption_warnings
     from diffusion_lab.data.identifiers import check_identifier, check_tokens
+    from diffusion_lab.data.look import look_at_subject
     from diffusion_lab.data.nouns import prompts_warnings
     from diffusion_lab.data.subjects import check_subject, passed_over, subject_folder, training_captions
+    from diffusion_lab.models.fits import check_device, check_method
     from diffusion_lab.sampling.checks import enough_images, ignored_negative
+    from diffusion_lab.unlikely import unlikely
 
     noun = check_subject(config.data)
+    assert config.steps.total is not None
+    assert config.steps.every is not None
+    check_evaluations(config.steps.total, config.steps.every)  # the defaults too
+    check_device(config.model)
     _check_impostors(config)
     _check_metrics(config)
     _check_optimizer(config)
     prompts = _check_prompts(config, noun)
     captions = training_captions(config.data)
-    warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
+    warnings = _warnings(config) + unlikely(config) + caption_warnings(captions, config.data.identifier)
     if config.data.source == "folder":
         warnings += passed_over(subject_folder(config.data, None)[0])
+    warnings += look_at_subject(config.data, config.model.resolution or 512)
     warnings += enough_images(config, prompts) + ignored_negative(config.prompts, prompts)
     warnings += prompts_warnings(config.prompts.name, noun)
+    warnings += precision_warnings(config.model)
     configs = check_model(config.model, warnings)
+    warnings += check_method(config, configs)
     warnings += check_identifier(config, noun, prompts)
     if configs is not None:
         warnings += check_tokens(config, configs, prompts, noun, captions)
@@ -185,6 +213,7 @@ def _plan(
     every = f"every {steps.every} steps: " + ", ".join(map(str, _shortened(evaluations)))
     told = (
         ("model", config.model.path + (f", {resolution} pixels" if resolution else "")),
+        ("precision", precision_row(config.model)),
         ("method", config.method.name),
         ("subject", f"{data.subject}, '{data.identifier} {noun}', {data.n_images} pictures"),
         ("prompts", f"{prompts.name}: {len(prompts)}, {sampling.sampling_steps} steps, "
@@ -193,9 +222,7 @@ def _plan(
         ("evaluations", f"{len(evaluations)}, {every}"),
         ("images sampled", f"{sampled:,} ({per_evaluation} an evaluation)"),
         ("U-Net passes", f"{forwards:,} images"),
-        ("time", f"about {duration(cost.seconds)} on {cost.device}: "
-                 f"training {duration(cost.training_seconds)}, "
-                 f"evaluation {duration(cost.evaluation_seconds)}"),
+        *(("time" if not number else "", line) for number, line in enumerate(time_rows(cost, duration))),
         ("memory", memory_row(cost)),
         ("disk", f"about {room(cost.disk_bytes)} in {run_folder}"),
         *rows(files),
@@ -218,8 +245,13 @@ def _check_new(run_folder: Path) -> None:
 
 def _check_impostors(config: Config) -> None:
     folder = config.data.impostors
-    if folder is not None and not Path(folder).expanduser().is_dir():
+    if folder and not Path(folder).expanduser().is_dir():
         raise UserError(f"data.impostors={folder}: there is no such folder (of folders with other subjects)")
+    if folder and config.data.source == "folder":
+        from diffusion_lab.data.subjects import impostor_folders, subject_folder
+
+        own, noun = subject_folder(config.data, None)
+        impostor_folders(Path(folder).expanduser(), own, noun)
 
 
 def _check_metrics(config: Config) -> None:
@@ -239,6 +271,7 @@ def _check_metrics(config: Config) -> None:
                 else "there is no such folder"
             )
             raise UserError(f"metrics.{key}={value}: {problem}")
+    check_files(metrics, needed(metrics))
 
 
 def _check_optimizer(config: Config) -> None:

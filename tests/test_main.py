@@ -408,4 +408,4 @@ def test_as_a_program(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(jobs.__file__).parents[2])}, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "error: data.n_images=0: must be a whole number of at least 1\n"
+    assert ended.stderr == "error: data.n_images=0: must be a whole number from 1 to 100000\n"

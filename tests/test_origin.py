@@ -198,3 +198,19 @@ def test_images_are_scored_against_the_subject_they_are_of(run_folder: Path, tmp
 def test_a_runs_folder_without_an_artefact(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds nothing to load"):
         recognise(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "header", "expected"),
+    [
+        (["data.class_noun=dog"], {}, "dreambooth_live"),
+        ([], {"class_noun": "backpack"}, "dreambooth_objects"),
+        (["data.class_noun=man"], {"class_noun": "dog"}, "portrait"),
+        (["prompts=logo"], {}, "logo"),
+    ],
+)
+def test_a_foreign_files_prompts_fit_the_noun(
+    tmp_path: Path, words: list[str], header: dict[str, str], expected: str
+) -> None:
+    lora = a_lora(tmp_path / "a.safetensors", header)
+    assert ordered(f"job.artefact={lora}", "model=sd15", *words).settings.name == expected

@@ -79,6 +79,20 @@ def _latin1_caption(folder: Path) -> None:
         (folder / "photos" / f"{i}.txt").write_bytes("caf\xe9".encode("latin-1"))
 
 
+def _shared_caption(folder: Path) -> None:
+    _photos(folder)
+    for i in range(6):
+        Image.open(folder / "photos" / f"{i}.png").rotate(90).convert("RGB").save(
+            folder / "photos" / f"{i}.jpg"
+        )
+        (folder / "photos" / f"{i}.txt").write_text("a customcls dog")
+
+
+def _named_after_the_file(folder: Path) -> None:
+    for i in range(6):
+        (folder / "photos" / f"{i}.txt").rename(folder / "photos" / f"{i}.jpg.txt")
+
+
 def _noun_as_latin1(folder: Path) -> None:
     _photos(folder)
     (folder / "photos" / "class_noun.txt").write_bytes("caf\xe9".encode("latin-1"))
@@ -188,6 +202,14 @@ CASES = [
     Case("another run in the folder", "hydra.run.dir=taken", "taken", _someone_elses_run),
     Case("a run that must not be there", "hydra.run.dir=taken resume=never", "taken", _someone_elses_run),
     Case("links to nothing", DOG, "0.png", _dead_link, by_hand=_copied),
+    Case("a known word to learn", "method=textual_inversion data.identifier=dog", "word of the model's vocabulary"),
+    Case("a caption of two pictures", DOG, "could be the text of", _shared_caption, by_hand=_named_after_the_file),
+    Case("too many evaluations", "steps.total=1000000 steps.every=1", "steps.every=1:"),
+    Case("blocks of one", "method.variant=oft method.rank=1", "method.rank=1"),
+    Case("a start of several tokens", "method=textual_inversion method.initialiser=qzxv", "method.initialiser='qzxv'"),
+    Case("a rank above every layer", "method.rank=4000", "method.rank=4000"),
+    Case("half precision on a CPU", "model.device=cpu model.precision=fp16", "model.precision=fp16"),
+    Case("a resolution between", "model.resolution=72", "model.resolution=72"),
     Case("odd resolution", "model.resolution=33", "model.resolution", values={"model.resolution=33": "model.resolution=32"}),
 ]  # fmt: skip
 
@@ -272,9 +294,11 @@ def test_the_advice_helps(
 
 # Messages with advice that no case above provokes, by how they begin, each with the reason.
 EXCUSED = {
+    "diffusion_lab/data/identifiers.py: 0: method=": "takes a word with a space; tests/data/test_identifiers.py",
     "diffusion_lab/analysis/precision.py": "of a command of its own; tests/analysis/test_precision.py",
     "diffusion_lab/data/subjects.py: data.folder is not set": "config.py asks first; for callers from Python",
     "diffusion_lab/methods/hypernetwork.py: 0: saved with": "states what was saved, and advises nothing",
+    "diffusion_lab/models/fits.py: model.device=": "depends on the machine; tests/test_refusals.py",
     "diffusion_lab/models/load.py: model.device=": "depends on the machine; tests/models/test_load.py",
     "diffusion_lab/preflight.py: steps.optimizer=": "the package is installed where tests run",
     "diffusion_lab/sampling/sample.py: model.precision": "takes a VAE that overflows; tests/sampling/test_sample.py",

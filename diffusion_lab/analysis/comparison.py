@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from diffusion_lab.analysis import charts, words
-from diffusion_lab.analysis.groups import COSTS, Mean, at_stop, costs, grouped, telling
+from diffusion_lab.analysis.groups import COSTS, Mean, at_stop, costs, distinct, grouped, telling
 from diffusion_lab.analysis.intervals import BOUNDS
 from diffusion_lab.analysis.limits import limits_of, value_of
 from diffusion_lab.analysis.record import MetricInfo, Run, find_runs, flatten, read_run
@@ -46,7 +46,8 @@ def write_comparison(runs_folder: Path) -> Path:
 
 
 def view(folder: Path, runs: Sequence[Run], unreadable: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """What the template shows, in plain values."""
+    """What the template shows, in plain values. A run that is there several times is shown and counted once."""
+    runs, repeated = distinct(runs)
     keys = telling([run.config for run in runs], differences([run.config for run in runs]))
     settings = [{key: _shown(flatten(run.config), key) for key in keys} for run in runs]
     infos: dict[str, MetricInfo] = {}
@@ -60,6 +61,7 @@ def view(folder: Path, runs: Sequence[Run], unreadable: Sequence[tuple[str, str]
         "title": folder.resolve().name,
         "counts": counts,
         "unreadable": unreadable,
+        "repeated": [(name_of(run.folder, folder), name_of(kept.folder, folder)) for run, kept in repeated],
         "keys": keys,
         "metrics": [{"name": i.name, "label": i.label, "unit": i.unit} for i in infos.values()],
         "rows": rows,

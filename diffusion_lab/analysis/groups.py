@@ -11,7 +11,7 @@ from typing import Any
 from diffusion_lab.analysis.intervals import ALIKE, student_t
 from diffusion_lab.analysis.limits import value_of
 from diffusion_lab.analysis.record import Run, flatten
-from diffusion_lab.resume import folder_size
+from diffusion_lab.resume import folder_size, run_id
 
 SEEDS = ("seed", "data.subset_seed", "prompts.seed", "prompts.noise_seed")
 FIRST = ("method.name", "method.variant", "model.name", "data.subject", "data.n_images")  # told before others
@@ -41,6 +41,27 @@ class Group:
     values: Mapping[str, Mean | None]  # by metric or cost
 
 
+def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
+    """Every run once, in their order, and the copies and repetitions with the run that counts in their place.
+
+    A run is its configuration and its seeds, whatever its folder is called. Of several records of one run a
+    completed one counts, then one with more evaluations, then the newest. Records without a configuration, of jobs
+    that ended before their run began, are all kept.
+    """
+    best: dict[str, Run] = {}
+    ids = [run_id(run.config) if run.config else str(run.folder) for run in runs]
+    for name, run in zip(ids, runs, strict=True):
+        if name not in best or _rank(run) > _rank(best[name]):
+            best[name] = run
+    kept = [run for name, run in zip(ids, runs, strict=True) if best[name] is run]
+    repeated = [(run, best[name]) for name, run in zip(ids, runs, strict=True) if best[name] is not run]
+    return kept, repeated
+
+
+def _rank(run: Run) -> tuple[bool, int, str, str]:
+    return run.status == "completed", len(run.summaries), run.finished, run.started
+
+
 def telling(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
     """Those of `keys` that tell the runs apart: one that follows from those before it is left out.
 
@@ -58,7 +79,11 @@ def telling(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[s
 
 
 def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
-    """One group for each combination of `keys` without the seeds; only runs that have a recommended stop."""
+    """One group for each combination of `keys` without the seeds; only runs that have a recommended stop.
+
+    A run that is there several times counts once: see `distinct`.
+    """
+    runs, _ = distinct(runs)
     keys = [key for key in keys if key not in SEEDS]
     members: dict[str, list[Run]] = {}
     for run in runs:
@@ -66,7 +91,7 @@ def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
             flat = flatten(run.config)
             members.setdefault(json.dumps([flat.get(key) for key in keys], default=str), []).append(run)
     groups = []
-    for some in members.values():
+    for some in map(_by_seed, members.values()):
         flat = flatten(some[0].config)
         found = [at_stop(run) for run in some]
         names = {name: None for values in found for name in values}
@@ -78,6 +103,17 @@ def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
             )
         )
     return groups
+
+
+def _by_seed(runs: Sequence[Run]) -> list[Run]:
+    """Each combination of seeds once: runs of one group with the same ones differ in nothing that counts."""
+    best: dict[str, Run] = {}
+    for run in runs:
+        flat = flatten(run.config)
+        seeds = json.dumps([flat.get(key) for key in SEEDS], default=str)
+        if seeds not in best or _rank(run) > _rank(best[seeds]):
+            best[seeds] = run
+    return list(best.values())
 
 
 def mean(values: Sequence[float | None]) -> Mean | None:

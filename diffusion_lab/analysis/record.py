@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Run:
     started: str
     finished: str
     steps_done: int | None
+    photographs: Mapping[str, Sequence[Mapping[str, Any]]]  # by group, those with several faces or an odd one
     several_faces: Mapping[int, int]  # by step: images with more than one face, where faces were looked for
     id: str = ""  # resume.run_id of its configuration
     lost: tuple[str, ...] = ()  # files of the record that are missing or damaged, where that was asked
@@ -172,6 +173,7 @@ def _run(folder: Path, result: Mapping[str, Any]) -> Run:
         finished=str(result.get("finished") or ""),
         steps_done=result.get("steps_done"),
         id=str(result.get("run") or ""),
+        photographs=result.get("photographs") or {},
         several_faces={
             int(e["step"]): int(n) for e in evaluations if (n := e.get("several_faces")) is not None
         },

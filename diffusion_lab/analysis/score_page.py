@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def write_score_report(folder: Path) -> Path:
-    """Writes `report.html` into the folder of a job=score and returns its path. UserError where it is none."""
-    run = read_run(folder)
+def write_score_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
+    """Writes `report.html` into the folder of a job=score and returns its path. UserError where it is none.
+
+    ``result``: what result.json is about to say, of a job that is being closed.
+    """
+    run = read_run(folder, result)
     images = read_images(folder)
     return save(folder / "report.html", "score", view(run, images), charts=False)
 

@@ -105,6 +105,7 @@ def cautions(run: Run, stop: int | None) -> list[str]:
                 f"At step {stop} {spoken(name)} lies above what real photographs reach among themselves"
                 f" ({here.mean:.2f} against {ceiling.mean:.2f}): a sign of copied pictures."
             )
+    said += _photographs(run)
     crowded = {step: n for step, n in run.several_faces.items() if n}
     if crowded:
         said.append(
@@ -114,6 +115,26 @@ def cautions(run: Run, stop: int | None) -> list[str]:
     if run.summaries and 0 not in run.summaries:
         said.append("Step 0 was not evaluated, so there is no floor to compare with.")
     return said
+
+
+def _photographs(run: Run) -> list[str]:
+    """The subject's pictures that show several faces, or one unlike all others."""
+    own = [one for group in ("train", "heldout") for one in run.photographs.get(group, ())]
+    said = []
+    several = [str(one.get("file")) for one in own if one.get("faces", 0) > 1]
+    if several:
+        said.append(
+            f"Several faces in {_first(several)}: compared is the one that the other pictures show too, else by size "
+            "and centre; the sheet of training pictures frames it."
+        )
+    odd = [str(one.get("file")) for one in own if one.get("unlike")]
+    if odd:
+        said.append(f"The face in {_first(odd)} is unlike that of all other pictures of the subject.")
+    return said
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def seconds(value: Any) -> str:
@@ -140,10 +161,10 @@ def size(value: Any) -> str:
 
 
 def costs(run: Run) -> list[tuple[str, str, str]]:
-    """(what, how long, peak memory) of training and of evaluation, and of the evaluation's parts."""
+    """(what, how long, peak memory) of start, training and evaluation, and of the evaluation's parts."""
     rows = [
         (part, seconds(cost.get("seconds")), size(cost.get("peak_memory_bytes")))
-        for part in ("training", "evaluation")
+        for part in ("start", "training", "evaluation")
         if isinstance(cost := run.cost.get(part), Mapping) and cost
     ]
     parts: dict[str, float] = {}

@@ -128,7 +128,7 @@ def read_picture(path: Path) -> Picture:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
-                upright = _upright(image, _rgb(image))
+                upright = rgb_upright(image)
         short = min(upright.size) // KEPT_SHORT_SIDE
         pixels = np.array(upright.reduce(short) if short > 1 else upright, dtype=np.uint8)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -143,6 +143,11 @@ def read_picture(path: Path) -> Picture:
             "Replace or remove it, or set data.on_corrupt=skip to leave such files out."
         ) from error
     return Picture(path=path, sha256=hashlib.sha256(data).hexdigest(), pixels=pixels)
+
+
+def rgb_upright(image: Image) -> Image:
+    """A decoded picture of any mode as RGB, turned as its EXIF data asks."""
+    return _upright(image, _rgb(image))
 
 
 def _upright(source: Image, converted: Image) -> Image:

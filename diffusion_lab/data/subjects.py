@@ -170,7 +170,7 @@ def _miniature_noun(name: str) -> str:
 def renderer_version() -> str:
     """12 hex digits that change with the renderer's code and the libraries that draw.
 
-    Anything else that ever changes the portraits must enter here: the cache is never checked otherwise.
+    Anything else that ever changes the portraits must enter here: of the cache only the files are checked.
     """
     import diffusion_lab.miniature as miniature
 
@@ -186,7 +186,10 @@ def _miniature_folder(name: str, cache: Path) -> Path:
 
     folder = cache / f"subjects-{renderer_version()}" / name
     if not is_complete(folder):
-        log.info("drawing %s into %s", name, folder.parent)
+        if folder.exists():
+            log.warning("%s is damaged and is drawn again", folder)
+        else:
+            log.info("drawing %s into %s", name, folder.parent)
         try:
             _draw(name, folder)
         except OSError as error:
@@ -226,18 +229,23 @@ def _impostors(config_data: Data, own: Path, class_noun: str) -> tuple[Picture, 
         others = [n for n, spec in SUBJECTS.items() if spec.noun == class_noun and n != config_data.subject]
         folders = [_miniature_folder(name, own.parent.parent) for name in others]
     elif config_data.impostors:
-        folders = _impostor_folders(Path(config_data.impostors).expanduser(), own, class_noun)
+        folders = impostor_folders(Path(config_data.impostors).expanduser(), own, class_noun)
     else:
         return ()
     found: list[Picture] = []
     for folder in folders[:IMPOSTOR_SUBJECTS]:
-        paths = list_pictures(folder)
-        order = nested_order([path.name for path in paths], folder.name, seed=0)
-        found += read_pictures([paths[i] for i in order[:IMPOSTOR_PICTURES]], config_data.on_corrupt)
+        found += read_pictures(impostor_pictures(folder), config_data.on_corrupt)
     return tuple(found)
 
 
-def _impostor_folders(parent: Path, own: Path, class_noun: str) -> list[Path]:
+def impostor_pictures(folder: Path) -> list[Path]:
+    """The files that are read of another subject's folder: the same ones in every run."""
+    paths = list_pictures(folder)
+    order = nested_order([path.name for path in paths], folder.name, seed=0)
+    return [paths[i] for i in order[:IMPOSTOR_PICTURES]]
+
+
+def impostor_folders(parent: Path, own: Path, class_noun: str) -> list[Path]:
     """Sub-folders that hold pictures, less the subject's own and those that name another class noun."""
     if not parent.is_dir():
         raise UserError(f"data.impostors: {parent} is not a folder; give one that holds a folder a subject")

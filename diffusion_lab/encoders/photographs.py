@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 MOST = 8  # faces of one photograph that are looked at, the most prominent ones
 DETAIL = 480  # pixels of the shorter side at which small faces are looked for
+CLOSE = 0.05  # cosines that differ by less say nothing: the more prominent face is taken
 _SAME_PLACE = 0.3  # overlap (intersection over union) from which two boxes are one face
 _NAMED = 3  # pictures that a warning names
 
@@ -140,10 +141,11 @@ def _person(
             for picture, others in enumerate(stacked):
                 if others is None:
                     continue
-                near, number = (others @ candidate).max(dim=0)
-                if float(near) >= same_person:
-                    support += shares[picture][int(number)]
-                    members[picture] = others[int(number)]
+                cosines = others @ candidate
+                if float(cosines.max()) >= same_person:
+                    number = _nearest(cosines)
+                    support += shares[picture][number]
+                    members[picture] = others[number]
             if support > most + 1e-9:  # of equals the first
                 best, most = members, support
     return best
@@ -160,7 +162,12 @@ def _in_picture(
     cosines = own @ torch.stack(others).T
     if float(cosines.max()) < same_person:
         return None
-    return int(cosines.mean(dim=1).argmax())
+    return _nearest(cosines.mean(dim=1))
+
+
+def _nearest(cosines: Tensor) -> int:
+    """Number of the largest, or of one hardly smaller that is more prominent, since those come first."""
+    return int((cosines >= cosines.max() - CLOSE).nonzero()[0])
 
 
 def _likeness(chosen: Sequence[Tensor]) -> list[float | None]:

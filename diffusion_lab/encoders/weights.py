@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion_lab import readers
 from diffusion_lab.interfaces import UserError
 
 if TYPE_CHECKING:
@@ -95,12 +96,9 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
 
 def read_header(path: Path) -> dict[str, str]:
     """What a safetensors file says about itself; nothing for other files."""
-    from safetensors import safe_open
-
     if path.suffix != ".safetensors":
         return {}
-    with safe_open(str(path), framework="pt") as file:
-        return dict(file.metadata() or {})
+    return dict(readers.read_header(path, "the weights").metadata)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab import failures
 from diffusion_lab.config import Config
 from diffusion_lab.costs import keeps_best_only, planned
 from diffusion_lab.interfaces import Status, Summary, UserError
@@ -87,9 +88,9 @@ def conclude(
 def _after(status: Status, error: BaseException, files: FileTracker, part: str) -> Status:
     """The status of a run whose end was disturbed: one that had failed before keeps its own."""
     if isinstance(error, Exception):
-        # A run that was complete raises the error too, which tells the rest.
-        told = isinstance(error, UserError) or status == "completed"
-        log.error("%s could not be written: %s", part, error, exc_info=not told)
+        # A run that was complete raises the error; of one that had failed before, the first error is what counts.
+        log.error("%s could not be written: %s", part, failures.told(error) or error)
+        log.debug("%s could not be written", part, exc_info=error)
     if status != "completed":
         return status
     if isinstance(error, KeyboardInterrupt):
@@ -224,19 +225,24 @@ def _place_artefact(
         )
         return
     with replace_folder(run_folder / "artefact") as beside:
-        shutil.copytree(adapter_folder(run_folder, step), beside, dirs_exist_ok=True, copy_function=_link)
+        _link_all(adapter_folder(run_folder, step), beside)
         if complete is not None and pipe is not None:
             complete(pipe, beside)  # the parts that are not there yet
         annotate(beside, {"recommended_step": str(step), "scores": dumps(scores)})
 
 
-def _link(source: str, target: str) -> str:
-    Path(target).unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # a disk without links
-        shutil.copy2(source, target)
-    return target
+def _link_all(source: Path, target: Path) -> None:
+    """Everything in `source`, into `target`. (shutil.copytree hides what an error was: a full disk, for one.)"""
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(exist_ok=True)
+            continue
+        place.unlink(missing_ok=True)
+        try:
+            os.link(path, place)
+        except OSError:  # a disk without links
+            shutil.copy2(path, place)
 
 
 def _cost(meter: Meter | None) -> dict[str, dict[str, float]]:
@@ -244,5 +250,5 @@ def _cost(meter: Meter | None) -> dict[str, dict[str, float]]:
         return {}
     return {
         name: {"seconds": meter.seconds.get(name, 0.0), "peak_memory_bytes": meter.peak(name)}
-        for name in ("training", "evaluation")
+        for name in ("start", "training", "evaluation")
     }

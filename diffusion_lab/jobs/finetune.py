@@ -6,6 +6,7 @@ The order of a run, top to bottom; what each part does stands in its own room.
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from diffusion_lab.jobs.conclude import (
     recommendation,
 )  # fmt: skip
 from diffusion_lab.resume import Standing, find, locked, standing
-from diffusion_lab.tracking.atomic import clear_leftovers, dumps, replace_folder
+from diffusion_lab.tracking.atomic import clear_leftovers, dumps, replace_folder, standing_folder
 from diffusion_lab.tracking.recorded import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run(config: Config, run_folder: Path) -> None:
         processes.shared(None)
         _leave(config, run_folder, device, stands)
         return
-    with locked(run_folder):
+    with locked(run_folder), standing_folder(run_folder):
         _run(config, run_folder, device, stands)
 
 
@@ -154,20 +155,25 @@ def _finetune(
     from diffusion_lab.data.tokens import check_lengths, token_report
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.metrics.evaluate import evaluate
+    from diffusion_lab.models.calibrate import tell
     from diffusion_lab.models.load import resolution_of
     from diffusion_lab.models.memory import awake, compile_blocks, rest
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.tracking.progress import Progress
     from diffusion_lab.training import checkpoint
     from diffusion_lab.training.loop import train
+    from diffusion_lab.training.meter import reset_peak
 
+    started = time.perf_counter()
+    reset_peak(device)
+    tell(config, device)
     subject, prompts, pipe = load_parts(config, device)
     files.prompts(prompts)
-    log.info("%s", token_report(pipe.tokenizer, subject, prompts))
     resolution = resolution_of(pipe, config.model)
     bank = EncoderBank(config.metrics, device)
     references = _measure_photographs(config, subject, bank, resolution, findings, files)
     state = build(config, pipe, subject, prompts, newest)
+    state.meter.began("start", time.perf_counter() - started)
     if newest is not None:
         if state.step in files.measured():  # evaluated after the checkpoint was written
             state.meter.add("evaluation", files.evaluation_seconds(state.step))
@@ -175,6 +181,7 @@ def _finetune(
         findings.steps_done = state.step
         newest = None  # its memory
     findings.meter, findings.pipe, findings.state = state.meter, pipe, state
+    log.info("%s", token_report(pipe.tokenizer, subject, prompts))
     check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)  # a learnt word may be several tokens
     rest(state, bank, config.memory)  # a run that goes on may train before it evaluates
     compile_blocks(state, config.memory)

@@ -77,6 +77,19 @@ def order(config: Config) -> Order:
     return Order(config.model, found, prompts, settings, Path(job.output).expanduser(), taken)
 
 
+def unsaid(wanted: Order) -> list[str]:
+    """A warning for every embedding that no prompt calls by its word: it would change nothing."""
+    from diffusion_lab.data.words import stands_in
+
+    texts = [wanted.prompts.negative, *(prompt.text for prompt in wanted.prompts)]
+    words = {piece.path: piece.header["trigger"] for piece in wanted.artefacts if piece.kind == EMBEDDING}
+    return [
+        f"{path.name} is called {word!r}, which no prompt says, so it has no effect"
+        for path, word in words.items()
+        if not any(stands_in(word, text) for text in texts)
+    ]
+
+
 def run(config: Config, run_folder: Path) -> None:
     """Writes `<prompt>-<index>.png` into `job.output`, and `generated.json`. `run_folder` stays unused."""
     from diffusion_lab.data.tokens import check_lengths

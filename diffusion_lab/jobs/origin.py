@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.data.nouns import fitting_set
 from diffusion_lab.defaults import is_full_size
 from diffusion_lab.interfaces import UserError
 
@@ -36,9 +37,10 @@ ENCODERS = (
 )  # fmt: skip
 # For another tool's file, which tells nothing of this: what full-size models are usually sampled with.
 FULL_SIZE: Mapping[str, Any] = {
-    "name": "portrait", "n": 100, "images_per_prompt": 1, "sampling_steps": 30, "guidance_scale": 7.5,
+    "n": 100, "images_per_prompt": 1, "sampling_steps": 30, "guidance_scale": 7.5,
     "batch_size": 8,
 }  # fmt: skip
+PRECISIONS = ("fp32", "bf16", "fp16")
 SAMPLER_NAME = "DPM++ 2M"  # the one that images are drawn with, by the web UIs' name
 
 
@@ -100,9 +102,12 @@ def as_trained(
         config.model.resolution = model.get("resolution")  # what was filled in is another model's
     prompts = recorded.get("prompts") or {}
     if not prompts and artefact is not None and is_full_size(config.model):
-        prompts, source = FULL_SIZE, "the usual for full-size models, since the artefact tells nothing of it"
+        noun = config.data.class_noun if "data.class_noun" in given else header.get("class_noun")
+        prompts = {**FULL_SIZE, "name": fitting_set(noun)}
+        source = "the usual for full-size models, since the artefact tells nothing of it"
     is_other_set = any(f"prompts.{key}" in given for key in ("name", "path"))
-    for key in (*(() if is_other_set or config.job.texts else SET), *SAMPLER):
+    has_texts = any(getattr(config.job, key, None) for key in ("text", "texts", "texts_file"))
+    for key in (*(() if is_other_set or has_texts else SET), *SAMPLER):
         if is_other_set and key == "negative":
             continue  # the other set may have its own
         if key in prompts and f"prompts.{key}" not in given and prompts[key] is not None:
@@ -121,13 +126,15 @@ def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Gi
         value = model.get(key)
         if value is None or f"model.{key}" in given:
             continue
+        if key == "precision" and value not in PRECISIONS:
+            continue
         if key == "precision" and value != "fp32" and _on_cpu(config) != (device == "cpu"):
             continue  # half precision is a matter of the device, and this is another one
         setattr(config.model, key, value)
 
 
 def _on_cpu(config: Config) -> bool:
-    from diffusion_lab.costs import has_gpu
+    from diffusion_lab.models.devices import has_gpu
 
     return config.model.device == "cpu" or (config.model.device == "auto" and not has_gpu())
 
@@ -180,7 +187,7 @@ def _line(before: Config, after: Config, groups: Iterable[str], source: str) -> 
         for group in groups
         for item in dataclasses.fields(getattr(after, group))
         if getattr(getattr(after, group), item.name) != getattr(getattr(before, group), item.name)
-        and getattr(getattr(after, group), item.name) is not None
+        and getattr(getattr(after, group), item.name) not in (None, "")  # both say nothing
     ]
     return f"{' '.join(changed)}, from {source or 'the artefact'}" if changed else ""
 

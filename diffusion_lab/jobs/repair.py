@@ -44,7 +44,8 @@ def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Stat
     files = FileTracker(run_folder, device=str(device), keep_images=config.tracker.keep_images)
     total = config.steps.total or 0
     due = [entry["step"] for entry in found.result.get("evaluations") or []]
-    before = earlier(run_folder, total, run=run_id(as_plain_dict(config)), due=due)
+    run = str(found.result.get("run") or run_id(as_plain_dict(config)))
+    before = earlier(run_folder, total, run=run, due=due)
     files.reopen(before)
     try:
         _restore_record(config, run_folder, files, lost)
@@ -111,9 +112,9 @@ def _restore_adapters(
     damaged = vouched.damaged(
         run_folder, {n: v for n, v in files.result["files"].items() if n.startswith(f"{ADAPTERS}/")}
     )
-    steps = {int(name.split("/")[1].removeprefix("step-")): [] for name in damaged}  # type: dict[int, list[str]]
+    steps: dict[int, list[str]] = {}
     for name in damaged:
-        steps[int(name.split("/")[1].removeprefix("step-"))].append(name)
+        steps.setdefault(int(name.split("/")[1].removeprefix("step-")), []).append(name)
     if (
         wanted is not None
         and not adapter_folder(run_folder, wanted).is_dir()
@@ -123,7 +124,7 @@ def _restore_adapters(
     for step, names in list(steps.items()):
         folder = adapter_folder(run_folder, step)
         if all(name.endswith(f"/{kohya.FILE_NAME}") for name in names):
-            kohya.export(folder / kohya.SOURCE_NAME, folder / kohya.FILE_NAME)
+            files.vouch(*(path.relative_to(run_folder).as_posix() for path in _exported(folder)))
             del steps[step]
     state: TrainingState | None = None
     for step, names in sorted(steps.items()):
@@ -134,6 +135,10 @@ def _restore_adapters(
         state = state or _state(config, run_folder, step, device)
         rebuild_adapter(state, run_folder, step, means)
         files.vouch(f"{ADAPTERS}/step-{step:06d}")
+
+
+def _exported(folder: Path) -> list[Path]:
+    return kohya.export(folder / kohya.SOURCE_NAME, folder / kohya.FILE_NAME)
 
 
 def _cannot(run_folder: Path, names: Sequence[str], needed: bool) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from diffusion_lab.config import Config, Data, as_plain_dict
 from diffusion_lab.data.image_prompts import Told, asked, find_prompts
+from diffusion_lab.data.look import check_headers, look_at_subject
 from diffusion_lab.data.pictures import list_pictures, read_picture
 from diffusion_lab.data.subjects import default_cache, load_subject, subject_folder
 from diffusion_lab.interfaces import Evaluation, Prompt, PromptSet, Status, Subject, Summary, UserError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MOST_HEADERS = 2000  # images whose headers are read before the job: a second
 CACHE = "features.sqlite"  # in the cache's folder: what encoders saw, by image and encoder
 
 
@@ -46,6 +48,8 @@ def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
     paths = list_pictures(folder, "job.images")
     data = scored_data(config.data)
     noun = check_subject(data)
+    warnings = look_at_subject(data, usual_side(paths))
+    check_headers(paths[:MOST_HEADERS], data.on_corrupt)
     if "class_drift" in names:
         raise UserError(
             "metrics.names: class_drift compares with the untouched model's images, which a run draws at step 0; "
@@ -59,7 +63,7 @@ def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
             f"metrics.names: {', '.join(wanting)} compare images of prompts with and without the identifier; say "
             "which is which in metadata.csv: columns file_name, text, edit and identifier (with or without)"
         )
-    warnings = passed_over(folder, "job.images")
+    warnings += passed_over(folder, "job.images")
     if config.metrics.encoders == "miniature" and data.source == "folder":
         warnings.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
     if data.source == "folder" and Path(str(data.folder)).expanduser().resolve() == folder.resolve():
@@ -91,6 +95,7 @@ def scored_data(data: Data) -> Data:
 
 def run(config: Config, run_folder: Path) -> None:
     """Scores `job.images` and leaves scores.parquet, scores.csv, result.json and report.html in `run_folder`."""
+    from diffusion_lab.analysis.score_page import print_table, write_score_report
     from diffusion_lab.models.load import resolve_device
     from diffusion_lab.tracking.files import FileTracker
 
@@ -104,7 +109,8 @@ def run(config: Config, run_folder: Path) -> None:
     files.start(as_plain_dict(config))
     try:
         _score_folder(config, run_folder, device, files)
-        status = "completed"
+        report = write_score_report(run_folder, files.closing("completed", {}))
+        status = "completed"  # last, after all that it vouches for
     except KeyboardInterrupt:
         status = "interrupted"
         files.error("stopped by the user (Ctrl-C)")
@@ -114,9 +120,6 @@ def run(config: Config, run_folder: Path) -> None:
         raise
     finally:
         files.finish(status, {})
-    from diffusion_lab.analysis.score_page import print_table, write_score_report
-
-    report = write_score_report(run_folder)
     print_table(run_folder)
     log.info("report: %s", report)
 

@@ -98,9 +98,9 @@ def run(config: Config, run_folder: Path) -> None:
             clip=bank.clip_identity(),
             notes={**notes, "balance": kind},
         )
-    write_json(output / "result.json", result)
     said_of_it = verdict(gain) if job.balance != "none" else "The ratings were taken as they are, unbalanced."
     page = write_page(output / "report.html", result, ratings, rated_test, said, said_of_it)
+    write_json(output / "result.json", result)  # last, after all that it vouches for
     for kind, values in figures.items():
         log.info("balance %s: %s", kind, ", ".join(f"{name} {value:.3g}" for name, value in values.items()))
     log.info("%s", said_of_it)

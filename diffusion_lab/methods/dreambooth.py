@@ -9,7 +9,6 @@ saved, and the training itself never sees it.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion_lab.checks import flag, number, whole
+from diffusion_lab.checks import bounded, flag
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
+from diffusion_lab.readers import read_json, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -53,14 +53,14 @@ class DreamBooth:
     def __post_init__(self) -> None:
         flag("method.text_encoder", self.text_encoder)
         flag("method.ema", self.ema)
-        number("method.ema_decay", self.ema_decay, 0, 1, below=True)
+        bounded("method.ema_decay", self.ema_decay)
         if self.prior_weight is not None:
-            number("method.prior_weight", self.prior_weight, 0)
-        whole("method.prior_images", self.prior_images, 1)
+            bounded("method.prior_weight", self.prior_weight)
+        bounded("method.prior_images", self.prior_images)
         for key in ("learning_rate", "text_encoder_learning_rate"):
             if getattr(self, key) is not None:
-                number(f"method.{key}", getattr(self, key), 0, above=True)
-        number("method.weight_decay", self.weight_decay, 0)
+                bounded(f"method.{key}", getattr(self, key))
+        bounded("method.weight_decay", self.weight_decay)
 
     def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
         """The U-Net, and where asked the text encoder, train in float32; everything else is frozen."""
@@ -201,8 +201,6 @@ class DreamBooth:
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
         """Reads what `save` wrote into an attached pipe; else UserError."""
-        from safetensors.torch import load_file
-
         if is_unchanged(folder):
             if not self.unchanged(pipe):
                 raise UserError(
@@ -213,7 +211,9 @@ class DreamBooth:
             files = sorted((folder / name).glob("*.safetensors"))
             if not files:
                 raise UserError(f"{folder / name} is missing: no such part was saved there")
-            weights = {key: value for file in files for key, value in load_file(file).items()}
+            weights = {
+                key: value for file in files for key, value in read_tensors(file, "the artefact").items()
+            }
             try:
                 getattr(pipe, name).load_state_dict(weights)
             except RuntimeError as error:
@@ -231,13 +231,13 @@ class DreamBooth:
 
 def notes_of(folder: Path) -> dict[str, str]:
     """What `save` noted in `folder`."""
-    found: dict[str, str] = json.loads((folder / RECORD).read_text("utf-8"))
+    found: dict[str, str] = read_json(folder / RECORD, "the artefact")
     return found
 
 
 def is_unchanged(folder: Path) -> bool:
     """Whether `save` found nothing changed: `folder` has notes and stands for the base model that they name."""
-    return (folder / RECORD).is_file() and notes_of(folder).get(UNCHANGED) == "true"
+    return (folder / RECORD).exists() and notes_of(folder).get(UNCHANGED) == "true"
 
 
 def _bits(parameter: nn.Parameter) -> int:

@@ -24,9 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffusion_lab.checks import flag, number, one_of
+from diffusion_lab.bounds import MOST_LAYERS
+from diffusion_lab.checks import bounded, flag, one_of
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
-from diffusion_lab.readers import read_header
+from diffusion_lab.readers import read_header, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -62,8 +63,10 @@ class Hypernetwork:
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
+        if len(self.layers) > MOST_LAYERS:
+            raise UserError(f"method.layers: has {len(self.layers)} widths; at most {MOST_LAYERS}")
         for width in self.layers:
-            number("method.layers", width, 0, above=True)
+            bounded("method.layers", width)
         if len(self.layers) < 2 or self.layers[0] != 1 or self.layers[-1] != 1:
             raise UserError(
                 f"method.layers={self.layers}: must begin and end with 1, such as method.layers=[1,2,1]"
@@ -72,10 +75,10 @@ class Hypernetwork:
         one_of("method.init", self.init, INITS)
         for key in ("activate_output", "layer_norm", "self_attention"):
             flag(f"method.{key}", getattr(self, key))
-        number("method.dropout", self.dropout, 0, 1, below=True)
+        bounded("method.dropout", self.dropout)
         if self.learning_rate is not None:
-            number("method.learning_rate", self.learning_rate, 0, above=True)
-        number("method.weight_decay", self.weight_decay, 0)
+            bounded("method.learning_rate", self.learning_rate)
+        bounded("method.weight_decay", self.weight_decay)
 
     def attach(self, pipe: StableDiffusionPipeline, strength: float = 1.0) -> list[ParamGroup]:
         """Adds `hypernetwork` to the U-Net, float32; everything else is frozen. `strength` multiplies f.
@@ -132,8 +135,6 @@ class Hypernetwork:
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
         """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
-        from safetensors.torch import load_file
-
         path = folder / FILE_NAME
         if not path.is_file():
             raise UserError(f"{path} is missing: no hypernetwork was saved there")
@@ -144,7 +145,7 @@ class Hypernetwork:
                 raise UserError(f"{path}: saved with method.{key}={theirs}, this run has {ours}")
         unet: Any = pipe.unet
         try:
-            unet.hypernetwork.load_state_dict(load_file(path))
+            unet.hypernetwork.load_state_dict(read_tensors(path, "the artefact"))
         except RuntimeError as error:
             raise UserError(f"{path}: made for another model ({error})") from error
 
@@ -203,7 +204,7 @@ class Hypernetwork:
 
 def from_file(path: Path) -> Hypernetwork:
     """The settings in a file's header: `from_file(path).attach(pipe)` makes room for its weights."""
-    header = read_header(path, "hypernetwork").metadata
+    header = read_header(path, "the artefact").metadata
     try:
         found = {
             key: json.loads(header[key]) for key in ("layer_structure", "activation_func", "activate_output")

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion_lab.checks import flag, number, whole
+from diffusion_lab.checks import bounded, flag
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
+from diffusion_lab.readers import read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +40,14 @@ class TextualInversion:
     learning_rate: float | None = None  # null: 2e-2 on the miniature, 2e-3 on full-size models
 
     def __post_init__(self) -> None:
-        whole("method.vectors", self.vectors, 1, 32)
+        bounded("method.vectors", self.vectors)
         flag("method.keep_norm", self.keep_norm)
         if self.learning_rate is not None:
-            number("method.learning_rate", self.learning_rate, 0, above=True)
+            bounded("method.learning_rate", self.learning_rate)
+        if self.initialiser is not None and not self.initialiser.strip():
+            raise UserError(
+                "method.initialiser='': is empty; give a word such as dog, or null for data.class_noun"
+            )
         if self.token is not None and len(self.token.split()) != 1:
             raise UserError(f"method.token={self.token!r}: must be one word")
 
@@ -112,7 +117,6 @@ class TextualInversion:
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
         """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
         import torch
-        from safetensors.torch import load_file
 
         from diffusion_lab.models.learnt_words import name_in_diffusers
 
@@ -120,7 +124,7 @@ class TextualInversion:
         if not path.is_file():
             raise UserError(f"{path} is missing: no embedding was saved there")
         embedding: Any = pipe.text_encoder.get_input_embeddings()
-        weights = load_file(path)
+        weights = read_tensors(path, "the artefact")
         names = {self._new_word(), name_in_diffusers(pipe.tokenizer.backend_tokenizer, self._new_word())}
         found = next((weights[name] for name in names if name in weights), None)
         if found is None or found.shape != embedding.learned.shape:

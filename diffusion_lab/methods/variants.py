@@ -9,13 +9,13 @@ are saved as peft saves them, a folder for each network:
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.readers import read_json, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -106,12 +106,11 @@ def save_folder(module: nn.Module, folder: Path, header: Mapping[str, str]) -> l
 
 def load_folder(module: nn.Module, folder: Path) -> None:
     """Reads what `save_folder` wrote into a network with the same adapter attached; else UserError."""
-    from safetensors.torch import load_file
-
     path = folder / WEIGHTS
-    if not path.is_file() or not (folder / CONFIG).is_file():
-        raise UserError(f"{path} is missing: no adapter was saved there")
-    saved = json.loads((folder / CONFIG).read_text("utf-8"))
+    for needed in (path, folder / CONFIG):
+        if not needed.exists():
+            raise UserError(f"{needed} is missing: no adapter was saved there")
+    saved = read_json(folder / CONFIG, "the artefact")
     adapter: Any = module
     attached = adapter.peft_config["default"].to_dict()
     if saved.get("peft_type") != attached["peft_type"]:
@@ -119,7 +118,9 @@ def load_folder(module: nn.Module, folder: Path) -> None:
             f"{folder}: holds {saved.get('peft_type')}, this run's method.variant is {attached['peft_type'].lower()}"
         )
     compare(folder, folder.name, saved, attached)
-    set_weights(module, {k.removeprefix(PREFIX): v for k, v in load_file(path).items()}, path)
+    set_weights(
+        module, {k.removeprefix(PREFIX): v for k, v in read_tensors(path, "the artefact").items()}, path
+    )
 
 
 def set_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -16,6 +16,7 @@ from diffusion_lab.metrics import select
 from diffusion_lab.metrics.enough import check_enough
 from diffusion_lab.metrics.finite import FIELDS, without_broken_rows
 from diffusion_lab.metrics.summaries import of_images, of_photographs
+from diffusion_lab.readers import read_tensors
 from diffusion_lab.sampling.sample import plan, sample
 from diffusion_lab.training.rng import preserved_rng
 
@@ -173,9 +174,11 @@ def joined(parts: Sequence[Features]) -> Features:
     return Features(n=sum(part.n for part in parts), **fields)
 
 
+LOST = "begin anew in another folder with hydra.run.dir=FOLDER, or without class_drift in metrics.names"
+
+
 def _base_features(path: Path, features: Features, planned: Sequence[Planned], step: int) -> Features | None:
     """What the untouched model's class images were: kept at step 0, read back later, also by a resumed run."""
-    from safetensors.torch import load_file
 
     from diffusion_lab.tracking import tensors
 
@@ -187,7 +190,9 @@ def _base_features(path: Path, features: Features, planned: Sequence[Planned], s
         return klass
     if not path.is_file():
         return None
-    found = load_file(path)["clip_image"]
+    found = read_tensors(path, "class_drift", remedy=LOST).get("clip_image")
+    if found is None or found.ndim != 2 or found.shape[1] != klass.clip_image.shape[1]:
+        raise UserError(f"class_drift: {path} holds other features than this run's; {LOST}")
     return Features(n=len(found), clip_image=found)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models import adapter_file
+from diffusion_lab.models.attach import attach, kind_of, merge_folder
 from diffusion_lab.models.folder import shards
 from diffusion_lab.readers import read_header, read_json, read_tensors
 
@@ -125,8 +126,10 @@ def recognise(path: Path) -> tuple[Artefact, ...]:
             found.append(Artefact(NETWORKS, path / part, header))
     files = [
         file
-        for file in sorted(path.glob("*.safetensors"))
-        if not file.name.startswith(".") and not (path / TWINS.get(file.name, "")).is_file()
+        for file in sorted(path.iterdir())
+        if file.suffix.casefold() == ".safetensors"
+        and not file.name.startswith(".")
+        and not (path / TWINS.get(file.name, "")).is_file()
     ]
     found += [_file(file) for file in files]
     if not found:
@@ -150,7 +153,7 @@ def _check_together(where: str, found: Sequence[Artefact]) -> None:
 
 def _file(path: Path) -> Artefact:
     where = f"job.artefact={path}"
-    if path.suffix != ".safetensors":
+    if path.suffix.casefold() != ".safetensors":
         raise UserError(f"{where}: only .safetensors files are loaded, since others can run code")
     if path.name == "adapter_model.safetensors" and (path.parent / "adapter_config.json").is_file():
         return _peft_folder(path.parent)
@@ -158,6 +161,25 @@ def _file(path: Path) -> Artefact:
     keys = list(found.shapes)
     if found.metadata.get("method") == HYPERNETWORK:
         return Artefact(HYPERNETWORK, path, found.metadata)
+    if {"clip_l", "clip_g"} & set(keys):
+        sizes = ", ".join(f"{key} {shape[-1]}" for key, shape in found.shapes.items())
+        raise UserError(
+            f"{where}: is an embedding for Stable Diffusion XL, of widths {sizes}; one for Stable Diffusion 1.x "
+            "(768) or 2.x (1024) is needed"
+        )
+    # The word may be any: "mr.bean", "flora". An adapter's keys are names of layers and have points.
+    named = "vectors" in found.metadata or not any("." in key.strip("<>") for key in keys)
+    if keys and named and all(map(_is_vectors, found.shapes.values())):
+        if len(keys) > 1:
+            raise UserError(
+                f"{where}: holds {len(keys)} embeddings ({', '.join(keys)}); one a file is needed"
+            )
+        # Another tool's file without a word of its own is called by the file's name, as in the web UIs.
+        word = path.stem if keys[0] in (A1111_VECTORS, "*") else keys[0]
+        width = str(found.shapes[keys[0]][-1])
+        return Artefact(
+            EMBEDDING, path, {"trigger": word, **found.metadata, "tensor": keys[0], "width": width}
+        )
     if adapter_file.is_adapter(found):
         if any(key.startswith("base_model.model.") for key in keys):
             raise UserError(
@@ -166,27 +188,6 @@ def _file(path: Path) -> Artefact:
             )
         adapter_file.layers(found, where)
         return Artefact(LORA, path, found.metadata)
-    if {"clip_l", "clip_g"} & set(keys):
-        sizes = ", ".join(f"{key} {shape[-1]}" for key, shape in found.shapes.items())
-        raise UserError(
-            f"{where}: is an embedding for Stable Diffusion XL, of widths {sizes}; one for Stable Diffusion 1.x "
-            "(768) or 2.x (1024) is needed"
-        )
-    if (
-        keys
-        and not any("." in key.strip("<>") for key in keys)
-        and all(map(_is_vectors, found.shapes.values()))
-    ):
-        if len(keys) > 1:
-            raise UserError(
-                f"{where}: holds {len(keys)} embeddings ({', '.join(keys)}); one a file is needed"
-            )
-        # Another tool's file without a word of its own is called by the file's name, as in the web UIs.
-        word = path.stem if keys[0] == A1111_VECTORS else keys[0]
-        width = str(found.shapes[keys[0]][-1])
-        return Artefact(
-            EMBEDDING, path, {"trigger": word, **found.metadata, "tensor": keys[0], "width": width}
-        )
     method = f" (header: {found.metadata['method']})" if "method" in found.metadata else ""
     raise UserError(
         f"{where}: is neither a LoRA nor an embedding that is known here{method}; a whole checkpoint goes to "
@@ -200,7 +201,7 @@ def _is_vectors(shape: tuple[int, ...]) -> bool:
 
 def _peft_folder(folder: Path) -> Artefact:
     where = f"job.artefact={folder}"
-    read_json(folder / "adapter_config.json", where, remedy=AGAIN)
+    kind_of(folder, where)
     header = read_header(folder / "adapter_model.safetensors", where, remedy=AGAIN)
     return Artefact(PEFT, folder, header.metadata)
 
@@ -264,8 +265,6 @@ def apply(pipe: StableDiffusionPipeline, artefact: Artefact, weight: float = 1.0
 
 
 def _lora(pipe: Any, artefact: Artefact, weight: float) -> None:
-    from diffusion_lab.models.attach import attach
-
     where = f"job.artefact={artefact.path}"
     header = read_header(artefact.path, where)
     attach(pipe, adapter_file.read_changes(artefact.path, header, pipe, where), weight, where)
@@ -273,14 +272,12 @@ def _lora(pipe: Any, artefact: Artefact, weight: float) -> None:
 
 def _embedding(pipe: Any, artefact: Artefact, weight: float) -> None:
     """Its word is found where it stands as a word, in any letter case; see `models.learnt_words`."""
-    from safetensors.torch import load_file
-
     from diffusion_lab.models.learnt_words import learn
 
     if weight == 0:
         return
     _check_width(artefact, int(pipe.text_encoder.config.hidden_size))
-    vectors = load_file(artefact.path)[artefact.header["tensor"]]
+    vectors = read_tensors(artefact.path, f"job.artefact={artefact.path}")[artefact.header["tensor"]]
     learn(pipe, artefact.header["trigger"], vectors if vectors.ndim > 1 else vectors[None])
 
 
@@ -353,8 +350,6 @@ def weight_files(folder: Path, where: str) -> list[Path]:
 
 
 def _peft(pipe: Any, artefact: Artefact, weight: float) -> None:
-    from diffusion_lab.models.attach import merge_folder
-
     merge_folder(pipe, artefact.part, artefact.path, weight, f"job.artefact={artefact.path}")
 
 

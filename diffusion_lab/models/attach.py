@@ -111,6 +111,16 @@ def _into(change: Change, weight: float) -> None:
 # --- peft's folders ---------------------------------------------------------------------------------------
 
 
+def kind_of(folder: Path, where: str) -> str:
+    """peft's name for what the folder holds. UserError where it is none of `PEFT_TYPES`."""
+    kind = read_json(folder / CONFIG, where).get("peft_type")
+    if kind not in PEFT_TYPES:
+        raise UserError(
+            f"{where}: {folder / CONFIG} has peft_type {kind}; of peft's adapters {', '.join(PEFT_TYPES)} are read here"
+        )
+    return str(kind)
+
+
 def merge_folder(pipe: Any, part: str, folder: Path, weight: float, where: str) -> None:
     """Puts peft's folder (LoRA, LoHa, LoKr, OFT) into the weights of the network `part`, by peft's own arithmetic.
 
@@ -120,12 +130,7 @@ def merge_folder(pipe: Any, part: str, folder: Path, weight: float, where: str) 
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    settings = read_json(folder / CONFIG, where)
-    kind = settings.get("peft_type")
-    if kind not in PEFT_TYPES:
-        raise UserError(
-            f"{where}: {folder / CONFIG} has peft_type {kind}; of peft's adapters {', '.join(PEFT_TYPES)} are read here"
-        )
+    kind = kind_of(folder, where)
     network: Any = getattr(pipe, part)
     if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
         raise UserError(f"{where}: another adapter lies on the {part} already; put peft's folders on first")

@@ -272,6 +272,8 @@ def _looked_up(files: Sequence[Wanted]) -> list[Wanted]:
         path = file.path
         if path is None and file.repo:
             path = hub.cached(file.repo, file.name, file.revision)
+            if path is None and file.name == "model.safetensors":  # in parts
+                path = hub.cached(file.repo, f"{file.name}.index.json", file.revision)
         elif path is None and file.target.is_file():
             path = file.target
         size = path.stat().st_size if path is not None else file.size

@@ -80,10 +80,9 @@ def _on_hub(group: Sequence[Wanted], config: Config) -> list[tuple[Wanted, str]]
     for file in group:
         # open_clip takes the older file where a repository has no safetensors.
         names = [file.name, *([CLIP_PICKLED] if file.name == CLIP_FILE else [])]
-        name = next((name for name in names if name in there), None)
-        if name is not None:
-            found.append((dataclasses.replace(file, name=name, size=there[name]), name))
-        elif not file.optional:
+        names = [name for name in names if name in there][:1] or hub.shards(file.name, there)
+        found += [(dataclasses.replace(file, name=name, size=there[name]), name) for name in names]
+        if not names and not file.optional:
             raise UserError(f"{file.key}: {repo} on the hub has no {file.name}; {file.by_hand}")
     return found
 

@@ -173,7 +173,7 @@ def _names(folder: Path) -> set[str]:
 def _check_weights(folder: Path, part: str, model: Model, fail: _Fail) -> None:
     """One whole safetensors file, or an index and all its shards; pickled ones only where allowed."""
     single, index, pickled = _weights(part, variant_of(folder, part, model.variant))
-    present = _names(folder / part)
+    present = {path.name for path in (folder / part).iterdir()}  # what is no file is named as such
     if single in present:
         read_header(folder / part / single, fail, name=f"{part}/{single}")
         return

@@ -99,6 +99,13 @@ def model_files(names: Collection[str], model: Model, *, weights: bool = True) -
     return chosen
 
 
+def shards(name: str, names: Collection[str]) -> list[str]:
+    """The parts and the index of a weights file that a repository has in parts; none where it has not."""
+    stem = re.escape(name.removesuffix(".safetensors"))
+    parts = rf"{stem}-\d+-of-\d+\.safetensors|{stem}\.safetensors\.index\.json"
+    return [other for other in sorted(names) if re.fullmatch(parts, other)]
+
+
 def ask(question: Callable[[], T], seconds: float = PATIENCE) -> T:
     """The answer to a question over the network, or TimeoutError after `seconds`, even where a name server is silent."""
     answer: list[T] = []

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.models.devices import bf16_slowdown
+from diffusion_lab.models.fingerprints import source_of
 from diffusion_lab.models.folder import check_folder, variant_of
 from diffusion_lab.models.hub import cached_model
 from diffusion_lab.models.shipped import MINIATURES, shipped_folder
@@ -98,7 +100,9 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
     Stable Diffusion 1.x or 2.x, or the hub not reachable.
     """
     if model.precision == "fp16" and device.type == "cpu":
-        raise UserError("model.precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
+        raise UserError("model.precision=fp16 needs a GPU, and torch sees none; use fp32 on the CPU")
+    if model.precision == "bf16" and device.type == "cpu" and bf16_slowdown() > 1:
+        log.warning("model.precision=bf16: this CPU only emulates it; model.precision=fp32 is fast there")
     if model.precision == "bf16" and device.type == "cuda" and not _has_bf16():
         log.warning(
             "model.precision=bf16: this card only emulates it, slowly; model.precision=fp16 is fast there"
@@ -109,6 +113,7 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
     one_file = isinstance(source, Path) and source.is_file()
     if isinstance(source, Path):
         (check_file if one_file else check_folder)(source, model)
+    files = source_of(model)
     try:
         with quiet_loading():
             pipe = load_file(Path(source), model) if one_file else _from_pretrained(source, model)
@@ -118,6 +123,7 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
         raise UserError(_loading_failed(model, source, error)) from error
     _check_supported(pipe, model)
     pipe.set_progress_bar_config(disable=True)
+    pipe.loaded_from = files  # see `fingerprints`
     for module in modules(pipe):
         module.requires_grad_(False)
         module.eval()

@@ -27,7 +27,7 @@ def named_tensors(network: nn.Module) -> dict[str, Tensor]:
     if _is_transformers(network):
         from transformers.core_model_loading import revert_weight_conversion
 
-        weights = revert_weight_conversion(network, weights)  # type: ignore[arg-type]
+        weights = revert_weight_conversion(network, weights)
     return weights
 
 

@@ -23,7 +23,7 @@ from diffusion_lab.interfaces import UserError
 
 CHUNK = 1 << 24  # bytes handed to the system at once
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY}
 
@@ -76,14 +76,11 @@ def mendable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        message = remedy(path, error)
-        if message is None:
-            raise
-        raise UserError(message) from error
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, FileNotFoundError):
+            _check_roots(path)
         found = os_error(error)
         message = None if found is None else remedy(path, found)
         if message is None:
@@ -101,7 +98,7 @@ def os_error(error: BaseException) -> OSError | None:
 
 def remedy(path: Path | str, error: OSError) -> str | None:
     """What to do about an error in writing `path`; None where that is not known."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return (
             f"no room to write {path} ({error.strerror}): free some space or raise the quota, or put the run "
             "on another disk with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"

@@ -63,7 +63,8 @@ def earlier(folder: Path, step: int, *, run: str = "", due: Collection[int] = ()
     if lost:
         raise UserError(_refusal(folder, lost, entries, rows, main.problems))
     events = _joined(main.events, spare.events, {at: entries[at] for at in whole}, step)
-    _tell(folder, main, spare, whole)
+    known = {_key(event) for event in main.events}
+    _tell(folder, main, spare, sum(_key(event) not in known for event in events))
     return Earlier(
         evaluations=[entries[at] for at in sorted(whole)],
         rows=[row for at in sorted(whole) for row in rows.get(at, ())],
@@ -96,19 +97,16 @@ def _refusal(
     )
 
 
-def _tell(folder: Path, main: _Copy, spare: _Copy, whole: Collection[int]) -> None:
-    """What was wrong, and where the results came from."""
-    for name, problem in main.problems.items():
+def _tell(folder: Path, main: _Copy, spare: _Copy, told_anew: int) -> None:
+    """What was wrong, and where the results came from. `told_anew`: events that events.jsonl did not have."""
+    problems = dict(main.problems)
+    if told_anew and backup.EVENTS not in problems:
+        problems[backup.EVENTS] = f"{told_anew} of its lines are missing"
+    for name, problem in problems.items():
         if name == backup.EVENTS and not spare.events:
             log.warning("%s: %s; the training curve up to here is lost", folder / name, problem)
         else:
             log.warning("%s: %s; what it held is taken from the other files", folder / name, problem)
-    if not main.problems:
-        taken = sorted(
-            at for at in whole if at not in main.entries or (at in spare.rows and at not in main.rows)
-        )
-        if taken:
-            log.warning("evaluations at steps %s are taken from %s", ", ".join(map(str, taken)), backup.NAME)
 
 
 # --- one copy -----------------------------------------------------------------------------------------

@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
-from PIL import Image
 
+from diffusion_lab.analysis.record import summary
 from diffusion_lab.interfaces import AnyMetric, Evaluation, PromptSet, ScoreRow, Status, Summary, UserError
-from diffusion_lab.resume import run_id
-from diffusion_lab.tracking import atomic, backup, provenance, samples, scores, vouched
-from diffusion_lab.tracking.earlier import Earlier, earlier
+from diffusion_lab.resume import differences, run_id
+from diffusion_lab.tracking import atomic, backup, provenance, samples, scores, taking_up, vouched
+from diffusion_lab.tracking.earlier import Earlier
+from diffusion_lab.tracking.recorded import recorded
+from diffusion_lab.tracking.run_log import RunLog
 
 if TYPE_CHECKING:
     from diffusion_lab.interfaces import Pixels
@@ -37,8 +39,6 @@ VOUCHED = (  # beside each evaluation's adapter and pictures
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
-
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def empty_result() -> dict[str, Any]:
@@ -91,7 +91,7 @@ class FileTracker:
         self._lines: list[str] = []  # of events.jsonl
         self._copies: dict[str, bytes] = {}  # files that record.zip has as they are
         self._closed = False
-        self._log: logging.Handler | None = None
+        self._log = RunLog(self.folder / "run.log")
 
     # --- Tracker ------------------------------------------------------------------------------------
 
@@ -105,10 +105,11 @@ class FileTracker:
         run = run_id(config)
         before = None
         if self.resume_step is not None:
-            before = earlier(self.folder, self.resume_step, run=run, due=_due(config, self.resume_step))
-            before = _without_damage(self.folder, before, self.resume_step)
+            known = recorded(self.folder, lambda theirs: not differences(theirs, config))
+            run = str((known.result.get("run") if known else None) or run)
+            before = taking_up.kept(self.folder, self.resume_step, config, run)
         atomic.check_writable(self.folder)
-        self._open_log()
+        self._log.open()
         self.result |= {
             "run": run,
             "config": dict(config),
@@ -132,7 +133,7 @@ class FileTracker:
         self.result |= {"evaluations": before.evaluations, "steps_done": max(step, 0)}
         self.result["started"] = before.result.get("started") or self.result["started"]
         self.result["prompts"] = before.result.get("prompts") or {}
-        self.result["files"] = _of_steps(
+        self.result["files"] = taking_up.of_steps(
             before.result.get("files") or {}, [entry["step"] for entry in before.evaluations]
         )
         code = before.result.get("provenance") or {}
@@ -158,7 +159,7 @@ class FileTracker:
         self.result |= known | {"evaluations": before.evaluations}
         self._rows, self._copies = before.rows, dict(before.kept)
         self._lines = [atomic.dumps(event) + "\n" for event in before.events]
-        self._open_log()
+        self._log.open()
 
     @property
     def copies(self) -> Mapping[str, bytes]:
@@ -182,12 +183,12 @@ class FileTracker:
     def close(self) -> None:
         """Lets go of a record that could not be taken to its end; what it says stays as it is."""
         self._closed = True
-        self._close_log()
+        self._log.close()
 
     def measured(self) -> dict[int, dict[str, Summary]]:
         """What every evaluation so far came to, by step and metric."""
         return {
-            entry["step"]: {name: Summary(**values) for name, values in entry["metrics"].items()}
+            entry["step"]: {name: summary(values) for name, values in entry["metrics"].items()}
             for entry in self.result["evaluations"]
         }
 
@@ -208,16 +209,9 @@ class FileTracker:
         step = evaluation.step
         self._rows = [row for row in self._rows if row.step != step] + list(evaluation.rows)
         scores.write(self.folder / backup.SCORES, self._rows)
-        if evaluation.images:
-            texts = samples.labels(evaluation, prompts)
-            image = samples.sheet(evaluation.images, texts, title=_title(evaluation, prompts))
-            atomic.write_bytes(self.folder / "samples" / f"step-{step:06d}.png", samples.png(image))
-            if self.keep_images:
-                folder = self.folder / "samples" / f"step-{step:06d}"
-                made = zip(evaluation.images, scores.images_of(evaluation, prompts), strict=True)
-                for pixels, (prompt_id, index) in made:
-                    picture = samples.png(Image.fromarray(pixels))
-                    atomic.write_bytes(folder / f"{prompt_id}-{index}.png", picture)
+        samples.write(
+            self.folder / "samples", evaluation, prompts, _title(evaluation, prompts), each=self.keep_images
+        )
         entry = {
             "step": step,
             "metrics": {name: dataclasses.asdict(item) for name, item in evaluation.summaries.items()},
@@ -258,7 +252,7 @@ class FileTracker:
             self.back_up()
             self._save()
         finally:
-            self._close_log()
+            self._log.close()
 
     def _ends_with(self, status: Status) -> bool:
         last = json.loads(self._lines[-1]) if self._lines else {}
@@ -385,25 +379,6 @@ class FileTracker:
     def _save(self) -> None:
         atomic.write_json(self.folder / backup.RESULT, self.result)
 
-    def _open_log(self) -> None:
-        """Every logger's messages go to run.log too, unless somebody's handler writes that file already."""
-        path = self.folder / "run.log"
-        root = logging.getLogger()
-        open_files = {getattr(handler, "baseFilename", None) for handler in root.handlers}
-        if str(path.absolute()) in open_files:
-            return
-        with atomic.mendable(path):
-            self._log = logging.FileHandler(path, encoding="utf-8")
-        self._log.setFormatter(logging.Formatter(_LOG_FORMAT))
-        root.addHandler(self._log)
-
-    def _close_log(self) -> None:
-        """The next job of a multirun must not write into this run's log."""
-        if self._log is not None:
-            logging.getLogger().removeHandler(self._log)
-            self._log.close()
-            self._log = None
-
 
 def _asdict(summary: Summary | None) -> dict[str, Any] | None:
     return None if summary is None else dataclasses.asdict(summary)
@@ -415,39 +390,6 @@ def _code(provenance: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _yaml(config: Mapping[str, Any]) -> bytes:
     return str(yaml.safe_dump(atomic.plain(config), sort_keys=False, allow_unicode=True)).encode()
-
-
-def _due(config: Mapping[str, Any], step: int) -> range:
-    """The evaluations that a run has made before it came to `step`."""
-    every = (config.get("steps") or {}).get("every")
-    return range(0, step, every) if every else range(0)
-
-
-def _of_steps(files: Mapping[str, str], steps: Iterable[int]) -> dict[str, str]:
-    """Those of the fingerprints that belong to evaluations at these steps."""
-    names = {f"step-{step:06d}" for step in steps}
-    return {
-        name: known
-        for name, known in files.items()
-        if name.startswith(("samples/", "adapters/")) and names & set(Path(name).with_suffix("").parts)
-    }
-
-
-def _without_damage(folder: Path, before: Earlier, step: int) -> Earlier:
-    """An evaluation at `step` whose adapter or pictures are lost is made again; of earlier ones it is said."""
-    files = before.result.get("files") or {}
-    steps = [entry["step"] for entry in before.evaluations]
-    again = step in steps and bool(vouched.damaged(folder, _of_steps(files, [step])))
-    for name in vouched.damaged(folder, _of_steps(files, [at for at in steps if at != step])):
-        log.warning("%s: it is missing or damaged, and no other file holds it", folder / name)
-    if not again:
-        return before
-    return dataclasses.replace(
-        before,
-        evaluations=[entry for entry in before.evaluations if entry["step"] != step],
-        rows=[row for row in before.rows if row.step != step],
-        events=[e for e in before.events if e["event"] != "evaluation" or e["step"] != step],
-    )
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -6,11 +6,12 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from diffusion_lab.tracking import scores
+from diffusion_lab.tracking import atomic, scores
 
 if TYPE_CHECKING:
     from diffusion_lab.interfaces import Evaluation, Pixels, PromptSet
@@ -26,6 +27,18 @@ MOST = 400  # pictures in one sheet: keeps it under about 2600 x 3700 pixels
 _PAPER, _INK, _PALE = (255, 255, 255), (30, 30, 30), (110, 110, 110)
 _CHOSEN, _REJECTED = (0, 200, 80), (230, 60, 60)
 DASH = 4  # pixels of a dash and of the gap after it
+
+
+def write(folder: Path, evaluation: Evaluation, prompts: PromptSet, title: str, *, each: bool) -> None:
+    """The evaluation's sheet, step-NNNNNN.png, and with `each` every image in a folder of that name; none of none."""
+    if not evaluation.images:
+        return
+    name = f"step-{evaluation.step:06d}"
+    image = sheet(evaluation.images, labels(evaluation, prompts), title=title)
+    atomic.write_bytes(folder / f"{name}.png", png(image))
+    made = zip(evaluation.images, scores.images_of(evaluation, prompts), strict=True)
+    for pixels, (prompt_id, index) in made if each else ():
+        atomic.write_bytes(folder / name / f"{prompt_id}-{index}.png", png(Image.fromarray(pixels)))
 
 
 def labels(evaluation: Evaluation, prompts: PromptSet) -> list[str]:

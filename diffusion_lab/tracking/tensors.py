@@ -79,4 +79,4 @@ def _pieces(
     for name in names:
         value = tensors[name].detach().to("cpu", format_of(tensors[name])).contiguous()
         if value.numel():
-            yield memoryview(value.reshape(-1).view(torch.uint8).numpy())
+            yield value.reshape(-1).view(torch.uint8).numpy().data

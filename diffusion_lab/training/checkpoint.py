@@ -22,12 +22,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffusion_lab.failures import is_memory
 from diffusion_lab.interfaces import Stateful, UserError
 from diffusion_lab.models.load import modules
 from diffusion_lab.tracking import tensors
@@ -178,7 +179,7 @@ def write(values: Mapping[str, Any], root: Path) -> Path:
         for name in ("weights", "method") if shared else ():
             plain[name] = _without(plain[name], None if values["unchanged"] else places)
         with writing(beside / STATE) as sink:
-            torch.save(plain, sink)
+            torch.save(plain, cast("IO[bytes]", sink))
         schema = SHARED if shared else PLAIN
         write_json(beside / CHECKSUM, {"schema": schema, "sha256": sink.sha256, "files": sha256})
     return folder
@@ -211,13 +212,18 @@ def read(folder: Path) -> Checkpoint:
             if _sha256(folder / path) != sha256:
                 raise ValueError(f"the checksum of {path} is wrong")
         values: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        if lacking := {"step", "identity", "weights", "optimizer"} - values.keys():
+            raise ValueError(f"it is no checkpoint of this program: it lacks {', '.join(sorted(lacking))}")
         if told["schema"] == SHARED:
             weights = {path: load_file(folder / path) for path in files}
             values |= {name: _with(values[name], weights) for name in ("weights", "method")}
         return Checkpoint(folder, int(values["step"]), values)
     except UserError:
         raise
-    except Exception as error:  # JSON, KeyError, OSError, what unpickling raises: damaged in any case
+    except Exception as error:
+        if is_memory(error):
+            raise
+        # JSON, KeyError, OSError, what unpickling raises: damaged in any case
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 

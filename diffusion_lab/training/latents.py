@@ -7,6 +7,8 @@ train on less variety, and keeping them by step would pair them with the wrong p
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,9 @@ from diffusion_lab.interfaces import Picture, UserError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+
+log = logging.getLogger(__name__)
 
 
 class Latents(Protocol):
@@ -147,13 +152,24 @@ def _on_disk(
 
     def read(number: int, version: int) -> tuple[Tensor, Tensor]:
         found = load_file(path(number, version))
-        return found["mean"], found["logvar"]
+        mean, logvar = found["mean"], found["logvar"]
+        if (
+            mean.ndim != 3
+            or mean.shape != logvar.shape
+            or not bool((mean.isfinite() & logvar.isfinite()).all())
+        ):
+            raise ValueError("another shape, or numbers that are not finite")
+        return mean, logvar
 
     for number in range(len(pictures)):
         for version in range(versions):
             try:
                 read(number, version)
-            except (OSError, SafetensorError, KeyError):  # not there, or damaged
+            except (OSError, SafetensorError, KeyError, ValueError) as error:  # not there, or damaged
+                if path(number, version).exists():
+                    log.warning("%s is damaged and is made again (%s)", path(number, version), error)
+                if path(number, version).is_dir():
+                    shutil.rmtree(path(number, version))
                 mean, logvar = encode(number, version)
                 tensors.write(path(number, version), {"mean": mean, "logvar": logvar})
     return read

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffusion_lab.interfaces import Batch, Method, ParamGroup, Picture, Subject, UserError
 from diffusion_lab.models import kohya
 from diffusion_lab.models.artefacts import notes as artefact_notes
+from diffusion_lab.models.fingerprints import loaded_fingerprint
 from diffusion_lab.models.load import (
     cast_frozen,
     load_pipeline,
@@ -211,11 +212,9 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
 
 def _identity(pipe: StableDiffusionPipeline, subject: Subject, processes: int) -> dict[str, str]:
     """What a run rests on and does not change, in words for a person: checksums."""
-    from diffusion_lab.data.class_pictures import fingerprint
-
     pictures = [*subject.train, *subject.heldout, *subject.impostors]
     return {
-        "the model's weights": fingerprint(pipe),
+        "the model's weights": loaded_fingerprint(pipe),
         "the subject's pictures": digest([picture.sha256 for picture in pictures]),
         "their captions": digest([picture.caption or "" for picture in subject.train]),
         "the number of processes": str(processes),

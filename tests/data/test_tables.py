@@ -158,3 +158,10 @@ def test_a_table_that_is_not_there(tmp_path: Path) -> None:
         read_table(tmp_path / "none.yaml")
     with pytest.raises(ValueError, match="does not name"):
         Table("a photo", {})
+
+
+def test_a_file_of_another_size_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "phrases.yaml", "wb") as file:
+        file.truncate(10_000_000_000)
+    with pytest.raises(UserError, match="more than 1,000,000 bytes"):
+        read_table(tmp_path / "phrases.yaml")

@@ -232,6 +232,19 @@ def test_a_real_face_between_drawn_ones() -> None:
         assert 140 < (top + bottom) / 2 < 260, number
 
 
+def test_an_embedder_that_tells_nobody_apart_leaves_it_to_size_and_centre(tmp_path: Path) -> None:
+    """Random weights: all faces are about equally alike."""
+    from facenet_pytorch import InceptionResnetV1
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(InceptionResnetV1(pretrained=None).state_dict(), tmp_path / "face.pt")
+    bank = EncoderBank(Metrics(encoders="full", face_weights=str(tmp_path / "face.pt")))
+    pictures = [crowded(number, STRANGERS[number % 6]) for number in range(8)]
+    found = look_at(subject(pictures), bank, 128)["train"]
+    assert [in_the_middle(one, 128) for one in found] == [True] * 8
+
+
 # --- the rule alone -------------------------------------------------------------------------------------
 
 

@@ -77,6 +77,7 @@ def check_every_layer(
 
 KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
 PEFT = {"down": "lora_A.weight", "up": "lora_B.weight"}
+LINEAR = {"down": "lora_linear_layer.down.weight", "up": "lora_linear_layer.up.weight"}
 SCRIPT = {"down": "lora.down.weight", "up": "lora.up.weight"}
 
 
@@ -114,6 +115,7 @@ def earlier(part: str, name: str, role: str) -> str:
 NAMINGS = {
     "kohya": kohya(), "kohya, te1": kohya("lora_te1_"), "peft's in diffusers": dotted(PEFT),
     "diffusers' script": dotted(SCRIPT), "without unet.": dotted(PEFT, prefixed=False), "earlier": earlier,
+    "linear layers": dotted(LINEAR),
 }  # fmt: skip
 
 
@@ -191,8 +193,10 @@ def test_lora(tiny_pipe, tmp_path: Path, naming: str, alphas: str, weight: float
         scale = 1.0 if alpha is None else alpha / rank
         wanted[part, name] = own + weight * scale * product(tensors, own)
     assert len(wanted) > 15
-    save_file(file, tmp_path / "block-wise v1.0 (final).safetensors")
-    (piece,) = recognise(tmp_path / "block-wise v1.0 (final).safetensors")
+    place = tmp_path / "[v1.0] Änna (final) lora.SAFETENSORS"
+    save_file(file, place)
+    (piece,) = recognise(place)
+    assert recognise(tmp_path) == (piece,)
     assert piece.kind == "lora"
     apply(tiny_pipe, piece, weight)
     check_every_layer(tiny_pipe, before, wanted)

@@ -468,6 +468,29 @@ def test_the_fetched_head_rates(
     torch.testing.assert_close(head.score(embedding), expected[:, 0].clamp(0, 10).detach())
 
 
+def test_an_encoder_in_parts(
+    caches: Path, tmp_path: Path, full: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large CLIP's weights in shards, and then nobody is asked any more."""
+    repo, folder = "someone/large-clip", tmp_path / "clip"
+    folder.mkdir()
+    names = [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+    for name in (*names, "config.json", "preprocessor_config.json", "pytorch_model.bin"):
+        (folder / name).write_text(name)
+    config = full("metrics.names=[clip_text]", f"metrics.clip_model={repo}")
+    with serving({repo: folder}) as running:
+        point(monkeypatch, running.endpoint)
+        fetch(config, downloads.of_metrics(config.metrics))
+        assert all(hub.cached(repo, name) is not None for name in names)
+        assert hub.cached(repo, "pytorch_model.bin") is None
+        files = downloads.of_metrics(config.metrics)
+        assert all(file.path is not None for file in files)
+
+
 # --- what is refused early ---------------------------------------------------------------------------------
 
 

@@ -215,6 +215,7 @@ def subject_called(word: str) -> Any:
         ("textual_inversion", "<CatToy>", 4),
         ("textual_inversion", "x_1", 2),
         ("textual_inversion", "🐶", 2),
+        ("textual_inversion", "mr.flora", 2),
         ("pivotal", "MyDog", 3),
         ("pivotal", "port", 2),
     ],
@@ -294,8 +295,10 @@ def test_files_of_other_tools_several_at_once(tiny_pipe, tmp_path: Path) -> None
 def test_another_models_embedding_is_refused_with_the_sizes(tiny_pipe, tmp_path: Path) -> None:
     save_file({"emb_params": torch.zeros(2, 768)}, tmp_path / "big.safetensors")
     size = len(tiny_pipe.tokenizer)
-    with pytest.raises(UserError, match=r"\[2, 768\].* 32 numbers"):
+    with pytest.raises(UserError, match=r"768 wide.* 32"):
         apply(tiny_pipe, recognise(tmp_path / "big.safetensors")[0])
+    with pytest.raises(ValueError, match=r"\[2, 768\].* 32 numbers"):
+        learn(tiny_pipe, "big", torch.zeros(2, 768))
     assert len(tiny_pipe.tokenizer) == size
 
 
