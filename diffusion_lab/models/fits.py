@@ -62,7 +62,7 @@ def check_device(model: Model) -> None:
 
 def may_have_card() -> bool:
     """Whether anything speaks of a CUDA or ROCm card; False only where there surely is none to be used."""
-    from diffusion_lab.costs import has_gpu
+    from diffusion_lab.models.devices import has_gpu
 
     if sys.platform == "darwin":
         return False
