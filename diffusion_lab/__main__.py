@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffusion_lab import jobs, processes, resume
+from diffusion_lab import jobs, paths, processes, resume
 from diffusion_lab.config import fill_defaults
 from diffusion_lab.interfaces import Terminated, UserError
+from diffusion_lab.quoting import always_quoted
 
 log = logging.getLogger("diffusion_lab")
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the command line says (`sys.argv` by default); returns the process's exit status."""
     words = [_in_full(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
+        _refuse_broken(words)
         return _main(words)
     except UserError as error:
         return _complain(str(error), 2)
@@ -74,25 +76,32 @@ def _main(words: list[str]) -> int:
         return 0
     words = _study(resume.expand(words))
     _refuse_secrets(words)
-    flags, overrides = _flags(words)
-    words = [
-        *(word for word in words if word not in flags.overrides),
-        *flags.overrides,
-    ]  # as Hydra's parser wants
+    from diffusion_lab.compose import compose_exact, expand
+    from diffusion_lab.texts import exact
+
+    flags, given = _flags(words)
+    flagged = [word for word in words if word not in flags.overrides]
+    sweep = flags.multirun or any(word.replace(" ", "") == "hydra.mode=MULTIRUN" for word in given)
+    overrides, notes = exact(given, sweep=sweep)
+    words = [*flagged, *overrides]  # as Hydra's parser wants
     if flags.hydra_help or flags.cfg or flags.info or flags.shell_completion:
         _hydra(words, lambda composed: None)
         return 0
-    from diffusion_lab.compose import compose_raw, expand
-
     if processes.count() > 1 and flags.multirun:
         raise UserError(
             "a sweep runs in one process: launch its runs one by one, or without several processes"
         )
-    if flags.multirun or any(word.replace(" ", "") == "hydra.mode=MULTIRUN" for word in overrides):
-        return _sweep(words, overrides, expand(overrides))
-    composed = compose_raw(overrides)
-    if str(composed.hydra.mode).endswith("MULTIRUN"):
-        return _sweep(words, overrides, expand(overrides, composed.hydra.sweeper))
+    composed, sweeper = None, None
+    if not sweep:
+        composed, overrides = compose_exact(overrides)
+        words = [*flagged, *overrides]
+    if composed is not None and str(composed.hydra.mode).endswith("MULTIRUN"):  # an experiment's file says so
+        overrides, notes = exact(given, sweep=True)
+        words, sweeper, composed = [*flagged, *overrides], composed.hydra.sweeper, None
+    for note in notes if processes.is_main() else ():
+        print(f"warning: {note}", file=sys.stderr)
+    if composed is None:
+        return _sweep(words, overrides, expand(overrides, sweeper))
     return _single(words, overrides, composed)
 
 
@@ -112,8 +121,6 @@ def _flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Hydra's flags, and the overrides with --config-dir written as one. Unknown flags end with status 2."""
     from hydra._internal.utils import get_args_parser
 
-    from diffusion_lab.compose import quoted
-
     parser = get_args_parser()
     parser.error = _unknown_flag  # type: ignore[method-assign]
     flags = parser.parse_intermixed_args(words)
@@ -127,12 +134,24 @@ def _flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         folder = Path(flags.config_dir).absolute()
         if not folder.is_dir():
             raise UserError(f"--config-dir {flags.config_dir}: there is no such folder")
-        overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
-    return flags, overrides
+        overrides.append(f"hydra.searchpath=[{always_quoted(f'file://{folder}')}]")
+    return flags, paths.searched(overrides, Path.cwd())
 
 
 def _unknown_flag(message: str) -> NoReturn:
     raise UserError(f"{message}; --help lists the flags")
+
+
+def _refuse_broken(words: Sequence[str]) -> None:
+    """The record is UTF-8: bytes of another encoding, such as an old file name's, have no place in it."""
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError as error:
+            shown = word.encode("utf-8", "backslashreplace").decode()
+            raise UserError(
+                f"{shown}: is no UTF-8 text; rename the file or folder, or type it anew"
+            ) from error
 
 
 def _refuse_secrets(words: Sequence[str]) -> None:
@@ -149,11 +168,11 @@ def _refuse_secrets(words: Sequence[str]) -> None:
 
 
 def _single(words: list[str], overrides: list[str], composed: Any) -> int:
-    from diffusion_lab.compose import quoted, to_config
+    from diffusion_lab.compose import to_config
     from diffusion_lab.preflight import WORDS, check, show
 
-    config = fill_defaults(to_config(composed))
-    wanted = Path(composed.hydra.run.dir).absolute()
+    config = paths.resolve(fill_defaults(to_config(composed)), Path.cwd())
+    wanted = Path(paths.absolute(_folder(composed.hydra.run.dir, "hydra.run.dir"), Path.cwd()))
     if not processes.is_main():
         finetunes = config.job.name in jobs.WITH_RUN_FOLDER and not config.job.dry_run
         return _end(jobs.perform(config, wanted)) if finetunes else 0
@@ -180,8 +199,14 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
         log.info("%s; %s", plan.summary(), _shown(run_folder))
         outcomes.append(jobs.perform(config, run_folder))
 
-    _hydra([*words, f"hydra.run.dir={quoted(str(run_folder))}"], task)
+    _hydra([*words, f"hydra.run.dir={always_quoted(str(run_folder))}"], task)
     return _end(outcomes[0])
+
+
+def _folder(given: str, key: str) -> str:
+    if not given.strip():
+        raise UserError(f"{key}={given}: names no folder; leave it out for a new one under outputs/")
+    return given
 
 
 def _end(outcome: jobs.Outcome) -> int:
@@ -221,10 +246,15 @@ def _shown(folder: Path) -> str:
 
 def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) -> int:
     """All jobs, one after another or as the launcher has it; a job that fails does not stop the others."""
-    from diffusion_lab.compose import compose_raw, quoted, to_config
+    from diffusion_lab.compose import compose_raw, to_config
+    from diffusion_lab.yaml_texts import misread
 
     for job in expanded[:MOST_CHECKED]:
         composed = compose_raw(job)
+        for key, (file, word) in misread(composed).items():
+            raise UserError(
+                f"{key}: YAML makes another text of what {file} has; write it there in quotes ({word})"
+            )
         config = to_config(composed)  # a wrong value in any job is told before the first one starts
         if config.job.dry_run:
             print(f"\n{' '.join(job)}")
@@ -232,10 +262,11 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
     if expanded and config.job.dry_run:
         return 0
     wanted = compose_raw(expanded[0] if expanded else []).hydra.sweep.dir
-    folder = _claim(Path(wanted).absolute(), "hydra.sweep.dir", overrides, 0)
+    folder = Path(paths.absolute(_folder(wanted, "hydra.sweep.dir"), Path.cwd()))
+    folder = _claim(folder, "hydra.sweep.dir", overrides, 0)
     (folder / ENDED).unlink(missing_ok=True)
     try:
-        _hydra([*words, f"hydra.sweep.dir={quoted(str(folder))}"], sweep_job)
+        _hydra([*words, f"hydra.sweep.dir={always_quoted(str(folder))}"], sweep_job)
     finally:
         ended = _ended(folder)
         failed = [end for end in ended if end["status"] != "completed"]
@@ -274,7 +305,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     ended: dict[str, Any] = {"name": run_folder.name, "status": "interrupted", "error": "stopped by Ctrl-C"}
     try:
         with isolated():
-            config = fill_defaults(to_config(composed))
+            config = paths.resolve(fill_defaults(to_config(composed)), HydraConfig.get().runtime.cwd)
             config.tracker.group = config.tracker.group or run_folder.parent.name
 
             def before() -> None:

@@ -329,12 +329,13 @@ def duration(seconds: float) -> str:
 def show(plan: Plan, console: Console) -> None:
     """Prints the plan as a table, its warnings below."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in plan.rows:
-        table.add_row(name, value)
+        table.add_row(name, Text(value))  # a folder's [name] is no markup
     console.print(table)
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)

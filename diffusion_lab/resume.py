@@ -7,21 +7,20 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from diffusion_lab import paths
 from diffusion_lab.analysis.record import flatten
-from diffusion_lab.config import RESUME, as_plain_dict
+from diffusion_lab.config import METHODS, RESUME, Config, as_plain_dict
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.quoting import always_quoted, pasted, unquoted
 from diffusion_lab.tracking.atomic import mendable, plain
-
-if TYPE_CHECKING:
-    from diffusion_lab.config import Config
 
 Standing = Literal["empty", "unfinished", "finished"]
 
 FINISHED = ("completed", "diverged")  # what diverged once does so again
 FREE = (
-    "resume", "job.dry_run", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints", "steps.keep_adapters",
+    "resume", "as_typed", "job.dry_run", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints", "steps.keep_adapters",
 )  # fmt: skip
 """Keys that may differ where a run goes on: they change what is said and kept, not what is trained."""
 ELSEWHERE = "choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
@@ -46,7 +45,11 @@ def standing(config: Config, run_folder: Path) -> Standing:
         raise UserError(f"{run_folder}: a run is recorded there already; {ELSEWHERE}")
     if failed_early:
         return "empty"
-    differing = differences(record.get("config") or {}, as_plain_dict(config)) if record.get("config") else []
+    differing = (
+        differences(record["config"], as_plain_dict(config), began_in(run_folder))
+        if record.get("config")
+        else []
+    )
     if differing:
         raise UserError(
             f"{run_folder}: the run there was begun with another configuration: {'; '.join(differing)}. "
@@ -66,22 +69,46 @@ def _record(run_folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """ "steps.total was 300, is 400" for every key that matters and differs."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], began: Path | None = None) -> list[str]:
+    """ "steps.total was 300, is 400" for every key that matters and differs.
+
+    A path is the same however it is spelt; `began` is where relative ones of `before` started from. A key that
+    `before` does not have, since an earlier version wrote it, counts as its default.
+    """
     old, new = flatten(plain(before)), flatten(plain(now))
+    usual = _defaults(new.get("method.name"))
     keys = [key for key in dict.fromkeys([*new, *old]) if not key.startswith(FREE)]
     absent = "not there"
-    return [
-        f"{key} was {old.get(key, absent)}, is {new.get(key, absent)}"
-        for key in keys
-        if old.get(key, absent) != new.get(key, absent)
-    ]
+    found = []
+    for key in keys:
+        was, is_now = old.get(key, absent), new.get(key, absent)
+        if was == is_now or (paths.is_path(key) and paths.same(was, is_now, began)):
+            continue
+        if key not in old and key in usual and usual[key] == is_now:
+            continue
+        found.append(f"{key} was {was}, is {is_now}")
+    return found
+
+
+def _defaults(method: object) -> dict[str, Any]:
+    """The schema's own values, flat."""
+    kind = METHODS.get(str(method))
+    config = Config() if kind is None else Config(method=kind())
+    return flatten(plain(as_plain_dict(config)))
 
 
 def bound(config: Config) -> dict[str, Any]:
-    """The configuration, flat, without the keys that may differ where a run goes on."""
-    flat = flatten(plain(as_plain_dict(config)))
-    return {key: value for key, value in flat.items() if not key.startswith(FREE)}
+    """What the configuration says of training, flat, for a checkpoint's digest.
+
+    Without the keys that may differ where a run goes on, without paths (what lies there has digests of its own)
+    and without defaults, so that a key that is added later changes no digest.
+    """
+    flat, usual = flatten(plain(as_plain_dict(config))), _defaults(config.method.name)
+    return {
+        key: value
+        for key, value in flat.items()
+        if not key.startswith(FREE) and not paths.is_path(key) and (key not in usual or usual[key] != value)
+    }
 
 
 @contextlib.contextmanager
@@ -118,29 +145,79 @@ def locked(run_folder: Path) -> Iterator[None]:
 def expand(words: list[str]) -> list[str]:
     """`resume=FOLDER` as the words with which the run in FOLDER was begun, and resume=must.
 
-    Further words stay and win over those. Raises UserError where FOLDER holds no run.
+    Further words stay and win over those. Paths of the run mean what they meant where it was begun, those of
+    further words are relative to this folder. Raises UserError where FOLDER holds no run.
     """
     named = [word for word in words if word.startswith("resume=")]
     if not named or named[-1].partition("=")[2] in RESUME:
         return words
-    import yaml  # type: ignore[import-untyped]
+    from diffusion_lab.texts import recorded
 
-    from diffusion_lab.compose import quoted
-
-    given = named[-1].partition("=")[2].strip("'\"")
-    folder = Path(given).expanduser().absolute()
-    notes = folder / ".hydra" / "overrides.yaml"
-    if not notes.is_file():
+    given = named[-1].partition("=")[2]
+    within = unquoted(given)
+    folder = Path(paths.absolute(given if within is None else within, Path.cwd()))
+    notes = folder / ".hydra"
+    if not (notes / "overrides.yaml").is_file():
         raise UserError(
             f"resume={given}: must be one of {', '.join(RESUME)}, or the folder of a run (with .hydra in it)"
         )
-    before = [str(word) for word in yaml.safe_load(notes.read_text(encoding="utf-8")) or []]
-    hydra = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))
-    searched = [w for w in hydra["hydra"]["overrides"]["hydra"] if str(w).startswith("hydra.searchpath=")]
+    before = [str(word) for word in _notes(notes / "overrides.yaml") or []]
+    hydra = _notes(notes / "hydra.yaml")["hydra"]
+    began = began_in(folder) or Path.cwd()
+    searched = [str(w) for w in hydra["overrides"]["hydra"] if "hydra.searchpath=" in str(w)]
+    dropped = ("resume=", "as_typed=")
     return [
-        *searched,
-        *[word for word in before if not word.startswith("resume=")],
-        *[word for word in words if word not in named],
-        f"hydra.run.dir={quoted(str(folder))}",
+        *paths.searched(searched, began),
+        *(word for word in recorded(before) if not word.startswith(dropped)),
+        *_placed(folder, began),
+        *(word for word in words if word not in named),
+        f"hydra.run.dir={always_quoted(str(folder))}",
         "resume=must",
     ]
+
+
+def _notes(file: Path) -> Any:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({error}); give the run's own words again with "
+            f"{pasted(f'hydra.run.dir={file.parents[1]}')} instead of resume=FOLDER"
+        ) from error
+
+
+def began_in(run_folder: Path) -> Path | None:
+    """The folder in which the run was begun, by Hydra's notes; None where they do not tell."""
+    import yaml
+
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        notes = yaml.safe_load((run_folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))
+        return Path(str(notes["hydra"]["runtime"]["cwd"]))
+    return None
+
+
+def _placed(run_folder: Path, began: Path) -> list[str]:
+    """Words for the run's paths as they were resolved when it was begun, and for what had been typed.
+
+    They come from its config.yaml, so that paths of an experiment's file are among them. A record of an earlier
+    version has the relative ones only: they are taken against the folder in which the run was begun.
+    """
+    config: Any = None
+    with contextlib.suppress(UserError):
+        config = _notes(run_folder / "config.yaml")
+    config = config if isinstance(config, dict) else (_record(run_folder) or {}).get("config") or {}
+    flat = {key: value for key, value in flatten(plain(config)).items() if paths.is_path(key)}
+    typed = {key: str(value) for key, value in (config.get("as_typed") or {}).items() if key in flat}
+    words = []
+    for key, value in flat.items():
+        if key not in typed and isinstance(value, str) and key in paths.PATHS and value:
+            typed |= {} if os.path.isabs(value) else {key: value}
+            value = paths.absolute(value, began)
+        if key in typed:
+            words.append(f"{key}={always_quoted(str(value))}")
+    if typed:
+        kept = ",".join(f"{key}:{always_quoted(value)}" for key, value in typed.items())
+        words.append(f"as_typed={{{kept}}}")
+    return words

@@ -233,7 +233,8 @@ def test_other_jobs_make_no_run_folder() -> None:
     "value", ["a b", "it's", "back\\slash", "x=1,y=[2]", "${now:%H}"[:1] + "5", "trail\\"]
 )
 def test_quoted_values_come_back_unchanged(value: str) -> None:
-    from diffusion_lab.compose import compose, quoted
+    from diffusion_lab.compose import compose
+    from diffusion_lab.quoting import quoted
 
     assert compose([f"tracker.run_name={quoted(value)}"]).tracker.run_name == value
 

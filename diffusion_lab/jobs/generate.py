@@ -1,6 +1,6 @@
 """job=generate: images of any prompts with an artefact, ours or another tool's, or with the model alone.
 
-    python -m diffusion_lab job=generate job.artefact=outputs/RUN/artefact 'job.texts=[a photo of customcls dog]'
+    python -m diffusion_lab job=generate job.artefact=outputs/RUN/artefact job.text='a photo of customcls dog'
 
 Started again it draws what is missing. Files carry their parameters as web UIs write them.
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion_lab import paths
 from diffusion_lab.config import Config
 from diffusion_lab.interfaces import Prompt, PromptSet, UserError
 from diffusion_lab.models.artefacts import PIPELINE, Artefact, apply, recognise
@@ -47,14 +48,16 @@ def order(config: Config) -> Order:
 
     UserError (job.artefact, prompts.*): nothing to load there, or prompts that cannot be made.
     """
+    from diffusion_lab.data.own_texts import own_texts
     from diffusion_lab.data.prompts import load_prompts
 
     job, data, settings = config.job, config.data, config.prompts
     found = recognise(Path(job.artefact).expanduser()) if job.artefact else ()
     header = {key: value for piece in reversed(found) for key, value in piece.header.items()}
     model = _base(config.model, found, header)
-    if job.texts:
-        texts = tuple(Prompt(f"p{i:03d}", text, text) for i, text in enumerate(job.texts))
+    own = own_texts(job)
+    if own:
+        texts = tuple(Prompt(f"p{i:03d}", text, text) for i, text in enumerate(own))
         settings = dataclasses.replace(settings, n=len(texts))  # prompts.n is for sets
         negative = settings.negative or ""
         prompts = PromptSet("texts", texts, negative, hashlib.sha256(repr(texts).encode()).hexdigest())
@@ -72,7 +75,7 @@ def _base(model: Model, found: Sequence[Artefact], header: dict[str, str]) -> Mo
         chosen.path, chosen.config, chosen.variant = str(found[0].path), None, None
     elif header.get("base_model") and model.path == "miniature":
         chosen.path = header["base_model"]
-    elif header.get("base_model", model.path) != model.path:
+    elif not paths.same(header.get("base_model", model.path), model.path):
         log.warning("the artefact was made for model.path=%s, not %s", header["base_model"], model.path)
     if chosen.path != model.path:
         chosen.resolution = None  # the other model's own
@@ -162,7 +165,11 @@ def _check_same(folder: Path, facts: dict[str, object]) -> None:
     if not index.is_file():
         return
     before = json.loads(index.read_text("utf-8"))["settings"]
-    differing = sorted(key for key in facts if facts[key] != before.get(key))
+    differing = sorted(
+        key
+        for key in facts
+        if facts[key] != before.get(key) and not (key == "model" and paths.same(before.get(key), facts[key]))
+    )
     if differing:
         raise UserError(
             f"job.output={folder}: holds images made with another {', '.join(differing)}; choose another folder"

@@ -107,7 +107,8 @@ def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
 
 def _check_identity(state: TrainingState, checkpoint: Checkpoint) -> None:
     theirs = checkpoint.values["identity"]
-    changed = [name for name, value in state.identity.items() if theirs.get(name) != value]
+    # What an earlier version did not note cannot tell.
+    changed = [name for name, value in state.identity.items() if theirs.get(name, value) != value]
     shapes = [tuple(weight.shape) for weight in checkpoint.values["weights"]]
     if not changed and shapes != [tuple(parameter.shape) for parameter in state.trained]:
         changed = ["the trained parameters"]
