@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffusion_lab import jobs, paths, processes, resume
-from diffusion_lab.config import fill_defaults
+from diffusion_lab import jobs, paths, processes, resume, sweep_names
+from diffusion_lab.config import Config, fill_defaults
 from diffusion_lab.interfaces import Terminated, UserError
 from diffusion_lab.quoting import always_quoted
 
@@ -249,13 +249,15 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
     from diffusion_lab.compose import compose_raw, to_config
     from diffusion_lab.yaml_texts import misread
 
-    for job in expanded[:MOST_CHECKED]:
+    configs: dict[int, Config] = {}
+    for i, job in enumerate(expanded[:MOST_CHECKED]):
         composed = compose_raw(job)
         for key, (file, word) in misread(composed).items():
             raise UserError(
                 f"{key}: YAML makes another text of what {file} has; write it there in quotes ({word})"
             )
         config = to_config(composed)  # a wrong value in any job is told before the first one starts
+        configs[i] = paths.resolve(fill_defaults(config), Path.cwd())
         if config.job.dry_run:
             print(f"\n{' '.join(job)}")
             _single(words, job, composed)
@@ -265,6 +267,13 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
     folder = Path(paths.absolute(_folder(wanted, "hydra.sweep.dir"), Path.cwd()))
     folder = _claim(folder, "hydra.sweep.dir", overrides, 0)
     (folder / ENDED).unlink(missing_ok=True)
+
+    def config_of(i: int) -> Config:
+        if i not in configs:
+            configs[i] = paths.resolve(fill_defaults(to_config(compose_raw(expanded[i]))), Path.cwd())
+        return configs[i]
+
+    sweep_names.write(folder, sweep_names.settle(expanded, folder, config_of))
     try:
         _hydra([*words, f"hydra.sweep.dir={always_quoted(str(folder))}"], sweep_job)
     finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from diffusion_lab.checks import closest
 from diffusion_lab.config import METHODS, Config
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.sweep_names import job_folder, limited
 from diffusion_lab.texts import exact, recorded
 
 
@@ -32,7 +32,7 @@ def conf_folder() -> Path:
 
 
 def register() -> None:
-    """Makes the schemas and our two resolvers known to Hydra. Harmless when repeated."""
+    """Makes the schemas and our resolvers known to Hydra. Harmless when repeated."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -44,12 +44,13 @@ def register() -> None:
     for name, method in METHODS.items():
         store.store(group="schema/method", name=name, node=method)
     OmegaConf.register_new_resolver("readable", readable, replace=True)
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True, use_cache=True)
 
 
-def readable(overrides: str) -> str:
-    """A folder's name from a job's overrides: "data.n_images=4,seed=1", no slashes, at most 100 long."""
-    return re.sub(r"[^\w.,=+-]+", "-", str(overrides)).strip("-")[:100]
+def readable(text: str) -> str:
+    """A text as a folder's name: no slashes, no blanks, at most 80 long."""
+    return limited(str(text))
 
 
 def _sweep_name(group: str | None) -> str:

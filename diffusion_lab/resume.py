@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,27 +71,34 @@ def _record(run_folder: Path) -> dict[str, Any] | None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], began: Path | None = None) -> list[str]:
-    """ "steps.total was 300, is 400" for every key that matters and differs.
+    """ "steps.total was 300, is 400" for every key that matters and differs; see `differing`."""
+    return [f"{key} was {was}, is {is_now}" for key, (was, is_now) in differing(before, now, began).items()]
+
+
+def differing(
+    before: Mapping[str, Any], now: Mapping[str, Any], began: Path | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """Key -> what it was and what it is, for every key that matters and differs.
 
     A path is the same however it is spelt; `began` is where relative ones of `before` started from. A key that
     `before` does not have, since an earlier version wrote it, counts as its default.
     """
     old, new = flatten(plain(before)), flatten(plain(now))
     usual = _defaults(new.get("method.name"))
-    keys = [key for key in dict.fromkeys([*new, *old]) if not key.startswith(FREE)]
     absent = "not there"
-    found = []
-    for key in keys:
+    found = {}
+    for key in dict.fromkeys([*new, *old]):
         was, is_now = old.get(key, absent), new.get(key, absent)
-        if was == is_now or (paths.is_path(key) and paths.same(was, is_now, began)):
+        if key.startswith(FREE) or was == is_now or (paths.is_path(key) and paths.same(was, is_now, began)):
             continue
         if key not in old and key in usual and usual[key] == is_now:
             continue
-        found.append(f"{key} was {was}, is {is_now}")
+        found[key] = (was, is_now)
     return found
 
 
-def _defaults(method: object) -> dict[str, Any]:
+@lru_cache
+def _defaults(method: object) -> Mapping[str, Any]:
     """The schema's own values, flat."""
     kind = METHODS.get(str(method))
     config = Config() if kind is None else Config(method=kind())
@@ -98,15 +106,21 @@ def _defaults(method: object) -> dict[str, Any]:
 
 
 def bound(config: Config) -> dict[str, Any]:
-    """What the configuration says of training, flat, for a checkpoint's digest.
+    """What the configuration says of training, flat, for a checkpoint's digest; see `bound_flat`."""
+    return bound_flat(plain(as_plain_dict(config)))
+
+
+def bound_flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plain configuration says of training, flat and sorted by key.
 
     Without the keys that may differ where a run goes on, without paths (what lies there has digests of its own)
-    and without defaults, so that a key that is added later changes no digest.
+    and without defaults, so that a key that is added later changes nothing here.
     """
-    flat, usual = flatten(plain(as_plain_dict(config))), _defaults(config.method.name)
+    flat = flatten(plain(config))
+    usual = _defaults(flat.get("method.name"))
     return {
         key: value
-        for key, value in flat.items()
+        for key, value in sorted(flat.items())
         if not key.startswith(FREE) and not paths.is_path(key) and (key not in usual or usual[key] != value)
     }
 
