@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from diffusion_lab import jobs, paths, processes, resume, sweep_names
 from diffusion_lab.config import Config, fill_defaults
 from diffusion_lab.interfaces import Terminated, UserError
-from diffusion_lab.quoting import always_quoted
+from diffusion_lab.quoting import always_quoted, pasted
 
 log = logging.getLogger("diffusion_lab")
 
@@ -192,11 +192,12 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
 
     run_folder = _claim(wanted, "hydra.run.dir", overrides, plan.cost.disk_bytes if plan.cost else 0)
     outcomes: list[jobs.Outcome] = []
+    shown = _shown(run_folder)  # before hydra.job.chdir changes the working folder
 
     def task(_: Any) -> None:
         for warning in plan.warnings:
             log.warning("warning: %s", warning)
-        log.info("%s; %s", plan.summary(), _shown(run_folder))
+        log.info("%s; %s", plan.summary(), shown)
         outcomes.append(jobs.perform(config, run_folder))
 
     _hydra([*words, f"hydra.run.dir={always_quoted(str(run_folder))}"], task)
@@ -235,9 +236,10 @@ def _claim(folder: Path, key: str, overrides: Sequence[str], needed: int) -> Pat
     return folder
 
 
-def _shown(folder: Path) -> str:
+def _shown(folder: Path, begun: Path | None = None) -> str:
+    """Relative to the folder in which the command was given, where it lies below."""
     with contextlib.suppress(ValueError):
-        return str(folder.relative_to(Path.cwd()))
+        return str(folder.relative_to(begun or Path.cwd()))
     return str(folder)
 
 
@@ -259,7 +261,7 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
         config = to_config(composed)  # a wrong value in any job is told before the first one starts
         configs[i] = paths.resolve(fill_defaults(config), Path.cwd())
         if config.job.dry_run:
-            print(f"\n{' '.join(job)}")
+            print(f"\n{pasted(*job)}")
             _single(words, job, composed)
     if expanded and config.job.dry_run:
         return 0
@@ -298,7 +300,8 @@ def _compare(folder: Path) -> None:
     except UserError as error:
         log.warning("%s", error)
     except Exception:
-        log.exception("no comparison could be written; job=report job.runs=%s makes it again", _shown(folder))
+        again = pasted("job=report", f"job.runs={folder}")
+        log.exception("no comparison could be written; %s makes it again", again)
 
 
 def sweep_job(composed: Any) -> dict[str, Any]:
@@ -310,16 +313,16 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     from diffusion_lab.preflight import check
     from diffusion_lab.tracking.atomic import append_line, dumps
 
-    run_folder = Path(HydraConfig.get().runtime.output_dir)
+    run_folder, begun = (Path(HydraConfig.get().runtime[name]) for name in ("output_dir", "cwd"))
     ended: dict[str, Any] = {"name": run_folder.name, "status": "interrupted", "error": "stopped by Ctrl-C"}
     try:
         with isolated():
-            config = paths.resolve(fill_defaults(to_config(composed)), HydraConfig.get().runtime.cwd)
+            config = paths.resolve(fill_defaults(to_config(composed)), begun)
             config.tracker.group = config.tracker.group or run_folder.parent.name
 
             def before() -> None:
                 plan = check(config, run_folder)
-                log.info("%s; %s", plan.summary(), _shown(run_folder))
+                log.info("%s; %s", plan.summary(), _shown(run_folder, begun))
 
             outcome = jobs.perform(config, run_folder, before=before)
         ended |= {"status": outcome.status, "error": outcome.error}

@@ -38,7 +38,7 @@ def register() -> None:
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
     schema.method = None  # else the default method's type stands there, and no other fits
-    for table in (schema.metrics.weights, schema.metrics.ranges):
+    for table in (schema.metrics.weights, schema.metrics.ranges, schema.as_typed):
         OmegaConf.set_struct(table, False)  # metrics.weights.similarity=2 without a plus
     store.store(name="schema", node=schema)
     for name, method in METHODS.items():

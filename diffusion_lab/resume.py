@@ -179,15 +179,20 @@ def expand(words: list[str]) -> list[str]:
     hydra = _notes(notes / "hydra.yaml")["hydra"]
     began = began_in(folder) or Path.cwd()
     searched = [str(w) for w in hydra["overrides"]["hydra"] if "hydra.searchpath=" in str(w)]
-    dropped = ("resume=", "as_typed=")
+    placed = _placed(folder, began)
+    replaced = {"resume", *(_key(word) for word in placed)}
     return [
         *paths.searched(searched, began),
-        *(word for word in recorded(before) if not word.startswith(dropped)),
-        *_placed(folder, began),
+        *(word for word in recorded(before) if _key(word) not in replaced),
+        *placed,
         *(word for word in words if word not in named),
         f"hydra.run.dir={always_quoted(str(folder))}",
         "resume=must",
     ]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
 
 
 def _notes(file: Path) -> Any:

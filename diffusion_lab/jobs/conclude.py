@@ -15,6 +15,7 @@ from diffusion_lab.config import Config
 from diffusion_lab.costs import keeps_best_only, planned
 from diffusion_lab.interfaces import Status, Summary
 from diffusion_lab.models.artefacts import annotate
+from diffusion_lab.quoting import pasted
 from diffusion_lab.tracking.atomic import dumps, replace_folder
 
 if TYPE_CHECKING:
@@ -69,13 +70,14 @@ def conclude(
 
         report = write_report(run_folder)
     except Exception:
-        log.exception("the report could not be written; job=report job.runs=%s makes it again", run_folder)
+        again = pasted("job=report", f"job.runs={run_folder}")
+        log.exception("the report could not be written; %s makes it again", again)
     else:
         if stop is not None:
             log.info("stop at step %d: %s", stop.step, stop.reason)
         log.info("report: %s", report)
     if status == "interrupted":
-        log.info("to go on: python -m diffusion_lab resume=%s", run_folder)
+        log.info("to go on: python -m diffusion_lab %s", pasted(f"resume={run_folder.absolute()}"))
 
 
 def recommendation(config: Config, findings: Findings) -> Recommendation | None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from diffusion_lab import paths
 from diffusion_lab.interfaces import Evaluation, PromptSet, Status, UserError
 from diffusion_lab.tracking import atomic, scores
 
@@ -140,7 +141,7 @@ class WandbTracker:
     def start(self, config: Mapping[str, Any]) -> None:
         if self.mode == "disabled":
             return
-        plain = atomic.plain(config)
+        plain = atomic.plain(paths.as_typed(config))  # a server need not know this machine's folders
         try:
             self.run = self._init(plain)
         except Exception as error:
