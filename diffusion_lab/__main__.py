@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffusion_lab import jobs, paths, processes, resume, sweep_names
+from diffusion_lab import environment, jobs, paths, processes, resume, sweep_names
 from diffusion_lab.config import Config, fill_defaults
 from diffusion_lab.interfaces import Terminated, UserError
 from diffusion_lab.quoting import always_quoted, pasted
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [_in_full(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         _refuse_broken(words)
-        return _main(words)
+        with environment.neutral() as ignored:
+            return _main(words, environment.told(ignored))
     except UserError as error:
         return _complain(str(error), 2)
     except Terminated:
@@ -68,7 +69,7 @@ def _complain(message: str, status: int) -> int:
     return status
 
 
-def _main(words: list[str]) -> int:
+def _main(words: list[str], told: Sequence[str] = ()) -> int:
     if {"-h", "--help"} & set(words):
         from diffusion_lab.usage import usage
 
@@ -98,7 +99,7 @@ def _main(words: list[str]) -> int:
     if composed is not None and str(composed.hydra.mode).endswith("MULTIRUN"):  # an experiment's file says so
         overrides, notes = exact(given, sweep=True)
         words, sweeper, composed = [*flagged, *overrides], composed.hydra.sweeper, None
-    for note in notes if processes.is_main() else ():
+    for note in [*told, *notes] if processes.is_main() else ():
         print(f"warning: {note}", file=sys.stderr)
     if composed is None:
         return _sweep(words, overrides, expand(overrides, sweeper))
@@ -313,7 +314,8 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     from diffusion_lab.preflight import check
     from diffusion_lab.tracking.atomic import append_line, dumps
 
-    run_folder, begun = (Path(HydraConfig.get().runtime[name]) for name in ("output_dir", "cwd"))
+    runtime = HydraConfig.get().runtime
+    run_folder, begun = map(Path, (runtime.output_dir, runtime.cwd))
     ended: dict[str, Any] = {"name": run_folder.name, "status": "interrupted", "error": "stopped by Ctrl-C"}
     try:
         with isolated():
