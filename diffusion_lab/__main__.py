@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffusion_lab import environment, jobs, paths, processes, resume, sweep_names
+from diffusion_lab import environment, failures, jobs, paths, processes, resume, sweep_names
+from diffusion_lab.checks import text
 from diffusion_lab.config import Config, fill_defaults
 from diffusion_lab.interfaces import Terminated, UserError
 from diffusion_lab.quoting import always_quoted, pasted
@@ -35,13 +36,25 @@ SECRET = re.compile(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the command line says (`sys.argv` by default); returns the process's exit status."""
+    from diffusion_lab.tracking.streams import CLOSED, guarded
+
     words = [_in_full(word) for word in (sys.argv[1:] if argv is None else argv)]
+    with guarded() as (out, _):
+        status = _guarded(words)
+        out.flush()
+        if status == 0 and out.error is not None and out.error.errno not in CLOSED:
+            return _complain(f"standard output cannot be written ({out.error.strerror}): free some space", 2)
+        return status
+
+
+def _guarded(words: list[str]) -> int:
     try:
         _refuse_broken(words)
         with environment.neutral() as ignored:
             return _main(words, environment.told(ignored))
     except UserError as error:
-        return _complain(str(error), 2)
+        told = failures.told(error) if failures.out_of_memory(error) else None
+        return _complain(told or str(error), 2)
     except Terminated:
         return _complain("stopped by SIGTERM", 143)
     except KeyboardInterrupt:
@@ -50,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
+        message = failures.told(error)
+        if message is not None:
+            return _complain(message, 2)
         if not isinstance(error, HydraException | OmegaConfBaseException):
             raise
         from diffusion_lab.explain import explain
@@ -170,10 +186,12 @@ def _refuse_secrets(words: Sequence[str]) -> None:
 
 def _single(words: list[str], overrides: list[str], composed: Any) -> int:
     from diffusion_lab.compose import to_config
+    from diffusion_lab.models.fetch import fetch
     from diffusion_lab.preflight import WORDS, check, show
 
-    config = paths.resolve(fill_defaults(to_config(composed)), Path.cwd())
-    wanted = Path(paths.absolute(_folder(composed.hydra.run.dir, "hydra.run.dir"), Path.cwd()))
+    text("hydra.run.dir", composed.hydra.run.dir)
+    wanted = Path(paths.absolute(composed.hydra.run.dir, Path.cwd()))
+    config = paths.resolve(fill_defaults(to_config(composed), wanted), Path.cwd())
     if not processes.is_main():
         finetunes = config.job.name in jobs.WITH_RUN_FOLDER and not config.job.dry_run
         return _end(jobs.perform(config, wanted)) if finetunes else 0
@@ -186,12 +204,15 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
     if plan.standing == "finished" and processes.count() == 1:
         print(f"{_shown(wanted)}: {WORDS['finished']}")
         return 0
+    if plan.standing == "diverged" and processes.count() == 1:
+        return _complain(f"{_shown(wanted)}: {WORDS['diverged']}: {resume.error_of(config, wanted)}", 3)
+    fetch(config, plan.downloads)
     if config.job.name not in jobs.WITH_RUN_FOLDER:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         log.setLevel(logging.INFO)
         return _end(jobs.perform(config, wanted))
 
-    run_folder = _claim(wanted, "hydra.run.dir", overrides, plan.cost.disk_bytes if plan.cost else 0)
+    run_folder = _claim(wanted, "hydra.run.dir", overrides, plan.needed_bytes)
     outcomes: list[jobs.Outcome] = []
     shown = _shown(run_folder)  # before hydra.job.chdir changes the working folder
 
@@ -267,8 +288,8 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
     if expanded and config.job.dry_run:
         return 0
     wanted = compose_raw(expanded[0] if expanded else []).hydra.sweep.dir
-    folder = Path(paths.absolute(_folder(wanted, "hydra.sweep.dir"), Path.cwd()))
-    folder = _claim(folder, "hydra.sweep.dir", overrides, 0)
+    text("hydra.sweep.dir", wanted)
+    folder = _claim(Path(paths.absolute(wanted, Path.cwd())), "hydra.sweep.dir", overrides, 0)
     (folder / ENDED).unlink(missing_ok=True)
 
     def config_of(i: int) -> Config:
@@ -288,21 +309,25 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
         )
         for end in failed:
             print(f"{end['status']}: {end['name']}: {end['error']}", file=sys.stderr)
-        _compare(folder)
-    return 1 if failed or len(ended) < len(expanded) else 0
+        compared = _compare(folder)
+    return 1 if failed or len(ended) < len(expanded) or not compared else 0
 
 
-def _compare(folder: Path) -> None:
-    """One page over the sweep's runs; that it fails must not hide how the sweep ended."""
+def _compare(folder: Path) -> bool:
+    """One page over the sweep's runs; that it fails must not hide how the sweep ended. False where it failed."""
     from diffusion_lab.analysis.comparison import write_comparison
+    from diffusion_lab.analysis.record import find_runs
 
     try:
-        log.info("comparison: %s", _shown(write_comparison(folder)))
+        if find_runs(folder):
+            log.info("comparison: %s", _shown(write_comparison(folder)))
+        return True
     except UserError as error:
-        log.warning("%s", error)
+        log.error("no comparison could be written: %s", error)
     except Exception:
         again = pasted("job=report", f"job.runs={folder}")
         log.exception("no comparison could be written; %s makes it again", again)
+    return False
 
 
 def sweep_job(composed: Any) -> dict[str, Any]:
@@ -311,6 +336,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
 
     from diffusion_lab.compose import to_config
     from diffusion_lab.jobs.state import isolated
+    from diffusion_lab.models.fetch import fetch
     from diffusion_lab.preflight import check
     from diffusion_lab.tracking.atomic import append_line, dumps
 
@@ -319,11 +345,14 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     ended: dict[str, Any] = {"name": run_folder.name, "status": "interrupted", "error": "stopped by Ctrl-C"}
     try:
         with isolated():
-            config = paths.resolve(fill_defaults(to_config(composed)), begun)
+            config = paths.resolve(fill_defaults(to_config(composed), run_folder), begun)
             config.tracker.group = config.tracker.group or run_folder.parent.name
+            run_folder = resume.already_begun(config, run_folder)
+            ended["name"] = run_folder.name
 
             def before() -> None:
                 plan = check(config, run_folder)
+                fetch(config, plan.downloads)
                 log.info("%s; %s", plan.summary(), _shown(run_folder, begun))
 
             outcome = jobs.perform(config, run_folder, before=before)
@@ -336,11 +365,16 @@ def sweep_job(composed: Any) -> dict[str, Any]:
 
 
 def _ended(sweep: Path) -> list[dict[str, Any]]:
-    """What every job of the sweep that came to its end has left."""
+    """What every job of the sweep that came to its end has left; a line that cannot be read counts as none."""
     try:
-        return [json.loads(line) for line in (sweep / ENDED).read_text("utf-8").splitlines()]
+        lines = (sweep / ENDED).read_bytes().splitlines()
     except FileNotFoundError:
         return []
+    ended = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            ended.append(json.loads(line))
+    return [end for end in ended if isinstance(end, dict) and {"name", "status", "error"} <= set(end)]
 
 
 # --- Hydra --------------------------------------------------------------------------------------------

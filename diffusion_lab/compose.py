@@ -124,14 +124,50 @@ def compose_exact(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """The real dataclasses, their values checked. Raises UserError."""
+    """The real dataclasses, their values checked. Raises UserError.
+
+    Of the jobs that take up what another run has recorded, `job.given` says which keys were set by hand.
+    """
     plain = copy.deepcopy(composed)
+    if plain.job.name in ("generate", "score"):
+        plain.job.given = _given(composed)
     with open_dict(plain):
         plain.pop("hydra", None)
     for key in sorted(OmegaConf.missing_keys(plain)):
         raise UserError(f"{key} is missing: give it as {key}=VALUE")
     _refuse_unknown(plain)
     return cast(Config, OmegaConf.to_object(plain))
+
+
+def _given(composed: DictConfig) -> list[str]:
+    """Keys and whole groups that the words of the command line set, and what an experiment among them changes."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if "hydra" in composed:
+        words = [str(word) for word in composed.hydra.overrides.task]
+    elif HydraConfig.initialized():
+        words = [str(word) for word in HydraConfig.get().overrides.task]
+    else:
+        return []
+    keys = {word.partition("=")[0].lstrip("+~").partition("@")[0] for word in words}
+    if "experiment" in keys:
+        node = composed.hydra if "hydra" in composed else HydraConfig.get()
+        usual = defaults()
+        keys |= {
+            group for group, option in node.runtime.choices.items() if usual.get(group, option) != option
+        }
+        without = compose_raw([word for word in words if not word.lstrip("+").startswith("experiment")])
+        keys |= {key for key, value in _flat(composed).items() if _flat(without).get(key, keys) != value}
+    return sorted(keys)
+
+
+def _flat(composed: DictConfig) -> dict[str, Any]:
+    """ "prompts.n" -> 100, of the groups with settings of their own."""
+    found: dict[str, Any] = {}
+    for group in ("model", "prompts", "data", "metrics"):
+        plain = OmegaConf.to_container(composed[group])
+        found |= {f"{group}.{key}": value for key, value in cast(dict[str, Any], plain).items()}
+    return found
 
 
 def _refuse_unknown(node: DictConfig, at: str = "") -> None:

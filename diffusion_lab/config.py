@@ -8,11 +8,11 @@ files under `conf/` is done in `compose.py`.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.checks import closest, flag, number, one_of, text, whole, words
+from diffusion_lab.bounds import MOST_EVALUATIONS, MOST_IMAGES, MOST_LAYERS
+from diffusion_lab.checks import bounded, closest, flag, one_of, text, words
 from diffusion_lab.data.captions import CAPTIONS
 from diffusion_lab.defaults import fill_defaults
 from diffusion_lab.interfaces import UserError
@@ -22,6 +22,7 @@ from diffusion_lab.methods.lora import Lora
 from diffusion_lab.methods.pivotal import Pivotal
 from diffusion_lab.methods.textual_inversion import TextualInversion
 from diffusion_lab.models.memory import Memory
+from diffusion_lab.tracking.wandb_names import check_names
 
 if TYPE_CHECKING:
     from diffusion_lab.interfaces import Method
@@ -48,7 +49,6 @@ LR_SCHEDULERS = (
 RESUME = ("auto", "never", "must")
 KEPT_ADAPTERS = ("auto", "all", "best")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
-LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,7 +62,9 @@ class Job:
     texts: list[str] = field(default_factory=list)  # generate: prompts as they are; empty: the prompt set
     text: str = ""  # generate: one prompt as it is, commas and all
     texts_file: str = ""  # generate: a text file, one prompt a line; # begins a comment
-    weight: float = 1.0  # generate: of a LoRA
+    weight: float = 1.0  # generate: 0 is the model alone, 1 the whole artefact
+    # generate, score: keys that the command line sets, which win over what an artefact has recorded; compose fills it
+    given: list[str] | None = None
     stages: list[str] = field(default_factory=list)  # pretrain: which stages; empty: all
     scale: float = 1.0  # pretrain: multiplies steps and pictures
     start: str = ""  # pretrain: folder of a U-Net to begin from
@@ -83,18 +85,20 @@ class Job:
             raise UserError(
                 f"{' and '.join(f'job.{key}' for key in prompts)}: both name the prompts; give one"
             )
-        number("job.weight", self.weight)
-        number("job.scale", self.scale, 0, above=True)
+        bounded("job.weight", self.weight)
+        bounded("job.scale", self.scale)
         if self.name == "score" and not self.images:
             raise UserError("job.images is missing: job=score job.images=FOLDER, of images to score")
         if self.name == "report" and not self.runs:
             raise UserError("job.runs is missing: job=report job.runs=FOLDER, of a run or of several runs")
         one_of("job.balance", self.balance, BALANCES)
-        number("job.exponent", self.exponent, 0, 2)
-        number("job.learning_rate", self.learning_rate, 0, above=True)
-        whole("job.epochs", self.epochs, 1)
+        bounded("job.exponent", self.exponent)
+        bounded("job.learning_rate", self.learning_rate)
+        bounded("job.epochs", self.epochs)
+        if len(self.hidden) > MOST_LAYERS:
+            raise UserError(f"job.hidden: has {len(self.hidden)} layers; at most {MOST_LAYERS}")
         for width in self.hidden:
-            whole("job.hidden", width, 1)
+            bounded("job.hidden", width)
         if self.name == "train_aesthetics":
             for key in ("images", "ratings"):
                 if not getattr(self, key):
@@ -113,7 +117,7 @@ class Model:
     variant: str | None = None
     resolution: int | None = None  # pixels; null: the model's own
     device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "fp32"  # fp32, bf16, fp16: of the forward pass; what trains stays fp32
+    precision: str = "fp32"  # auto (what the device does well), fp32, bf16, fp16: of the forward pass; what trains stays fp32
     allow_pickle: bool = False  # load .bin weights too; only from people you trust
     local_files_only: bool = False
 
@@ -125,13 +129,13 @@ class Model:
         if self.config is not None:
             text("model.config", self.config)
         if self.resolution is not None:
-            whole("model.resolution", self.resolution, 16, 4096)
+            bounded("model.resolution", self.resolution)
             if self.resolution % 8:
                 raise UserError(f"model.resolution={self.resolution}: must be a multiple of 8 pixels")
         kind, _, index = self.device.partition(":")
         if not (kind == "cuda" and index.isdigit()):
             one_of("model.device", self.device, ("auto", "cpu", "cuda", "mps"))
-        one_of("model.precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         flag("model.allow_pickle", self.allow_pickle)
         flag("model.local_files_only", self.local_files_only)
 
@@ -148,16 +152,16 @@ class Data:
     subset_seed: int = 0  # with the subject's name it fixes the nested order
     impostors: str | None = None  # a folder of folders with other subjects
     on_corrupt: str = "error"  # error, skip
-    captions: str = "auto"  # auto (a text file beside a picture, else the instance prompt), always, never
+    captions: str = "auto"  # auto (what lies beside a picture, else the instance prompt), always, never
     flip: bool = False  # random horizontal flips; off for faces
 
     def __post_init__(self) -> None:
         one_of("data.source", self.source, ("miniature", "folder"))
         text("data.identifier", self.identifier)
-        whole("data.n_images", self.n_images, 1)
+        bounded("data.n_images", self.n_images)
         if self.n_heldout is not None:
-            whole("data.n_heldout", self.n_heldout, 0)
-        whole("data.subset_seed", self.subset_seed, 0, LARGEST_SEED)
+            bounded("data.n_heldout", self.n_heldout)
+        bounded("data.subset_seed", self.subset_seed)
         one_of("data.on_corrupt", self.on_corrupt, ("error", "skip"))
         one_of("data.captions", self.captions, CAPTIONS)
         flag("data.flip", self.flip)
@@ -195,28 +199,45 @@ class Steps:
 
     def __post_init__(self) -> None:
         if self.total is not None:
-            whole("steps.total", self.total, 1)
+            bounded("steps.total", self.total)
         if self.every is not None:
-            whole("steps.every", self.every, 1)
-        whole("steps.batch_size", self.batch_size, 1)
-        whole("steps.gradient_accumulation", self.gradient_accumulation, 1)
-        number("steps.max_grad_norm", self.max_grad_norm, 0)
+            bounded("steps.every", self.every)
+        if self.total is not None and self.every is not None:
+            check_evaluations(self.total, self.every)
+        bounded("steps.batch_size", self.batch_size)
+        bounded("steps.gradient_accumulation", self.gradient_accumulation)
+        bounded("steps.max_grad_norm", self.max_grad_norm)
         one_of("steps.optimizer", self.optimizer, OPTIMIZERS)
         one_of("steps.lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
-        whole("steps.lr_warmup", self.lr_warmup, 0)
-        whole("steps.log_every", self.log_every, 1)
+        bounded("steps.lr_warmup", self.lr_warmup)
+        bounded("steps.log_every", self.log_every)
         if self.checkpoint_every is not None:
-            whole("steps.checkpoint_every", self.checkpoint_every, 0)
-        whole("steps.keep_checkpoints", self.keep_checkpoints, 1)
+            bounded("steps.checkpoint_every", self.checkpoint_every)
+        bounded("steps.keep_checkpoints", self.keep_checkpoints)
         one_of("steps.keep_adapters", self.keep_adapters, KEPT_ADAPTERS)
         if self.snr_gamma is not None:
-            number("steps.snr_gamma", self.snr_gamma, 0, above=True)
-        number("steps.noise_offset", self.noise_offset, 0, 1)
+            bounded("steps.snr_gamma", self.snr_gamma)
+        bounded("steps.noise_offset", self.noise_offset)
         if self.lr_warmup and self.lr_scheduler == "constant":
             raise UserError(
                 f"steps.lr_warmup={self.lr_warmup}: steps.lr_scheduler=constant has no warm-up; "
                 "use steps.lr_scheduler=constant_with_warmup"
             )
+
+
+def check_evaluations(total: int, every: int) -> None:
+    """Raises UserError for a run of more evaluations than its record and its report can carry."""
+    found = number_of_evaluations(total, every)
+    if found > MOST_EVALUATIONS:
+        raise UserError(
+            f"steps.every={every}: {found:,} evaluations in steps.total={total} steps; at most {MOST_EVALUATIONS:,} "
+            f"(each has a sheet, a table and an adapter): set steps.every={-(-total // 100)} or more"
+        )
+
+
+def number_of_evaluations(total: int, every: int) -> int:
+    """At every multiple of `every` below `total`, and at the end."""
+    return -(-total // every) + 1
 
 
 @dataclass(kw_only=True, slots=True)
@@ -236,13 +257,19 @@ class Prompts:
 
     def __post_init__(self) -> None:
         text("prompts.name", self.name)
-        whole("prompts.n", self.n, 1)
-        whole("prompts.images_per_prompt", self.images_per_prompt, 1)
-        whole("prompts.seed", self.seed, 0, LARGEST_SEED)
-        whole("prompts.noise_seed", self.noise_seed, 0, LARGEST_SEED)
-        whole("prompts.sampling_steps", self.sampling_steps, 1, 1000)
-        number("prompts.guidance_scale", self.guidance_scale, 0)
-        whole("prompts.batch_size", self.batch_size, 1)
+        bounded("prompts.n", self.n)
+        bounded("prompts.images_per_prompt", self.images_per_prompt)
+        if self.n * self.images_per_prompt > MOST_IMAGES:
+            raise UserError(
+                f"prompts.images_per_prompt={self.images_per_prompt}: times prompts.n={self.n} makes "
+                f"{self.n * self.images_per_prompt:,} images an evaluation, all in memory at once; at most "
+                f"{MOST_IMAGES:,}: lower one of the two"
+            )
+        bounded("prompts.seed", self.seed)
+        bounded("prompts.noise_seed", self.noise_seed)
+        bounded("prompts.sampling_steps", self.sampling_steps)
+        bounded("prompts.guidance_scale", self.guidance_scale)
+        bounded("prompts.batch_size", self.batch_size)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -274,17 +301,19 @@ class Metrics:
                 raise UserError(
                     f"metrics.weights.{name}: is not among metrics.names{closest(name, self.names)}"
                 )
-            number(f"metrics.weights.{name}", weight, 0)
+            bounded(f"metrics.weights.{name}", weight, of="metrics.weights")
         if self.weights and not any(self.weights.values()):
             raise UserError(f"metrics.weights={self.weights}: at least one weight must be above 0")
         for name, bounds in self.ranges.items():
-            if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or not bounds[0] < bounds[1]:
+            for value in bounds:
+                bounded(f"metrics.ranges.{name}", value, of="metrics.ranges")
+            if len(bounds) != 2 or not bounds[0] < bounds[1]:
                 raise UserError(
                     f"metrics.ranges.{name}={list(bounds)}: must be two numbers, [low, high], low < high"
                 )
         for key in ("face_weights", "clip_model", "clip_weights", "dino_model"):
             text(f"metrics.{key}", getattr(self, key))
-        whole("metrics.batch_size", self.batch_size, 1)
+        bounded("metrics.batch_size", self.batch_size)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -303,7 +332,10 @@ class Tracking:
         one_of("tracker.wandb", self.wandb, ("auto", "online", "offline", "disabled"))
         text("tracker.project", self.project)
         words("tracker.tags", self.tags)
-        whole("tracker.images", self.images, 0)
+        check_names(
+            project=self.project, entity=self.entity, group=self.group, run_name=self.run_name, tags=self.tags
+        )
+        bounded("tracker.images", self.images)
         flag("tracker.keep_images", self.keep_images)
         one_of("tracker.progress", self.progress, ("auto", "bars", "lines", "off"))
 
@@ -324,7 +356,7 @@ class Config:
     as_typed: dict[str, str] = field(default_factory=dict)  # paths as they were given; filled at the start
 
     def __post_init__(self) -> None:
-        whole("seed", self.seed, 0, LARGEST_SEED)
+        bounded("seed", self.seed)
         one_of("resume", self.resume, RESUME)
         if self.steps.optimizer == "prodigy" and self.method.name == "pivotal":
             raise UserError(

@@ -35,8 +35,12 @@ RECOMPUTED = (
     0.25  # share of it that stays with gradient checkpointing: blocks' inputs and one block at a time
 )
 WORKSPACE = 0.4e9  # convolutions' scratch space, fragments, what else is on a card
-DECODED = 1.0e9  # decoding one 512-pixel image in float32: four layers of 128 to 256 channels at full size
-ENCODERS = {"full": 2.0e9, "miniature": 0.1e9}  # the metrics' networks, float32
+# Decoding one 512-pixel image in float32: four layers of 128 to 256 channels at full size. Measured on a CPU: 1.08e9.
+DECODED = 1.0e9
+ADAPTED = 6  # layers of a transformer block at every position whose rank-wide outputs a LoRA keeps
+# The metrics' networks in float32, by what they are needed for; the miniature's are small.
+ENCODERS = {"face": 0.11e9, "clip": 1.71e9, "dino": 0.09e9, "inception": 0.09e9}
+MINIATURE_ENCODERS = 0.1e9
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}  # a trained number
 
 
@@ -152,6 +156,17 @@ def attention_channels(unet: Mapping[str, Any]) -> tuple[int, int]:
     return len(found), sum(found)
 
 
+def attention_positions(unet: Mapping[str, Any], side: int) -> float:
+    """Positions of all transformer blocks together. `side`: of the latents."""
+    layers, number = unet["layers_per_block"], len(unet["block_out_channels"])
+    found = (side / 2 ** (number - 1)) ** 2  # the one in the middle
+    for level, kind in enumerate(unet["down_block_types"]):
+        found += layers * (side / 2**level) ** 2 if "Attn" in kind else 0
+    for level, kind in enumerate(reversed(unet["up_block_types"])):
+        found += (layers + 1) * (side / 2**level) ** 2 if "Attn" in kind else 0
+    return float(found)
+
+
 def trained_numbers(config: Config, model: Architecture) -> float:
     """About how many numbers the method trains."""
     method: Any = config.method
@@ -170,14 +185,14 @@ def trained_numbers(config: Config, model: Architecture) -> float:
 
 
 def peaks(config: Config, model: Architecture) -> dict[str, float]:
-    """Bytes at the peak of "training" and of "evaluation"."""
+    """Bytes at the peak of "start", of "training" and of "evaluation"."""
     half = config.model.precision != "fp32"
     width = HALF if half else FULL
     whole = hasattr(config.method, "complete")
     trained = trained_numbers(config, model)
     frozen = {part: number for part, number in model.parameters.items() if not (whole and part == "unet")}
     resting = frozen["vae"] + (0 if _text_runs(config) else frozen["text_encoder"])
-    encoders = ENCODERS[config.metrics.encoders]
+    encoders = encoder_bytes(config)
     average = trained * FULL if getattr(config.method, "ema", False) else 0.0
     weights = average + trained * FULL + (sum(frozen.values()) - resting) * width
     optimizer = trained * OPTIMIZER_BYTES[config.steps.optimizer]
@@ -186,6 +201,8 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
     per_residual, per_transformer = SAVED[half, whole]
     pictures = config.steps.batch_size * (1 if getattr(config.method, "prior_weight", 0.0) == 0.0 else 2)
     saved = pictures * (per_residual * residual + per_transformer * transformer)
+    rank = float(getattr(config.method, "rank", 0))
+    saved += pictures * rank * ADAPTED * attention_positions(model.unet, side) * width
     if config.memory.gradient_checkpointing:
         saved *= RECOMPUTED
     casts = trained * HALF if half and whole else 0.0  # autocast's copies of trained weights
@@ -195,21 +212,35 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
     forward = casts + saved + kept
     backward = gradients + saved * (0.3 if config.memory.gradient_checkpointing else 0.5)
     area = (side / 64) ** 2
-    images = config.prompts.batch_size
+    images = min(config.prompts.batch_size, config.prompts.n * config.prompts.images_per_prompt)
     sampling = (
         images
         * 2
         * (FULL if whole else width)
         * (residual / 20 + 24 * side * side * model.unet["block_out_channels"][0])
     )
-    decoding = (
-        min(images, max(1, int(8 / area))) * DECODED * area * width / FULL * model.decoder_channels / 128
-    )
+    at_once = max(area, min(images * area, 8.0))  # 512-pixel images: see sampling/sample.py
+    decoding = at_once * DECODED * width / FULL * model.decoder_channels / 128
     on_card = weights + optimizer + resting * width + encoders
+    encoding = DECODED * area * model.decoder_channels / 128  # of one picture, in float32, as decoding
     return {
+        # Everything in float32: pictures and prompts are encoded before the cast.
+        "start": sum(model.parameters.values()) * FULL + encoders + encoding + WORKSPACE,
         "training": weights + optimizer + idle + max(forward, backward) + WORKSPACE,
         "evaluation": on_card + max(sampling, decoding) + WORKSPACE,
     }
+
+
+def encoder_bytes(config: Config) -> float:
+    """Of the networks that the named metrics need."""
+    from diffusion_lab.encoders.check import needed
+
+    needs = needed(config.metrics)
+    found = sum(ENCODERS[name] for name in ("dino", "inception") if name in needs)
+    if config.metrics.encoders != "full":
+        return found + MINIATURE_ENCODERS
+    found += ENCODERS["face"] if "face" in needs else 0.0
+    return found + (ENCODERS["clip"] if needs & {"clip_image", "clip_text", "aesthetics"} else 0.0)
 
 
 def _text_runs(config: Config) -> bool:

@@ -46,7 +46,8 @@ class Picture:
     path: Path
     sha256: str  # of the file's bytes
     pixels: Pixels  # uint8 [height, width, 3]
-    caption: str | None = None  # what it shows, from the text file beside it; None: the instance prompt
+    caption: str | None = None  # what it shows, from a file beside it; None: the instance prompt
+    caption_from: Path | None = None  # that file
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +99,31 @@ class Features:
     """
 
     n: int
-    face: Tensor | None = None  # float32 [n, d]
+    face: Tensor | None = (
+        None  # float32 [n, d], of the most prominent face; [n, 1] where only faces were looked for
+    )
+    faces: Tensor | None = None  # float32 [n], how many were found
     clip_image: Tensor | None = None  # float32 [n, d]
     clip_text: Tensor | None = None  # float32 [n, d], of the plain prompts; None for photographs
     aesthetics: Tensor | None = None  # float32 [n], 0..10
     dino: Tensor | None = None  # float32 [n, d]
     inception: Tensor | None = None  # float32 [n, 2048], pool features as they are
+    inception_logits: Tensor | None = None  # float32 [n, classes]; None where the weights have no classifier
     prompts: tuple[Prompt, ...] | None = None  # of generated images, where a metric asks for them
 
     def __post_init__(self) -> None:
         if self.prompts is not None and len(self.prompts) != self.n:
             raise ValueError(f"features.prompts has {len(self.prompts)} entries for {self.n} images")
-        for name in ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception"):
+        for name in (
+            "face",
+            "faces",
+            "clip_image",
+            "clip_text",
+            "aesthetics",
+            "dino",
+            "inception",
+            "inception_logits",
+        ):
             value = getattr(self, name)
             if value is not None and value.shape[0] != self.n:
                 raise ValueError(f"features.{name} has {value.shape[0]} rows for {self.n} images")
@@ -140,7 +154,7 @@ class Metric(Protocol):
     needs: tuple[str, ...]  # fields of Features
     label: str  # "Similarity to the training pictures"
     unit: str  # "cosine", "share", "0 to 1"
-    can_miss: bool  # images without a face have no value: the penalised mean counts them 0
+    can_miss: bool  # images without a face have no value: the penalised mean counts them all the same
     pairwise: frozenset[str]  # of {"values", "ceiling"}: which are means over pairs within one set of images
     over: Literal["subject", "class"]  # images of prompts with the identifier, or of those without it
 
@@ -183,16 +197,23 @@ AnyMetric = Metric | SetMetric
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Mean of one metric over the images of one evaluation."""
+    """Mean of one metric over the images of one evaluation.
+
+    An interval that cannot be estimated is None, and `note` says why.
+    """
 
     mean: float | None  # over the images where it is defined; None where it is defined nowhere
     n: int  # images with a value
     missing: int  # images without (no face found)
-    standard_error: float | None  # of the mean; None for n < 2
-    low: float | None  # 95 % interval
+    standard_error: float | None  # of the mean; None where it cannot be estimated
+    low: float | None  # 95 % interval, within the metric's range
     high: float | None
-    penalised: float | None = None  # mean with missing images counted 0; None where no image can miss
-    note: str | None = None  # what a reader has to know: why there is no value, or what biases it
+    penalised: float | None = None  # mean with missing images counted as `imputed`; None where none can miss
+    note: str | None = None  # what a reader has to know: why there is no value or interval, or what biases it
+    penalised_low: float | None = None  # 95 % interval of `penalised`
+    penalised_high: float | None = None
+    imputed: float | None = None  # what an image without a face counts; None in records that counted 0
+    within_one_prompt: bool = False  # the interval speaks of the noise of a single prompt only
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +239,7 @@ class Evaluation:
     rows: tuple[ScoreRow, ...]
     summaries: Mapping[str, Summary]  # by metric name
     seconds: Mapping[str, float]  # "sampling", "encoding", "metrics"
+    several_faces: int | None = None  # images with more than one face; None where none was looked for
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -268,6 +290,8 @@ class Method(Protocol):
 
     Where it applies a method also has
     `complete(pipe, folder)`: adds the parts of a whole pipeline that `save` leaves out;
+    `files(pipe)`, `unchanged(pipe)`: of one that saves whole networks, the tensors of its files by path and name,
+    and whether they are still the base model's; checkpoints share these files, and `save` takes them from `ready`;
     `evaluating(pipe)`: a context in which the pipe has the weights to evaluate and save (an average);
     `state_dict(pipe)`, `load_state_dict(pipe, state)`: what a resumed run needs beside the trained parameters,
     one flat dict of tensors and numbers.

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import one_of
-from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings
+from diffusion_lab.costs import Cost, estimate, memory_row, memory_warnings, time_rows
+from diffusion_lab.encoders.check import check_encoders, encoder_warnings, needed
+from diffusion_lab.encoders.files import check_files
 from diffusion_lab.interfaces import PromptSet, UserError
+from diffusion_lab.models.devices import precision_row, precision_warnings
+from diffusion_lab.models.downloads import Wanted, of_model, rows, wanted
 from diffusion_lab.models.folder import check_model
 from diffusion_lab.models.shipped import MINIATURES
-from diffusion_lab.resume import Standing, standing
+from diffusion_lab.resume import Standing, folder_size, standing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,8 +26,10 @@ if TYPE_CHECKING:
 
 WORDS: dict[Standing, str] = {
     "empty": "no run",
-    "unfinished": "an unfinished run, which goes on",
+    "unfinished": "an unfinished run, which is resumed",
+    "incomplete": "a run that is trained to its end; what is missing in its folder is made again",
     "finished": "a finished run, which is left alone",
+    "diverged": "a run that diverged, which is left alone",
 }
 
 
@@ -40,7 +46,9 @@ class Plan:
     images_sampled: int = 0  # in all evaluations
     unet_forwards: int = 0  # images through the U-Net while sampling, guidance counted twice
     cost: Cost | None = None
+    downloads: tuple[Wanted, ...] = ()  # files from elsewhere, those that are here too
     standing: Standing = "empty"  # of the run folder
+    needed_bytes: int = 0  # of disk, beside what the folder has already
 
     def summary(self) -> str:
         """One line for the log."""
@@ -70,57 +78,113 @@ def check(config: Config, run_folder: Path) -> Plan:
                 raise UserError(
                     f"job.{key}={given}: there is no such {'folder' if key == 'images' else 'file'}"
                 )
+    if (
+        config.job.name == "pretrain"
+        and config.job.start
+        and not Path(config.job.start).expanduser().is_dir()
+    ):
+        raise UserError(f"job.start={config.job.start}: there is no such folder (of a U-Net)")
     if config.job.name in ("pretrain", "subjects", "train_aesthetics"):
         output = Path(config.job.output).expanduser()
         _check_place(output, 0, "job.output")
-        return Plan(rows=(("job", config.job.name), ("into", str(output))))
+        files = _downloads(wanted(config))
+        return Plan(rows=(("job", config.job.name), ("into", str(output)), *rows(files)), downloads=files)
     if config.job.name == "generate":
         return _check_generate(config)
     if config.job.name == "score":
+        from diffusion_lab.jobs.origin import as_measured
         from diffusion_lab.jobs.score import check_images
+        from diffusion_lab.models.fits import check_device
 
+        config, taken = as_measured(config)
+        check_device(config.model)
         _check_impostors(config)
         _check_metrics(config)
-        rows, warnings = check_images(config)
+        told, warnings = check_images(config)
         _check_new(run_folder)
         _check_place(run_folder, 0, "hydra.run.dir")
-        return Plan(rows=tuple(rows), warnings=tuple(warnings))
+        files = _downloads(wanted(config))
+        warnings += encoder_warnings(config.metrics)
+        measured = [("measured with", taken)] if taken else []
+        return Plan(rows=(*told, *measured, *rows(files)), warnings=tuple(warnings), downloads=files)
     return _check_finetune(config, run_folder)
 
 
 def _check_generate(config: Config) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
-    from diffusion_lab.jobs.generate import order
+    from diffusion_lab.jobs.generate import order, unsaid
+    from diffusion_lab.models.artefacts import check_fit
+    from diffusion_lab.models.fits import check_device
+    from diffusion_lab.sampling.checks import ignored_negative
 
-    wanted = order(config)
-    warnings: list[str] = []
-    check_model(wanted.model, warnings)
-    images = len(wanted.prompts) * images_per_prompt(wanted.settings, wanted.prompts)
-    _check_place(wanted.folder, images * 1_000_000, "job.output")
-    rows = (
+    ordered = order(config)
+    check_device(ordered.model)
+    warnings = [
+        *ignored_negative(ordered.settings, ordered.prompts),
+        *unsaid(ordered),
+        *precision_warnings(ordered.model),
+    ]
+    configs = check_model(ordered.model, warnings)
+    if configs is not None:
+        check_fit(ordered.artefacts, configs, ordered.model.path)
+    images = len(ordered.prompts) * images_per_prompt(ordered.settings, ordered.prompts)
+    _check_place(ordered.folder, images * 1_000_000, "job.output")
+    files = _downloads(of_model(ordered.model))
+    told = (
         ("job", "generate"),
-        ("model", wanted.model.path),
-        ("with", ", ".join(f"{piece.kind} {piece.path}" for piece in wanted.artefacts) or "nothing"),
-        ("images", f"{images}, prompts {wanted.prompts.name}"),
-        ("into", str(wanted.folder)),
+        ("model", ordered.model.path),
+        ("precision", precision_row(ordered.model)),
+        ("with", ", ".join(f"{piece.kind} {piece.path}" for piece in ordered.artefacts) or "nothing"),
+        ("images", f"{images}, prompts {ordered.prompts.name}"),
+        *([("drawn with", ordered.taken)] if ordered.taken else []),
+        ("into", str(ordered.folder)),
     )
-    return Plan(rows=rows, warnings=tuple(warnings))
+    return Plan(rows=(*told, *rows(files)), warnings=tuple(warnings), downloads=files)
+
+
+def _downloads(files: list[Wanted]) -> tuple[Wanted, ...]:
+    """The files, once there is room for those that have to be fetched."""
+    needed = sum(file.size or 0 for file in files if file.path is None and file.repo)
+    if needed:
+        from huggingface_hub import constants
+
+        _check_place(Path(constants.HF_HUB_CACHE), int(needed), "HF_HOME")
+    return tuple(files)
 
 
 def _check_finetune(config: Config, run_folder: Path) -> Plan:
+    from diffusion_lab.config import check_evaluations
     from diffusion_lab.data.captions import caption_warnings
-    from diffusion_lab.data.subjects import check_subject, training_captions
+    from diffusion_lab.data.identifiers import check_identifier, check_tokens
+    from diffusion_lab.data.look import look_at_subject
+    from diffusion_lab.data.nouns import prompts_warnings
+    from diffusion_lab.data.subjects import check_subject, passed_over, subject_folder, training_captions
+    from diffusion_lab.models.fits import check_device, check_method
+    from diffusion_lab.sampling.checks import enough_images, ignored_negative
+    from diffusion_lab.unlikely import unlikely
 
     noun = check_subject(config.data)
+    assert config.steps.total is not None
+    assert config.steps.every is not None
+    check_evaluations(config.steps.total, config.steps.every)  # the defaults too
+    check_device(config.model)
     _check_impostors(config)
     _check_metrics(config)
     _check_optimizer(config)
     prompts = _check_prompts(config, noun)
     captions = training_captions(config.data)
-    warnings = _warnings(config) + caption_warnings(captions, config.data.identifier)
+    warnings = _warnings(config) + unlikely(config) + caption_warnings(captions, config.data.identifier)
+    if config.data.source == "folder":
+        warnings += passed_over(subject_folder(config.data, None)[0])
+    warnings += look_at_subject(config.data, config.model.resolution or 512)
+    warnings += enough_images(config, prompts) + ignored_negative(config.prompts, prompts)
+    warnings += prompts_warnings(config.prompts.name, noun)
+    warnings += precision_warnings(config.model)
     configs = check_model(config.model, warnings)
+    warnings += check_method(config, configs)
+    warnings += check_identifier(config, noun, prompts)
     if configs is not None:
-        _check_tokens(config, configs, prompts, noun, captions)
+        warnings += check_tokens(config, configs, prompts, noun, captions)
     stands = standing(config, run_folder)
     return _plan(config, run_folder, prompts, noun, warnings, stands)
 
@@ -139,12 +203,17 @@ def _plan(
     forwards = sampled * sampling.sampling_steps * (2 if sampling.guidance_scale > 1 else 1)
     cost = estimate(config, forwards=forwards, sampled=sampled, evaluations=len(evaluations))
     fewer = "steps.keep_checkpoints=1" if steps.keep_checkpoints > 1 else ""
-    _check_place(run_folder, cost.disk_bytes, "hydra.run.dir", fewer)
+    needed = cost.disk_bytes if stands == "empty" else 0
+    if stands == "unfinished":  # what it has written already it need not write again
+        needed = max(0, cost.disk_bytes - folder_size(run_folder))
+    _check_place(run_folder, needed, "hydra.run.dir", fewer)
     warnings += memory_warnings(config, cost)
+    files = _downloads(wanted(config))
     data, resolution = config.data, config.model.resolution
     every = f"every {steps.every} steps: " + ", ".join(map(str, _shortened(evaluations)))
-    rows = (
+    told = (
         ("model", config.model.path + (f", {resolution} pixels" if resolution else "")),
+        ("precision", precision_row(config.model)),
         ("method", config.method.name),
         ("subject", f"{data.subject}, '{data.identifier} {noun}', {data.n_images} pictures"),
         ("prompts", f"{prompts.name}: {len(prompts)}, {sampling.sampling_steps} steps, "
@@ -153,17 +222,16 @@ def _plan(
         ("evaluations", f"{len(evaluations)}, {every}"),
         ("images sampled", f"{sampled:,} ({per_evaluation} an evaluation)"),
         ("U-Net passes", f"{forwards:,} images"),
-        ("time", f"about {duration(cost.seconds)} on {cost.device}: "
-                 f"training {duration(cost.training_seconds)}, "
-                 f"evaluation {duration(cost.evaluation_seconds)}"),
+        *(("time" if not number else "", line) for number, line in enumerate(time_rows(cost, duration))),
         ("memory", memory_row(cost)),
         ("disk", f"about {room(cost.disk_bytes)} in {run_folder}"),
+        *rows(files),
         *([] if stands == "empty" else [("resume", f"the folder holds {WORDS[stands]}")]),
     )  # fmt: skip
     return Plan(
-        rows=rows, warnings=tuple(warnings), images=data.n_images, prompts=len(prompts), steps=steps.total,
-        evaluations=evaluations, images_sampled=sampled, unet_forwards=forwards, cost=cost,
-        standing=stands,
+        rows=told, warnings=tuple(warnings), images=data.n_images, prompts=len(prompts), steps=steps.total,
+        evaluations=evaluations, images_sampled=sampled, unet_forwards=forwards, cost=cost, downloads=files,
+        standing=stands, needed_bytes=needed,
     )  # fmt: skip
 
 
@@ -177,8 +245,13 @@ def _check_new(run_folder: Path) -> None:
 
 def _check_impostors(config: Config) -> None:
     folder = config.data.impostors
-    if folder is not None and not Path(folder).expanduser().is_dir():
+    if folder and not Path(folder).expanduser().is_dir():
         raise UserError(f"data.impostors={folder}: there is no such folder (of folders with other subjects)")
+    if folder and config.data.source == "folder":
+        from diffusion_lab.data.subjects import impostor_folders, subject_folder
+
+        own, noun = subject_folder(config.data, None)
+        impostor_folders(Path(folder).expanduser(), own, noun)
 
 
 def _check_metrics(config: Config) -> None:
@@ -189,12 +262,7 @@ def _check_metrics(config: Config) -> None:
     for key, names in (("metrics.names", metrics.names), ("metrics.ranges", metrics.ranges)):
         for name in names:
             one_of(key, name, METRICS)
-    if metrics.aesthetics_weights is not None and not Path(metrics.aesthetics_weights).expanduser().is_file():
-        raise UserError(f"metrics.aesthetics_weights={metrics.aesthetics_weights}: there is no such file")
-    if {"fid", "kid", "fid_legacy"} & set(metrics.names):
-        from diffusion_lab.encoders.weights import find_inception
-
-        find_inception(metrics.inception_weights)
+    check_encoders(metrics)
     for key, value in (("clip_model", metrics.clip_model), ("dino_model", metrics.dino_model)):
         if value.startswith((".", "/", "~")) and not Path(value).expanduser().is_dir():
             problem = (
@@ -203,27 +271,24 @@ def _check_metrics(config: Config) -> None:
                 else "there is no such folder"
             )
             raise UserError(f"metrics.{key}={value}: {problem}")
-    if metrics.encoders != "full":
-        return
-    for key, value in (
-        ("face_weights", metrics.face_weights),
-        ("clip_weights", metrics.clip_weights),
-    ):
-        if ("/" in value or "." in value) and not Path(value).expanduser().is_file():
-            raise UserError(f"metrics.{key}={value}: there is no such file")
+    check_files(metrics, needed(metrics))
 
 
 def _check_optimizer(config: Config) -> None:
-    """The optional packages, looked for and not imported: they would load torch."""
+    """The optimizers' packages, looked for and not imported: they would load torch."""
     from importlib.util import find_spec
 
     name = config.steps.optimizer
     package = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}.get(name)
-    if package is not None and find_spec(package) is None:
-        raise UserError(
-            f"steps.optimizer={name}: needs the package {package}, which is not installed; "
-            "pip install 'diffusion-lab[optimizers]', or use steps.optimizer=adamw"
-        )
+    if package is None or find_spec(package) is not None:
+        return
+    remedy = "pip install 'diffusion-lab[optimizers]'"
+    if package == "bitsandbytes":  # a dependency wherever it has wheels
+        remedy = "pip install bitsandbytes, which has wheels for Linux, Windows and Macs with Apple's chips"
+    raise UserError(
+        f"steps.optimizer={name}: needs the package {package}, which is not installed; {remedy}, or use "
+        "steps.optimizer=adamw"
+    )
 
 
 def _check_prompts(config: Config, noun: str) -> PromptSet:
@@ -240,50 +305,12 @@ def _check_prompts(config: Config, noun: str) -> PromptSet:
     return prompts
 
 
-def _check_tokens(
-    config: Config, model: Path, prompts: PromptSet, noun: str, captions: dict[Path, str]
-) -> None:
-    """The prompts' and captions' lengths, counted by the model's own tokenizer.
-
-    `tokenizers` alone reads it in a few milliseconds; loading it through transformers takes seconds. Where
-    there is no tokenizer.json the job's own check has to do, as soon as it has loaded the tokenizer.
-    """
-    file = model / "tokenizer" / "tokenizer.json"
-    if not file.is_file():
-        return
-    from tokenizers import Tokenizer
-
-    from diffusion_lab.data.subjects import instance_prompt
-    from diffusion_lab.data.tokens import CLIP_LIMIT
-
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    named = [
-        ("the instance prompt", instance_prompt(config.data.identifier, noun)),
-        ("the negative prompt", prompts.negative),
-        *((f"the caption {file}", text) for file, text in captions.items()),
-    ]
-    for name, text in [*named, *((prompt.id, prompt.text) for prompt in prompts)]:
-        length = len(tokenizer.encode(text).ids)
-        if length > CLIP_LIMIT:
-            raise UserError(
-                f"prompts: {name} has {length} tokens with start and end, and the model reads {CLIP_LIMIT}; "
-                f"shorten it: {text[:60]!r}"
-            )
-
-
 def _warnings(config: Config) -> list[str]:
     miniature = config.model.path in MINIATURES
     found = []
     if config.metrics.encoders == "miniature" and not miniature:
         found.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
-    if (
-        config.metrics.encoders == "full"
-        and config.metrics.aesthetics_weights is None
-        and "aesthetics" in config.metrics.names
-    ):
-        found.append("metrics.aesthetics_weights is null: aesthetics will have no value")
+    found += encoder_warnings(config.metrics)
     if miniature and config.prompts.sampling_steps > 30:
         found.append(f"prompts.sampling_steps={config.prompts.sampling_steps}: 12 do for the miniature")
     return found

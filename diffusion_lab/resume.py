@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
+import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,58 +20,62 @@ from diffusion_lab.config import METHODS, RESUME, Config, as_plain_dict
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.quoting import always_quoted, pasted, unquoted
 from diffusion_lab.tracking.atomic import mendable, plain
+from diffusion_lab.tracking.recorded import ENDED, Recorded, concluding, missing, recorded
 
-Standing = Literal["empty", "unfinished", "finished"]
+log = logging.getLogger(__name__)
 
-FINISHED = ("completed", "diverged")  # what diverged once does so again
+Standing = Literal["empty", "unfinished", "incomplete", "finished", "diverged"]
+
 FREE = (
-    "resume", "as_typed", "job.dry_run", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints", "steps.keep_adapters",
+    "resume", "as_typed", "job.dry_run", "job.given", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints",
+    "steps.keep_adapters",
 )  # fmt: skip
 """Keys that may differ where a run goes on: they change what is said and kept, not what is trained."""
 ELSEWHERE = "choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
 
 
 def standing(config: Config, run_folder: Path) -> Standing:
-    """empty: nothing was begun there; unfinished: it can go on; finished: there is nothing left to do.
+    """What the folder holds.
+
+    empty: nothing was begun there; unfinished: a run that can be resumed; incomplete: it was trained to its end,
+    and something that it should have left is missing or damaged; finished and diverged: there is nothing left to do.
 
     Raises UserError for resume=never where there is a record, for resume=must where there is none, and
     where the record has another configuration: its keys are named.
     """
-    record = _record(run_folder)
-    if record is None:
+    found = find(config, run_folder)
+    if found is None:
         if config.resume == "must":
             raise UserError(
                 f"resume=must: {run_folder} holds no run that was begun; name the folder of one: resume=FOLDER"
             )
         return "empty"
-    known = bool(record.get("config")) or record.get("status") in FINISHED
-    failed_early = not known and "traceback" in record  # it ended before it began: only its error is noted
-    if config.resume == "never" or not (known or failed_early):
+    result, status = found.result, found.result.get("status")
+    known = bool(result.get("config")) or status in ENDED
+    if config.resume == "never" or not (known or found.failed_early):
         raise UserError(f"{run_folder}: a run is recorded there already; {ELSEWHERE}")
-    if failed_early:
+    if found.failed_early:
         return "empty"
-    differing = (
-        differences(record["config"], as_plain_dict(config), began_in(run_folder))
-        if record.get("config")
-        else []
-    )
-    if differing:
+    before = result.get("config")
+    changed = differences(before, as_plain_dict(config), began_in(run_folder)) if before else []
+    if changed:
         raise UserError(
-            f"{run_folder}: the run there was begun with another configuration: {'; '.join(differing)}. "
-            f"Give the same values to go on with it, or {ELSEWHERE}"
+            f"{run_folder}: the run there was begun with another configuration: {'; '.join(changed)}. "
+            f"Give the same values to resume it, or {ELSEWHERE}"
         )
-    return "finished" if record.get("status") in FINISHED else "unfinished"
+    if concluding(result):
+        return "incomplete"
+    if status not in ENDED:
+        return "unfinished"
+    if found.problem is not None or missing(run_folder, result):
+        return "incomplete"
+    return "diverged" if status == "diverged" else "finished"
 
 
-def _record(run_folder: Path) -> dict[str, Any] | None:
-    path = run_folder / "result.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {ELSEWHERE}") from error
-    return found if isinstance(found, dict) else {}
+def find(config: Config, run_folder: Path) -> Recorded | None:
+    """The record in the folder, wherever it is still whole; None where no run was begun."""
+    wanted, began = as_plain_dict(config), began_in(run_folder)
+    return recorded(run_folder, lambda config: not differences(config, wanted, began))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], began: Path | None = None) -> list[str]:
@@ -97,7 +105,7 @@ def differing(
     return found
 
 
-@lru_cache
+@functools.lru_cache
 def _defaults(method: object) -> Mapping[str, Any]:
     """The schema's own values, flat."""
     kind = METHODS.get(str(method))
@@ -123,6 +131,85 @@ def bound_flat(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in sorted(flat.items())
         if not key.startswith(FREE) and not paths.is_path(key) and (key not in usual or usual[key] != value)
     }
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Names a run by its configuration and its seeds: 16 hexadecimal digits. `config`: as it is recorded.
+
+    The same in every folder and on every machine; where and how a run was watched does not count.
+    """
+    flat = flatten(plain(config))
+    kept = {key: value for key, value in bound_flat(config).items() if not key.startswith("job.")}
+    usual = _defaults(flat.get("method.name"))
+    for key, value in flat.items():
+        if paths.is_path(key) and not key.startswith("job.") and value != usual.get(key):
+            kept[key] = os.path.realpath(value) if isinstance(value, str) and os.path.isabs(value) else value
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files at or below `folder`; 0 where there is none."""
+    return sum(
+        os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(folder) for name in names
+    )
+
+
+def error_of(config: Config, run_folder: Path) -> str:
+    """What stopped the run in the folder, as it was recorded."""
+    found = find(config, run_folder)
+    return str((found.result.get("error") if found else None) or "no reason is recorded")
+
+
+# --- a sweep that is extended ---------------------------------------------------------------------------
+
+
+def already_begun(config: Config, run_folder: Path) -> Path:
+    """The folder beside `run_folder` that holds the same run, or `run_folder` itself where there is none.
+
+    A sweep that is extended numbers and names its jobs anew; a run is its configuration and its seeds. A finished
+    one is preferred to others, and a new one to an old one. What Hydra has put into `run_folder` is removed then.
+    """
+    if config.job.name != "finetune" or _id_at(run_folder) is not None:
+        return run_folder
+    wanted = run_id(as_plain_dict(config))
+    others = [folder for folder in sorted(run_folder.parent.iterdir()) if folder != run_folder]
+    found = [(known, folder) for folder in others if (known := _id_at(folder)) and known.id == wanted]
+    if not found:
+        return run_folder
+    best = max(found, key=lambda pair: (pair[0].ended, pair[0].started, pair[1].name))[1]
+    log.info("%s: the same run is in %s; it is not trained twice", run_folder, best)
+    if {path.name for path in run_folder.iterdir()} <= {".hydra", "run.log"}:
+        shutil.rmtree(run_folder, ignore_errors=True)
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    id: str
+    ended: bool
+    started: str
+
+
+def _id_at(folder: Path) -> _Known | None:
+    """The run that a folder holds, None where it holds none."""
+    stamps = []
+    for name in ("result.json", "record.zip", "config.yaml"):
+        with contextlib.suppress(OSError):
+            stamps.append((folder / name).stat().st_mtime_ns)
+    return _known(folder, tuple(stamps)) if stamps else None
+
+
+@functools.lru_cache(maxsize=100_000)
+def _known(folder: Path, stamps: tuple[int, ...]) -> _Known | None:
+    """Cached while the files stay as they are: each job of a sweep looks at all others' folders."""
+    try:
+        found = recorded(folder, lambda config: True)
+    except UserError:
+        return None
+    if found is None or not found.result.get("config"):
+        return None
+    result = found.result
+    return _Known(run_id(result["config"]), result.get("status") in ENDED, str(result.get("started") or ""))
 
 
 @contextlib.contextmanager
@@ -165,7 +252,7 @@ def expand(words: list[str]) -> list[str]:
     named = [word for word in words if word.startswith("resume=")]
     if not named or named[-1].partition("=")[2] in RESUME:
         return words
-    from diffusion_lab.texts import recorded
+    from diffusion_lab.texts import recorded as as_recorded
 
     given = named[-1].partition("=")[2]
     within = unquoted(given)
@@ -183,7 +270,7 @@ def expand(words: list[str]) -> list[str]:
     replaced = {"resume", *(_key(word) for word in placed)}
     return [
         *paths.searched(searched, began),
-        *(word for word in recorded(before) if _key(word) not in replaced),
+        *(word for word in as_recorded(before) if _key(word) not in replaced),
         *placed,
         *(word for word in words if word not in named),
         f"hydra.run.dir={always_quoted(str(folder))}",
@@ -226,7 +313,9 @@ def _placed(run_folder: Path, began: Path) -> list[str]:
     config: Any = None
     with contextlib.suppress(UserError):
         config = _notes(run_folder / "config.yaml")
-    config = config if isinstance(config, dict) else (_record(run_folder) or {}).get("config") or {}
+    if not isinstance(config, dict):
+        found = recorded(run_folder, lambda config: True)
+        config = (found.result.get("config") if found else None) or {}
     flat = {key: value for key, value in flatten(plain(config)).items() if paths.is_path(key)}
     typed = {key: str(value) for key, value in (config.get("as_typed") or {}).items() if key in flat}
     words = []

@@ -110,7 +110,7 @@ def test_slots_alone_refuse_a_key_that_is_not_in_the_schema() -> None:
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("data.n_images=0", "data.n_images=0: must be a whole number of at least 1"),
+        ("data.n_images=0", "data.n_images=0: must be a whole number from 1 to 100000"),
         ("data.on_corrupt=ignore", "data.on_corrupt=ignore: must be one of error, skip"),
         ("data.source=foldr", "did you mean 'folder'"),
         ("data.folder=x", "add data=folder"),
@@ -127,7 +127,7 @@ def test_slots_alone_refuse_a_key_that_is_not_in_the_schema() -> None:
         ("prompts.guidance_scale=nan", "prompts.guidance_scale=nan"),
         ("prompts.batch_size=0", "prompts.batch_size=0"),
         ("model.device=gpu", "model.device=gpu: must be one of auto, cpu, cuda, mps"),
-        ("model.precision=fp8", "model.precision=fp8: must be one of fp32, bf16, fp16"),
+        ("model.precision=fp8", "model.precision=fp8: must be one of auto, fp32, bf16, fp16"),
         ("model.resolution=100", "multiple of 8"),
         ("metrics.encoders=clip", "metrics.encoders=clip: must be one of miniature, full"),
         ("metrics.names=[]", "metrics.names"),

@@ -100,3 +100,22 @@ def test_what_is_refused(make, tmp_path: Path) -> None:
         make("job.output=''")
     with pytest.raises(UserError, match=r"tokens"):
         generate.run(make(f"job.texts=['{'x' * 90}']"), tmp_path)
+
+
+def test_an_embedding_that_no_prompt_calls_is_named(make, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"emb_params": torch.zeros(2, 192)}, tmp_path / "CharTurner.safetensors")
+    artefact = f"job.artefact={tmp_path / 'CharTurner.safetensors'}"
+
+    def said(*words: str) -> list[str]:
+        config = make(artefact, "model.path=miniature", *words)
+        return [line for line in check(config, tmp_path / "run").warnings if "CharTurner" in line]
+
+    assert said() == [
+        "CharTurner.safetensors is called 'CharTurner', which no prompt says, so it has no effect"
+    ]
+    assert said("job.texts=['a charturner, standing']") == []
+    assert said("job.texts=['charturners']")
+    assert said("job.texts=[]", "prompts.n=2") == [], "the sets' prompts say it"

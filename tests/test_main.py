@@ -48,6 +48,8 @@ def run_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], None]:
         module.run = job  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "job_of_the_test", module)
         monkeypatch.setitem(jobs.JOBS, "finetune", "job_of_the_test:run")
+        # The job loads nothing, so the hub's files that it would need are not fetched before it either.
+        monkeypatch.setattr("diffusion_lab.models.fetch.fetch", lambda config, files: None)
 
     return put
 
@@ -408,4 +410,4 @@ def test_as_a_program(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(jobs.__file__).parents[2])}, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "error: data.n_images=0: must be a whole number of at least 1\n"
+    assert ended.stderr == "error: data.n_images=0: must be a whole number from 1 to 100000\n"

@@ -184,6 +184,12 @@ def test_page_and_table(scored: Path, capsys: pytest.CaptureFixture[str]) -> Non
     printed = capsys.readouterr().out
     assert all(name in printed for name in NAMES)
     assert "clip_text: 2 of 5 images have no prompt" in printed
+    similarity = result(scored)["evaluations"][0]["metrics"]["similarity"]
+    assert similarity["missing"] == 1
+    assert re.search(rf"over all +{similarity['penalised']:.3f} ", printed)
+    assert "similarity: a face in 80 % of the images; each one without counts as" in printed
+    assert "a face in 80 %" in page
+    assert f"{similarity['penalised']:.3f}" in page
 
 
 def test_an_image_that_cannot_be_read(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -309,8 +309,8 @@ def test_cfg_and_folders(
     assert (shown["data"]["identifier"], shown["prompts"]["negative"]) == ("1_1_1", "a, b")
     for name in ("2024_05_01", "3.10", "1e5", "true", "a b, [c]=d", "null", "010"):
         assert entry.main([f"hydra.run.dir={name}", "--dry-run"]) == 0
-        table = "".join(line.strip() for line in capfd.readouterr().out.split("disk", 1)[1].splitlines())
-        assert table.endswith(f"/{name}")
+        table = "".join(capfd.readouterr().out.split("disk", 1)[1].split())  # the table folds long paths
+        assert f"/{name}".replace(" ", "") in table
 
 
 def test_bytes_that_are_no_text_are_refused(capfd: pytest.CaptureFixture[str]) -> None:

@@ -80,8 +80,9 @@ def metric_figure(
     if missing and known:
         figure.add_scatter(
             x=list(summaries), y=[s.penalised for s in summaries.values()],
-            mode="lines", line={"color": colour, "width": 1.4, "dash": "dot"}, name="missing counted 0",
-            hovertemplate="counting missing images 0: %{y:.3f}<extra></extra>",
+            mode="lines", line={"color": colour, "width": 1.4, "dash": "dot"}, name="missing images counted",
+            customdata=[0.0 if s.imputed is None else s.imputed for s in summaries.values()],
+            hovertemplate="missing images counted as %{customdata:.2f}: %{y:.3f}<extra></extra>",
         )  # fmt: skip
     figure.add_scatter(
         x=list(known), y=[s.mean for s in known.values()],
@@ -118,16 +119,16 @@ def metric_figure(
 
 def score_figure(scores: Sequence[StepScore], stop: int | None) -> go.Figure:
     """The weighted sum of the scaled metrics against steps. Trace 0 is the band, trace 1 the curve."""
-    known = [(s.step, s.score, s.half_width or 0.0) for s in scores if s.score is not None]
-    steps = [k[0] for k in known]
+    known = [(s.step, s.score) for s in scores if s.score is not None]
+    banded = [(s.step, *limits) for s in scores if (limits := band(s)) is not None]
     figure = go.Figure()
     figure.add_scatter(
-        x=steps + steps[::-1],
-        y=[score + half for _, score, half in known] + [score - half for _, score, half in known][::-1],
+        x=[b[0] for b in banded] + [b[0] for b in banded][::-1],
+        y=[b[2] for b in banded] + [b[1] for b in banded][::-1],
         fill="toself", fillcolor=INK, opacity=0.12, line_width=0, mode="lines", hoverinfo="skip",
     )  # fmt: skip
     figure.add_scatter(
-        x=steps, y=[k[1] for k in known], mode="lines+markers",
+        x=[k[0] for k in known], y=[k[1] for k in known], mode="lines+markers",
         line={"color": INK, "width": 2.4}, marker={"size": 8},
         hovertemplate="step %{x}: weighted score <b>%{y:.3f}</b><extra></extra>",
     )  # fmt: skip
@@ -135,6 +136,15 @@ def score_figure(scores: Sequence[StepScore], stop: int | None) -> go.Figure:
     _steps_axis(figure, [s.step for s in scores])
     _stop_lines(figure, stop)
     return figure
+
+
+def band(score: StepScore) -> tuple[float, float] | None:
+    """The score's 95 % interval, None where it cannot be estimated."""
+    if score.low is not None and score.high is not None:
+        return score.low, score.high
+    if score.score is None or score.half_width is None:
+        return None
+    return score.score - score.half_width, score.score + score.half_width
 
 
 def training_figure(
@@ -241,9 +251,10 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def _interval(s: Summary) -> str:
-    return (
-        "one image, no interval" if s.low is None or s.high is None else f"95 %: {s.low:.3f} to {s.high:.3f}"
-    )
+    if s.low is None or s.high is None:
+        return "no interval"
+    said = f"95 %: {s.low:.3f} to {s.high:.3f}"
+    return f"{said}, of one prompt's noise only" if s.within_one_prompt else said
 
 
 def _count(s: Summary) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 from diffusion_lab.analysis import charts, words
-from diffusion_lab.analysis.groups import COSTS, Mean, at_stop, costs, grouped, telling
+from diffusion_lab.analysis.groups import COSTS, Mean, at_stop, costs, distinct, grouped, telling
+from diffusion_lab.analysis.intervals import BOUNDS
+from diffusion_lab.analysis.limits import limits_of, value_of
 from diffusion_lab.analysis.record import MetricInfo, Run, find_runs, flatten, read_run
 from diffusion_lab.analysis.report import save
-from diffusion_lab.analysis.stop import half_width_of, value_of
 from diffusion_lab.interfaces import UserError
 
 # Settings that say where and how a run was watched, not what it computed.
@@ -45,7 +46,8 @@ def write_comparison(runs_folder: Path) -> Path:
 
 
 def view(folder: Path, runs: Sequence[Run], unreadable: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """What the template shows, in plain values."""
+    """What the template shows, in plain values. A run that is there several times is shown and counted once."""
+    runs, repeated = distinct(runs)
     keys = telling([run.config for run in runs], differences([run.config for run in runs]))
     settings = [{key: _shown(flatten(run.config), key) for key in keys} for run in runs]
     infos: dict[str, MetricInfo] = {}
@@ -59,6 +61,7 @@ def view(folder: Path, runs: Sequence[Run], unreadable: Sequence[tuple[str, str]
         "title": folder.resolve().name,
         "counts": counts,
         "unreadable": unreadable,
+        "repeated": [(name_of(run.folder, folder), name_of(kept.folder, folder)) for run, kept in repeated],
         "keys": keys,
         "metrics": [{"name": i.name, "label": i.label, "unit": i.unit} for i in infos.values()],
         "rows": rows,
@@ -127,12 +130,12 @@ def _row(
     cells = []
     for metric in infos:
         s = at.get(metric)
-        value, half = (None, None) if s is None else (value_of(s), half_width_of(s))
+        value, limits = (None, None) if s is None else (value_of(s), limits_of(s))
         cells.append(
             {
                 "sort": "" if value is None else repr(value),
                 "value": "-" if value is None else f"{value:.3f}",
-                "half": "" if half is None else f"± {half:.3f}",
+                "half": "" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}",
                 "missing": "" if s is None or not s.missing else f"{s.missing} of {s.n + s.missing} missing",
             }
         )
@@ -169,7 +172,7 @@ def _groups(runs: Sequence[Run], keys: Sequence[str], infos: Mapping[str, Metric
             return {"value": "-", "half": ""}
         if name in COSTS:
             return {"value": _cost(name, found.mean), "half": ""}
-        return {"value": f"{found.mean:.3f}", "half": "" if found.half is None else f"± {found.half:.3f}"}
+        return {"value": f"{found.mean:.3f}", "half": _between(found, infos[name].unit)}
 
     return {
         "keys": names,
@@ -182,6 +185,17 @@ def _groups(runs: Sequence[Run], keys: Sequence[str], infos: Mapping[str, Metric
             for group in groups
         ],
     }
+
+
+def _between(found: Mean, unit: str) -> str:
+    """The interval between runs, within the metric's range; "" where there is none."""
+    if found.half is None:
+        return ""
+    least, most = BOUNDS.get(unit, (None, None))
+    low, high = found.mean - found.half, found.mean + found.half
+    return (
+        f"{low if least is None else max(low, least):.3f} to {high if most is None else min(high, most):.3f}"
+    )
 
 
 def _mean(summary: Any) -> float | None:

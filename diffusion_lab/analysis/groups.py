@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from diffusion_lab.analysis.intervals import student_t
+from diffusion_lab.analysis.intervals import ALIKE, student_t
+from diffusion_lab.analysis.limits import value_of
 from diffusion_lab.analysis.record import Run, flatten
-from diffusion_lab.analysis.stop import value_of
+from diffusion_lab.resume import folder_size, run_id
 
 SEEDS = ("seed", "data.subset_seed", "prompts.seed", "prompts.noise_seed")
 FIRST = ("method.name", "method.variant", "model.name", "data.subject", "data.n_images")  # told before others
@@ -42,6 +41,27 @@ class Group:
     values: Mapping[str, Mean | None]  # by metric or cost
 
 
+def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
+    """Every run once, in their order, and the copies and repetitions with the run that counts in their place.
+
+    A run is its configuration and its seeds, whatever its folder is called. Of several records of one run a
+    completed one counts, then one with more evaluations, then the newest. Records without a configuration, of jobs
+    that ended before their run began, are all kept.
+    """
+    best: dict[str, Run] = {}
+    ids = [run_id(run.config) if run.config else str(run.folder) for run in runs]
+    for name, run in zip(ids, runs, strict=True):
+        if name not in best or _rank(run) > _rank(best[name]):
+            best[name] = run
+    kept = [run for name, run in zip(ids, runs, strict=True) if best[name] is run]
+    repeated = [(run, best[name]) for name, run in zip(ids, runs, strict=True) if best[name] is not run]
+    return kept, repeated
+
+
+def _rank(run: Run) -> tuple[bool, int, str, str]:
+    return run.status == "completed", len(run.summaries), run.finished, run.started
+
+
 def telling(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
     """Those of `keys` that tell the runs apart: one that follows from those before it is left out.
 
@@ -59,7 +79,11 @@ def telling(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[s
 
 
 def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
-    """One group for each combination of `keys` without the seeds; only runs that have a recommended stop."""
+    """One group for each combination of `keys` without the seeds; only runs that have a recommended stop.
+
+    A run that is there several times counts once: see `distinct`.
+    """
+    runs, _ = distinct(runs)
     keys = [key for key in keys if key not in SEEDS]
     members: dict[str, list[Run]] = {}
     for run in runs:
@@ -67,7 +91,7 @@ def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
             flat = flatten(run.config)
             members.setdefault(json.dumps([flat.get(key) for key in keys], default=str), []).append(run)
     groups = []
-    for some in members.values():
+    for some in map(_by_seed, members.values()):
         flat = flatten(some[0].config)
         found = [at_stop(run) for run in some]
         names = {name: None for values in found for name in values}
@@ -81,8 +105,22 @@ def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
     return groups
 
 
+def _by_seed(runs: Sequence[Run]) -> list[Run]:
+    """Each combination of seeds once: runs of one group with the same ones differ in nothing that counts."""
+    best: dict[str, Run] = {}
+    for run in runs:
+        flat = flatten(run.config)
+        seeds = json.dumps([flat.get(key) for key in SEEDS], default=str)
+        if seeds not in best or _rank(run) > _rank(best[seeds]):
+            best[seeds] = run
+    return list(best.values())
+
+
 def mean(values: Sequence[float | None]) -> Mean | None:
-    """Mean and half interval of values of independent runs, None of no values."""
+    """Mean and half interval of values of independent runs, None of no values.
+
+    No interval of one run, and of runs that came to the same: that says nothing about how far others would differ.
+    """
     known = [value for value in values if value is not None]
     n = len(known)
     if n == 0:
@@ -91,11 +129,13 @@ def mean(values: Sequence[float | None]) -> Mean | None:
     if n == 1:
         return Mean(middle, None, 1)
     error = math.sqrt(math.fsum((value - middle) ** 2 for value in known) / (n - 1) / n)
+    if error <= ALIKE * max(abs(middle), 1e-12):
+        return Mean(middle, None, n)
     return Mean(middle, student_t(n - 1) * error, n)
 
 
 def at_stop(run: Run) -> dict[str, float | None]:
-    """Every metric at the recommended step (images without a face count as 0), and what the run cost."""
+    """Every metric at the recommended step (images without a face are counted), and what the run cost."""
     if run.recommendation is None:
         return {}
     summaries = run.summaries[run.recommendation.step]
@@ -112,10 +152,3 @@ def costs(run: Run) -> dict[str, float | None]:
         "training_memory": memory / 2**20 if memory else None,
         "artefact_size": size / 2**20 if size else None,
     }
-
-
-def folder_size(folder: Path) -> int:
-    """Bytes of all files at or below `folder`; 0 where there is none."""
-    return sum(
-        os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(folder) for name in names
-    )

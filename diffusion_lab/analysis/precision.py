@@ -2,7 +2,7 @@
 
     python -m diffusion_lab.analysis.precision outputs/RUN
 
-For a run with several images a prompt (`prompts.images_per_prompt=4`). An image's value is taken as mean + what its
+For a run with several images of each prompt (`prompts.images_per_prompt=4`). An image's value is taken as mean + what its
 prompt adds + what its noise adds, and the variances of both are estimated by the one-way analysis of variance with
 random effects (Searle, Casella and McCulloch 1992, "Variance Components", section 3.6). The error of the mean of n
 prompts with k images each is then sqrt((between + within / k) / n).
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lab.interfaces import Metric, UserError
+from diffusion_lab.interfaces import Metric, ScoreRow, UserError
 from diffusion_lab.metrics import METRICS
 from diffusion_lab.tracking.scores import read
 
@@ -72,40 +72,98 @@ def differences(
 def tables(run_folder: Path, numbers: Sequence[tuple[int, int]] = NUMBERS) -> str:
     """Two Markdown tables: errors of a mean at the last step, and of its paired difference from the first step.
 
-    Raises UserError where the run has one image a prompt, or no scores.
+    A metric without enough values has a dash, and the reason stands below. Numbers of whole sets (KID, FID, Vendi) have
+    no values and are not listed.
+    Raises UserError where no metric has enough: scores that are missing, one prompt, one image of each prompt.
     """
+    rows = _rows(run_folder)
+    steps = sorted({row.step for row in rows})
+    names = list(dict.fromkeys(row.metric for row in rows))
+    values: dict[str, dict[int, dict[tuple[str, int], float]]] = {name: {} for name in names}
+    for row in rows:
+        if row.value is not None:
+            values[row.metric].setdefault(row.step, {})[row.prompt_id, row.index] = row.value
+    blocks = [_block("of a mean", numbers, values, None, steps[-1])]
+    if len(steps) > 1:
+        blocks.append(_block("of a paired difference", numbers, values, steps[0], steps[-1]))
+    if all(text is None for text, _ in blocks):
+        raise UserError(f"{run_folder}: {_advice(rows, steps[-1])}")
+    shown = [text for text, _ in blocks if text is not None]
+    if len(steps) == 1:
+        shown.append("One step was evaluated, so there is no difference of two.")
+    without = dict.fromkeys(name for _, names in blocks for name in names)
+    if without:
+        shown.append(
+            f"No error for {', '.join(without)}: too few prompts with two values or more (at both steps, for a difference)."
+        )
+    return "\n\n".join(shown)
+
+
+def _rows(run_folder: Path) -> list[ScoreRow]:
     path = run_folder / "scores.parquet"
     if not path.is_file():
-        raise UserError(f"{run_folder}: there is no scores.parquet")
-    by_step: dict[str, dict[int, dict[tuple[str, int], float]]] = {}
-    for row in read(path):
-        if row.value is not None:
-            by_step.setdefault(row.metric, {}).setdefault(row.step, {})[row.prompt_id, row.index] = row.value
-    blocks = []
-    for title, paired in (("of a mean", False), ("of a paired difference", True)):
-        lines = [
-            f"| metric | share between prompts | {' | '.join(f'{n} x {k}' for n, k in numbers)} |",
-            "|---" * (len(numbers) + 2) + "|",
-        ]
-        for metric, steps in by_step.items():
-            first, last = min(steps), max(steps)
-            values = (
-                differences(steps[first], steps[last])
-                if paired
-                else differences(dict.fromkeys(steps[last], 0.0), steps[last])
-            )
-            try:
-                parts = variances(values)
-            except ValueError as error:
-                raise UserError(
-                    f"{run_folder}: {metric}: {error}; run with prompts.images_per_prompt=4"
-                ) from error
-            pairwise = is_pairwise(metric)
-            share = parts.between / ((parts.between + parts.within) or 1)
-            errors = " | ".join(f"{parts.error(n, k, pairwise=pairwise):.4f}" for n, k in numbers)
-            lines.append(f"| `{metric}` | {share:.0%} | {errors} |")
-        blocks.append(f"Standard error {title}, prompts x images a prompt:\n\n" + "\n".join(lines))
-    return "\n\n".join(blocks)
+        raise UserError(
+            f"{run_folder}: there is no scores.parquet; give the folder of a run or of a job=score"
+        )
+    try:
+        rows = read(path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not rows:
+        raise UserError(f"{path}: there is no score in it")
+    return rows
+
+
+def _block(
+    title: str,
+    numbers: Sequence[tuple[int, int]],
+    by_metric: Mapping[str, Mapping[int, Mapping[tuple[str, int], float]]],
+    first: int | None,
+    last: int,
+) -> tuple[str | None, list[str]]:
+    """A table of the errors at step ``last``, of differences from step ``first`` where that is given; and the metrics
+    that have none. No table where none has any.
+    """
+    lines, without = [], []
+    for metric, steps in by_metric.items():
+        end = steps.get(last, {})
+        start = dict.fromkeys(end, 0.0) if first is None else steps.get(first, {})
+        try:
+            parts = variances(differences(start, end))
+        except ValueError:
+            without.append(metric)
+            continue
+        share = parts.between / ((parts.between + parts.within) or 1)
+        errors = " | ".join(f"{parts.error(n, k, pairwise=is_pairwise(metric)):.4f}" for n, k in numbers)
+        lines.append(f"| `{metric}` | {share:.0%} | {errors} |")
+    if not lines:
+        return None, without
+    lines += [f"| `{metric}` |{' - |' * (len(numbers) + 1)}" for metric in without]
+    heads = [
+        f"| metric | share between prompts | {' | '.join(f'{n} x {k}' for n, k in numbers)} |",
+        "|---" * (len(numbers) + 2) + "|",
+    ]
+    return f"Standard error {title}, prompts x images of each:\n\n" + "\n".join([*heads, *lines]), without
+
+
+def _advice(rows: Sequence[ScoreRow], step: int) -> str:
+    """What is wanting, and how to come by it."""
+    images = {(row.prompt_id, row.index) for row in rows if row.step == step}
+    prompts = {prompt for prompt, _ in images}
+    scored = any("file" in row.slots for row in rows)
+    if all(row.value is None for row in rows if row.step == step):
+        return f"no metric has a value at step {step}"
+    if len(prompts) < 2:
+        how = "score images of several prompts" if scored else "run with prompts.n=20 or more"
+        return f"all images are of one prompt, so what a prompt adds cannot be told; {how}"
+    if len(images) == len(prompts):
+        how = (
+            "score a folder with several images of each prompt"
+            if scored
+            else "run with prompts.images_per_prompt=4"
+        )
+        return f"there is one image of each prompt, so what its noise adds cannot be told; {how}"
+    return "no metric has two values of one prompt and values of two prompts"
 
 
 def is_pairwise(metric: str) -> bool:
@@ -117,9 +175,11 @@ def is_pairwise(metric: str) -> bool:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="standard errors against the number of prompts and images")
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="the folder of a run with several images of each prompt")
     print(tables(parser.parse_args().run))
 
 
 if __name__ == "__main__":
-    main()
+    from diffusion_lab.checks import command
+
+    raise SystemExit(command(main))

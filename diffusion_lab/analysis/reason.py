@@ -9,17 +9,34 @@ from dataclasses import dataclass
 RULES_OF_THUMB: Mapping[str, int] = {"in general": 100, "for men": 120, "for women": 150}
 
 
+FLAT = 0.1  # of the scaled score: differences that are surely smaller matter little
+TOO_FEW = {1: "One image per evaluation is", 2: "Two images per evaluation are"}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A metric at two evaluations, and the 95 % limits of the second value less the first; None where unknown."""
+
+    start: float | None
+    end: float | None
+    limits: tuple[float, float] | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moves:
-    """What `explain` speaks of. All sequences run along `steps`."""
+    """What `explain` speaks of."""
 
     steps: Sequence[int]
     best: int  # position of the recommended step
-    weights: Mapping[str, float]
-    values: Mapping[str, Sequence[float | None]]  # of the weighted metrics
-    halves: Mapping[str, Sequence[float | None]]  # half 95 % intervals of the values
-    scores: Sequence[float | None]
-    half_widths: Sequence[float | None]  # half 95 % intervals of the scores
+    scores: Sequence[float | None]  # along the steps
+    before: Mapping[str, Change]  # of the weighted metrics, from the first step to the recommended one
+    after: Mapping[str, Change]  # from there to the last step
+    gaps: Mapping[
+        int, tuple[float, float] | None
+    ]  # neighbour's position -> 95 % limits of how much it scores less
+    without_interval: Mapping[str, str]  # metrics that lack one at the recommended step or beside it, and why
+    images: int  # per evaluation
+    within_one_prompt: bool  # the intervals speak of its noise only
     n_images: int | None
     class_noun: str | None
     notes: Sequence[str]
@@ -48,13 +65,15 @@ def _movement(m: Moves) -> str:
     step = m.steps[here]
     if last == 0:
         return f"Step {step} is the only evaluation, so there is nothing to choose from."
-    after = _changes(m, here, last, past=False) if here < last else ""
+    if sum(score is not None for score in m.scores) == 1:
+        return f"Step {step} is the only evaluation with a score, so there is nothing to choose from."
+    after = _changes(m, m.after, here, last, past=False) if here < last else ""
     if here == 0:
         return (
             f"Keep step {step}, where the run begins: no later evaluation weighs better, for until step"
             f" {m.steps[last]} {after}."
         )
-    before = _changes(m, 0, here, past=True)
+    before = _changes(m, m.before, 0, here, past=True)
     if not after:
         return f"Stop at step {step}, the last: from step {m.steps[0]} to there {before}."
     return (
@@ -63,19 +82,20 @@ def _movement(m: Moves) -> str:
     )
 
 
-def _changes(m: Moves, start: int, end: int, *, past: bool) -> str:
+def _changes(m: Moves, changes: Mapping[str, Change], start: int, end: int, *, past: bool) -> str:
     up, down, flat = ("rose", "fell", "stayed near") if past else ("rises", "falls", "stays near")
     moved = "went" if past else "goes"
     parts: list[str] = []
-    for name in m.weights:
-        a, b = m.values[name][start], m.values[name][end]
+    for name, change in changes.items():
+        a, b = change.start, change.end
         if a is None or b is None:
-            parts.append(f"{spoken(name)} has no value")
-            continue
-        noise = ((m.halves[name][start] or 0.0) ** 2 + (m.halves[name][end] or 0.0) ** 2) ** 0.5
-        if f"{a:.2f}" == f"{b:.2f}":
+            wanting = [m.steps[i] for i, value in ((start, a), (end, b)) if value is None]
+            parts.append(f"{spoken(name)} has no value at {_steps(wanting)}")
+        elif f"{a:.2f}" == f"{b:.2f}":
             parts.append(f"{spoken(name)} {flat} {b:.2f}")
-        elif abs(b - a) <= noise:
+        elif change.limits is None:
+            parts.append(f"{spoken(name)} {moved} from {a:.2f} to {b:.2f}, with an unknown error")
+        elif change.limits[0] <= 0 <= change.limits[1]:
             parts.append(f"{spoken(name)} {moved} from {a:.2f} to {b:.2f}, within its error")
         else:
             parts.append(f"{spoken(name)} {up if b > a else down} from {a:.2f} to {b:.2f}")
@@ -83,42 +103,64 @@ def _changes(m: Moves, start: int, end: int, *, past: bool) -> str:
 
 
 def _certainty(m: Moves) -> str:
+    """What the intervals say of the evaluations beside the recommended one; nothing that they do not."""
     if len(m.steps) == 1:
         return "Train with more evaluations to see where to stop."
-    close = [m.steps[i] for i in _neighbours(m) if _as_good(m, i)]
-    last_is_best = m.best == len(m.steps) - 1
-    if last_is_best:
-        start = "The last evaluation is the best, so training longer may be better still"
-    elif m.half_widths[m.best] is None:
-        return "How sure this is cannot be told from one image an evaluation."
-    else:
-        start = ""
-    if close:
-        verb = "scores" if len(close) == 1 else "score"
-        word = "step" if len(close) == 1 else "steps"
-        near = f"{word} {listed([str(s) for s in close])} {verb} within its 95 % interval"
-        end = f"{near}, so " + (
-            "the gain of the last steps is not certain"
-            if last_is_best
-            else "the optimum is flat and the exact step matters little"
+    if m.images in TOO_FEW:
+        return (
+            f"{TOO_FEW[m.images]} too few for advice: this step had the best score of what was drawn, and other images"
+            " may well put another one first."
         )
-    elif m.half_widths[m.best] is None:
-        end = ""
-    else:
-        alone = len(_neighbours(m)) == 1
-        end = "the evaluation beside it scores clearly less" if alone else "its neighbours score clearly less"
-    if not start:
-        end = end[0].upper() + end[1:]
-    return "; ".join(part for part in (start, end) if part) + "."
+    parts = ["The last evaluation is the best, so training longer may be better still"] * (
+        m.best == len(m.steps) - 1
+    )
+    kinds: dict[str, list[int]] = {}
+    for i in m.gaps:
+        kinds.setdefault(_kind(m, i), []).append(i)
+    parts += [
+        _said(m, kind, kinds[kind]) for kind in ("close", "less", "unknown", "nothing") if kind in kinds
+    ]
+    parts[0] = parts[0][0].upper() + parts[0][1:]
+    said = "; ".join(parts) + "."
+    if m.within_one_prompt:
+        said += " All images are of one prompt, so these errors are of its noise only: with other prompts another step may be best."
+    return said
 
 
-def _neighbours(m: Moves) -> list[int]:
-    return [i for i in (m.best - 1, m.best + 1) if 0 <= i < len(m.steps)]
+def _kind(m: Moves, i: int) -> str:
+    gap = m.gaps[i]
+    if m.scores[i] is None:
+        return "nothing"
+    if gap is None:
+        return "unknown"
+    return "less" if gap[0] > 0 else "close"
 
 
-def _as_good(m: Moves, i: int) -> bool:
-    best, score, half = m.scores[m.best], m.scores[i], m.half_widths[m.best]
-    return best is not None and score is not None and half is not None and best - score <= half
+def _said(m: Moves, kind: str, neighbours: Sequence[int]) -> str:
+    steps = [m.steps[i] for i in neighbours]
+    one = len(steps) == 1
+    if kind == "nothing":
+        return f"{_steps(steps)} {'has' if one else 'have'} no score"
+    if kind == "less":
+        if len(m.gaps) > len(steps):
+            return f"{_steps(steps)} scores clearly less"
+        return "the evaluation beside it scores clearly less" if one else "its neighbours score clearly less"
+    if kind == "unknown":
+        which = [
+            f"{spoken(name)} has no interval" + (f" ({why})" if why else "")
+            for name, why in m.without_interval.items()
+        ]
+        return f"how sure this is against {_steps(steps)} cannot be told: {listed(which or ['there is no interval'])}"
+    near = f"{_steps(steps)} {'scores' if one else 'score'} within the error of the difference"
+    if m.best == len(m.steps) - 1:
+        return f"{near}, so the gain of the last steps is not certain"
+    if all(gap is not None and gap[1] <= FLAT for gap in (m.gaps[i] for i in neighbours)):
+        return f"{near}, at most {FLAT:g} below it, so the optimum is flat and the exact step matters little"
+    return f"{near}, so these images do not tell which is best"
+
+
+def _steps(steps: Sequence[int]) -> str:
+    return f"{'step' if len(steps) == 1 else 'steps'} {listed([str(step) for step in steps])}"
 
 
 def spoken(name: str) -> str:

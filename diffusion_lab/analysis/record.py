@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from diffusion_lab.analysis.stop import Recommendation, recommend
 from diffusion_lab.interfaces import Summary, UserError
 
+RESULT, SCORES, EVENTS, COPY = "result.json", "scores.parquet", "events.jsonl", "record.zip"
 NO_RECORD = "no record"  # composed by Hydra and ended before its record began
 
 
@@ -49,6 +50,10 @@ class Run:
     started: str
     finished: str
     steps_done: int | None
+    photographs: Mapping[str, Sequence[Mapping[str, Any]]]  # by group, those with several faces or an odd one
+    several_faces: Mapping[int, int]  # by step: images with more than one face, where faces were looked for
+    id: str = ""  # resume.run_id of its configuration
+    lost: tuple[str, ...] = ()  # files of the record that are missing or damaged, where that was asked
 
     @property
     def steps(self) -> list[int]:
@@ -56,10 +61,15 @@ class Run:
 
 
 def is_run(folder: Path) -> bool:
-    """True for a folder with a run's `result.json`, or with Hydra's notes of a job that never wrote one."""
+    """True for a folder with a run's record or what is left of one, or with Hydra's notes of a job without one."""
     if is_scored(folder):
         return False
-    return (folder / "result.json").is_file() or _fine_tuning(_hydra_config(folder))
+    return (folder / RESULT).is_file() or _begun(folder) or _fine_tuning(_hydra_config(folder))
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there are a run's files, though result.json may be lost."""
+    return any((folder / name).is_file() for name in (SCORES, EVENTS, COPY))
 
 
 def is_scored(folder: Path) -> bool:
@@ -94,23 +104,29 @@ def _fine_tuning(config: Mapping[str, Any]) -> bool:
     return isinstance(job, Mapping) and job.get("name") == "finetune" and not job.get("dry_run")
 
 
-def read_run(folder: Path) -> Run:
-    """Reads `result.json` and `config.yaml`.
+def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
+    """Reads `result.json` and `config.yaml`; `result` is read instead of the first where it is given.
 
     Raises:
-        UserError: (job.runs) where there is no run, or where `result.json` cannot be read.
+        UserError: (job.runs) where there is no run, or where `result.json` is missing or cannot be read.
     """
     folder = Path(folder)
     if not is_run(folder) and not is_scored(folder):
-        raise UserError(f"job.runs: {folder} is no run's folder: it has no result.json")
-    path = folder / "result.json"
+        raise UserError(f"job.runs: {folder} is no run's folder: it has no {RESULT}")
+    path = folder / RESULT
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if result is None:
+            if not path.is_file() and _begun(folder):
+                raise ValueError("it is missing")
+            result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if not isinstance(result, dict):
             raise ValueError("it is not a JSON object")
         return _run(folder, result)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"job.runs: {path} cannot be read as a run's result: {error!r}") from error
+        raise UserError(
+            f"job.runs: {path} cannot be read as a run's result ({error}); resume={folder} makes it again from "
+            f"{COPY} where it can"
+        ) from error
 
 
 def _run(folder: Path, result: Mapping[str, Any]) -> Run:
@@ -128,16 +144,13 @@ def _run(folder: Path, result: Mapping[str, Any]) -> Run:
     config = result.get("config") or _hydra_config(folder)
     recorded = result.get("recommendation") or {}
     wanted = config.get("metrics") or {}
-    config_path = folder / "config.yaml"
     data = config.get("data") or {}
     return Run(
         folder=folder,
         status=str(result.get("status") or NO_RECORD),
         error=result.get("error"),
         config=config,
-        config_text=config_path.read_text(encoding="utf-8", errors="replace")
-        if config_path.is_file()
-        else "",
+        config_text=_config_text(folder / "config.yaml", config),
         provenance=result.get("provenance") or {},
         cost=result.get("cost") or {},
         metrics=metrics,
@@ -159,7 +172,34 @@ def _run(folder: Path, result: Mapping[str, Any]) -> Run:
         started=str(result.get("started") or ""),
         finished=str(result.get("finished") or ""),
         steps_done=result.get("steps_done"),
+        id=str(result.get("run") or ""),
+        photographs=result.get("photographs") or {},
+        several_faces={
+            int(e["step"]): int(n) for e in evaluations if (n := e.get("several_faces")) is not None
+        },
     )
+
+
+def _config_text(path: Path, config: Mapping[str, Any]) -> str:
+    """config.yaml as it is, or written anew from result.json's configuration where it does not say the same."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not config or yaml.safe_load(text) == config:
+            return text
+    except (OSError, ValueError, yaml.YAMLError):
+        pass
+    return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)) if config else ""
+
+
+def lost(folder: Path, result: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Files that the record vouches for and that are missing or not what they were. `result`: as in `read_run`."""
+    from diffusion_lab.tracking.vouched import damaged
+
+    if result is None:
+        path = folder / RESULT
+        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    files = result.get("files")
+    return tuple(damaged(folder, files)) if isinstance(files, Mapping) else ()
 
 
 def summary(values: Mapping[str, Any]) -> Summary:
@@ -186,22 +226,20 @@ def _info(name: str, described: Mapping[str, Any]) -> MetricInfo:
     )
 
 
-def read_scalars(folder: Path) -> Iterator[dict[str, float]]:
-    """Training's scalars from `events.jsonl` in order, the step among them as "step".
+def read_scalars(folder: Path, run: str = "") -> Iterator[dict[str, float]]:
+    """Training's scalars from `events.jsonl` in order, the step among them as "step"; none of another run's log.
 
-    A line that was cut off by a kill is passed over.
+    Lines that cannot be read, as a kill may leave one, are passed over. `run`: the run's id.
     """
-    path = folder / "events.jsonl"
-    if not path.is_file():
+    from diffusion_lab.tracking.earlier import parse_events
+
+    try:
+        events, _ = parse_events((folder / EVENTS).read_bytes(), run)
+    except (OSError, ValueError):
         return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and event.get("event") == "scalars":
-                yield {"step": event["step"], **event.get("values", {})}
+    for event in events:
+        if event["event"] == "scalars":
+            yield {"step": event["step"], **event.get("values", {})}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

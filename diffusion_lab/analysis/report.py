@@ -8,8 +8,10 @@ page's own.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +22,14 @@ import plotly.offline
 from markupsafe import Markup
 
 from diffusion_lab.analysis import charts, words
+from diffusion_lab.analysis.limits import limits_of, value_of
 from diffusion_lab.analysis.reason import rules_of_thumb, spoken
-from diffusion_lab.analysis.record import MetricInfo, Run, read_run, read_scalars
-from diffusion_lab.analysis.stop import StepScore, half_width_of, value_of
+from diffusion_lab.analysis.record import MetricInfo, Run, lost, read_run, read_scalars
+from diffusion_lab.analysis.stop import StepScore
 from diffusion_lab.interfaces import Summary
 from diffusion_lab.tracking import atomic
+
+log = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).with_name("templates")
 KEEP_BYTES = 1_500_000  # a picture up to this size goes into the page as it is
@@ -35,13 +40,16 @@ TRAINING_CURVES = (
 )
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> Path:
     """Writes `report.html` into the folder of a run, finished or not, and returns its path.
+
+    ``result``: what result.json is about to say, of a run that is being closed.
 
     Raises:
         UserError: (job.runs) where the folder holds no run or cannot be written.
     """
-    run = read_run(Path(run_folder))
+    run = read_run(Path(run_folder), result)
+    run = dataclasses.replace(run, lost=lost(run.folder, result))
     return save(run.folder / "report.html", "report", view(run))
 
 
@@ -71,18 +79,17 @@ def view(run: Run) -> dict[str, Any]:
     """What the template shows, in plain values."""
     recommended = run.recommendation
     stop = None if recommended is None else recommended.step
-    scalars = list(read_scalars(run.folder))
+    scalars = list(read_scalars(run.folder, run.id))
     training = [
         (title, charts.training_figure(scalars, key, title=title, colour=colour, smooth=smooth))
         for key, title, colour, smooth in TRAINING_CURVES
     ]
     cards = [_card(run, info, stop) for info in run.metrics.values() if run.summaries]
     pictures = [
-        {"step": step, "src": data_uri(path)}
+        {"step": step, "src": source}
         for step in run.steps
-        if (path := run.folder / "samples" / f"step-{step:06d}.png").is_file()
+        if (source := _source(run, f"samples/step-{step:06d}.png")) is not None
     ]
-    taught = run.folder / "samples" / "training.png"
     figures = {f"metric-{c['name']}": c.pop("figure") for c in cards}
     figures |= {f"training-{i}": charts.as_json(f) for i, (_, f) in enumerate(training) if f is not None}
     if recommended is not None:
@@ -94,6 +101,7 @@ def view(run: Run) -> dict[str, Any]:
     )  # the heading says it already
     return {
         "run": run,
+        "run_id": run.id,
         "title": words.title(run),
         "facts": words.facts(run),
         "status": run.status,
@@ -101,11 +109,11 @@ def view(run: Run) -> dict[str, Any]:
         "stop": stop,
         "reason": " ".join(sentences[:2]),
         "notes": " ".join(sentences[2:]),
-        "cautions": words.cautions(run, stop),
+        "cautions": [*words.cautions(run, stop), *_lost(run)],
         "cards": cards,
         "training": [f"training-{i}" for i, (_, f) in enumerate(training) if f is not None],
         "pictures": pictures,
-        "taught": data_uri(taught) if taught.is_file() else None,
+        "taught": _source(run, "samples/training.png"),
         "table": _table(run),
         "costs": words.costs(run),
         "provenance": words.provenance(run),
@@ -128,7 +136,10 @@ def _rule(run: Run, weights: Mapping[str, float], scores: tuple[StepScore, ...])
     assert run.recommendation is not None
     rule = []
     for name, (low, high) in run.recommendation.ranges.items():
-        halves = [half_width_of(s) if (s := at.get(name)) else None for at in run.summaries.values()]
+        sides = [_sides(at.get(name)) for at in run.summaries.values()]
+        below, above = ([None if s is None else s[k] / (high - low) for s in sides] for k in (0, 1))
+        if not run.metrics[name].higher_is_better:
+            below, above = above, below
         rule.append(
             {
                 "name": name,
@@ -136,18 +147,25 @@ def _rule(run: Run, weights: Mapping[str, float], scores: tuple[StepScore, ...])
                 "hue": charts.hue(name),
                 "weight": weights.get(name, 0.0),
                 "scaled": [score.scaled.get(name) for score in scores],
-                "half": [None if half is None else half / (high - low) for half in halves],
+                "below": below,
+                "above": above,
                 "text": [_text(at.get(name)) for at in run.summaries.values()],
             }
         )
     return rule
 
 
+def _sides(summary: Summary | None) -> tuple[float, float] | None:
+    """How far a value's interval reaches below and above it."""
+    value, limits = (None, None) if summary is None else (value_of(summary), limits_of(summary))
+    return None if value is None or limits is None else (value - limits[0], limits[1] - value)
+
+
 def _text(summary: Summary | None) -> str:
     if summary is None or (value := value_of(summary)) is None:
         return "no value"
-    half = half_width_of(summary)
-    return f"{value:.3f}" + ("" if half is None else f" ± {half:.3f}")
+    limits = limits_of(summary)
+    return f"{value:.3f}" + ("" if limits is None else f" ({limits[0]:.3f} to {limits[1]:.3f})")
 
 
 def _card(run: Run, info: MetricInfo, stop: int | None) -> dict[str, Any]:
@@ -160,6 +178,7 @@ def _card(run: Run, info: MetricInfo, stop: int | None) -> dict[str, Any]:
         "better": "higher is better" if info.higher_is_better else "lower is better",
         "hue": charts.hue(info.name),
         "defined": defined,
+        "imputed": words.counted_as(summaries),
         "missing": words.missing(info.name, summaries, faces=_faces(run)),
         "note": next((s.note for s in reversed(summaries.values()) if s.note), ""),
         "figure": charts.as_json(figure) if defined else None,
@@ -195,12 +214,36 @@ def _cell(s: Summary | None) -> dict[str, str]:
     }
 
 
+def _lost(run: Run) -> list[str]:
+    """What a reader misses here because its file is gone or is not what it was."""
+    if not run.lost:
+        return []
+    names = ", ".join(run.lost[:5]) + (f" and {len(run.lost) - 5} more" if len(run.lost) > 5 else "")
+    return [
+        f"Missing or damaged since the run wrote them: {names}. This page is without them; giving the run's command "
+        "again (resume=FOLDER) makes again what can be made."
+    ]
+
+
+def _source(run: Run, name: str) -> str | None:
+    """A sheet of pictures for the page, None where it is missing, damaged or another run's."""
+    path = run.folder / name
+    if name in run.lost or not path.is_file():
+        return None
+    try:
+        return data_uri(path)
+    except Exception as error:  # whatever Pillow raises for a damaged file
+        log.warning("%s is damaged and left out of the report: %s", path, error)
+        return None
+
+
 def data_uri(path: Path, kind: str = "png") -> str:
     """A picture for the page: as it is where it is small, else reduced and as WebP. ``kind``: the file's own."""
     content = path.read_bytes()
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
+        image.load()  # raises where the file was cut
         if len(content) > KEEP_BYTES or image.width > MAX_WIDTH:
             reduced = image.convert("RGB")
             reduced.thumbnail((MAX_WIDTH, 16000), Image.Resampling.LANCZOS)

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def write_score_report(folder: Path) -> Path:
-    """Writes `report.html` into the folder of a job=score and returns its path. UserError where it is none."""
-    run = read_run(folder)
+def write_score_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
+    """Writes `report.html` into the folder of a job=score and returns its path. UserError where it is none.
+
+    ``result``: what result.json is about to say, of a job that is being closed.
+    """
+    run = read_run(folder, result)
     images = read_images(folder)
     return save(folder / "report.html", "score", view(run, images), charts=False)
 
@@ -48,6 +51,7 @@ def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
         "run": run,
         "facts": [
             f"{len(images)} image{'' if len(images) == 1 else 's'}",
+            *([f"{several} with several faces"] if (several := run.several_faces.get(0)) else []),
             f"against {words.title(run)}",
             *([f"begun {run.started[:16].replace('T', ' ')}"] if run.started else []),
         ],
@@ -104,11 +108,27 @@ def _line(run: Run, info: MetricInfo, found: Summary) -> dict[str, Any]:
         "interval": "" if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}",
         "n": found.n,
         "missing": found.missing,
-        "penalised": _written(found.penalised) if found.missing and found.penalised is not None else "",
+        **_counting_missing(found),
         "ceiling": "-" if ceiling is None else f"{ceiling:.3f}",
         "impostor": "-" if impostor is None else f"{impostor:.3f}",
         "place": place,
         "note": found.note or "",
+    }
+
+
+def _counting_missing(found: Summary) -> dict[str, str]:
+    """The mean over all images and the share that has a face; "" where none is missing or none can be.
+
+    A mean over the few images with a face says nothing of the others.
+    """
+    if found.penalised is None or not found.missing:
+        return {"penalised": "", "penalised_interval": "", "imputed": "", "rate": ""}
+    low, high = found.penalised_low, found.penalised_high
+    return {
+        "penalised": f"{found.penalised:.3f}",
+        "penalised_interval": "" if low is None or high is None else f"{low:.3f} to {high:.3f}",
+        "imputed": f"{found.imputed:.2f}" if found.imputed else "0",
+        "rate": f"{100 * found.n / (found.n + found.missing):.0f} %",
     }
 
 
@@ -157,11 +177,19 @@ def print_table(folder: Path, console: Console | None = None) -> None:
     for name in ("metric", "mean", "95 % interval", "images", "ceiling", "impostor"):
         table.add_column(name, justify="left" if name in ("metric", "mean") else "right", overflow="fold")
     for line in lines:
-        images = f"{line['n']} of {line['n'] + line['missing']}" if line["missing"] else str(line["n"])
+        total = line["n"] + line["missing"]
+        images = f"{line['n']} of {total}" if line["missing"] else str(line["n"])
         mean = f"{line['mean']} {line['error']}"
         table.add_row(line["name"], mean, line["interval"], images, line["ceiling"], line["impostor"])
+        if line["penalised"]:  # a mean over some of the images says nothing of the others
+            table.add_row("  over all", line["penalised"], line["penalised_interval"], str(total))
     console = console or Console()
     console.print(table)
     for line in lines:
-        if line["note"]:
-            console.print(f"{line['name']}: {line['note']}", style="yellow", markup=False, highlight=False)
+        said = [line["note"]] if line["note"] else []
+        if line["penalised"]:
+            counts = f"each one without counts as {line['imputed']} in the mean over all"
+            said.insert(0, f"a face in {line['rate']} of the images; {counts}")
+        for text in said:
+            told = f"{line['name']}: {text}"
+            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)

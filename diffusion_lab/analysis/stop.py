@@ -11,7 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from diffusion_lab.analysis.reason import Moves, explain
+from diffusion_lab.analysis.differences import Limits, Values, combined, correlation, difference, scaled
+from diffusion_lab.analysis.limits import half_width_of as half_width_of
+from diffusion_lab.analysis.limits import lacking, limits_of, missing_notes
+from diffusion_lab.analysis.limits import value_of as value_of
+from diffusion_lab.analysis.reason import Change, Moves, explain
 from diffusion_lab.interfaces import Summary, UserError
 
 DEFAULT_WEIGHTED = ("similarity", "aesthetics", "diversity")
@@ -25,6 +29,7 @@ STUDY_RANGES: Mapping[str, tuple[float, float]] = {
     "diversity": (0.5, 0.75),
 }
 
+Paired = Mapping[int, Mapping[str, Values]]  # step -> metric -> value of each image
 References = Mapping[str, Mapping[str, Summary | None]]  # metric -> "ceiling", "impostor"
 
 
@@ -43,8 +48,10 @@ class StepScore:
 
     step: int
     score: float | None
-    half_width: float | None  # of the score's 95 % interval, the metrics taken as independent
+    half_width: float | None  # half of the score's 95 % interval, the metrics taken as independent
     scaled: Mapping[str, float | None]  # by metric, weighted or not; 1 is good, unclipped
+    low: float | None = None  # the interval itself, which need not lie evenly about the score
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,30 +71,6 @@ def scale(value: float, low: float, high: float) -> float:
     if low == high:
         raise ValueError(f"a range needs two different ends, not {low} twice")
     return (value - low) / (high - low)
-
-
-def value_of(summary: Summary) -> float | None:
-    """The number the rule uses: the mean that counts images without a face 0, where there is such a mean."""
-    return summary.mean if summary.penalised is None else summary.penalised
-
-
-def half_width_of(summary: Summary) -> float | None:
-    """Half of the 95 % interval of `value_of`, or None for fewer than two values.
-
-    The zeros of the missing images widen it: from mean, n and standard error s the sum of squares is
-    (n - 1) n s^2 + n mean^2, and so the variance over all n + missing images follows.
-    """
-    s, mean = summary.standard_error, summary.mean
-    if s is None or mean is None:
-        return None
-    t = 1.96  # or Student's, as the summary has it
-    if s > 0 and summary.low is not None and summary.high is not None:
-        t = (summary.high - summary.low) / 2 / s
-    if summary.penalised is not None and summary.missing:
-        total = summary.n + summary.missing
-        squares = (summary.n - 1) * summary.n * s**2 + summary.n * mean**2
-        s = math.sqrt(max(0.0, squares / total - summary.penalised**2) / (total - 1))
-    return t * s
 
 
 def check(weights: Mapping[str, float], ranges: Mapping[str, Sequence[float]], names: Iterable[str]) -> None:
@@ -121,6 +104,7 @@ def recommend(
     references: References | None = None,
     n_images: int | None = None,
     class_noun: str | None = None,
+    paired: Paired | None = None,
 ) -> Recommendation | None:
     """The evaluation whose weighted sum of scaled metrics is greatest; of equal ones the earliest.
 
@@ -133,6 +117,8 @@ def recommend(
             that noise is not taken for movement.
         references: by metric, under "ceiling", what photographs score.
         n_images, class_noun: for the rules of thumb in the reason.
+        paired: every image's values at every step, so that the reason compares the same images; without them steps
+            are compared as if their images had nothing in common. The recommended step does not depend on it.
 
     Returns:
         None where there is no evaluation, or where no weighted metric has a value.
@@ -144,34 +130,59 @@ def recommend(
     check(weights, ranges, infos)
     steps = sorted(summaries_by_step)
     values = {m: [_value(summaries_by_step[s].get(m)) for s in steps] for m in infos}
-    halves = {m: [_half(summaries_by_step[s].get(m)) for s in steps] for m in infos}
+    limits = {m: [_limits(summaries_by_step[s].get(m)) for s in steps] for m in infos}
     seen = {m for m in infos if any(_defined(summaries_by_step[s].get(m)) for s in steps)}
     used, notes = settle_weights(weights, list(infos), seen)
     if not used:
         return None
-    if any(
-        (s := summaries_by_step[k].get(m)) and s.penalised is not None and s.missing
-        for k in steps
-        for m in used
-    ):
-        notes.append("Images without a face count as 0 in similarity.")
+    notes += missing_notes(
+        [summaries_by_step[k][m] for k in steps for m in used if m in summaries_by_step[k]]
+    )
     ends = {
-        m: _ends(values[m], halves[m], ranges.get(m), (references or {}).get(m, {}).get("ceiling"))
+        m: _ends(values[m], limits[m], ranges.get(m), (references or {}).get(m, {}).get("ceiling"))
         for m in infos
         if m in seen
     }
-    scores = tuple(_score(i, step, used, ends, infos, values, halves) for i, step in enumerate(steps))
+    scores = tuple(_score(i, step, used, ends, infos, values, limits) for i, step in enumerate(steps))
     best = best_index([s.score for s in scores])
     if best is None:
         return None
+
+    def change(name: str, i: int, j: int) -> Change:
+        """Of a metric from the i-th to the j-th evaluation."""
+        a, b = values[name][i], values[name][j]
+        if a is None or b is None:
+            return Change(a, b, None)
+        x, y = limits[name][i], limits[name][j]
+        if x is None or y is None:
+            return Change(a, b, None)
+        return Change(
+            a, b, difference(a, x, b, y, _correlation(paired, summaries_by_step, name, steps[i], steps[j]))
+        )
+
+    def gap(i: int) -> Limits | None:
+        """95 % limits of the recommended score less the i-th."""
+        parts = []
+        for name, weight in used.items():
+            found = change(name, i, best)
+            if found.limits is None or found.start is None or found.end is None:
+                return None
+            low, high = ends[name]
+            factor = weight / (high - low) * (1 if infos[name].higher_is_better else -1)
+            parts.append(scaled(found.end - found.start, found.limits, factor))
+        return combined(parts)
+
+    at_best = [summaries_by_step[steps[best]][m] for m in used if m in summaries_by_step[steps[best]]]
     moves = Moves(
         steps=steps,
         best=best,
-        weights=used,
-        values={m: values[m] for m in used},
-        halves={m: halves[m] for m in used},
         scores=[s.score for s in scores],
-        half_widths=[s.half_width for s in scores],
+        before={m: change(m, 0, best) for m in used},
+        after={m: change(m, best, len(steps) - 1) for m in used},
+        gaps={i: gap(i) for i in (best - 1, best + 1) if 0 <= i < len(steps)},
+        without_interval=lacking(used, [summaries_by_step[k] for k in steps[max(0, best - 1) : best + 2]]),
+        images=max((s.n + s.missing for s in at_best), default=0),
+        within_one_prompt=any(s.within_one_prompt for s in at_best),
         n_images=n_images,
         class_noun=class_noun,
         notes=tuple(notes),
@@ -261,8 +272,25 @@ def _value(summary: Summary | None) -> float | None:
     return None if summary is None else value_of(summary)
 
 
-def _half(summary: Summary | None) -> float | None:
-    return None if summary is None else half_width_of(summary)
+def _limits(summary: Summary | None) -> Limits | None:
+    return None if summary is None else limits_of(summary)
+
+
+def _correlation(
+    paired: Paired | None,
+    summaries: Mapping[int, Mapping[str, Summary]],
+    name: str,
+    first: int,
+    second: int,
+) -> float:
+    """Of a metric's values at two steps, 0 where the images' own are not known."""
+    if paired is None:
+        return 0.0
+    a, b = (paired.get(step, {}).get(name) for step in (first, second))
+    if not a or not b:
+        return 0.0
+    fills = [s.imputed if (s := summaries[step].get(name)) else None for step in (first, second)]
+    return correlation(a, b, *fills)
 
 
 def _defined(summary: Summary | None) -> bool:
@@ -271,7 +299,7 @@ def _defined(summary: Summary | None) -> bool:
 
 def _ends(
     values: Sequence[float | None],
-    halves: Sequence[float | None],
+    limits: Sequence[Limits | None],
     given: Sequence[float] | None,
     ceiling: Summary | None,
 ) -> tuple[float, float]:
@@ -279,7 +307,7 @@ def _ends(
         return float(given[0]), float(given[1])
     known = [v for v in [*values, _value(ceiling)] if v is not None]
     low, high = min(known), max(known)
-    least = 4 * max((h for h in halves if h is not None), default=0.0) or 1e-6
+    least = 2 * max((limit[1] - limit[0] for limit in limits if limit is not None), default=0.0) or 1e-6
     spare = max(0.0, least - (high - low)) / 2
     return low - spare, high + spare
 
@@ -291,18 +319,25 @@ def _score(
     ends: Mapping[str, tuple[float, float]],
     infos: Mapping[str, MetricInfo],
     values: Mapping[str, Sequence[float | None]],
-    halves: Mapping[str, Sequence[float | None]],
+    limits: Mapping[str, Sequence[Limits | None]],
 ) -> StepScore:
-    scaled: dict[str, float | None] = {}
+    by_metric: dict[str, float | None] = {}
     for name, (low, high) in ends.items():
         value = values[name][i]
         good, bad = (high, low) if infos[name].higher_is_better else (low, high)
-        scaled[name] = None if value is None else scale(value, bad, good)
+        by_metric[name] = None if value is None else scale(value, bad, good)
     score: float | None = 0.0
-    variance: float | None = 0.0
+    parts: list[tuple[float, Limits]] | None = []
     for name, weight in weights.items():
-        here, half = scaled[name], halves[name][i]
+        here, value, limit = by_metric[name], values[name][i], limits[name][i]
         width = ends[name][1] - ends[name][0]
         score = None if score is None or here is None else score + weight * here
-        variance = None if variance is None or half is None else variance + (weight * half / width) ** 2
-    return StepScore(step, score, None if variance is None or score is None else math.sqrt(variance), scaled)
+        if parts is None or value is None or limit is None:
+            parts = None
+            continue
+        around = limit[0] - value, limit[1] - value
+        parts.append(scaled(0.0, around, weight / width * (1 if infos[name].higher_is_better else -1)))
+    if score is None or parts is None:
+        return StepScore(step, score, None, by_metric)
+    below, above = combined(parts)
+    return StepScore(step, score, (above - below) / 2, by_metric, score + below, score + above)

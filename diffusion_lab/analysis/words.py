@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,20 +79,62 @@ def missing(name: str, summaries: Mapping[int, Summary], *, faces: bool = False)
     return f"{what} in {s.missing} of {s.n + s.missing} images {where}".strip()
 
 
+def counted_as(summaries: Mapping[int, Summary]) -> str:
+    """What an image without a face counts: "0", "-0.12", or "-0.12 to 0" where that differs by step."""
+    values = sorted({0.0 if s.imputed is None else s.imputed for s in summaries.values() if s.missing})
+    said = [f"{value:.2f}" if value else "0" for value in values]
+    return " to ".join(dict.fromkeys([said[0], said[-1]])) if said else ""
+
+
+def _surely_above(here: Summary, ceiling: Summary) -> bool:
+    """Whether the interval of the difference excludes 0; of a ceiling without an interval the mean alone counts."""
+    if here.mean is None or here.low is None or here.high is None or ceiling.mean is None:
+        return False
+    reach = 0.0 if ceiling.low is None or ceiling.high is None else (ceiling.high - ceiling.low) / 2
+    return here.mean - ceiling.mean > math.hypot(here.mean - here.low, reach)
+
+
 def cautions(run: Run, stop: int | None) -> list[str]:
     """What a reader should know before believing the curves."""
     said = []
     for name in ("similarity", "similarity_heldout"):
         here = run.summaries.get(stop, {}).get(name) if stop is not None else None
         ceiling = run.references.get(name, {}).get("ceiling")
-        if here and ceiling and here.low is not None and ceiling.mean is not None and here.low > ceiling.mean:
+        if here and ceiling and _surely_above(here, ceiling):
             said.append(
                 f"At step {stop} {spoken(name)} lies above what real photographs reach among themselves"
                 f" ({here.mean:.2f} against {ceiling.mean:.2f}): a sign of copied pictures."
             )
+    said += _photographs(run)
+    crowded = {step: n for step, n in run.several_faces.items() if n}
+    if crowded:
+        said.append(
+            f"Up to {max(crowded.values())} images of an evaluation show several faces: the most prominent one, by "
+            "size and centre, is measured."
+        )
     if run.summaries and 0 not in run.summaries:
         said.append("Step 0 was not evaluated, so there is no floor to compare with.")
     return said
+
+
+def _photographs(run: Run) -> list[str]:
+    """The subject's pictures that show several faces, or one unlike all others."""
+    own = [one for group in ("train", "heldout") for one in run.photographs.get(group, ())]
+    said = []
+    several = [str(one.get("file")) for one in own if one.get("faces", 0) > 1]
+    if several:
+        said.append(
+            f"Several faces in {_first(several)}: compared is the one that the other pictures show too, else by size "
+            "and centre; the sheet of training pictures frames it."
+        )
+    odd = [str(one.get("file")) for one in own if one.get("unlike")]
+    if odd:
+        said.append(f"The face in {_first(odd)} is unlike that of all other pictures of the subject.")
+    return said
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def seconds(value: Any) -> str:
@@ -118,10 +161,10 @@ def size(value: Any) -> str:
 
 
 def costs(run: Run) -> list[tuple[str, str, str]]:
-    """(what, how long, peak memory) of training and of evaluation, and of the evaluation's parts."""
+    """(what, how long, peak memory) of start, training and evaluation, and of the evaluation's parts."""
     rows = [
         (part, seconds(cost.get("seconds")), size(cost.get("peak_memory_bytes")))
-        for part in ("training", "evaluation")
+        for part in ("start", "training", "evaluation")
         if isinstance(cost := run.cost.get(part), Mapping) and cost
     ]
     parts: dict[str, float] = {}
@@ -170,7 +213,8 @@ def loading(run: Run) -> str:
     whole = sorted(artefact.rglob("model_index.json"))
     adapters = sorted(path.parent for path in artefact.rglob("adapter_config.json"))
     networks = sorted(artefact.rglob("hypernetwork.safetensors"))
-    if not (lora or embeds or whole or adapters or networks):
+    notes = artefact / "dreambooth.json"  # beside no weights: the base model, unchanged
+    if not (lora or embeds or whole or adapters or networks or notes.is_file()):
         return ""
     model = str(get(run.config, "model.path"))
     lines = ["from diffusers import StableDiffusionPipeline", ""]
@@ -197,5 +241,18 @@ def loading(run: Run) -> str:
     if networks:
         lines[:0] = ["from pathlib import Path", "from diffusion_lab.methods.hypernetwork import from_file"]
     identifier, noun = get(run.config, "data.identifier"), get(run.config, "data.class_noun")
+    if embeds:  # plain diffusers may have to call the word otherwise
+        identifier = _word_in(embeds[0]) or identifier
     prompt = " ".join(str(word) for word in ("a photo of", identifier, noun) if word)
     return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]"])
+
+
+def _word_in(embedding: Path) -> str | None:
+    """The word that a file in diffusers' format is loaded by; None where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(embedding, framework="np") as file:
+            return next(iter(file.keys()), None)
+    except (OSError, SafetensorError):
+        return None

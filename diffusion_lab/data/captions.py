@@ -1,4 +1,4 @@
-"""Captions beside the pictures: `01.txt` tells what `01.jpg` shows, in the words of a prompt.
+"""Captions of the training pictures: a row of a table or a text file tells what `01.jpg` shows (`data.sidecars`).
 
 They take the place of the instance prompt for their picture. The identifier belongs into them, or the model
 learns what it stands for from the other pictures alone.
@@ -9,53 +9,58 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from diffusion_lab.data.sidecars import Beside, Said
+from diffusion_lab.data.words import stands_in
 from diffusion_lab.interfaces import UserError
 
 CAPTIONS = ("auto", "always", "never")
-NOT_CAPTIONS = frozenset({"class_noun.txt"})
 
 
 def caption_file(picture: Path) -> Path:
-    """Where a picture's caption would be."""
+    """Where a picture's caption is looked for first, among the places for one picture alone."""
     return picture.with_suffix(".txt")
 
 
-def read_caption(picture: Path) -> str | None:
-    """The caption beside a picture, its white space reduced to single spaces; None where there is no file.
+def read_caption(picture: Path, beside: Beside | None = None) -> Said | None:
+    """What is said beside a picture, its white space reduced to single spaces; None where nothing is.
 
-    UserError, naming the file, where it is empty or no UTF-8 text.
+    `beside`: the folder's, if other pictures are in it. UserError, naming the file, where it is empty, no text, or
+    could be another picture's.
     """
-    file = caption_file(picture)
-    if file.name in NOT_CAPTIONS or not file.is_file():
+    said = (beside or Beside(picture.parent, [picture])).of(picture)
+    if said is None:
         return None
-    try:
-        text = " ".join(file.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file}: cannot be read as a caption ({error}); save it as UTF-8 text, or set data.captions=never"
-        ) from error
+    text = " ".join(said.text.split())
     if not text:
-        raise UserError(f"{file}: is empty; write a caption, remove the file, or set data.captions=never")
-    return text
+        if said.table:
+            return None
+        raise UserError(
+            f"{said.where}: is empty; write a caption, remove the file, or set data.captions=never"
+        )
+    return Said(text, said.where, said.slots, said.table)
 
 
-def read_captions(pictures: Sequence[Path], captions: str) -> list[str | None]:
-    """The caption of each picture; None where the instance prompt serves. UserError where one must be there."""
-    if captions == "never":
-        return [None] * len(pictures)
-    found = [read_caption(picture) for picture in pictures]
-    missing = [caption_file(p).name for p, text in zip(pictures, found, strict=True) if text is None]
+def read_captions(chosen: Sequence[Path], pictures: Sequence[Path], captions: str) -> list[Said | None]:
+    """The caption of each chosen picture of a folder's `pictures`; None where the instance prompt serves.
+
+    UserError where one must be there, or cannot be used.
+    """
+    if captions == "never" or not chosen:
+        return [None] * len(chosen)
+    beside = Beside(chosen[0].parent, pictures)
+    found = [read_caption(picture, beside) for picture in chosen]
+    missing = [caption_file(p).name for p, text in zip(chosen, found, strict=True) if text is None]
     if captions == "always" and missing:
         raise UserError(
-            f"data.captions=always: {len(missing)} of {len(pictures)} pictures have none: {missing[0]} is missing "
-            f"in {pictures[0].parent}; write it, or set data.captions=auto for the instance prompt in its place"
+            f"data.captions=always: {len(missing)} of {len(chosen)} pictures have none: {missing[0]} is missing "
+            f"in {chosen[0].parent}; write it, or set data.captions=auto for the instance prompt in its place"
         )
     return found
 
 
 def caption_warnings(captions: Mapping[Path, str], identifier: str) -> list[str]:
     """What to say of captions (by file) without the identifier: one line, or none."""
-    without = [file.name for file, text in captions.items() if identifier.casefold() not in text.casefold()]
+    without = [file.name for file, text in captions.items() if not stands_in(identifier, text)]
     if not without:
         return []
     return [

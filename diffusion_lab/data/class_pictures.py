@@ -10,11 +10,12 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.interfaces import Picture, Prompt, PromptSet
+from diffusion_lab.interfaces import Picture, Prompt, PromptSet, UserError
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -43,24 +44,48 @@ def class_pictures(
 ) -> tuple[Picture, ...]:
     """``n`` pictures of the class by ``pipe`` as it is; sampler and guidance are the evaluation's.
 
-    A set half drawn by a killed run is gone on with. The global random streams stay as they were.
+    A set half drawn by a killed run is completed, and a damaged picture is drawn again. The global random streams
+    stay as they were.
     """
     from diffusion_lab.data.pictures import read_pictures
     from diffusion_lab.data.subjects import default_cache
+    from diffusion_lab.models.fingerprints import loaded_fingerprint
 
     text = class_prompt(class_noun)
     facts = {
-        "model": fingerprint(pipe), "prompt": text, "resolution": resolution, "seed": seed,
+        "model": loaded_fingerprint(pipe), "prompt": text, "resolution": resolution, "seed": seed,
         "steps": settings.sampling_steps, "guidance": settings.guidance_scale, "batch": settings.batch_size,
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = (cache or default_cache()) / "class_pictures" / key
     paths = [folder / f"{i:05d}.png" for i in range(n)]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
-    if missing:
-        log.info("drawing %d pictures of %r for prior preservation, kept in %s", len(missing), text, folder)
-        _draw(pipe, text, missing, settings, resolution, seed, folder)
+    damaged = [i for i, path in enumerate(paths) if i not in missing and not _is_whole(path, resolution)]
+    if damaged:
+        names = ", ".join(paths[i].name for i in damaged[:5])
+        log.warning("%s: %d pictures are damaged (%s) and are drawn again", folder, len(damaged), names)
+    if missing or damaged:
+        log.info(
+            "drawing %d pictures of %r for prior preservation, kept in %s",
+            len(missing) + len(damaged),
+            text,
+            folder,
+        )
+        for path in paths:
+            if path.is_dir():
+                shutil.rmtree(path)
+        _draw(pipe, text, sorted([*missing, *damaged]), settings, resolution, seed, folder)
     return tuple(read_pictures(paths))
+
+
+def _is_whole(path: Path, resolution: int) -> bool:
+    """Whether it decodes, and to the size it was drawn in."""
+    from diffusion_lab.data.pictures import read_picture
+
+    try:
+        return read_picture(path).pixels.shape[:2] == (resolution, resolution)
+    except UserError:
+        return False
 
 
 def _draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from typing import TypeVar
@@ -23,6 +24,12 @@ def stratified(slots: Mapping[str, tuple[T, ...]], n: int, seed: int) -> list[di
     round in progress instead, which keeps every prefix balanced; where no round is in progress it borrows one of
     the next round, which makes it up to two until that round is over. Raises UserError where nothing new is left.
     """
+    there = math.prod(map(len, slots.values()))
+    if n > there:
+        raise UserError(
+            f"prompts.n: no more than {there} different prompts can be drawn from the set's phrases, and it is {n}; "
+            "set it lower"
+        )
     dealers = {slot: _Dealer(options, seeded("prompts", seed, slot)) for slot, options in slots.items()}
     seen: set[tuple[int, ...]] = set()
     chosen: list[dict[str, T]] = []

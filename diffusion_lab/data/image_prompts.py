@@ -1,28 +1,26 @@
 """The prompts of images that lie in a folder, from where people and tools leave them.
 
-In this order: a table beside them (metadata.csv or metadata.jsonl), a text file of the same name, what the file
-itself says (A1111's `parameters`, ComfyUI's graph), and prompts.json of one of our own runs. Imports no Pillow
-before it opens an image.
+In this order: a table or a text file beside them (`data.sidecars`), what the file itself says (A1111's `parameters`,
+ComfyUI's graph), and prompts.json of one of our own runs. Imports no Pillow before it opens an image.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import dataclasses
 import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from diffusion_lab.data.prompts import plain_prompt
+from diffusion_lab.data.sidecars import Beside, NoCaptions, Said
+from diffusion_lab.data.words import replace_words
 from diffusion_lab.interfaces import UserError
 
 log = logging.getLogger(__name__)
 
-TABLES = ("metadata.csv", "metadata.jsonl")  # as the datasets library names them
 _USER_COMMENT = (0x8769, 0x9286)  # Exif: where A1111 puts its parameters in JPEG and WebP
 _MOST_HOPS = 8  # through a ComfyUI graph, from the sampler to the text
 
@@ -39,13 +37,19 @@ class Told:
 
 
 def find_prompts(paths: Sequence[Path], folder: Path) -> list[Told]:
-    """What is known of each image of ``folder``. UserError (job.images) for a table that cannot be used."""
-    table = _table(folder)
-    if strangers := set(table) - {path.name for path in paths}:
-        named = ", ".join(sorted(strangers)[:3])
-        log.warning("%s: %d rows name no picture there, such as %s", folder, len(strangers), named)
+    """What is known of each image of ``folder``. UserError (job.images) for a table or text that cannot be used."""
+    beside = Beside(folder, paths, "job.images")
+    try:
+        table = beside.table()
+    except NoCaptions as error:
+        raise UserError(f"job.images: {folder}/{str(error).replace(':', ' cannot be used:', 1)}") from error
+    if strangers := beside.strangers():
+        log.warning(
+            "%s: %d rows name no picture there, such as %s",
+            folder / table, len(strangers), ", ".join(sorted(strangers)[:3]),
+        )  # fmt: skip
     run = _run_prompts(folder)
-    return [table.get(path.name) or _beside(path) or _inside(path) or _of_run(path, run) for path in paths]
+    return [_told(beside.of(path)) or _inside(path) or _of_run(path, run) for path in paths]
 
 
 def asked(text: str, identifier: str, class_noun: str) -> str:
@@ -53,56 +57,23 @@ def asked(text: str, identifier: str, class_noun: str) -> str:
     text = re.sub(r"<\w+:[^<>]*>", "", text)
     text = re.sub(r"\(([^()]*?):\s*[\d.]+\s*\)", r"\1", text)
     text = re.sub(r"\s{2,}", " ", text).strip(" ,\n")
-    words = rf"(?i)(?<!\w){re.escape(identifier)}\s+{re.escape(class_noun)}(?!\w)"
-    return plain_prompt(re.sub(words, "{subject}", text), identifier, class_noun)
+    return plain_prompt(
+        replace_words(text, [f"{identifier} {class_noun}"], "{subject}"), identifier, class_noun
+    )
 
 
 # --- beside the images ----------------------------------------------------------------------------------
 
 
-def _table(folder: Path) -> dict[str, Told]:
-    for name in TABLES:
-        path = folder / name
-        if path.is_file():
-            try:
-                content = path.read_text(encoding="utf-8-sig")
-                rows = _csv_rows(content) if path.suffix == ".csv" else _json_rows(content)
-                return dict(_row(row, name) for row in rows)
-            except (OSError, ValueError, csv.Error) as error:
-                raise UserError(f"job.images: {path} cannot be used ({error})") from error
-    return {}
-
-
-def _csv_rows(content: str) -> list[dict[str, Any]]:
-    return list(csv.DictReader(io.StringIO(content, newline=""), strict=True))
-
-
-def _json_rows(content: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in content.split("\n") if line.strip()]
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("every line must be an object")
-    return rows
-
-
-def _row(row: Mapping[str, Any], source: str) -> tuple[str, Told]:
-    """The file's name and what the row says; every other column is a slot."""
-    cells = {str(key): "" if value is None else str(value).strip() for key, value in row.items() if key}
-    name = cells.pop("file_name", "")
-    column = next((key for key in ("text", "prompt") if key in cells), None)
-    if not name or column is None:
-        raise ValueError("it needs the columns file_name and text")
-    text = cells.pop(column)
-    return name, Told(text=text or None, slots=cells, source=source)
-
-
-def _beside(path: Path) -> Told | None:
-    try:
-        text = path.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
-    except FileNotFoundError:
+def _told(said: Said | None) -> Told | None:
+    if said is not None and said.table:
+        return Told(text=said.text or None, slots=said.slots, source=said.table)
+    if said is None or not said.text:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"job.images: {path.with_suffix('.txt')} cannot be read ({error})") from error
-    return Told(text=text, source="text file") if text else None
+    if re.search(r"^(Negative prompt:|Steps: )", said.text, re.MULTILINE):  # as A1111 saves its parameters
+        parsed = parse_parameters(said.text)
+        return None if parsed is None else dataclasses.replace(parsed, source="text file")
+    return Told(text=said.text, source="text file")
 
 
 def _run_prompts(folder: Path) -> dict[str, Told]:

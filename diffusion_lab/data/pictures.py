@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffusion_lab.data.sidecars import without_masks
 from diffusion_lab.interfaces import Picture, UserError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def list_pictures(folder: Path, key: str = "data.folder") -> list[Path]:
         raise UserError(f"{key}: {folder} cannot be read ({error.strerror or error})") from error
     visible = [p for p in entries if not p.name.startswith(".") and p.name.casefold() not in JUNK]
     files = [path for path in visible if path.is_file()]
-    pictures = [path for path in files if path.suffix.casefold() in SUFFIXES]
+    pictures = without_masks([path for path in files if path.suffix.casefold() in SUFFIXES])
     unreadable = [path.name for path in files if path.suffix.casefold() in UNREADABLE]
     others = [p.name for p in files if p.suffix.casefold() not in SUFFIXES | UNREADABLE | COMPANIONS]
     if unreadable:
@@ -93,7 +94,11 @@ def list_pictures(folder: Path, key: str = "data.folder") -> list[Path]:
 def _why_empty(visible: list[Path], files: list[Path], unreadable: list[str]) -> str:
     if unreadable:
         return f"; save {_names(unreadable)} as JPEG or PNG"
-    folders = [path.name for path in visible if path not in files]
+    if dead := [path.name for path in visible if path.is_symlink() and not path.exists()]:
+        return (
+            f"; these links point to files that are gone: {_names(dead)}; copy the pictures themselves there"
+        )
+    folders = [path.name for path in visible if path.is_dir()]
     if folders:
         return f" itself; did you mean one of its folders: {_names(folders)}?"
     return f" ({_count(len(files), 'other file')}); known suffixes: {' '.join(sorted(SUFFIXES))}"
@@ -123,7 +128,7 @@ def read_picture(path: Path) -> Picture:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
-                upright = _upright(image, _rgb(image))
+                upright = rgb_upright(image)
         short = min(upright.size) // KEPT_SHORT_SIDE
         pixels = np.array(upright.reduce(short) if short > 1 else upright, dtype=np.uint8)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -138,6 +143,11 @@ def read_picture(path: Path) -> Picture:
             "Replace or remove it, or set data.on_corrupt=skip to leave such files out."
         ) from error
     return Picture(path=path, sha256=hashlib.sha256(data).hexdigest(), pixels=pixels)
+
+
+def rgb_upright(image: Image) -> Image:
+    """A decoded picture of any mode as RGB, turned as its EXIF data asks."""
+    return _upright(image, _rgb(image))
 
 
 def _upright(source: Image, converted: Image) -> Image:

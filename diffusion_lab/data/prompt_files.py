@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from diffusion_lab.interfaces import UserError
 
 log = logging.getLogger(__name__)
+
+MOST_LINES = 100_000  # prompts of a file: twice what the largest evaluation draws, read in about a second
+MOST_CHARACTERS = 64 * 1024  # of a line; the model reads 77 tokens, some 5,000 characters at the very most
+MOST_WARNINGS = 5  # of repeated prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,48 +28,80 @@ class Line:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The prompts of a file, in its order; a repeated text counts once, with a warning.
+    """All prompts of a file, see `stream_lines`."""
+    return list(stream_lines(path))
+
+
+def stream_lines(path: Path) -> Iterator[Line]:
+    """The prompts of a file, in its order, at most `MOST_LINES`; a repeated text counts once, with a warning.
 
     Text: one prompt a line, empty lines and lines that begin with # left out. `.csv` and `.tsv`: a header
-    with a column `prompt`, every other column a slot. UTF-8. Raises UserError, naming file and line.
+    with a column `prompt`, every other column a slot. UTF-8. Raises UserError, naming file and line. Read line by
+    line; kept are the texts alone.
     """
+    delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.casefold())
+    seen = set[str]()
+    repeated = 0
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as file:
+            numbered = _text(file, path) if delimiter is None else _table(file, delimiter, path)
+            for number, line in numbered:
+                strange = re.findall(r"\{(?!subject\})[^{}]*\}", line.text)
+                if strange:
+                    raise UserError(
+                        f"prompts.path: {path}, line {number}: {strange[0]} is not known; "
+                        "only {subject} is filled in"
+                    )
+                if line.text in seen:
+                    repeated += 1
+                    if repeated <= MOST_WARNINGS:
+                        log.warning(
+                            "prompts.path: %s, line %d: %r stands there twice, it counts once",
+                            path, number, line.text,
+                        )  # fmt: skip
+                    continue
+                if len(seen) == MOST_LINES:
+                    log.warning(
+                        "prompts.path: %s has more than %d prompts; those after line %d are not used",
+                        path, MOST_LINES, number - 1,
+                    )  # fmt: skip
+                    break
+                seen.add(line.text)
+                yield line
     except FileNotFoundError:
         raise UserError(f"prompts.path: {path} does not exist") from None
     except UnicodeDecodeError as error:
         raise UserError(f"prompts.path: {path} is not UTF-8 text ({error}); save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"prompts.path: {path} cannot be read ({error.strerror or error})") from error
-    tables = {".csv": ",", ".tsv": "\t"}
-    delimiter = tables.get(path.suffix.casefold())
-    numbered = _text(content) if delimiter is None else _table(content, delimiter, path)
-    lines: dict[str, Line] = {}
-    for number, line in numbered:
-        strange = re.findall(r"\{(?!subject\})[^{}]*\}", line.text)
-        if strange:
-            raise UserError(
-                f"prompts.path: {path}, line {number}: {strange[0]} is not known; "
-                "only {subject} is filled in"
-            )
-        if line.text in lines:
-            log.warning(
-                "prompts.path: %s, line %d: %r stands there twice, it counts once", path, number, line.text
-            )
-        lines.setdefault(line.text, line)
-    if not lines:
+    if repeated > MOST_WARNINGS:
+        log.warning("prompts.path: %s: %d more prompts stand there twice", path, repeated - MOST_WARNINGS)
+    if not seen:
         raise UserError(f"prompts.path: {path} holds no prompt")
-    return list(lines.values())
 
 
-def _text(content: str) -> list[tuple[int, Line]]:
-    stripped = [(number, line.strip()) for number, line in enumerate(content.split("\n"), 1)]
-    return [(number, Line(text)) for number, text in stripped if text and not text.startswith("#")]
+def _pieces(file: TextIO, path: Path) -> Iterator[str]:
+    """The file's lines, the end of each included; a line of a whole film's length is not read."""
+    number = 0
+    while line := file.readline(MOST_CHARACTERS + 1):
+        number += 1
+        if len(line) > MOST_CHARACTERS:
+            raise UserError(
+                f"prompts.path: {path}, line {number}: has more than {MOST_CHARACTERS:,} characters, and the model "
+                "reads 77 tokens; a text file has one prompt a line"
+            )
+        yield line
 
 
-def _table(content: str, delimiter: str, path: Path) -> list[tuple[int, Line]]:
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-    found: list[tuple[int, Line]] = []
+def _text(file: TextIO, path: Path) -> Iterator[tuple[int, Line]]:
+    for number, line in enumerate(_pieces(file, path), 1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            yield number, Line(text)
+
+
+def _table(file: TextIO, delimiter: str, path: Path) -> Iterator[tuple[int, Line]]:
+    reader = csv.reader(_pieces(file, path), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         if header.count("prompt") != 1:
@@ -89,7 +125,6 @@ def _table(content: str, delimiter: str, path: Path) -> list[tuple[int, Line]]:
             text = cells.pop("prompt")
             if not text:
                 raise UserError(f"prompts.path: {path}, line {reader.line_num}: the prompt is empty")
-            found.append((reader.line_num, Line(text, cells)))
+            yield reader.line_num, Line(text, cells)
     except csv.Error as error:
         raise UserError(f"prompts.path: {path}, line {reader.line_num}: {error}") from error
-    return found

@@ -7,17 +7,18 @@ one: a negative prompt moves similarity and aesthetics by itself, so the plain r
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import closest
 from diffusion_lab.data.deal import seeded, stratified
-from diffusion_lab.data.prompt_files import Line, read_lines
+from diffusion_lab.data.prompt_files import Line, stream_lines
 from diffusion_lab.data.tables import PORTRAIT, Table, read_table
 from diffusion_lab.data.templates import (
     DREAMBOOTH_LIVE,
@@ -27,6 +28,7 @@ from diffusion_lab.data.templates import (
     PROBES,
     Template,
 )
+from diffusion_lab.data.words import replace_words, stands_in
 from diffusion_lab.interfaces import Prompt, PromptSet, UserError
 from diffusion_lab.miniature import phrases
 
@@ -180,9 +182,11 @@ def _paper(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Pro
 def _file(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
     if not config.path:
         raise UserError("prompts.path is not set: give a text file (a prompt a line) or a CSV file")
-    lines = read_lines(Path(config.path).expanduser())
+    lines = stream_lines(Path(config.path).expanduser())
     prompts = _from_lines(lines, config, identifier, class_noun)
-    strangers = [p.text for p in prompts if not (_word(identifier, p.text) or _word(class_noun, p.text))]
+    strangers = [
+        p.text for p in prompts if not (stands_in(identifier, p.text) or stands_in(class_noun, p.text))
+    ]
     if strangers:
         log.warning(
             "prompts.path: %d prompts name neither %r nor %r, so they cannot show the subject; write "
@@ -192,13 +196,22 @@ def _file(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prom
     return prompts, ""
 
 
-def _from_lines(lines: list[Line], config: Prompts, identifier: str, class_noun: str) -> tuple[Prompt, ...]:
-    """All lines, or n drawn so that smaller draws lie inside larger ones, in the order of the lines."""
-    numbered = list(enumerate(lines))
-    if config.n < len(lines):
-        generator = seeded("prompts", config.seed)
-        drawn = sorted(numbered, key=lambda _: generator.random())[: config.n]
-        numbered = sorted(drawn, key=lambda pair: pair[0])
+def _from_lines(
+    lines: Iterable[Line], config: Prompts, identifier: str, class_noun: str
+) -> tuple[Prompt, ...]:
+    """All lines, or n drawn so that smaller draws lie inside larger ones, in the order of the lines.
+
+    Drawn are those of the n smallest random numbers, of which every line has one: only n lines are held at a time.
+    """
+    generator = seeded("prompts", config.seed)
+    drawn: list[tuple[float, int, Line]] = []  # the largest number first; no two have the same place
+    for i, line in enumerate(lines):
+        entry = (-generator.random(), -i, line)
+        if len(drawn) < config.n:
+            heapq.heappush(drawn, entry)
+        else:
+            heapq.heappushpop(drawn, entry)
+    numbered = sorted(((-place, line) for _, place, line in drawn), key=lambda pair: pair[0])
     return tuple(
         Prompt(
             id=_id(i),
@@ -217,10 +230,7 @@ def plain_prompt(template: str, identifier: str, class_noun: str) -> str:
         bare = re.compile(r"(?i)(^|\b(?:of|with|by|from|like|for|and|near|beside|in|on|at)\s+)\{subject\}")
         articled = bare.sub(lambda match: match[1] + with_article(class_noun), template)
         return fill(articled, class_noun)
-    both = re.sub(
-        rf"(?i)(?<!\w){re.escape(identifier)}\s+{re.escape(class_noun)}(?!\w)", class_noun, template
-    )
-    return re.sub(rf"(?i)(?<!\w){re.escape(identifier)}(?!\w)", class_noun, both)
+    return replace_words(template, [f"{identifier} {class_noun}", identifier], class_noun)
 
 
 def fill(template: str, words: str) -> str:
@@ -233,10 +243,6 @@ def fill(template: str, words: str) -> str:
 def with_article(noun: str) -> str:
     """ "a dog", "an apple"; by the first letter."""
     return f"{'an' if noun[:1].casefold() in 'aeiou' else 'a'} {noun}"
-
-
-def _word(word: str, text: str) -> bool:
-    return re.search(rf"(?i)(?<!\w){re.escape(word)}(?!\w)", text) is not None
 
 
 def _id(number: int) -> str:

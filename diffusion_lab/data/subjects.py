@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab.checks import closest
-from diffusion_lab.data.captions import caption_file, read_captions
+from diffusion_lab.data.captions import read_captions
 from diffusion_lab.data.pictures import list_pictures, natural_key, read_folder, read_pictures
+from diffusion_lab.data.sidecars import Beside
 from diffusion_lab.data.subsets import check_counts, nested_order, split
 from diffusion_lab.interfaces import Picture, Subject, UserError
 
@@ -53,8 +54,11 @@ def load_subject(config_data: Data, cache: Path | None = None) -> Subject:
     train, heldout = split(
         pictures, config_data.n_images, config_data.n_heldout, subject=name, seed=config_data.subset_seed
     )
-    captions = read_captions([picture.path for picture in train], config_data.captions)
-    train = tuple(replace(picture, caption=text) for picture, text in zip(train, captions, strict=True))
+    captions = read_captions([p.path for p in train], [p.path for p in pictures], config_data.captions)
+    train = tuple(
+        picture if said is None else replace(picture, caption=said.text, caption_from=said.where)
+        for picture, said in zip(train, captions, strict=True)
+    )
     return Subject(
         name=name,
         class_noun=class_noun,
@@ -92,8 +96,14 @@ def training_captions(config_data: Data) -> dict[Path, str]:
     paths = list_pictures(subject_folder(config_data, None)[0])
     order = nested_order([p.name for p in paths], subject_name(config_data), config_data.subset_seed)
     chosen = [paths[i] for i in order[: config_data.n_images]]
-    texts = read_captions(chosen, config_data.captions)
-    return {caption_file(path): text for path, text in zip(chosen, texts, strict=True) if text is not None}
+    found = read_captions(chosen, paths, config_data.captions)
+    return {said.where: said.text for said in found if said is not None}
+
+
+def passed_over(folder: Path, key: str = "data.folder") -> list[str]:
+    """One line on what lies beside a folder's pictures and is not read, or none; see `sidecars.Beside.unread`."""
+    left = Beside(folder, list_pictures(folder, key), key).unread()
+    return [f"{key}: not read in {folder}: {'; '.join(left)}"] if left else []
 
 
 def subject_name(config_data: Data) -> str:
@@ -160,7 +170,7 @@ def _miniature_noun(name: str) -> str:
 def renderer_version() -> str:
     """12 hex digits that change with the renderer's code and the libraries that draw.
 
-    Anything else that ever changes the portraits must enter here: the cache is never checked otherwise.
+    Anything else that ever changes the portraits must enter here: of the cache only the files are checked.
     """
     import diffusion_lab.miniature as miniature
 
@@ -176,7 +186,10 @@ def _miniature_folder(name: str, cache: Path) -> Path:
 
     folder = cache / f"subjects-{renderer_version()}" / name
     if not is_complete(folder):
-        log.info("drawing %s into %s", name, folder.parent)
+        if folder.exists():
+            log.warning("%s is damaged and is drawn again", folder)
+        else:
+            log.info("drawing %s into %s", name, folder.parent)
         try:
             _draw(name, folder)
         except OSError as error:
@@ -216,18 +229,23 @@ def _impostors(config_data: Data, own: Path, class_noun: str) -> tuple[Picture, 
         others = [n for n, spec in SUBJECTS.items() if spec.noun == class_noun and n != config_data.subject]
         folders = [_miniature_folder(name, own.parent.parent) for name in others]
     elif config_data.impostors:
-        folders = _impostor_folders(Path(config_data.impostors).expanduser(), own, class_noun)
+        folders = impostor_folders(Path(config_data.impostors).expanduser(), own, class_noun)
     else:
         return ()
     found: list[Picture] = []
     for folder in folders[:IMPOSTOR_SUBJECTS]:
-        paths = list_pictures(folder)
-        order = nested_order([path.name for path in paths], folder.name, seed=0)
-        found += read_pictures([paths[i] for i in order[:IMPOSTOR_PICTURES]], config_data.on_corrupt)
+        found += read_pictures(impostor_pictures(folder), config_data.on_corrupt)
     return tuple(found)
 
 
-def _impostor_folders(parent: Path, own: Path, class_noun: str) -> list[Path]:
+def impostor_pictures(folder: Path) -> list[Path]:
+    """The files that are read of another subject's folder: the same ones in every run."""
+    paths = list_pictures(folder)
+    order = nested_order([path.name for path in paths], folder.name, seed=0)
+    return [paths[i] for i in order[:IMPOSTOR_PICTURES]]
+
+
+def impostor_folders(parent: Path, own: Path, class_noun: str) -> list[Path]:
     """Sub-folders that hold pictures, less the subject's own and those that name another class noun."""
     if not parent.is_dir():
         raise UserError(f"data.impostors: {parent} is not a folder; give one that holds a folder a subject")

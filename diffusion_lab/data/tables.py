@@ -21,6 +21,7 @@ from typing import Any
 
 from diffusion_lab.interfaces import UserError
 
+MOST_BYTES = 1_000_000  # PyYAML reads them in some ten seconds
 SUBJECT = "subject"  # the slot that identifier and class noun fill
 
 
@@ -67,6 +68,10 @@ def read_table(path: Path) -> Table:
 
     where = f"prompts.path: {path}"
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(
+                f"{where} has more than {MOST_BYTES:,} bytes: a template and its phrases are a page of text"
+            )
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{where} does not exist") from None

@@ -29,6 +29,7 @@ class TokenReport:
     instance_length: int
     longest: tuple[str, int]  # id and length of the longest prompt
     too_long: tuple[tuple[str, int], ...]  # ids and lengths of what would be cut
+    learnt: bool = False  # the identifier is a new word of the tokenizer, of as many vectors as it has ids
 
     @property
     def kind(self) -> str:
@@ -36,6 +37,8 @@ class TokenReport:
 
         Ordinary pieces mean something to the model already; a rare one, DreamBooth's advice, hardly anything.
         """
+        if self.learnt:
+            return f"a new word of {len(self.ids)} vector{'s' if len(self.ids) > 1 else ''}"
         rare = sum(number >= RARE for number in self.ids)
         if len(self.pieces) == 1:
             return f"one {'rare' if rare else 'ordinary'} piece"
@@ -43,7 +46,8 @@ class TokenReport:
 
     def __str__(self) -> str:
         lines = [
-            f"identifier {self.identifier!r}: {self.kind} ({' '.join(self.pieces)})"
+            f"identifier {self.identifier!r}: {self.kind}"
+            + ("" if self.learnt else f" ({' '.join(self.pieces)})")
             + (", in part unknown to this tokenizer" if self.unknown else ""),
             f"instance prompt {self.instance_prompt!r}: {self.instance_length} of {self.limit} tokens",
             f"longest prompt {self.longest[0]}: {self.longest[1]} of {self.limit} tokens",
@@ -83,6 +87,7 @@ def token_report(tokenizer: PreTrainedTokenizerBase, subject: Subject, prompts: 
         instance_prompt=subject.instance_prompt,
         instance_length=lengths["instance prompt"],
         longest=(longest, by_id[longest]),
+        learnt=subject.identifier in getattr(tokenizer, "learnt_words", ()),
         too_long=tuple((name, length) for name, length in lengths.items() if length > limit),
     )
 

@@ -18,7 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.encoders.weights import fingerprint, read_header, read_tensors
+from diffusion_lab.encoders.weights import PUBLISHED, fingerprint, read_header, read_tensors
 from diffusion_lab.interfaces import UserError
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,11 @@ class AestheticsHead:
 
     @classmethod
     def load(cls, weights: str, device: str = "cpu") -> Self:
-        """From a file (.safetensors, or .pt with tensors only), which also fixes the layers' sizes."""
-        path = Path(weights).expanduser()
+        """From a file (.safetensors, or .pt with tensors only), which also fixes the layers' sizes.
+
+        "laion": the published head, which has been fetched before (`models/fetch.py`).
+        """
+        path = published_head() if weights == PUBLISHED else Path(weights).expanduser()
         net, header = read_head(path), read_header(path)
         published = LAYOUTS.get(layout(net))
         if published and header.get("format") != FORMAT:
@@ -78,6 +81,18 @@ class AestheticsHead:
             raise UserError(
                 f"{_KEY} was trained on {self.clip}, and metrics has {identity}: train it anew on that one"
             )
+
+
+def published_head() -> Path:
+    """The file of LAION's head in the hub's cache. UserError where it is not there."""
+    from diffusion_lab.models.downloads import head
+    from diffusion_lab.models.hub import cached
+
+    file = head()
+    path = cached(file.repo, file.name, file.revision)
+    if path is None:
+        raise UserError(f"{file.key}: {file.name} of {file.source} is not on this machine; {file.by_hand}")
+    return path
 
 
 def layout(net: nn.Module) -> tuple[int, ...]:
@@ -119,15 +134,13 @@ def write_head(
     net: nn.Sequential, path: Path, *, activation: str, clip: str, notes: Mapping[str, str]
 ) -> None:
     """A chain of linear layers (activations between are named, not stored) as safetensors."""
-    from safetensors.torch import save
-
-    from diffusion_lab.tracking.atomic import write_bytes
+    from diffusion_lab.tracking import tensors
 
     layers = [layer for layer in net if isinstance(layer, nn.Linear)]
-    tensors = {
-        f"layers.{number}.{name}": value.detach().contiguous()
+    weights = {
+        f"layers.{number}.{name}": value
         for number, layer in enumerate(layers)
         for name, value in layer.state_dict().items()
     }
     header = {**notes, "format": FORMAT, "activation": activation, "clip": clip}
-    write_bytes(path, save(tensors, metadata=header))
+    tensors.write(path, weights, header)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusion_lab.config import Metrics
 from diffusion_lab.encoders.cache import FeatureCache, image_key, text_key
+from diffusion_lab.encoders.photographs import of_both, packed, unpacked
 from diffusion_lab.interfaces import Features, UserError
 from diffusion_lab.training.rng import preserved_rng
 
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Set
 
     from diffusion_lab.encoders.detect import FaceDetector
+    from diffusion_lab.encoders.photographs import Seen
     from diffusion_lab.interfaces import Pixels
 
 KINDS = ("miniature", "full")
-FIELDS = frozenset({"face", "clip_image", "clip_text", "aesthetics", "dino", "inception"})
+# Those of `Features`; "face_found" asks for the detector alone, and fills `face` where nobody asks for embeddings.
+FIELDS = frozenset(
+    {"face", "face_found", "clip_image", "clip_text", "aesthetics", "dino", "inception", "inception_logits"}
+)
 
 
 class EncoderBank:
@@ -55,7 +60,9 @@ class EncoderBank:
         ``texts``: what CLIP is asked about each image, None for an image without a prompt, whose `clip_text`
         is NaN; None for photographs, which have no `clip_text`.
         `aesthetics` is None too where no head is configured.
-        Rows of `face` are NaN where no face is found, also where the crop's embedding is not finite.
+        Rows of `face` are NaN where no face is found, also where the crop's embedding is not finite. With `face`
+        comes `faces`, how many were found; of several the most prominent one is embedded. With "face_found"
+        and without "face" in ``needs`` they have one number, 1, and no embedder is loaded.
         """
         if unknown := set(needs) - FIELDS:
             raise ValueError(f"features has no {', '.join(sorted(unknown))}")
@@ -83,8 +90,10 @@ class EncoderBank:
                 return encode(images)
             return self._kept(roles, keys, lambda numbers: encode([images[number] for number in numbers]))
 
-        if "face" in needs:
-            found["face"] = seen(("detector", "face"), self._faces)
+        if {"face", "face_found"} & needs:
+            embed = "face" in needs
+            rows = seen(("detector", "face"), self._faces) if embed else seen(("detector",), self._found)
+            found["face"], found["faces"] = rows[:, :-1], rows[:, -1]
         rate = "aesthetics" in needs and self.has_aesthetics
         if rate or "clip_image" in needs:
             clip = seen(("clip",), lambda some: self._clip.embed_images(some))
@@ -96,8 +105,11 @@ class EncoderBank:
             found["clip_text"] = self._texts(texts)
         if "dino" in needs:
             found["dino"] = seen(("dino",), lambda some: self._dino.embed_images(some))
-        if "inception" in needs:
+        if {"inception", "inception_logits"} & needs:
             found["inception"] = seen(("inception",), lambda some: self._inception.embed_images(some))
+            logits = self._inception.logits(found["inception"]) if "inception_logits" in needs else None
+            if logits is not None:
+                found["inception_logits"] = logits
         return {name: value.float().cpu() for name, value in found.items()}
 
     def _texts(self, texts: Sequence[str | None]) -> Tensor:
@@ -154,19 +166,62 @@ class EncoderBank:
             for role, encoder in sorted(self._used.items())
         }
 
-    def _faces(self, images: Sequence[Pixels]) -> Tensor:
-        """float32 [n, d]; detection and cropping apart, since MTCNN's own batch call fails on mixed
-        batches.
+    @property
+    def same_person(self) -> float:
+        """The cosine from which two faces may be one person's, for the embedder in use."""
+        return float(self._embedder.same_person)
+
+    def all_faces(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> list[list[Seen]]:
+        """Every face of each image, the most prominent first, at most 8.
+
+        ``detailed``: the same pictures with more pixels, where there are more; a face that only they show counts
+        too. Boxes and embeddings are those of ``images``.
         """
-        found = self._detector.detect(list(images))
-        with_face = [row for row, face in enumerate(found) if face is not None]
-        crops = [self._crop(images[row], found[row]) for row in with_face]
+        with preserved_rng(), torch.inference_mode(False), torch.no_grad():
+            if self.cache is None:
+                packed = self._packed(images, detailed)
+            else:
+                keys = [image_key(a) + image_key(b) for a, b in zip(images, detailed, strict=True)]
+                packed = self._kept(
+                    ("detector", "face"),
+                    keys,
+                    lambda some: self._packed([images[i] for i in some], [detailed[i] for i in some]),
+                )
+        return [unpacked(row) for row in packed]
+
+    def _packed(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> Tensor:
+        """float32 [n, 8, 5 + d]: box, probability and embedding of each face, NaN for those that are not there."""
+        found = [
+            of_both(self._detector, image, detail) for image, detail in zip(images, detailed, strict=True)
+        ]
+        crops = [
+            self._crop(image, face) for image, faces in zip(images, found, strict=True) for face in faces
+        ]
+        return packed(found, self._embedded(crops))
+
+    def _faces(self, images: Sequence[Pixels]) -> Tensor:
+        """float32 [n, d + 1], the last column the number of faces; detection and cropping apart, since MTCNN's
+        own batch call fails on mixed batches.
+        """
+        found = self._detector.detect_all(list(images))
+        with_face = [row for row, some in enumerate(found) if some]
+        embedded = self._embedded([self._crop(images[row], found[row][0]) for row in with_face])
+        faces = torch.full((len(images), embedded.shape[1] + 1), torch.nan)
+        faces[with_face, :-1] = embedded
+        faces[:, -1] = torch.tensor([float(len(some)) for some in found])
+        return faces
+
+    def _embedded(self, crops: Sequence[Pixels]) -> Tensor:
+        """float32 [len(crops), d], NaN rows where an embedding is not finite."""
         size = self._embedder.size
         stacked = np.stack(crops) if crops else np.zeros((0, size, size, 3), np.uint8)
         embedded = self._embedder.embed(stacked).float().cpu()
-        faces = torch.full((len(images), embedded.shape[1]), torch.nan)
-        faces[with_face] = torch.where(embedded.isfinite().all(1, keepdim=True), embedded, torch.nan)
-        return faces
+        return torch.where(embedded.isfinite().all(1, keepdim=True), embedded, torch.nan)
+
+    def _found(self, images: Sequence[Pixels]) -> Tensor:
+        """float32 [n, 2]: 1 where the detector finds a face, NaN elsewhere; the number of faces."""
+        found = self._detector.detect_all(list(images))
+        return torch.tensor([[1.0 if some else torch.nan, float(len(some))] for some in found])
 
     def _load(self, role: str, load: Callable[[], Any]) -> Any:
         with preserved_rng():

@@ -13,8 +13,18 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from diffusion_lab.encoders import clip_tags
 from diffusion_lab.encoders.weights import fingerprint
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.models.hub import cached, from_cache
+
+
+def _is_cached(name: str, tag: str) -> bool:
+    place = clip_tags.repository(name, tag)
+    if place is None or not place[0]:
+        return False
+    names = [place[1]] if place[1] else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    return any(cached(place[0], file) is not None for file in names)
 
 
 class OpenClip:
@@ -53,10 +63,12 @@ class OpenClip:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
             raise UserError(f"metrics.clip_weights={weights} is neither a file nor a tag of {name}: {tags}")
         quick = bool(tag.get("quick_gelu", False)) if tag else False
+        text_from_hub = "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]
         try:
-            net, _, preprocess = open_clip.create_model_and_transforms(
-                name, pretrained=weights if tag else str(file), force_quick_gelu=quick, device="cpu"
-            )
+            with from_cache(bool(tag) and not text_from_hub and _is_cached(name, weights)):
+                net, _, preprocess = open_clip.create_model_and_transforms(
+                    name, pretrained=weights if tag else str(file), force_quick_gelu=quick, device="cpu"
+                )
         except Exception as error:  # no network, a wrong file
             raise UserError(
                 f"metrics.clip_weights={weights} could not be downloaded or read for {name} ({error}). "

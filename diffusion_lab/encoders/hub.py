@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.readers import read_header, read_json
 
 WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+
+DESCRIPTIONS = (
+    "config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
+    "special_tokens_map.json", "model.safetensors.index.json",
+)  # fmt: skip
 
 T = TypeVar("T")
 
@@ -30,13 +36,28 @@ def load_pretrained(load: Callable[[str], T], name: str, key: str, files: str) -
         and not list(folder.glob("model-*.safetensors"))
     ):
         raise UserError(f"{key}={name}: model.safetensors is missing there; it needs {files}")
+    if local:
+        _check_files(folder, f"{key}={name}")
+    from diffusion_lab.models.hub import cached, from_cache
+
     try:
-        return load(str(folder) if local else name)
+        weights = ("model.safetensors", "model.safetensors.index.json")
+        with from_cache(not local and any(cached(name, file) is not None for file in weights)):
+            return load(str(folder) if local else name)
     except Exception as error:  # no network, a private repository, a file that does not fit
         raise UserError(
             f"{key}={name} could not be {'read' if local else 'downloaded or read'} ({_first(error)}). "
             f"Put {files} of that model into a folder and set {key} to it"
         ) from error
+
+
+def _check_files(folder: Path, key: str) -> None:
+    """UserError with the first file that is cut or of another shape: the libraries' errors name none."""
+    for path in sorted(folder.iterdir()):
+        if path.name in DESCRIPTIONS:
+            read_json(path, key, name=path.name)
+        elif path.suffix == ".safetensors":
+            read_header(path, key, name=path.name)
 
 
 def _first(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Inception v3's pool features, 2048 numbers, for FID and KID.
+"""Inception v3's pool features, 2048 numbers, for FID and KID; and its classifier's logits, for `fid_legacy`.
 
 Two published networks, told apart by their classifier's size:
 - the one of the FID paper as ported to torch by pytorch-fid (1008 classes): average pools that do not count the
@@ -29,8 +29,17 @@ _KEY = "metrics.inception_weights"
 class InceptionEncoder:
     """Images -> pool features as they are, float32 [n, 2048]."""
 
-    def __init__(self, net: nn.Module, *, fid: bool, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        fid: bool,
+        device: str = "cpu",
+        classifier: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """``classifier``: weight [classes, 2048] and bias [classes]."""
         self._net = net.to(device).eval()
+        self._classifier = classifier
         self.fid = fid
         self.device = torch.device(device)
         self.version = fingerprint(net)
@@ -53,7 +62,12 @@ class InceptionEncoder:
             net.load_state_dict(kept)
         except RuntimeError as error:
             raise UserError(f"{_KEY}: {path} does not fit Inception v3 ({error})") from error
-        return cls(net, fid=classes == 1008, device=device)
+        last = (
+            (tensors["fc.weight"].float(), tensors["fc.bias"].float())
+            if "fc.weight" in tensors and classes
+            else None
+        )
+        return cls(net, fid=classes == 1008, device=device, classifier=last)
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[NDArray[np.uint8]], batch: int = 16) -> Tensor:
@@ -64,6 +78,13 @@ class InceptionEncoder:
             pixels = torch.stack([prepare(image) for image in images[start : start + batch]])
             parts.append(self._net(pixels.to(self.device)).float().cpu())
         return torch.cat(parts)
+
+    def logits(self, pooled: Tensor) -> Tensor | None:
+        """float32 [n, classes] of pool features [n, 2048]; None where the weights have no classifier."""
+        if self._classifier is None:
+            return None
+        weight, bias = self._classifier
+        return pooled.float() @ weight.T + bias
 
 
 def build(*, fid: bool) -> nn.Module:

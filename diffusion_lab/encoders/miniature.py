@@ -25,6 +25,9 @@ class MiniatureFaceEmbedder:
     """Face crops of MTCNN's boxes -> unit vectors; cosine similarity tells the same person from others."""
 
     name = "miniature-face"
+    # On 16 portraits of each of the ten subjects: of pairs of one person 1 % have a cosine below .62, of pairs of two
+    # people 1 % one above .64. The nearest other portrait of the same person: .76 or more; of another: 5 % above .62.
+    same_person = 0.6
 
     def __init__(self, net: Any, *, size: int, margin: float, version: str, device: str = "cpu") -> None:
         self._net = net.to(device).eval()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion_lab import readers
 from diffusion_lab.interfaces import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
 INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "inception_v3_google-0cc3c7bd.pth")
 """As pytorch-fid and torchvision publish them, the one that the literature's numbers are of first."""
+
+
+PUBLISHED, PUBLISHED_WIDTH = "laion", 768  # the name of the published aesthetics head, and what it reads
 
 
 def find_inception(weights: str | None) -> Path:
@@ -37,6 +42,32 @@ def find_inception(weights: str | None) -> Path:
         "from the releases of mseitzer/pytorch-fid and set metrics.inception_weights to that file, or put it "
         f"into {folder}; fid_clip and kid_clip do without"
     )
+
+
+def why_not_published(clip_model: str, clip_weights: str) -> str:
+    """Why the published head does not fit this CLIP, "" where it does: it was trained on OpenAI's ViT-L/14.
+
+    Weights in a file and models in a folder are taken for these where their width is theirs. Asks no network and
+    imports no torch.
+    """
+    name = clip_model.replace("/", "-")
+    if name.removesuffix("-quickgelu") == "ViT-L-14":
+        fits = clip_weights == "openai" or Path(clip_weights).expanduser().is_file()
+        return "" if fits else f"metrics.clip_weights={clip_weights} are other weights than OpenAI's"
+    if clip_model == "openai/clip-vit-large-patch14":
+        return ""
+    folder = Path(clip_model).expanduser()
+    if folder.is_dir():
+        try:
+            width = json.loads((folder / "config.json").read_text("utf-8")).get("projection_dim")
+        except (OSError, ValueError, AttributeError):
+            width = None
+        return (
+            ""
+            if width == PUBLISHED_WIDTH
+            else f"metrics.clip_model={clip_model} gives {width} numbers, not 768"
+        )
+    return f"metrics.clip_model={clip_model} is another model"
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
@@ -65,12 +96,9 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
 
 def read_header(path: Path) -> dict[str, str]:
     """What a safetensors file says about itself; nothing for other files."""
-    from safetensors import safe_open
-
     if path.suffix != ".safetensors":
         return {}
-    with safe_open(str(path), framework="pt") as file:
-        return dict(file.metadata() or {})
+    return dict(readers.read_header(path, "the weights").metadata)
 
 
 def fingerprint(module: nn.Module) -> str:

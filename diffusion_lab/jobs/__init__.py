@@ -6,7 +6,6 @@ A job is a function `run(config: Config, run_folder: Path) -> None`. Its module 
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import logging
 import signal
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab import environment, processes
+from diffusion_lab import environment, failures, processes
 from diffusion_lab.interfaces import Status, Terminated, TrainingDiverged, UserError
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ WITH_RUN_FOLDER = (
     "finetune",
     "score",
 )  # the others write where they are told and need no folder of their own
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,28 +113,25 @@ def undisturbed() -> None:
 def outcome_of(error: Exception) -> Outcome:
     """Status, exit status and words for an error: 2 if a person can mend it, 3 for divergence, else 1."""
     described = f"{type(error).__name__}: {error}"
+    if failures.out_of_memory(error):  # also where a library's error was taken for a damaged file
+        return Outcome("failed", 2, f"UserError: {failures.told(error)}")
     if isinstance(error, UserError):
         return Outcome("failed", 2, described)
     if isinstance(error, TrainingDiverged):
         return Outcome("diverged", 3, described)
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        where = f" {error.filename}" if error.filename else ""
-        remedy = "free some space there, or choose another place with hydra.run.dir=FOLDER"
-        return Outcome("failed", 2, f"UserError: cannot write{where} ({error.strerror}): {remedy}")
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not have been imported
-        remedy = (
-            "lower steps.batch_size, prompts.batch_size or metrics.batch_size, or set model.precision=bf16"
-        )
-        return Outcome("failed", 2, f"UserError: the device's memory is full: {remedy} ({error})")
+    message = failures.told(error)
+    if message is not None:
+        return Outcome("failed", 2, f"UserError: {message}")
     return Outcome("failed", 1, described)
 
 
 def _leave_record(run_folder: Path, status: Status, error: str, trace: str) -> None:
-    """`result.json` of a job that ended before it wrote one. A job's own record is left as it is."""
+    """`result.json` of a job that ended before it wrote one. A job's own record, or what is left, stays as it is."""
     from diffusion_lab.tracking.atomic import write_json
+    from diffusion_lab.tracking.recorded import begun
 
     result = run_folder / "result.json"
-    if result.exists() or not run_folder.is_dir() or not processes.is_main():
+    if result.exists() or begun(run_folder) or not run_folder.is_dir() or not processes.is_main():
         return
     try:
         write_json(result, {"status": status, "error": error, "traceback": trace})

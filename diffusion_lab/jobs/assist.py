@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab import processes
 from diffusion_lab.config import Config
 from diffusion_lab.interfaces import PromptSet, Subject, TrainingDiverged
+from diffusion_lab.tracking.recorded import CHECKPOINTS
 
 if TYPE_CHECKING:
     import torch
@@ -15,11 +16,10 @@ if TYPE_CHECKING:
     from diffusion_lab.training.checkpoint import Checkpoint
     from diffusion_lab.training.state import TrainingState
 
-CHECKPOINTS = "checkpoints"  # in the run folder
-
 
 def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet, Any]:
     """Subject, prompts and the untouched pipeline. UserError where a prompt is too long for it."""
+    from diffusion_lab.data.identifiers import learns_word
     from diffusion_lab.data.prompts import load_prompts
     from diffusion_lab.data.subjects import load_subject
     from diffusion_lab.data.tokens import check_lengths
@@ -28,7 +28,8 @@ def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet
     subject = load_subject(config.data)
     prompts = load_prompts(config.prompts, identifier=subject.identifier, class_noun=subject.class_noun)
     pipe = load_pipeline(config.model, device)
-    check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)
+    if not learns_word(config):  # else the word is several pieces now, and so many tokens when it is learnt
+        check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)
     return subject, prompts, pipe
 
 

@@ -11,18 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab import failures
 from diffusion_lab.config import Config
 from diffusion_lab.costs import keeps_best_only, planned
-from diffusion_lab.interfaces import Status, Summary
+from diffusion_lab.interfaces import Status, Summary, UserError
+from diffusion_lab.jobs import reason, undisturbed
 from diffusion_lab.models.artefacts import annotate
 from diffusion_lab.quoting import pasted
 from diffusion_lab.tracking.atomic import dumps, replace_folder
+from diffusion_lab.tracking.files import VOUCHED, FileTracker
+from diffusion_lab.tracking.recorded import CHECKPOINTS
+from diffusion_lab.tracking.vouched import damaged
 
 if TYPE_CHECKING:
     from diffusion_lab.analysis.stop import Recommendation
     from diffusion_lab.tracking import Fanout
-    from diffusion_lab.tracking.files import FileTracker
     from diffusion_lab.training.meter import Meter
+    from diffusion_lab.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +42,7 @@ class Findings:
     measuring: bool = False  # an evaluation is under way, in which the main process is alone
     meter: Meter | None = None
     pipe: Any = None  # once the method is attached
+    state: TrainingState | None = None
 
 
 def adapter_folder(run_folder: Path, step: int) -> Path:
@@ -47,43 +53,124 @@ def adapter_folder(run_folder: Path, step: int) -> Path:
 def conclude(
     config: Config, run_folder: Path, findings: Findings, tracker: Fanout, files: FileTracker, status: Status
 ) -> None:
-    """Says where to stop, puts that step's artefact in its place, closes the record and writes the report.
+    """Says where to stop, puts that step's artefact in its place, writes the report and closes the record.
 
-    Runs after a failure too, so nothing in here may hide the reason why.
+    The status comes last: "completed" stands in the record only when all it vouches for is in the folder. A run
+    that came to its end and whose artefact or report cannot be written has failed, and what stopped it is raised.
+    Runs after a failure too: then nothing in here may hide the reason why.
     """
-    summary: dict[str, Any] = {"steps_done": findings.steps_done, "cost": _cost(findings.meter)}
-    summary["cost"]["estimate"] = planned(config)
-    stop = None
+    summary: dict[str, Any] = {"steps_done": findings.steps_done}
+    if findings.meter is not None or not files.result["cost"]:
+        summary["cost"] = {**_cost(findings.meter), "estimate": planned(config)}
+    whole = status == "completed"
+    problems: list[BaseException] = []
     try:
-        stop = recommendation(config, findings)
-        if stop is not None:
-            plain = dataclasses.asdict(stop)
-            files.recommendation(plain)
-            summary["recommendation"] = plain
-            means = {name: found.mean for name, found in findings.summaries[stop.step].items()}
-            _place_artefact(config, run_folder, stop.step, findings.pipe, means)
-    except Exception:
-        log.exception("no recommendation could be made")
-    tracker.finish(status, summary)
-    try:
-        from diffusion_lab.analysis.report import write_report
-
-        report = write_report(run_folder)
-    except Exception:
-        again = pasted("job=report", f"job.runs={run_folder}")
-        log.exception("the report could not be written; %s makes it again", again)
-    else:
+        stop = _place(config, run_folder, findings, files, summary, ended=whole)
         if stop is not None:
             log.info("stop at step %d: %s", stop.step, stop.reason)
-        log.info("report: %s", report)
+    except BaseException as error:
+        problems.append(error)
+        status = _after(status, error, files, "the artefact")
+    try:
+        log.info("report: %s", _report(run_folder, files, status, summary))
+    except BaseException as error:
+        problems.append(error)
+        status = _after(status, error, files, "the report")
+    tracker.finish(status, summary)
     if status == "interrupted":
-        log.info("to go on: python -m diffusion_lab %s", pasted(f"resume={run_folder.absolute()}"))
+        log.info("to resume it: python -m diffusion_lab %s", pasted(f"resume={run_folder.absolute()}"))
+    elif problems:
+        again = pasted(f"resume={run_folder.absolute()}")
+        log.error("the same command, or %s, writes what is missing", again)
+    for problem in problems:
+        if whole or not isinstance(problem, Exception):
+            raise problem
 
 
-def recommendation(config: Config, findings: Findings) -> Recommendation | None:
-    """Where to stop, by what has been measured so far."""
+def _after(status: Status, error: BaseException, files: FileTracker, part: str) -> Status:
+    """The status of a run whose end was disturbed: one that had failed before keeps its own."""
+    if isinstance(error, Exception):
+        # A run that was complete raises the error; of one that had failed before, the first error is what counts.
+        log.error("%s could not be written: %s", part, failures.told(error) or error)
+        log.debug("%s could not be written", part, exc_info=error)
+    if status != "completed":
+        return status
+    if isinstance(error, KeyboardInterrupt):
+        undisturbed()
+        files.result["error"] = reason(error)
+        return "interrupted"
+    files.result["error"] = f"{type(error).__name__}: {error}"
+    return "failed"
+
+
+def _place(
+    config: Config,
+    run_folder: Path,
+    findings: Findings,
+    files: FileTracker,
+    summary: dict[str, Any],
+    *,
+    ended: bool,
+) -> Recommendation | None:
+    """The recommendation, and its step's artefact. From here on the record says that all is trained and measured."""
+    stop = recommendation(config, findings, run_folder / "scores.parquet")
+    plain = None if stop is None else dataclasses.asdict(stop)
+    files.conclusion(plain, {**files.result["cost"], **summary.get("cost", {})}, findings.steps_done)
+    if stop is None:
+        return None
+    summary["recommendation"] = plain
+    means = {name: found.mean for name, found in findings.summaries[stop.step].items()}
+    place = adapter_folder(run_folder, stop.step)
+    name = place.relative_to(run_folder).as_posix()
+    known = {file: value for file, value in files.result["files"].items() if file.startswith(f"{name}/")}
+    if findings.state is not None and ended and (not place.is_dir() or damaged(run_folder, known)):
+        rebuild_adapter(findings.state, run_folder, stop.step, means)
+        files.vouch(name)
+    _place_artefact(config, run_folder, stop.step, findings.pipe, means, needed=ended)
+    return stop
+
+
+def _report(run_folder: Path, files: FileTracker, status: Status, summary: Mapping[str, Any]) -> Path:
+    from diffusion_lab.analysis.report import write_report
+
+    files.vouch(*VOUCHED)
+    return write_report(run_folder, files.closing(status, summary))
+
+
+def rebuild_adapter(
+    state: TrainingState, run_folder: Path, step: int, means: Mapping[str, float | None]
+) -> None:
+    """The adapter of an evaluated step, made again from that step's checkpoint. UserError where there is none.
+
+    `state` is put where the checkpoint was: nothing may be trained with it afterwards.
+    """
+    from diffusion_lab.training import checkpoint
+    from diffusion_lab.training.loop import evaluated_weights
+
+    place = adapter_folder(run_folder, step)
+    try:
+        found = checkpoint.read(run_folder / CHECKPOINTS / place.name)
+    except ValueError as error:
+        raise UserError(
+            f"{place}: the adapter of the recommended step is missing, and there is no whole checkpoint of that step "
+            "to make it from; put it back from a copy, or begin again in another folder with hydra.run.dir=FOLDER"
+        ) from error
+    log.warning("%s is missing or damaged, and is made again from the checkpoint of that step", place)
+    checkpoint.restore(state, found)
+    with replace_folder(place) as beside, evaluated_weights(state):
+        state.save(beside, {"scores": dumps(means)})
+
+
+def recommendation(config: Config, findings: Findings, scores: Path | None = None) -> Recommendation | None:
+    """Where to stop, by what has been measured so far.
+
+    ``scores``: every image's values, with which the reason compares the same images at two steps; the step itself
+    does not depend on them.
+    """
+    from diffusion_lab.analysis.differences import by_image
     from diffusion_lab.analysis.stop import recommend
     from diffusion_lab.metrics import select
+    from diffusion_lab.tracking.scores import read
 
     if not findings.summaries:
         return None
@@ -95,6 +182,7 @@ def recommendation(config: Config, findings: Findings) -> Recommendation | None:
         references={name: {"ceiling": ceiling} for name, ceiling in findings.ceilings.items()},
         n_images=config.data.n_images,
         class_noun=config.data.class_noun,
+        paired=by_image(read(scores)) if scores is not None and scores.is_file() else None,
     )
 
 
@@ -113,31 +201,50 @@ def prune_adapters(config: Config, run_folder: Path, findings: Findings, now: in
 
 
 def _place_artefact(
-    config: Config, run_folder: Path, step: int, pipe: Any, scores: Mapping[str, float | None]
+    config: Config,
+    run_folder: Path,
+    step: int,
+    pipe: Any,
+    scores: Mapping[str, float | None],
+    *,
+    needed: bool = False,
 ) -> None:
     """artefact/ holds the recommended step's adapter, whole or not there at all.
 
     A method that trains whole parts of the model adds the parts that it left alone. The adapter's files are linked,
-    not copied, where the disk can: nobody writes into them, they are replaced.
+    not copied, where the disk can: nobody writes into them, they are replaced. `needed`: UserError where the
+    adapter is gone.
     """
     complete = getattr(config.method, "complete", None)
     if not adapter_folder(run_folder, step).is_dir():  # the run fell back behind the one that took its place
-        log.warning("the adapter of step %d is gone; artefact/ comes when the run goes on to its end", step)
+        if needed:
+            raise UserError(
+                f"{adapter_folder(run_folder, step)}: the adapter of the recommended step is missing; put it back from "
+                "a copy, or begin again in another folder with hydra.run.dir=FOLDER"
+            )
+        log.warning(
+            "the adapter of step %d is gone; artefact/ comes when the run is resumed to its end", step
+        )
         return
     with replace_folder(run_folder / "artefact") as beside:
+        _link_all(adapter_folder(run_folder, step), beside)
         if complete is not None and pipe is not None:
-            complete(pipe, beside)
-        shutil.copytree(adapter_folder(run_folder, step), beside, dirs_exist_ok=True, copy_function=_link)
+            complete(pipe, beside)  # the parts that are not there yet
         annotate(beside, {"recommended_step": str(step), "scores": dumps(scores)})
 
 
-def _link(source: str, target: str) -> str:
-    Path(target).unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # a disk without links
-        shutil.copy2(source, target)
-    return target
+def _link_all(source: Path, target: Path) -> None:
+    """Everything in `source`, into `target`. (shutil.copytree hides what an error was: a full disk, for one.)"""
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(exist_ok=True)
+            continue
+        place.unlink(missing_ok=True)
+        try:
+            os.link(path, place)
+        except OSError:  # a disk without links
+            shutil.copy2(path, place)
 
 
 def _cost(meter: Meter | None) -> dict[str, dict[str, float]]:
@@ -145,5 +252,5 @@ def _cost(meter: Meter | None) -> dict[str, dict[str, float]]:
         return {}
     return {
         name: {"seconds": meter.seconds.get(name, 0.0), "peak_memory_bytes": meter.peak(name)}
-        for name in ("training", "evaluation")
+        for name in ("start", "training", "evaluation")
     }

@@ -5,23 +5,22 @@ The order of a run, top to bottom; what each part does stands in its own room.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffusion_lab import processes
 from diffusion_lab.config import Config, as_plain_dict
 from diffusion_lab.interfaces import (
     Evaluation,
-    PromptSet,
     References,
     Status,
     Subject,
     TrainingDiverged,
 )
 from diffusion_lab.jobs import reason, undisturbed
-from diffusion_lab.jobs.assist import CHECKPOINTS, assist, build, load_parts
+from diffusion_lab.jobs.assist import assist, build, load_parts
 from diffusion_lab.jobs.conclude import (
     Findings,
     adapter_folder,
@@ -29,8 +28,9 @@ from diffusion_lab.jobs.conclude import (
     prune_adapters,
     recommendation,
 )  # fmt: skip
-from diffusion_lab.resume import Standing, locked, standing
-from diffusion_lab.tracking.atomic import clear_leftovers, dumps, write_json
+from diffusion_lab.resume import Standing, find, locked, standing
+from diffusion_lab.tracking.atomic import clear_leftovers, dumps, replace_folder, standing_folder
+from diffusion_lab.tracking.recorded import CHECKPOINTS
 
 if TYPE_CHECKING:
     import torch
@@ -55,12 +55,35 @@ def run(config: Config, run_folder: Path) -> None:
         assist(config, device)
         return
     stands = standing(config, run_folder)
-    if stands == "finished":
-        log.info("%s holds a finished run, which is left alone", run_folder)
+    if stands not in ("empty", "unfinished"):
         processes.shared(None)
+        _leave(config, run_folder, device, stands)
         return
-    with locked(run_folder):
+    with locked(run_folder), standing_folder(run_folder):
         _run(config, run_folder, device, stands)
+
+
+def _leave(config: Config, run_folder: Path, device: torch.device, stands: Standing) -> None:
+    """A run that was trained to its end: what is missing is made again; its status stays what it was.
+
+    Raises TrainingDiverged for one that has diverged: the same happens whenever it is run.
+    """
+    if stands == "incomplete":
+        from diffusion_lab.jobs.repair import repair
+
+        with locked(run_folder):
+            clear_leftovers(run_folder)
+            status, error = repair(config, run_folder, device)
+    else:
+        found = find(config, run_folder)
+        assert found is not None
+        status, error = found.result["status"], found.result.get("error")
+        if status == "completed":
+            log.info("%s holds a finished run, which is left alone", run_folder)
+    if status == "diverged":
+        raise TrainingDiverged(
+            f"{error or 'training diverged'} (the run in {run_folder}, which is left alone)"
+        )
 
 
 def _run(config: Config, run_folder: Path, device: torch.device, stands: Standing) -> None:
@@ -70,17 +93,21 @@ def _run(config: Config, run_folder: Path, device: torch.device, stands: Standin
     from diffusion_lab.training.rng import seeded
 
     newest, resume_step = None, None
-    if (run_folder / "result.json").exists():
+    if stands == "unfinished":
         clear_leftovers(run_folder)
         newest = checkpoint.latest(run_folder / CHECKPOINTS)
         resume_step = newest.step if newest is not None else -1
-    if stands == "unfinished":
         where = (
             "from its beginning: there is no whole checkpoint"
             if newest is None
             else f"after step {newest.step}"
         )
-        log.info("going on with the run in %s, %s", run_folder, where)
+        log.info("resuming the run in %s, %s", run_folder, where)
+        found = find(config, run_folder)
+        if found is not None and found.result.get("status") == "failed":
+            log.info("it failed before, and is tried again: %s", found.result.get("error"))
+    elif (run_folder / "result.json").exists():  # of a job that ended before its run began
+        resume_step = -1
     processes.shared(newest.folder if newest else run_folder)
     tags = [config.method.name, config.data.subject, f"n={config.data.n_images}"]
     trackers = build_trackers(
@@ -128,28 +155,34 @@ def _finetune(
     from diffusion_lab.data.tokens import check_lengths, token_report
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.metrics.evaluate import evaluate
+    from diffusion_lab.models.calibrate import tell
     from diffusion_lab.models.load import resolution_of
     from diffusion_lab.models.memory import awake, compile_blocks, rest
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.tracking.progress import Progress
     from diffusion_lab.training import checkpoint
     from diffusion_lab.training.loop import train
+    from diffusion_lab.training.meter import reset_peak
 
+    started = time.perf_counter()
+    reset_peak(device)
+    tell(config, device)
     subject, prompts, pipe = load_parts(config, device)
-    write_json(run_folder / "prompts.json", dataclasses.asdict(prompts))
-    log.info("%s", token_report(pipe.tokenizer, subject, prompts))
+    files.prompts(prompts)
     resolution = resolution_of(pipe, config.model)
     bank = EncoderBank(config.metrics, device)
     references = _measure_photographs(config, subject, bank, resolution, findings, files)
     state = build(config, pipe, subject, prompts, newest)
+    state.meter.began("start", time.perf_counter() - started)
     if newest is not None:
         if state.step in files.measured():  # evaluated after the checkpoint was written
             state.meter.add("evaluation", files.evaluation_seconds(state.step))
         findings.summaries |= files.measured()
         findings.steps_done = state.step
         newest = None  # its memory
-    findings.meter, findings.pipe = state.meter, pipe
-    check_lengths(pipe.tokenizer, *_written_out(pipe, subject.instance_prompt, prompts))
+    findings.meter, findings.pipe, findings.state = state.meter, pipe, state
+    log.info("%s", token_report(pipe.tokenizer, subject, prompts))
+    check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)  # a learnt word may be several tokens
     rest(state, bank, config.memory)  # a run that goes on may train before it evaluates
     compile_blocks(state, config.memory)
     embeddings = PromptEmbeddings()
@@ -171,7 +204,8 @@ def _finetune(
                     base=run_folder / "base_features.safetensors",
                 )  # fmt: skip
             means = {name: found.mean for name, found in evaluation.summaries.items()}
-            state.save(adapter_folder(run_folder, step), {"scores": dumps(means)})
+            with replace_folder(adapter_folder(run_folder, step)) as beside:
+                state.save(beside, {"scores": dumps(means)})
             tracker.evaluation(evaluation, prompts)
             findings.summaries[step] = evaluation.summaries
             prune_adapters(config, run_folder, findings, step)
@@ -184,7 +218,8 @@ def _finetune(
 
         def keep(step: int) -> None:
             root = run_folder / CHECKPOINTS
-            checkpoint.write(checkpoint.capture(state), root)
+            state.kept = (step, checkpoint.write(checkpoint.capture(state), root))
+            files.back_up()
             best = recommendation(config, findings)
             checkpoint.prune(
                 root, step, keep=config.steps.keep_checkpoints, best=None if best is None else best.step
@@ -205,16 +240,13 @@ def _measure_photographs(
     files: FileTracker,
 ) -> References:
     """The lines every score is read against: what the subject's own pictures and other people's score."""
-    from diffusion_lab.data.pictures import fit
+    from diffusion_lab.jobs.photographs import record_photographs
     from diffusion_lab.metrics import select
     from diffusion_lab.metrics.evaluate import reference_features, reference_scores, without_face
 
     metrics = select(config.metrics.names)
-    files.training_pictures(
-        [fit(picture.pixels, resolution) for picture in subject.train],
-        [picture.path.name for picture in subject.train],
-    )
-    references = reference_features(subject, bank, resolution)
+    faces = record_photographs(subject, bank, resolution, metrics, files)
+    references = reference_features(subject, bank, resolution, faces)
     scores = reference_scores(references, metrics)
     findings.ceilings = {name: pair["ceiling"] for name, pair in scores.items()}
     files.metrics(metrics)
@@ -226,16 +258,6 @@ def _measure_photographs(
                 "no face found in %d of %d %s photographs: they have no similarity", missing, total, group
             )
     return references
-
-
-def _written_out(pipe: Any, instance_prompt: str, prompts: PromptSet) -> tuple[str, PromptSet]:
-    """As the text encoder reads them once the method is attached: a learned word may be several tokens."""
-
-    def written(text: str) -> str:
-        return str(pipe.maybe_convert_prompt(text, pipe.tokenizer))
-
-    read = tuple(dataclasses.replace(prompt, text=written(prompt.text)) for prompt in prompts)
-    return written(instance_prompt), dataclasses.replace(prompts, prompts=read)
 
 
 def _line(evaluation: Evaluation) -> str:

@@ -7,13 +7,10 @@ Started again it draws what is missing. Files carry their parameters as web UIs 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import io
-import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +18,16 @@ from typing import TYPE_CHECKING
 from diffusion_lab import paths
 from diffusion_lab.config import Config
 from diffusion_lab.interfaces import Prompt, PromptSet, UserError
-from diffusion_lab.models.artefacts import PIPELINE, Artefact, apply, recognise
+from diffusion_lab.jobs.origin import SAMPLER_NAME, as_trained
+from diffusion_lab.models.artefacts import (
+    EMBEDDING,
+    PIPELINE,
+    Artefact,
+    apply,
+    check_weight,
+    recognise,
+)
+from diffusion_lab.readers import read_json
 
 if TYPE_CHECKING:
     from diffusion_lab.config import Model, Prompts
@@ -41,6 +47,7 @@ class Order:
     prompts: PromptSet
     settings: Prompts
     folder: Path
+    taken: str  # settings that are the artefact's, "" for none
 
 
 def order(config: Config) -> Order:
@@ -51,10 +58,16 @@ def order(config: Config) -> Order:
     from diffusion_lab.data.own_texts import own_texts
     from diffusion_lab.data.prompts import load_prompts
 
-    job, data, settings = config.job, config.data, config.prompts
-    found = recognise(Path(job.artefact).expanduser()) if job.artefact else ()
+    job = config.job
+    place = Path(job.artefact).expanduser() if job.artefact else None
+    found = recognise(place) if place is not None else ()
+    check_weight(found, job.weight)
     header = {key: value for piece in reversed(found) for key, value in piece.header.items()}
-    model = _base(config.model, found, header)
+    pipeline = next((piece.path for piece in found if piece.kind == PIPELINE), None)
+    config, taken = as_trained(config, place, header, pipeline)
+    made_for, settings = header.get("base_model"), config.prompts
+    if made_for and pipeline is None and not paths.same(made_for, config.model.path):
+        log.warning("the artefact was made for model.path=%s, not %s", made_for, config.model.path)
     own = own_texts(job)
     if own:
         texts = tuple(Prompt(f"p{i:03d}", text, text) for i, text in enumerate(own))
@@ -62,24 +75,22 @@ def order(config: Config) -> Order:
         negative = settings.negative or ""
         prompts = PromptSet("texts", texts, negative, hashlib.sha256(repr(texts).encode()).hexdigest())
     else:
-        noun = header.get("class_noun") or data.class_noun or "person"
-        identifier = header.get("trigger") or data.identifier
-        prompts = load_prompts(settings, identifier=identifier, class_noun=noun)
-    return Order(model, found, prompts, settings, Path(job.output).expanduser())
+        noun = config.data.class_noun or "person"
+        prompts = load_prompts(settings, identifier=config.data.identifier, class_noun=noun)
+    return Order(config.model, found, prompts, settings, Path(job.output).expanduser(), taken)
 
 
-def _base(model: Model, found: Sequence[Artefact], header: dict[str, str]) -> Model:
-    """A whole pipeline is its own model; an artefact names its own, which counts where the config names none."""
-    chosen = copy.deepcopy(model)
-    if found and found[0].kind == PIPELINE:
-        chosen.path, chosen.config, chosen.variant = str(found[0].path), None, None
-    elif header.get("base_model") and model.path == "miniature":
-        chosen.path = header["base_model"]
-    elif not paths.same(header.get("base_model", model.path), model.path):
-        log.warning("the artefact was made for model.path=%s, not %s", header["base_model"], model.path)
-    if chosen.path != model.path:
-        chosen.resolution = None  # the other model's own
-    return chosen
+def unsaid(wanted: Order) -> list[str]:
+    """A warning for every embedding that no prompt calls by its word: it would change nothing."""
+    from diffusion_lab.data.words import stands_in
+
+    texts = [wanted.prompts.negative, *(prompt.text for prompt in wanted.prompts)]
+    words = {piece.path: piece.header["trigger"] for piece in wanted.artefacts if piece.kind == EMBEDDING}
+    return [
+        f"{path.name} is called {word!r}, which no prompt says, so it has no effect"
+        for path, word in words.items()
+        if not any(stands_in(word, text) for text in texts)
+    ]
 
 
 def run(config: Config, run_folder: Path) -> None:
@@ -92,6 +103,12 @@ def run(config: Config, run_folder: Path) -> None:
     from diffusion_lab.tracking.progress import Progress
 
     wanted = order(config)
+    if wanted.taken:
+        log.info("drawn with %s", wanted.taken)
+    if config.job.weight != 1 and {EMBEDDING} < {piece.kind for piece in wanted.artefacts}:
+        log.info(
+            "job.weight=%g is of the LoRA; the word that lies beside it is used whole", config.job.weight
+        )
     planned = plan(wanted.prompts, wanted.settings)
     facts = _facts(config, wanted)
     names = [f"{item.prompt.id}-{item.index}.png" for item in planned]
@@ -117,7 +134,8 @@ def run(config: Config, run_folder: Path) -> None:
         {"file": name, "prompt": item.prompt.text, "index": item.index, "seed": item.seed}
         for name, item in zip(names, planned, strict=True)
     ]
-    write_json(wanted.folder / INDEX, {"settings": facts, "images": rows})
+    artefact = str(Path(config.job.artefact).expanduser().absolute()) if config.job.artefact else ""
+    write_json(wanted.folder / INDEX, {"settings": facts, "artefact": artefact, "images": rows})
     embeddings = PromptEmbeddings()
     with (
         Progress(config.tracker.progress) as progress,
@@ -164,7 +182,10 @@ def _check_same(folder: Path, facts: dict[str, object]) -> None:
     index = folder / INDEX
     if not index.is_file():
         return
-    before = json.loads(index.read_text("utf-8"))["settings"]
+    remedy = "remove it and the images beside it, or choose another folder"
+    before = read_json(index, "job.output", remedy=remedy).get("settings")
+    if not isinstance(before, dict):
+        raise UserError(f"job.output: {index} holds no settings; {remedy}")
     differing = sorted(
         key
         for key in facts
@@ -184,7 +205,7 @@ def parameters(item: Planned, wanted: Order, image: Pixels) -> str:
     if wanted.prompts.negative:
         lines.append(f"Negative prompt: {wanted.prompts.negative}")
     facts = [
-        f"Steps: {settings.sampling_steps}", "Sampler: DPM++ 2M", f"CFG scale: {settings.guidance_scale:g}",
+        f"Steps: {settings.sampling_steps}", f"Sampler: {SAMPLER_NAME}", f"CFG scale: {settings.guidance_scale:g}",
         f"Seed: {item.seed}", f"Size: {width}x{height}", f"Model: {Path(wanted.model.path).name}",
         *(f"Artefact: {piece.path.name}" for piece in wanted.artefacts), "Version: diffusion_lab",
     ]  # fmt: skip

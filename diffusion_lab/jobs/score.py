@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Literal
 
 from diffusion_lab.config import Config, Data, as_plain_dict
 from diffusion_lab.data.image_prompts import Told, asked, find_prompts
+from diffusion_lab.data.look import check_headers, look_at_subject
 from diffusion_lab.data.pictures import list_pictures, read_picture
 from diffusion_lab.data.subjects import default_cache, load_subject, subject_folder
 from diffusion_lab.interfaces import Evaluation, Prompt, PromptSet, Status, Subject, Summary, UserError
+from diffusion_lab.jobs.origin import as_measured
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MOST_HEADERS = 2000  # images whose headers are read before the job: a second
 CACHE = "features.sqlite"  # in the cache's folder: what encoders saw, by image and encoder
 
 
@@ -37,30 +40,30 @@ CACHE = "features.sqlite"  # in the cache's folder: what encoders saw, by image 
 
 def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
     """Rows of the plan and warnings. Raises UserError for images or metrics that cannot be scored."""
-    from diffusion_lab.data.subjects import check_subject
-    from diffusion_lab.metrics import NEEDS_TWINS
+    from diffusion_lab.data.subjects import check_subject, passed_over
+    from diffusion_lab.metrics import NEEDS_TWINS, select
+    from diffusion_lab.metrics.enough import check_enough
 
     folder, names = Path(config.job.images).expanduser(), config.metrics.names
     paths = list_pictures(folder, "job.images")
     data = scored_data(config.data)
     noun = check_subject(data)
-    if len(paths) == 1 and "diversity" in names:
-        raise UserError(
-            "job.images: diversity compares images with each other and one alone has no value; add images, or "
-            "leave diversity out of metrics.names"
-        )
+    warnings = look_at_subject(data, usual_side(paths))
+    check_headers(paths[:MOST_HEADERS], data.on_corrupt)
     if "class_drift" in names:
         raise UserError(
             "metrics.names: class_drift compares with the untouched model's images, which a run draws at step 0; "
             "leave it out here"
         )
+    found = find_prompts(paths, folder)
+    check_enough(select(names), [Prompt("", one.text or "", "", one.slots) for one in found], scored=True)
     wanting = [name for name in names if name in NEEDS_TWINS]
-    if wanting and not any(told.slots.get("identifier") == "without" for told in find_prompts(paths, folder)):
+    if wanting and not any(told.slots.get("identifier") == "without" for told in found):
         raise UserError(
             f"metrics.names: {', '.join(wanting)} compare images of prompts with and without the identifier; say "
             "which is which in metadata.csv: columns file_name, text, edit and identifier (with or without)"
         )
-    warnings = []
+    warnings += passed_over(folder, "job.images")
     if config.metrics.encoders == "miniature" and data.source == "folder":
         warnings.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
     if data.source == "folder" and Path(str(data.folder)).expanduser().resolve() == folder.resolve():
@@ -92,17 +95,22 @@ def scored_data(data: Data) -> Data:
 
 def run(config: Config, run_folder: Path) -> None:
     """Scores `job.images` and leaves scores.parquet, scores.csv, result.json and report.html in `run_folder`."""
+    from diffusion_lab.analysis.score_page import print_table, write_score_report
     from diffusion_lab.models.load import resolve_device
     from diffusion_lab.tracking.files import FileTracker
 
     device = resolve_device(config.model.device)
+    config, taken = as_measured(config)
+    if taken:
+        log.info("measured with %s", taken)
     config = dataclasses.replace(config, data=scored_data(config.data))
     files = FileTracker(run_folder, device=str(device))
     status: Status = "failed"
     files.start(as_plain_dict(config))
     try:
         _score_folder(config, run_folder, device, files)
-        status = "completed"
+        report = write_score_report(run_folder, files.closing("completed", {}))
+        status = "completed"  # last, after all that it vouches for
     except KeyboardInterrupt:
         status = "interrupted"
         files.error("stopped by the user (Ctrl-C)")
@@ -112,20 +120,23 @@ def run(config: Config, run_folder: Path) -> None:
         raise
     finally:
         files.finish(status, {})
-    from diffusion_lab.analysis.score_page import print_table, write_score_report
-
-    report = write_score_report(run_folder)
     print_table(run_folder)
     log.info("report: %s", report)
 
 
 def _score_folder(config: Config, run_folder: Path, device: torch.device, files: FileTracker) -> None:
-    from diffusion_lab.data.pictures import fit
     from diffusion_lab.data.prompts import prompts_sha256
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.encoders.cache import FeatureCache
+    from diffusion_lab.jobs.photographs import record_photographs
     from diffusion_lab.metrics import select
-    from diffusion_lab.metrics.evaluate import needed, reference_features, reference_scores, score
+    from diffusion_lab.metrics.evaluate import (
+        needed,
+        reference_features,
+        reference_scores,
+        score,
+        several_faces,
+    )
     from diffusion_lab.tracking.scored import write_scored
 
     folder = Path(config.job.images).expanduser()
@@ -136,11 +147,8 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     cache = FeatureCache(default_cache() / CACHE)
     bank = EncoderBank(config.metrics, device, cache=cache)
     resolution = usual_side(paths)
-    files.training_pictures(
-        [fit(picture.pixels, resolution) for picture in subject.train],
-        [picture.path.name for picture in subject.train],
-    )
-    references = reference_features(subject, bank, resolution)
+    faces = record_photographs(subject, bank, resolution, metrics, files)
+    references = reference_features(subject, bank, resolution, faces)
     planned = _planned(paths, told, subject)
     started = time.perf_counter()
     kept, features, small = _encode(config, paths, planned, bank, needed(metrics))
@@ -154,9 +162,12 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     found = Evaluation(
         step=0, images=(), rows=rows, summaries=summaries,
         seconds={"encoding": encoding, "metrics": time.perf_counter() - started - encoding},
+        several_faces=several_faces(features),
     )  # fmt: skip
     write_scored(run_folder, rows, planned, metrics, small)
     files.evaluation(found, PromptSet("images", prompts, "", prompts_sha256(prompts, "")))
+    if found.several_faces:
+        log.info("%d images show several faces: the most prominent one is scored", found.several_faces)
     log.info("%d images; %d features from the cache, %d made", len(planned), cache.hits, cache.misses)
 
 
@@ -240,7 +251,8 @@ def _tell_prompts(planned: Sequence[Planned], told: Sequence[Told], summaries: d
     said = [f"{n} from {source}" for source, n in sources.items()]
     log.info("prompts: %s", ", ".join([*said, *([f"{without} images without"] if without else [])]))
     if without and (clip := summaries.get("clip_text")):
-        note = f"{without} of {len(planned)} images have no prompt"
+        told_before = [clip.note] if clip.note else []
+        note = "; ".join([f"{without} of {len(planned)} images have no prompt", *told_before])
         summaries["clip_text"] = dataclasses.replace(clip, note=note)
 
 

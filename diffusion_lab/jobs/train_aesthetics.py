@@ -74,7 +74,7 @@ def run(config: Config, run_folder: Path) -> None:
         for kind, head in heads.items()
     }
     figures: dict[str, Any] = {kind: dict(examine(said[kind], rated_test).as_dict()) for kind in heads}
-    gain = gain_at_extremes(said[job.balance], said["none"], rated_test, config.seed)
+    gain = gain_at_extremes(said[job.balance], said["none"], rated_test)
     result = {
         "pictures": len(kept),
         "absent": absent,
@@ -98,9 +98,9 @@ def run(config: Config, run_folder: Path) -> None:
             clip=bank.clip_identity(),
             notes={**notes, "balance": kind},
         )
-    write_json(output / "result.json", result)
     said_of_it = verdict(gain) if job.balance != "none" else "The ratings were taken as they are, unbalanced."
     page = write_page(output / "report.html", result, ratings, rated_test, said, said_of_it)
+    write_json(output / "result.json", result)  # last, after all that it vouches for
     for kind, values in figures.items():
         log.info("balance %s: %s", kind, ", ".join(f"{name} {value:.3g}" for name, value in values.items()))
     log.info("%s", said_of_it)
@@ -108,10 +108,12 @@ def run(config: Config, run_folder: Path) -> None:
     log.info("use it: metrics.aesthetics_weights=%s", output / HEAD)
 
 
-def verdict(gain: tuple[float, float, float]) -> str:
+def verdict(gain: tuple[float, float | None, float | None]) -> str:
     """What balancing did to the error among the worst and best rated, in words."""
     mean, low, high = gain
     where = "among the 5 % rated lowest and the 5 % rated highest"
+    if low is None or high is None:
+        return f"Whether balancing helps cannot be told: {where} the error changes by {-mean:.2f} grades, for all alike."
     interval = f"(95 % interval of the gain: {low:.2f} to {high:.2f})"
     if low > 0:
         return f"Balancing restores the extremes: {where} the error is {mean:.2f} grades less {interval}."

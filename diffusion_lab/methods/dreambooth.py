@@ -9,21 +9,27 @@ saved, and the training itself never sees it.
 
 from __future__ import annotations
 
-import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion_lab.checks import flag, number, whole
+from diffusion_lab.checks import bounded, flag
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
+from diffusion_lab.readers import read_json, read_tensors
 
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
     from torch import Tensor, nn
 
+RECORD = "dreambooth.json"
+UNCHANGED = (
+    "unchanged"  # in the record: "true" where nothing has changed since the base model, and is not written
+)
 SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
 
 
@@ -47,14 +53,14 @@ class DreamBooth:
     def __post_init__(self) -> None:
         flag("method.text_encoder", self.text_encoder)
         flag("method.ema", self.ema)
-        number("method.ema_decay", self.ema_decay, 0, 1, below=True)
+        bounded("method.ema_decay", self.ema_decay)
         if self.prior_weight is not None:
-            number("method.prior_weight", self.prior_weight, 0)
-        whole("method.prior_images", self.prior_images, 1)
+            bounded("method.prior_weight", self.prior_weight)
+        bounded("method.prior_images", self.prior_images)
         for key in ("learning_rate", "text_encoder_learning_rate"):
             if getattr(self, key) is not None:
-                number(f"method.{key}", getattr(self, key), 0, above=True)
-        number("method.weight_decay", self.weight_decay, 0)
+                bounded(f"method.{key}", getattr(self, key))
+        bounded("method.weight_decay", self.weight_decay)
 
     def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
         """The U-Net, and where asked the text encoder, train in float32; everything else is frozen."""
@@ -72,6 +78,7 @@ class DreamBooth:
 
             # On the pipe, where everything else is that a run changes: a method has settings only.
             pipe.unet.average = EMAModel(self._trained(pipe), decay=self.ema_decay, foreach=True)
+        pipe.unet.as_loaded = [_bits(parameter) for parameter in self._trained(pipe)]
         return groups
 
     def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -114,58 +121,99 @@ class DreamBooth:
             return
         average = pipe.unet.average
         average.optimization_step = int(state["optimization_step"])
-        for i, value in enumerate(average.shadow_params):
-            value.copy_(state[f"average.{i}"])
+        for i, (value, parameter) in enumerate(zip(average.shadow_params, self._trained(pipe), strict=True)):
+            value.copy_(state.get(f"average.{i}", parameter.detach()))  # not there: both are the base model's
+
+    def unchanged(self, pipe: StableDiffusionPipeline) -> bool:
+        """Whether the weights (and their average, where there is one) are the base model's, to the bit."""
+        if self.ema and pipe.unet.average.optimization_step > 0:
+            return False
+        return all(
+            _bits(p) == before for p, before in zip(self._trained(pipe), pipe.unet.as_loaded, strict=True)
+        )
+
+    def files(self, pipe: StableDiffusionPipeline) -> dict[str, dict[str, Tensor]]:
+        """The tensors (no copies) of every file of weights that `save` writes, by path and by name in the file."""
+        from diffusion_lab.models.networks import file_name, named_tensors
+
+        found = {}
+        average = pipe.unet.average.shadow_params if self.ema else self._trained(pipe)
+        saved = dict(zip(map(id, self._trained(pipe)), average, strict=True))
+        for part in self._parts():
+            network = getattr(pipe, part)
+            # state_dict() gives new objects of the same memory: parameters are known by their address.
+            own = {parameter.data_ptr(): saved[id(parameter)] for parameter in network.parameters()}
+            found[f"{part}/{file_name(network)}"] = {
+                name: own.get(value.data_ptr(), value).detach()
+                for name, value in named_tensors(network).items()
+            }
+        return found
 
     def save(
-        self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
+        self,
+        pipe: StableDiffusionPipeline,
+        folder: Path,
+        notes: Mapping[str, str] | None = None,
+        ready: Path | None = None,
     ) -> list[Path]:
         """Writes what has changed, in diffusers' folders: `unet/`, `text_encoder/`, and the notes as JSON.
 
-        `complete` adds the rest of the pipeline. Parts are replaced whole.
+        Nothing but the notes where the weights are still the base model's; they say so. `complete` adds the rest of
+        the pipeline. Parts are replaced whole. `ready`: a folder that has the same `files` already, such as the
+        checkpoint of this step; they are linked where the disk can.
         """
-        from diffusion_lab.models.load import quiet_loading
+        from diffusion_lab.models.networks import save_network
+        from diffusion_lab.tracking import tensors
         from diffusion_lab.tracking.atomic import replace_folder, write_json
 
+        notes = {"method": self.name, **(notes or {})}
+        if self.unchanged(pipe):
+            for name in self._parts():
+                shutil.rmtree(folder / name, ignore_errors=True)
+            write_json(folder / RECORD, {**notes, UNCHANGED: "true"})
+            return [folder / RECORD]
         paths = []
-        for name in self._parts():
-            with self.evaluating(pipe), quiet_loading(), replace_folder(folder / name) as beside:
-                getattr(pipe, name).save_pretrained(beside, safe_serialization=True)
-            paths += sorted((folder / name).glob("*.safetensors"))
-        write_json(folder / "dreambooth.json", {"method": self.name, **(notes or {})})
-        return [*paths, folder / "dreambooth.json"]
+        for path, weights in self.files(pipe).items():
+            part, name = path.split("/")
+            with replace_folder(folder / part) as beside:
+                save_network(getattr(pipe, part), beside, weights=False)
+                if ready is None or not (ready / path).is_file():
+                    tensors.write(beside / name, weights, {"format": "pt"})
+                else:
+                    _link(ready / path, beside / name)
+            paths.append(folder / path)
+        write_json(folder / RECORD, notes)
+        return [*paths, folder / RECORD]
 
     def complete(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
-        """Writes the whole pipeline: plain diffusers reads it with `from_pretrained(folder)`.
+        """Adds the parts that `save` leaves out: plain diffusers reads the folder with `from_pretrained(folder)`.
 
         In float32, frozen parts too: read back as they are saved, parts of two formats do not work together.
+        Nothing is added to notes of the unchanged base model.
         """
-        from diffusion_lab.models.load import modules, quiet_loading
+        import torch
 
-        halved = [
-            (parameter, parameter.dtype)
-            for module in modules(pipe)
-            for parameter in module.parameters()
-            if parameter.is_floating_point()
-        ]
-        try:
-            for parameter, _ in halved:
-                parameter.data = parameter.data.float()
-            with quiet_loading():
-                pipe.save_pretrained(folder, safe_serialization=True)
-        finally:
-            for parameter, dtype in halved:
-                parameter.data = parameter.data.to(dtype)
+        from diffusion_lab.models.networks import save_pipeline
+
+        if not is_unchanged(folder):
+            with self.evaluating(pipe):
+                save_pipeline(pipe, folder, dtype=torch.float32)
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
         """Reads what `save` wrote into an attached pipe; else UserError."""
-        from safetensors.torch import load_file
-
+        if is_unchanged(folder):
+            if not self.unchanged(pipe):
+                raise UserError(
+                    f"{folder}: stands for the base model unchanged; load it into a freshly loaded pipeline"
+                )
+            return
         for name in self._parts():
             files = sorted((folder / name).glob("*.safetensors"))
             if not files:
                 raise UserError(f"{folder / name} is missing: no such part was saved there")
-            weights = {key: value for file in files for key, value in load_file(file).items()}
+            weights = {
+                key: value for file in files for key, value in read_tensors(file, "the artefact").items()
+            }
             try:
                 getattr(pipe, name).load_state_dict(weights)
             except RuntimeError as error:
@@ -183,8 +231,27 @@ class DreamBooth:
 
 def notes_of(folder: Path) -> dict[str, str]:
     """What `save` noted in `folder`."""
-    found: dict[str, str] = json.loads((folder / "dreambooth.json").read_text("utf-8"))
+    found: dict[str, str] = read_json(folder / RECORD, "the artefact")
     return found
+
+
+def is_unchanged(folder: Path) -> bool:
+    """Whether `save` found nothing changed: `folder` has notes and stands for the base model that they name."""
+    return (folder / RECORD).exists() and notes_of(folder).get(UNCHANGED) == "true"
+
+
+def _bits(parameter: nn.Parameter) -> int:
+    """The sum of a float32 tensor's bit patterns: a whole network's sums all stay the same only if no weight moves."""
+    import torch
+
+    return int(parameter.detach().view(torch.int32).sum(dtype=torch.int64))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
 
 
 def _train(module: nn.Module) -> list[nn.Parameter]:

@@ -19,14 +19,15 @@ header (JSON values), so that `{int(width): (keys' state dict, values' state dic
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffusion_lab.checks import flag, number, one_of
+from diffusion_lab.bounds import MOST_LAYERS
+from diffusion_lab.checks import bounded, flag, one_of
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
+from diffusion_lab.readers import read_header, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -62,8 +63,10 @@ class Hypernetwork:
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
+        if len(self.layers) > MOST_LAYERS:
+            raise UserError(f"method.layers: has {len(self.layers)} widths; at most {MOST_LAYERS}")
         for width in self.layers:
-            number("method.layers", width, 0, above=True)
+            bounded("method.layers", width)
         if len(self.layers) < 2 or self.layers[0] != 1 or self.layers[-1] != 1:
             raise UserError(
                 f"method.layers={self.layers}: must begin and end with 1, such as method.layers=[1,2,1]"
@@ -72,13 +75,13 @@ class Hypernetwork:
         one_of("method.init", self.init, INITS)
         for key in ("activate_output", "layer_norm", "self_attention"):
             flag(f"method.{key}", getattr(self, key))
-        number("method.dropout", self.dropout, 0, 1, below=True)
+        bounded("method.dropout", self.dropout)
         if self.learning_rate is not None:
-            number("method.learning_rate", self.learning_rate, 0, above=True)
-        number("method.weight_decay", self.weight_decay, 0)
+            bounded("method.learning_rate", self.learning_rate)
+        bounded("method.weight_decay", self.weight_decay)
 
-    def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
-        """Adds `hypernetwork` to the U-Net, float32; everything else is frozen.
+    def attach(self, pipe: StableDiffusionPipeline, strength: float = 1.0) -> list[ParamGroup]:
+        """Adds `hypernetwork` to the U-Net, float32; everything else is frozen. `strength` multiplies f.
 
         Weights are drawn from torch's global stream, widths in rising order, keys before values.
         """
@@ -101,7 +104,7 @@ class Hypernetwork:
         for width, attention in places:
             pair: Any = networks[str(width)]
             for network, layer in zip(pair, (attention.to_k, attention.to_v), strict=True):
-                layer.register_forward_pre_hook(_residual(network))
+                layer.register_forward_pre_hook(_residual(network, strength))
         pipe.unet.train(pipe.unet.training)  # the new layers arrive in training mode, with dropout on
         return [ParamGroup("hypernetwork", list(networks.parameters()), rate, self.weight_decay)]
 
@@ -118,7 +121,7 @@ class Hypernetwork:
         self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
     ) -> list[Path]:
         """Writes `hypernetwork.safetensors`, whole or not at all; `notes` go into its header."""
-        from safetensors.torch import save_file
+        from diffusion_lab.tracking import tensors
 
         unet: Any = pipe.unet
         header = {
@@ -127,20 +130,11 @@ class Hypernetwork:
             **{key: json.dumps(value) for key, value in self._settings().items()},
             **(notes or {}),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{FILE_NAME}.part"
-        try:
-            weights = {k: v.detach().cpu().contiguous() for k, v in unet.hypernetwork.state_dict().items()}
-            save_file(weights, partial, metadata=header)
-            os.replace(partial, folder / FILE_NAME)
-        finally:
-            partial.unlink(missing_ok=True)
+        tensors.write(folder / FILE_NAME, unet.hypernetwork.state_dict(), header)
         return [folder / FILE_NAME]
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
         """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
-        from safetensors.torch import load_file
-
         path = folder / FILE_NAME
         if not path.is_file():
             raise UserError(f"{path} is missing: no hypernetwork was saved there")
@@ -151,7 +145,7 @@ class Hypernetwork:
                 raise UserError(f"{path}: saved with method.{key}={theirs}, this run has {ours}")
         unet: Any = pipe.unet
         try:
-            unet.hypernetwork.load_state_dict(load_file(path))
+            unet.hypernetwork.load_state_dict(read_tensors(path, "the artefact"))
         except RuntimeError as error:
             raise UserError(f"{path}: made for another model ({error})") from error
 
@@ -210,10 +204,7 @@ class Hypernetwork:
 
 def from_file(path: Path) -> Hypernetwork:
     """The settings in a file's header: `from_file(path).attach(pipe)` makes room for its weights."""
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="np") as file:
-        header = file.metadata() or {}
+    header = read_header(path, "the artefact").metadata
     try:
         found = {
             key: json.loads(header[key]) for key in ("layer_structure", "activation_func", "activate_output")
@@ -227,7 +218,7 @@ def from_file(path: Path) -> Hypernetwork:
             dropout=max(json.loads(header["dropout_structure"])),
             self_attention=json.loads(header["self_attention"]),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: is not a hypernetwork that this program saved ({error})") from error
 
 
@@ -245,12 +236,13 @@ def _places(unet: nn.Module, self_attention: bool) -> list[tuple[int, Any]]:
     return found
 
 
-def _residual(network: nn.Module) -> Any:
-    """A forward pre-hook: context -> context + f(context), f in float32's precision whatever the context's."""
+def _residual(network: nn.Module, strength: float) -> Any:
+    """A forward pre-hook: context -> context + strength f(context), f in float32's precision whatever the context's."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         context, *rest = inputs
         weight = next(network.parameters())
-        return (context + network(context.to(weight.dtype)).to(context.dtype), *rest)
+        change = strength * network(context.to(weight.dtype))
+        return (context + change.to(context.dtype), *rest)
 
     return hook

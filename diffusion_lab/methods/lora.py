@@ -12,13 +12,12 @@ diffusers has no loader for them, so they are peft's folders, which `PeftModel.f
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.checks import closest, flag, number, one_of, whole, words
+from diffusion_lab.checks import bounded, closest, flag, one_of, words
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
 from diffusion_lab.methods.variants import (
     VARIANTS,
@@ -29,6 +28,7 @@ from diffusion_lab.methods.variants import (
     save_folder,
     set_weights,
 )  # fmt: skip
+from diffusion_lab.readers import read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -62,9 +62,13 @@ class Lora:
 
     def __post_init__(self) -> None:
         one_of("method.variant", self.variant, VARIANTS)
-        whole("method.rank", self.rank, 2 if self.variant == "oft" else 1)
+        bounded("method.rank", self.rank)
+        if self.variant == "oft" and self.rank < 2:
+            raise UserError(
+                "method.rank=1: method.variant=oft rotates blocks of 2 or more; set method.rank=2"
+            )
         if self.alpha is not None:
-            number("method.alpha", self.alpha, 0, above=True)
+            bounded("method.alpha", self.alpha)
         for key in ("rank_stabilised", "dora"):
             flag(f"method.{key}", getattr(self, key))
             if getattr(self, key) and self.variant != "lora":
@@ -75,7 +79,7 @@ class Lora:
             raise UserError(
                 f"method.alpha={self.alpha}: method.variant=oft rotates and has no scale; leave it null"
             )
-        number("method.dropout", self.dropout, 0, 1, below=True)
+        bounded("method.dropout", self.dropout)
         if self.targets is not None:
             words("method.targets", self.targets)
         if self.targets == []:
@@ -83,8 +87,8 @@ class Lora:
         flag("method.text_encoder", self.text_encoder)
         for key in ("learning_rate", "text_encoder_learning_rate"):
             if getattr(self, key) is not None:
-                number(f"method.{key}", getattr(self, key), 0, above=True)
-        number("method.weight_decay", self.weight_decay, 0)
+                bounded(f"method.{key}", getattr(self, key))
+        bounded("method.weight_decay", self.weight_decay)
 
     @property
     def learning_rates(self) -> tuple[float, float]:
@@ -177,7 +181,8 @@ def _save_lora(networks: Mapping[str, Any], folder: Path, header: Mapping[str, s
     from diffusers import StableDiffusionPipeline
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+
+    from diffusion_lab.tracking import tensors
 
     settings: dict[str, Any] = {}
     for part, module in networks.items():
@@ -188,13 +193,7 @@ def _save_lora(networks: Mapping[str, Any], folder: Path, header: Mapping[str, s
     }  # fmt: skip
 
     def write(weights: dict[str, Tensor], name: str) -> None:
-        partial = Path(f"{name}.part")
-        try:
-            tensors = {key: value.contiguous() for key, value in weights.items()}
-            save_file(tensors, partial, metadata=metadata)
-            os.replace(partial, name)
-        finally:
-            partial.unlink(missing_ok=True)
+        tensors.write(Path(name), weights, metadata)
 
     # peft's own key names. diffusers' scripts rename them first (`lora.down`), but not those of every
     # layer, and a file with both kinds of names is read wrongly, without a word.
@@ -223,6 +222,7 @@ def _load_lora(networks: Mapping[str, Any], folder: Path) -> None:
     path = folder / FILE_NAME
     if not path.is_file():
         raise UserError(f"{path} is missing: no adapter was saved there")
+    read_tensors(path, "the artefact")  # refuses a damaged one by name
     weights, _, settings = StableDiffusionPipeline.lora_state_dict(
         folder, weight_name=FILE_NAME, use_safetensors=True, return_lora_metadata=True
     )

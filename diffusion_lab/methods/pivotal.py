@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion_lab.checks import number
+from diffusion_lab.checks import bounded
 from diffusion_lab.interfaces import Batch, ParamGroup
 from diffusion_lab.methods.lora import LEARNING_RATES, Lora
 from diffusion_lab.methods.textual_inversion import TextualInversion
@@ -52,9 +52,9 @@ class Pivotal:
 
     def __post_init__(self) -> None:
         if self.switch is not None:
-            number("method.switch", self.switch, 0, 1, above=True, below=True)
+            bounded("method.switch", self.switch)
         if self.token_learning_rate is not None:
-            number("method.token_learning_rate", self.token_learning_rate, 0, above=True)
+            bounded("method.token_learning_rate", self.token_learning_rate)
         self._word()
         self._lora()
 

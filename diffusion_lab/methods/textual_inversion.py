@@ -1,21 +1,21 @@
 """Textual Inversion (Gal et al. 2022, arXiv:2208.01618): a new word is learned, and nothing else.
 
-The word is a new entry of the tokenizer; its vectors are a parameter of their own that takes the place of the
-embedding's rows on the way through, so that no optimizer ever touches another word (zeroing gradients would not do:
-weight decay moves every row). Files are the ecosystem's: diffusers' `learned_embeds.safetensors`, and the same
-vectors as A1111 reads them.
+The word is new entries of the tokenizer that nothing but the word reaches (`models.learnt_words`); its vectors are a
+parameter of their own that takes the place of the embedding's rows on the way through, so that no optimizer ever
+touches another word (zeroing gradients would not do: weight decay moves every row). Files are the ecosystem's:
+diffusers' `learned_embeds.safetensors`, and the same vectors as A1111 reads them, which calls them by the file's name.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion_lab.checks import flag, number, whole
+from diffusion_lab.checks import bounded, flag
 from diffusion_lab.interfaces import Batch, ParamGroup, UserError
+from diffusion_lab.readers import read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +40,14 @@ class TextualInversion:
     learning_rate: float | None = None  # null: 2e-2 on the miniature, 2e-3 on full-size models
 
     def __post_init__(self) -> None:
-        whole("method.vectors", self.vectors, 1, 32)
+        bounded("method.vectors", self.vectors)
         flag("method.keep_norm", self.keep_norm)
         if self.learning_rate is not None:
-            number("method.learning_rate", self.learning_rate, 0, above=True)
+            bounded("method.learning_rate", self.learning_rate)
+        if self.initialiser is not None and not self.initialiser.strip():
+            raise UserError(
+                "method.initialiser='': is empty; give a word such as dog, or null for data.class_noun"
+            )
         if self.token is not None and len(self.token.split()) != 1:
             raise UserError(f"method.token={self.token!r}: must be one word")
 
@@ -52,24 +56,21 @@ class TextualInversion:
 
         UserError where the tokenizer knows the word already or an initialiser has none of its tokens.
         """
-        import torch
         from torch import nn
+
+        from diffusion_lab.data.identifiers import check_new_word
+        from diffusion_lab.models.learnt_words import learn
 
         for module in (pipe.unet, pipe.vae, pipe.text_encoder):
             module.requires_grad_(False)
         start = self._start(pipe)
-        names = self._names()
-        known = len(pipe.tokenizer(self.token, add_special_tokens=False).input_ids) == 1
-        if known or pipe.tokenizer.add_tokens(names) != len(names):
-            raise UserError(
-                f"data.identifier={self.token}: is a word of the model's vocabulary; a new one is needed"
-            )
-        pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer), mean_resizing=False)
+        check_new_word(pipe.tokenizer.backend_tokenizer, self._new_word())
+        try:
+            ids = learn(pipe, self._new_word(), start)
+        except ValueError as error:
+            raise UserError(f"data.identifier={self.token}: {error}; give another word") from error
         pipe.text_encoder.requires_grad_(False)
         embedding = pipe.text_encoder.get_input_embeddings()
-        ids = pipe.tokenizer.convert_tokens_to_ids(names)
-        with torch.no_grad():
-            embedding.weight[ids] = start.to(embedding.weight.dtype)
         learned = nn.Parameter(start.clone().float())
         embedding.register_parameter("learned", learned)
         embedding.register_buffer("learned_norm", start.float().norm(dim=1, keepdim=True), persistent=False)
@@ -97,33 +98,35 @@ class TextualInversion:
     def save(
         self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
     ) -> list[Path]:
-        """Writes diffusers' file (`pipe.load_textual_inversion(folder)`) and A1111's, `notes` into the headers."""
-        from safetensors.torch import save_file
+        """Writes diffusers' file (`pipe.load_textual_inversion(folder)`) and A1111's, `notes` into the headers.
+
+        Plain diffusers has to be given the word as it can find it: in small letters where the tokenizer lowers
+        texts, in <> where the word is a piece of the vocabulary.
+        """
+        from diffusion_lab.models.learnt_words import name_in_diffusers
+        from diffusion_lab.tracking import tensors
 
         embedding: Any = pipe.text_encoder.get_input_embeddings()
-        vectors = embedding.learned.detach().float().cpu().contiguous()
+        vectors = embedding.learned.detach().float()
         header = {"format": "pt", "method": self.name, "vectors": str(self.vectors), **(notes or {})}
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, weights in ((FILE_NAME, {str(self.token): vectors}), (A1111_NAME, {"emb_params": vectors})):
-            partial = folder / f"{name}.part"
-            try:
-                save_file(weights, partial, metadata=header)
-                os.replace(partial, folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
+        word = name_in_diffusers(pipe.tokenizer.backend_tokenizer, self._new_word())
+        tensors.write(folder / FILE_NAME, {word: vectors}, header)
+        tensors.write(folder / A1111_NAME, {"emb_params": vectors}, header)
         return [folder / FILE_NAME, folder / A1111_NAME]
 
     def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
         """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
         import torch
-        from safetensors.torch import load_file
+
+        from diffusion_lab.models.learnt_words import name_in_diffusers
 
         path = folder / FILE_NAME
         if not path.is_file():
             raise UserError(f"{path} is missing: no embedding was saved there")
         embedding: Any = pipe.text_encoder.get_input_embeddings()
-        weights = load_file(path)
-        found = weights.get(str(self.token))
+        weights = read_tensors(path, "the artefact")
+        names = {self._new_word(), name_in_diffusers(pipe.tokenizer.backend_tokenizer, self._new_word())}
+        found = next((weights[name] for name in names if name in weights), None)
         if found is None or found.shape != embedding.learned.shape:
             shapes = {name: tuple(value.shape) for name, value in weights.items()}
             raise UserError(
@@ -132,11 +135,10 @@ class TextualInversion:
         with torch.no_grad():
             embedding.learned.copy_(found)
 
-    def _names(self) -> list[str]:
-        """The entries of the word, named as diffusers names a word of several vectors."""
+    def _new_word(self) -> str:
         if self.token is None:
             raise ValueError("method.token is not filled in: see config.fill_defaults")
-        return [self.token, *(f"{self.token}_{i}" for i in range(1, self.vectors))]
+        return self.token
 
     def _start(self, pipe: StableDiffusionPipeline) -> Tensor:
         """float [vectors, d]: the initialiser's tokens in turn."""

@@ -9,13 +9,13 @@ are saved as peft saves them, a folder for each network:
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.readers import read_json, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,32 +85,32 @@ def compare(where: Path, part: str, saved: Mapping[str, Any], attached: Mapping[
 def save_folder(module: nn.Module, folder: Path, header: Mapping[str, str]) -> list[Path]:
     """Writes peft's two files, whole or not at all."""
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
-    from diffusion_lab.tracking.atomic import replace_folder
+    from diffusion_lab.tracking import tensors
+    from diffusion_lab.tracking.atomic import replace_folder, write_json
 
     adapter: Any = module
     config = copy.copy(adapter.peft_config["default"])
     config.inference_mode = True  # as peft's own save does: whoever loads it does not train it
     weights = get_peft_model_state_dict(module, save_embedding_layers=False)
     with replace_folder(folder) as beside:
-        save_file(
-            {PREFIX + key: value.detach().cpu().contiguous() for key, value in weights.items()},
+        tensors.write(
             beside / WEIGHTS,
-            metadata={"format": "pt", **header},
+            {PREFIX + key: value for key, value in weights.items()},
+            {"format": "pt", **header},
         )
-        config.save_pretrained(str(beside))
+        # As peft's own save_pretrained, which lists sets in an order that differs from process to process.
+        write_json(beside / CONFIG, dict(sorted(config.to_dict().items())))
     return [folder / WEIGHTS, folder / CONFIG]
 
 
 def load_folder(module: nn.Module, folder: Path) -> None:
     """Reads what `save_folder` wrote into a network with the same adapter attached; else UserError."""
-    from safetensors.torch import load_file
-
     path = folder / WEIGHTS
-    if not path.is_file() or not (folder / CONFIG).is_file():
-        raise UserError(f"{path} is missing: no adapter was saved there")
-    saved = json.loads((folder / CONFIG).read_text("utf-8"))
+    for needed in (path, folder / CONFIG):
+        if not needed.exists():
+            raise UserError(f"{needed} is missing: no adapter was saved there")
+    saved = read_json(folder / CONFIG, "the artefact")
     adapter: Any = module
     attached = adapter.peft_config["default"].to_dict()
     if saved.get("peft_type") != attached["peft_type"]:
@@ -118,7 +118,9 @@ def load_folder(module: nn.Module, folder: Path) -> None:
             f"{folder}: holds {saved.get('peft_type')}, this run's method.variant is {attached['peft_type'].lower()}"
         )
     compare(folder, folder.name, saved, attached)
-    set_weights(module, {k.removeprefix(PREFIX): v for k, v in load_file(path).items()}, path)
+    set_weights(
+        module, {k.removeprefix(PREFIX): v for k, v in read_tensors(path, "the artefact").items()}, path
+    )
 
 
 def set_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

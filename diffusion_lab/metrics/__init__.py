@@ -1,4 +1,4 @@
-"""The metrics: arithmetic on features, one value an image where it can be. Importing this does not import torch.
+"""The metrics: arithmetic on features, one value per image where it can be. Importing this does not import torch.
 
 A new metric is a class in a file of its own and a line in the table; the tests pick it up.
 """
@@ -30,13 +30,18 @@ _ALL: tuple[AnyMetric, ...] = (
     ClipText(),
     ClipImage(),
     Memorisation(),
-    # by wish only (metrics.names): they need another encoder, other prompts, or time
+    # optional (metrics.names): they need another encoder, other prompts, or time
     Dino(),
     Kid("kid", "inception", "Distance to the pictures (KID)"),
     Kid("kid_clip", "clip_image", "Distance to the pictures (KID on CLIP)"),
     Fid("fid", "inception", "Distance to the pictures (FID)"),
     Fid("fid_clip", "clip_image", "Distance to the pictures (Frechet, on CLIP)"),
-    Fid("fid_legacy", "inception", "Distance to the pictures (FID, complex root)", legacy=True),
+    Fid(
+        "fid_legacy",
+        "inception",
+        "Distance to the pictures (FID as some code had it: complex root, float32)",
+        legacy=True,
+    ),
     Vendi(),
     ImageSimilarity(),
     PromptSimilarity(),

@@ -40,7 +40,8 @@ class ClassDrift:
                 f"{len(base)} images of the untouched model for {generated.n}: not the same prompts"
             )
         # Half the squared chord of two unit vectors is 1 - cos, and exactly 0 for equal ones.
-        return (generated.clip_image.double() - base.double()).square().sum(1).div(2).float()
+        moved = (generated.clip_image.double() - base.double()).square().sum(1).div(2).float()
+        return moved.where(moved.isfinite(), float("nan"))
 
     def ceiling(self, references: References) -> Tensor | None:
         """None: photographs did not move."""

@@ -68,3 +68,9 @@ class ClipImage:
         if references.impostors is None or references.impostors.clip_image is None:
             return None
         return or_none(mean_cosine(references.impostors.clip_image, references.train.clip_image))
+
+    def pair_rows(
+        self, kind: Literal["values", "ceiling"], generated: Features, references: References
+    ) -> Tensor | None:
+        """The ceiling's embeddings, which are compared with each other."""
+        return references.train.clip_image

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def defined(rows: Tensor | None) -> Tensor | None:
-    """The rows without NaN, float64 [k, d]; None where there are none."""
+    """The rows that are finite, float64 [k, d]; None where there are none."""
     if rows is None:
         return None
-    kept = rows[~rows.isnan().any(dim=1)].double()
+    kept = rows[rows.isfinite().all(dim=1)].double()
     return kept if len(kept) else None
 
 

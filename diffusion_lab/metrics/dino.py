@@ -42,3 +42,9 @@ class Dino:
         if references.impostors is None or references.impostors.dino is None:
             return None
         return or_none(mean_cosine(references.impostors.dino, references.train.dino))
+
+    def pair_rows(
+        self, kind: Literal["values", "ceiling"], generated: Features, references: References
+    ) -> Tensor | None:
+        """The ceiling's embeddings, which are compared with each other."""
+        return references.train.dino

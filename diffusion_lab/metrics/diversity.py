@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffusion_lab.metrics.cosines import joined, leave_one_out
+from diffusion_lab.metrics.cosines import joined, leave_one_out, or_none, undefined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,8 +16,8 @@ class Diversity:
     """d(s) = mean over e in S without s of 1 - cos(s, e), on CLIP's image embeddings; the score is the mean
     of d.
 
-    A value belongs to an image only together with the others of its evaluation. ValueError for one image and
-    for embeddings of length zero: there is no number that would be true.
+    A value belongs to an image only together with the others of its evaluation: NaN for one alone, and for embeddings
+    that are not finite or of length zero, which are left out of the others' means too.
     """
 
     name = "diversity"
@@ -27,23 +27,39 @@ class Diversity:
     label = "Diversity"
     unit = "cosine distance"
     can_miss = False
+    least_images = 2
     pairwise: frozenset[str] = frozenset({"values", "ceiling"})
     over: Literal["subject", "class"] = "subject"
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.clip_image is not None
-        return diversity(generated.clip_image)
+        return _of_those_there(generated.clip_image)
 
     def ceiling(self, references: References) -> Tensor | None:
         """The subject's own photographs among each other; None for one alone."""
-        rows = joined(
-            references.train.clip_image, references.heldout.clip_image if references.heldout else None
-        )
-        return diversity(rows) if rows is not None and len(rows) > 1 else None
+        rows = self.pair_rows("ceiling", references.train, references)
+        return None if rows is None else or_none(_of_those_there(rows))
 
     def impostor(self, references: References) -> Tensor | None:
         """None: it compares with no reference."""
         return None
+
+    def pair_rows(
+        self, kind: Literal["values", "ceiling"], generated: Features, references: References
+    ) -> Tensor | None:
+        """The embeddings that are compared with each other."""
+        if kind == "values":
+            return generated.clip_image
+        heldout = references.heldout
+        return joined(references.train.clip_image, heldout.clip_image if heldout else None)
+
+
+def _of_those_there(rows: Tensor) -> Tensor:
+    there = rows.isfinite().all(dim=1) & (rows != 0).any(dim=1)
+    values = undefined(len(rows), rows)
+    if int(there.sum()) > 1:
+        values[there] = diversity(rows[there])
+    return values
 
 
 def diversity(embeddings: Tensor) -> Tensor:

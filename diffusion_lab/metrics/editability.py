@@ -50,6 +50,12 @@ class ImageSimilarity:
             return None
         return or_none(mean_cosine(references.impostors.clip_image, references.train.clip_image))
 
+    def pair_rows(
+        self, kind: Literal["values", "ceiling"], generated: Features, references: References
+    ) -> Tensor | None:
+        """The ceiling's embeddings, which are compared with each other."""
+        return references.train.clip_image
+
 
 class PromptSimilarity:
     """Images of an edit prompt against those of the same prompt without the identifier, by the same model."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffusion_lab.analysis.intervals import summarise, undefined
+from diffusion_lab.analysis.intervals import undefined
 from diffusion_lab.data.prompts import without_identifier
 from diffusion_lab.interfaces import Evaluation, Features, Metric, References, ScoreRow, UserError
 from diffusion_lab.metrics import select
+from diffusion_lab.metrics.enough import check_enough
+from diffusion_lab.metrics.finite import FIELDS, without_broken_rows
+from diffusion_lab.metrics.summaries import of_images, of_photographs
+from diffusion_lab.readers import read_tensors
 from diffusion_lab.sampling.sample import plan, sample
 from diffusion_lab.training.rng import preserved_rng
 
@@ -23,10 +27,13 @@ if TYPE_CHECKING:
 
     from diffusion_lab.config import Prompts
     from diffusion_lab.encoders.bank import EncoderBank
+    from diffusion_lab.encoders.photographs import Photograph
     from diffusion_lab.interfaces import AnyMetric, Picture, Pixels, PromptSet, Subject, Summary
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.sampling.sample import Planned
     from diffusion_lab.tracking.progress import Progress
+
+TENSORS = (*FIELDS, "faces")  # of `Features`
 
 
 def evaluate(
@@ -44,6 +51,7 @@ def evaluate(
 ) -> Evaluation:
     """Draws the set's images with ``pipe`` as it is and scores them by the bank's metrics.
 
+    Raises UserError before any image is drawn where a metric compares images with each other and gets one alone.
     Leaves the modes of all modules, `pipe.scheduler`, the weights and the global generators as they were.
     ``cache``: the run's prompt embeddings; ``resolution``: pixels, by default the model's own. ``base``: a
     file for what the untouched model drew without the identifier, written at step 0 and read at later steps;
@@ -51,7 +59,7 @@ def evaluate(
     """
     planned = plan(prompts, settings)
     metrics = select(bank.settings.names)
-    check_metrics(metrics, len(planned))
+    check_enough(metrics, [item.prompt for item in planned])
     seconds: dict[str, float] = {}
     with preserved_rng():
         started = time.perf_counter()
@@ -79,7 +87,10 @@ def evaluate(
             references = replace(references, base=_base_features(base, features, planned, step))
         rows, summaries = score(features, references, metrics, planned, step)
         seconds["metrics"] = time.perf_counter() - started
-    return Evaluation(step=step, images=tuple(images), rows=rows, summaries=summaries, seconds=seconds)
+    return Evaluation(
+        step=step, images=tuple(images), rows=rows, summaries=summaries, seconds=seconds,
+        several_faces=several_faces(features),
+    )  # fmt: skip
 
 
 def score(
@@ -98,6 +109,7 @@ def score(
     rows: list[ScoreRow] = []
     summaries: dict[str, Summary] = {}
     subject, klass = split_by_identifier(planned)
+    features = without_broken_rows(features, [f"{item.prompt.id}-{item.index}" for item in planned])
     features = replace(features, prompts=tuple(item.prompt for item in planned))
     groups = {"subject": (take(features, subject), subject), "class": (take(features, klass), klass)}
     references = replace(references, without=groups["class"][0])
@@ -111,17 +123,9 @@ def score(
         if not isinstance(metric, Metric):
             summaries[metric.name] = metric.summary(seen, references, ids)
             continue
-        values = [float(value) for value in metric(seen, references)]
-        at = dict(zip(numbers, values, strict=True))
-        summaries[metric.name] = summarise(
-            values,
-            ids,
-            # Without a face in any reference the metric has no meaning, so neither has a zero for what is
-            # missing.
-            can_miss=metric.can_miss and _comparable(metric, references),
-            pairwise="values" in metric.pairwise,
-            share=metric.unit == "share",
-        )
+        values = metric(seen, references)
+        at = dict(zip(numbers, values.tolist(), strict=True))
+        summaries[metric.name] = of_images(metric, values, seen, references, ids)
         rows.extend(
             ScoreRow(
                 step=step,
@@ -170,45 +174,70 @@ def joined(parts: Sequence[Features]) -> Features:
     return Features(n=sum(part.n for part in parts), **fields)
 
 
-TENSORS = ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception")
+LOST = "begin anew in another folder with hydra.run.dir=FOLDER, or without class_drift in metrics.names"
 
 
 def _base_features(path: Path, features: Features, planned: Sequence[Planned], step: int) -> Features | None:
     """What the untouched model's class images were: kept at step 0, read back later, also by a resumed run."""
-    from safetensors.torch import load_file, save
 
-    from diffusion_lab.tracking.atomic import write_bytes
+    from diffusion_lab.tracking import tensors
 
     klass = take(features, split_by_identifier(planned)[1])
     if klass is None or klass.clip_image is None:
         return None
     if step == 0:
-        write_bytes(path, save({"clip_image": klass.clip_image.contiguous()}))
+        tensors.write(path, {"clip_image": klass.clip_image})
         return klass
     if not path.is_file():
         return None
-    found = load_file(path)["clip_image"]
+    found = read_tensors(path, "class_drift", remedy=LOST).get("clip_image")
+    if found is None or found.ndim != 2 or found.shape[1] != klass.clip_image.shape[1]:
+        raise UserError(f"class_drift: {path} holds other features than this run's; {LOST}")
     return Features(n=len(found), clip_image=found)
 
 
-def reference_features(subject: Subject, bank: EncoderBank, resolution: int) -> References:
+def reference_features(
+    subject: Subject,
+    bank: EncoderBank,
+    resolution: int,
+    faces: Mapping[str, Sequence[Photograph]] | None = None,
+) -> References:
     """Features of the subject's photographs and the other subjects', cropped and resized.
 
     Photographs are compared as the model could have drawn them, at its ``resolution`` in pixels: a sharper
-    picture would be another measure.
+    picture would be another measure. ``faces``: what `look_at` chose, by default chosen here.
     """
     from diffusion_lab.data.pictures import fit
+    from diffusion_lab.encoders.photographs import look_at
 
     needs = needed(select(bank.settings.names)) - {"clip_text"}
+    if faces is None and "face" in needs:
+        faces = look_at(subject, bank, resolution)
 
-    def seen(pictures: Iterable[Picture]) -> Features | None:
+    def seen(group: str, pictures: Sequence[Picture]) -> Features | None:
+        if not pictures:
+            return None
         pixels: list[Pixels] = [fit(picture.pixels, resolution) for picture in pictures]
-        return bank.features(pixels, texts=None, needs=needs) if pixels else None
+        found = bank.features(pixels, texts=None, needs=needs - {"face"})
+        if faces is not None:
+            found = with_faces(found, faces[group])
+        return without_broken_rows(found, [picture.path.name for picture in pictures])
 
-    train = seen(subject.train)
+    train = seen("train", subject.train)
     if train is None:
         raise UserError("data.n_images: there is no training picture to compare with")
-    return References(train=train, heldout=seen(subject.heldout), impostors=seen(subject.impostors))
+    return References(
+        train=train, heldout=seen("heldout", subject.heldout), impostors=seen("impostors", subject.impostors)
+    )
+
+
+def with_faces(features: Features, photographs: Sequence[Photograph]) -> Features:
+    """`features` with the embeddings of the chosen faces; NaN where there is none."""
+    import torch
+
+    rows = torch.stack([photograph.embedding for photograph in photographs])
+    counts = torch.tensor([float(len(photograph.faces)) for photograph in photographs])
+    return replace(features, face=rows, faces=counts)
 
 
 def reference_scores(
@@ -224,13 +253,16 @@ def reference_scores(
             lines = metric.ceiling_summary(references), metric.impostor_summary(references)
             result[metric.name] = {"ceiling": lines[0], "impostor": lines[1]}
             continue
-        ceiling, impostor = metric.ceiling(references), metric.impostor(references)
-        pairs, share = "ceiling" in metric.pairwise, metric.unit == "share"
         result[metric.name] = {
-            "ceiling": None if ceiling is None else summarise(ceiling, pairwise=pairs, share=share),
-            "impostor": None if impostor is None else summarise(impostor),
+            "ceiling": of_photographs(metric, "ceiling", references),
+            "impostor": of_photographs(metric, "impostor", references),
         }
     return result
+
+
+def several_faces(features: Features) -> int | None:
+    """Images in which more than one face was found, of which the most prominent is measured."""
+    return None if features.faces is None else int((features.faces > 1).sum())
 
 
 def without_face(references: References) -> dict[str, tuple[int, int]]:
@@ -249,21 +281,3 @@ def without_face(references: References) -> dict[str, tuple[int, int]]:
 def needed(metrics: Iterable[AnyMetric]) -> set[str]:
     """The fields of `Features` that these metrics read."""
     return {field for metric in metrics for field in metric.needs}
-
-
-def check_metrics(metrics: Sequence[AnyMetric], n_images: int) -> None:
-    """UserError where a metric is not defined for so few images, before any is drawn."""
-    if n_images < 1:
-        raise UserError("prompts.n: there is no prompt to evaluate")
-    for metric in metrics:
-        if n_images < 2 and isinstance(metric, Metric) and "values" in metric.pairwise:
-            raise UserError(
-                f"prompts.n: {metric.name} compares images with each other and one alone has no value; "
-                f"set prompts.n to 2 or more, or leave {metric.name} out of metrics.names"
-            )
-
-
-def _comparable(metric: Metric, references: References) -> bool:
-    """Whether an image with a face would have a value: asked of the photographs themselves."""
-    photographs = (references.train, references.heldout, references.impostors)
-    return any(not bool(metric(some, references).isnan().all()) for some in photographs if some is not None)

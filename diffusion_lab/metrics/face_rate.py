@@ -18,7 +18,7 @@ class FaceRate:
     name = "face_rate"
     version = "1"
     higher_is_better = True
-    needs: tuple[str, ...] = ("face",)
+    needs: tuple[str, ...] = ("face_found",)  # no embedder where this is the only metric of faces
     label = "Images with a face"
     unit = "share"
     can_miss = False
@@ -27,6 +27,8 @@ class FaceRate:
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.face is not None
+        if generated.faces is not None:  # a face is there even where nothing could be made of it
+            return (generated.faces > 0).float()
         return _has_face(generated.face)
 
     def ceiling(self, references: References) -> Tensor | None:

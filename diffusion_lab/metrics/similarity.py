@@ -44,6 +44,12 @@ class Similarity:
             return None
         return or_none(mean_cosine(references.impostors.face, references.train.face))
 
+    def pair_rows(
+        self, kind: Literal["values", "ceiling"], generated: Features, references: References
+    ) -> Tensor | None:
+        """The ceiling's embeddings, which are compared with each other."""
+        return references.train.face
+
 
 class SimilarityHeldout:
     """The same against photographs that were never trained on, the same ones for every n.
@@ -84,3 +90,10 @@ class SimilarityHeldout:
         if references.heldout is None or references.impostors is None or references.impostors.face is None:
             return None
         return or_none(mean_cosine(references.impostors.face, references.heldout.face))
+
+    def pair_rows(
+        self, kind: Literal["values", "ceiling"], generated: Features, references: References
+    ) -> Tensor | None:
+        """The ceiling's embeddings, which are compared with each other; None where one alone has a face."""
+        found = None if references.heldout is None else references.heldout.face
+        return found if leave_one_out(found) is not None else None

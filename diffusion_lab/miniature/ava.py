@@ -71,4 +71,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from diffusion_lab.checks import command
+
+    raise SystemExit(command(main))

@@ -78,9 +78,16 @@ def subject_portrait(name: str, index: int) -> Portrait:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a subject's folder has its portraits and the class noun."""
-    wanted = [*(f"{i:02d}.png" for i in range(N_PORTRAITS)), "class_noun.txt"]
-    return all((folder / name).is_file() for name in wanted)
+    """Whether a subject's folder has its portraits, whole, and the class noun. Decodes them: some milliseconds."""
+    try:
+        if not (folder / "class_noun.txt").read_text("utf-8").strip():
+            return False
+        for number in range(N_PORTRAITS):
+            with Image.open(folder / f"{number:02d}.png") as image:
+                image.load()
+    except (OSError, ValueError, SyntaxError):  # Pillow's decoders raise all three
+        return False
+    return True
 
 
 def write_subjects(folder: Path, names: Collection[str] | None = None) -> Path:
@@ -124,4 +131,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from diffusion_lab.checks import command
+
+    raise SystemExit(command(main))

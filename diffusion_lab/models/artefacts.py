@@ -7,14 +7,16 @@ which words it is called. They are text, so every value is.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.models import adapter_file
+from diffusion_lab.models.attach import attach, kind_of, merge_folder
+from diffusion_lab.models.folder import shards
+from diffusion_lab.readers import read_header, read_json, read_tensors
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -23,28 +25,42 @@ if TYPE_CHECKING:
     from diffusion_lab.interfaces import Subject
 
 LORA, EMBEDDING, NETWORKS, PEFT, PIPELINE = "lora", "embedding", "networks", "peft", "pipeline"
+BASE = "base"  # notes of step 0: the base model, unchanged
 HYPERNETWORK = "hypernetwork"
 A1111_VECTORS = "emb_params"
-OWN_NAMES = (
-    "learned_embeds.safetensors", "pytorch_lora_weights.safetensors", "hypernetwork.safetensors",
-)  # fmt: skip
+TWINS = {  # the same thing in another tool's format -> the file of ours that it lies beside
+    "lora_kohya.safetensors": "pytorch_lora_weights.safetensors",
+    "learned_embeds_a1111.safetensors": "learned_embeds.safetensors",
+}
+NOTES = "dreambooth.json"
+AGAIN = "copy it again"
 
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
     """One recognised piece; a folder may hold several, such as an embedding and the LoRA trained with it."""
 
-    kind: str  # lora, embedding, hypernetwork, networks (unet/, text_encoder/), peft (the same as adapters), pipeline
+    # lora, embedding, hypernetwork, networks (unet/, text_encoder/), peft (the same as adapters), pipeline, base
+    kind: str
     path: Path
     header: Mapping[str, str]
+
+    @property
+    def part(self) -> str:
+        """Of networks and peft's folders: the network that they change."""
+        return "text_encoder" if self.path.name == "text_encoder" else "unet"
 
 
 def notes(config: Config, pipe: StableDiffusionPipeline, subject: Subject, prompt: str) -> dict[str, str]:
     """What every artefact's header says, beside the step and what the tools want to see of the method."""
+    from diffusion_lab.data.prompts import load_prompts
+    from diffusion_lab.jobs import origin
     from diffusion_lab.tracking.atomic import dumps
     from diffusion_lab.tracking.provenance import checkout, versions
 
+    prompts = load_prompts(config.prompts, identifier=subject.identifier, class_noun=subject.class_noun)
     return {
+        origin.HEADER: origin.note(config, pipe.device.type, prompts.negative),
         "base_model": config.model.path,
         "prediction_type": str(pipe.scheduler.config.get("prediction_type", "epsilon")),
         "trigger": subject.identifier,
@@ -69,139 +85,278 @@ def notes(config: Config, pipe: StableDiffusionPipeline, subject: Subject, promp
 def annotate(folder: Path, words: Mapping[str, str]) -> None:
     """Adds `words` to the headers of all artefacts in `folder`; weights stay to the bit."""
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
+    from diffusion_lab.tracking import tensors
     from diffusion_lab.tracking.atomic import write_json
 
     files = [*folder.glob("*.safetensors"), *folder.glob("*/adapter_model.safetensors")]
     for path in sorted(files):
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
-        partial = path.with_name(f".{path.name}.tmp")
-        save_file(load_file(path), partial, metadata={**header, **words})
-        os.replace(partial, path)
-    record = folder / "dreambooth.json"
+        tensors.write(path, load_file(path), {**header, **words})
+    record = folder / NOTES
     if record.is_file():
-        write_json(record, {**json.loads(record.read_text("utf-8")), **words})
+        write_json(record, {**read_json(record, "artefact"), **words})
 
 
 def recognise(path: Path) -> tuple[Artefact, ...]:
     """The pieces at `path`, a file or folder. UserError (job.artefact) where there is none. Loads no weights."""
     if path.is_file():
         return (_file(path),)
+    where = f"job.artefact={path}"
     if not path.is_dir():
-        raise UserError(f"job.artefact={path}: there is no such file or folder")
-    notes = path / "dreambooth.json"
+        raise UserError(f"{where}: there is no such file or folder")
+    if (path / "config.yaml").is_file() and (path / "artefact").is_dir():  # a run's folder
+        return recognise(path / "artefact")
     header = {}
-    if notes.is_file():
-        header = {key: str(value) for key, value in json.loads(notes.read_text("utf-8")).items()}
-    if (path / "model_index.json").is_file():
+    if (path / NOTES).exists():
+        header = {key: str(value) for key, value in read_json(path / NOTES, where, remedy=AGAIN).items()}
+    if (path / "model_index.json").exists():
         return (Artefact(PIPELINE, path, header),)
+    if header.get("unchanged") == "true":
+        return (Artefact(BASE, path, header),)
+    if (path / "adapter_config.json").exists():
+        return (_peft_folder(path),)
     found = []
     for part in ("unet", "text_encoder"):
-        if (path / part / "adapter_config.json").is_file():
-            weights = path / part / "adapter_model.safetensors"
-            found.append(Artefact(PEFT, path / part, _header(weights)[0]))
-        elif (path / part / "config.json").is_file():
+        if (path / part / "adapter_config.json").exists():
+            found.append(_peft_folder(path / part))
+        elif (path / part / "config.json").exists():
             found.append(Artefact(NETWORKS, path / part, header))
-    # One of our own names stands for its twins in other tools' formats, which lie beside it.
-    own = [path / name for name in OWN_NAMES]
-    files = [file for file in own if file.is_file()] or ([] if found else sorted(path.glob("*.safetensors")))
+    files = [
+        file
+        for file in sorted(path.iterdir())
+        if file.suffix.casefold() == ".safetensors"
+        and not file.name.startswith(".")
+        and not (path / TWINS.get(file.name, "")).is_file()
+    ]
     found += [_file(file) for file in files]
     if not found:
         raise UserError(
-            f"job.artefact={path}: holds nothing to load; a LoRA, an embedding (.safetensors), or a diffusers "
-            "folder is needed"
+            f"{where}: holds nothing to load; a LoRA, an embedding (.safetensors), or a diffusers folder is needed"
         )
+    _check_together(where, found)
     return tuple(found)
 
 
+def _check_together(where: str, found: Sequence[Artefact]) -> None:
+    """A folder of many files is a collection, of which one is meant; words may be several."""
+    changing = [piece for piece in found if piece.kind in (LORA, HYPERNETWORK)]
+    if len(changing) > 1:
+        names = ", ".join(piece.path.name for piece in changing)
+        raise UserError(
+            f"{where}: holds {len(changing)} adapters ({names}), and one is drawn with at a time; name one: "
+            f"job.artefact={changing[0].path}"
+        )
+
+
 def _file(path: Path) -> Artefact:
-    if path.suffix != ".safetensors":
-        raise UserError(f"job.artefact={path}: only .safetensors files are loaded, since others can run code")
-    header, keys = _header(path)
-    if header.get("method") == HYPERNETWORK:
-        return Artefact(HYPERNETWORK, path, header)
-    if any("lora" in key for key in keys):
-        return Artefact(LORA, path, header)
-    if keys == [A1111_VECTORS] or (0 < len(keys) <= 2 and not any("." in key.strip("<>") for key in keys)):
-        return Artefact(EMBEDDING, path, {**header, "tensor": keys[0]})
+    where = f"job.artefact={path}"
+    if path.suffix.casefold() != ".safetensors":
+        raise UserError(f"{where}: only .safetensors files are loaded, since others can run code")
+    if path.name == "adapter_model.safetensors" and (path.parent / "adapter_config.json").is_file():
+        return _peft_folder(path.parent)
+    found = read_header(path, where, name="the file", remedy=AGAIN)
+    keys = list(found.shapes)
+    if found.metadata.get("method") == HYPERNETWORK:
+        return Artefact(HYPERNETWORK, path, found.metadata)
+    if {"clip_l", "clip_g"} & set(keys):
+        sizes = ", ".join(f"{key} {shape[-1]}" for key, shape in found.shapes.items())
+        raise UserError(
+            f"{where}: is an embedding for Stable Diffusion XL, of widths {sizes}; one for Stable Diffusion 1.x "
+            "(768) or 2.x (1024) is needed"
+        )
+    # The word may be any: "mr.bean", "flora". An adapter's keys are names of layers and have points.
+    named = "vectors" in found.metadata or not any("." in key.strip("<>") for key in keys)
+    if keys and named and all(map(_is_vectors, found.shapes.values())):
+        if len(keys) > 1:
+            raise UserError(
+                f"{where}: holds {len(keys)} embeddings ({', '.join(keys)}); one a file is needed"
+            )
+        # Another tool's file without a word of its own is called by the file's name, as in the web UIs.
+        word = path.stem if keys[0] in (A1111_VECTORS, "*") else keys[0]
+        width = str(found.shapes[keys[0]][-1])
+        return Artefact(
+            EMBEDDING, path, {"trigger": word, **found.metadata, "tensor": keys[0], "width": width}
+        )
+    if adapter_file.is_adapter(found):
+        if any(key.startswith("base_model.model.") for key in keys):
+            raise UserError(
+                f"{where}: is from a folder of peft's, and adapter_config.json, which says how strong it is, does not "
+                "lie beside it; copy that too"
+            )
+        adapter_file.layers(found, where)
+        return Artefact(LORA, path, found.metadata)
+    method = f" (header: {found.metadata['method']})" if "method" in found.metadata else ""
     raise UserError(
-        f"job.artefact={path}: is neither a LoRA nor an embedding that is known here"
-        f"{' (header: ' + header['method'] + ')' if 'method' in header else ''}; a whole checkpoint goes to "
+        f"{where}: is neither a LoRA nor an embedding that is known here{method}; a whole checkpoint goes to "
         "model=single_file model.path=FILE"
     )
 
 
-def _header(path: Path) -> tuple[dict[str, str], list[str]]:
-    from safetensors import SafetensorError, safe_open
+def _is_vectors(shape: tuple[int, ...]) -> bool:
+    return len(shape) in (1, 2) and all(shape)
 
-    try:
-        with safe_open(path, framework="np") as file:
-            return dict(file.metadata() or {}), sorted(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"job.artefact: {path} is damaged or missing ({error}); copy it again") from error
+
+def _peft_folder(folder: Path) -> Artefact:
+    where = f"job.artefact={folder}"
+    kind_of(folder, where)
+    header = read_header(folder / "adapter_model.safetensors", where, remedy=AGAIN)
+    return Artefact(PEFT, folder, header.metadata)
+
+
+def check_weight(found: Sequence[Artefact], weight: float) -> None:
+    """UserError where what is there has no strength between nothing (0) and all of it (1)."""
+    if weight == 1:
+        return
+    kinds = {piece.kind for piece in found}
+    if PIPELINE in kinds:
+        what = "is a whole pipeline, and the model it began from is not in it"
+    elif kinds == {EMBEDDING}:
+        what = "is an embedding, a word that is in the prompt or is not"
+    else:
+        return
+    raise UserError(
+        f"job.weight={weight:g}: job.artefact {what}: no strength can be set; leave job.weight at 1"
+    )
+
+
+def check_fit(found: Sequence[Artefact], configs: Path, model: str) -> None:
+    """UserError where a piece is another model's, by its widths. `configs`: the model's folder. Loads no weights."""
+    where = f"model.path={model}"
+    unet = read_json(configs / "unet" / "config.json", where)
+    text = read_json(configs / "text_encoder" / "config.json", where)
+    for piece in found:
+        place = f"job.artefact={piece.path}"
+        if piece.kind == EMBEDDING:
+            _check_width(piece, text.get("hidden_size"))
+        elif piece.kind == LORA:
+            header = read_header(piece.path, place)
+            theirs = adapter_file.text_width(header, adapter_file.layers(header, place))
+            ours = unet.get("cross_attention_dim")
+            if theirs is not None and isinstance(ours, int) and theirs != ours:
+                raise adapter_file.other_width(place, adapter_file.CROSS, theirs, ours)
+
+
+def _check_width(piece: Artefact, ours: int | None) -> None:
+    theirs = int(piece.header["width"])
+    if isinstance(ours, int) and theirs != ours:
+        raise adapter_file.other_width(f"job.artefact={piece.path}", "its vectors are", theirs, ours)
 
 
 def apply(pipe: StableDiffusionPipeline, artefact: Artefact, weight: float = 1.0) -> None:
-    """Puts one piece onto `pipe`. `weight` scales a LoRA. UserError where it is another model's."""
+    """Puts one piece onto `pipe`, in float32. `weight`: 0 is the model alone, 1 the whole artefact, between and beyond
+    in proportion; an embedding is there or not. UserError where it is another model's.
+    """
+    where = f"job.artefact={artefact.path}"
     try:
         _APPLY[artefact.kind](pipe, artefact, weight)
+    except UserError as error:
+        base = artefact.header.get("base_model")
+        if not base or not str(error).endswith(adapter_file.MADE_FOR):
+            raise
+        raise UserError(f"{error}: {base}") from error
     except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"job.artefact={artefact.path}: does not fit the model ({reason}); set model.path to the one it was "
-            f"made for{': ' + artefact.header['base_model'] if artefact.header.get('base_model') else ''}"
-        ) from error
+        raise adapter_file.no_fit(where, " ".join(str(error).split())[:200]) from error
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         module.requires_grad_(False)
         module.eval()
 
 
 def _lora(pipe: Any, artefact: Artefact, weight: float) -> None:
-    from diffusion_lab.models.load import quiet_loading
-
-    with quiet_loading():
-        pipe.load_lora_weights(artefact.path.parent, weight_name=artefact.path.name, adapter_name="artefact")
-    pipe.set_adapters(["artefact"], adapter_weights=[weight])
+    where = f"job.artefact={artefact.path}"
+    header = read_header(artefact.path, where)
+    attach(pipe, adapter_file.read_changes(artefact.path, header, pipe, where), weight, where)
 
 
 def _embedding(pipe: Any, artefact: Artefact, weight: float) -> None:
-    """Another tool's file has no word of its own: it is called by the file's name, as in the web UIs."""
-    tensor = artefact.header["tensor"]
-    word = artefact.header.get("trigger") or artefact.path.stem
-    pipe.load_textual_inversion(
-        artefact.path.parent,
-        weight_name=artefact.path.name,
-        token=word if tensor == A1111_VECTORS else None,
-    )
+    """Its word is found where it stands as a word, in any letter case; see `models.learnt_words`."""
+    from diffusion_lab.models.learnt_words import learn
+
+    if weight == 0:
+        return
+    _check_width(artefact, int(pipe.text_encoder.config.hidden_size))
+    vectors = read_tensors(artefact.path, f"job.artefact={artefact.path}")[artefact.header["tensor"]]
+    learn(pipe, artefact.header["trigger"], vectors if vectors.ndim > 1 else vectors[None])
 
 
 def _hypernetwork(pipe: Any, artefact: Artefact, weight: float) -> None:
-    from safetensors.torch import load_file
-
     from diffusion_lab.methods.hypernetwork import from_file
 
-    from_file(artefact.path).attach(pipe)
-    pipe.unet.hypernetwork.load_state_dict(load_file(artefact.path))
+    from_file(artefact.path).attach(pipe, weight)
+    _load_state(
+        pipe.unet.hypernetwork, read_tensors(artefact.path, f"job.artefact={artefact.path}"), artefact
+    )
 
 
 def _networks(pipe: Any, artefact: Artefact, weight: float) -> None:
-    from safetensors.torch import load_file
+    """Whole networks: between 0 and 1 every weight lies on the line from the model's to the artefact's."""
+    import torch
 
-    files = sorted(artefact.path.glob("*.safetensors"))
-    weights = {key: value for file in files for key, value in load_file(file).items()}
-    getattr(pipe, artefact.path.name).load_state_dict(weights)
+    where = f"job.artefact={artefact.path}"
+    files = weight_files(artefact.path, where)
+    weights = {key: value for file in files for key, value in read_tensors(file, where).items()}
+    network = getattr(pipe, artefact.part)
+    own = network.state_dict()
+    if artefact.part == "text_encoder":  # what older versions of transformers saved beside the weights
+        weights = {key.removeprefix("text_model."): value for key, value in weights.items()} if not any(
+            key.startswith("text_model.") for key in own
+        ) else weights  # fmt: skip
+        weights.pop("embeddings.position_ids", None)
+    if weight != 1:
+        weights = {
+            key: torch.lerp(own[key].float(), value.float().to(own[key].device), weight)
+            if key in own and own[key].shape == value.shape and value.is_floating_point()
+            else value
+            for key, value in weights.items()
+        }
+    _load_state(network, weights, artefact)
+
+
+def _load_state(network: Any, weights: dict[str, Any], artefact: Artefact) -> None:
+    """All of the network's tensors and no other. UserError with the first that differs, and the sizes."""
+    where = f"job.artefact={artefact.path}"
+    own = network.state_dict()
+    for key, value in weights.items():
+        if key in own and own[key].shape != value.shape:
+            raise adapter_file.no_fit(
+                where, f"{key} is {list(value.shape)}, and {list(own[key].shape)} is needed"
+            )
+    for keys, what in (
+        (set(own) - set(weights), "lacks"),
+        (set(weights) - set(own), "has beside the model's"),
+    ):
+        if keys:
+            raise adapter_file.no_fit(where, f"it {what} {len(keys)} tensors, such as {min(keys)}")
+    network.load_state_dict(weights)
+
+
+def weight_files(folder: Path, where: str) -> list[Path]:
+    """The safetensors files of one network: the whole one, or the index's shards. UserError."""
+    for stem in ("diffusion_pytorch_model", "model"):
+        index = folder / f"{stem}.safetensors.index.json"
+        if (folder / f"{stem}.safetensors").exists():
+            return [folder / f"{stem}.safetensors"]
+        if index.exists():
+            return [folder / name for name in shards(index, where)]
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise UserError(
+            f"{where}: one .safetensors file of weights is needed there, and there is {names}; {AGAIN}"
+        )
+    return found
 
 
 def _peft(pipe: Any, artefact: Artefact, weight: float) -> None:
-    from peft import PeftModel
+    merge_folder(pipe, artefact.part, artefact.path, weight, f"job.artefact={artefact.path}")
 
-    part = artefact.path.name
-    merged = PeftModel.from_pretrained(getattr(pipe, part), str(artefact.path)).merge_and_unload()
-    setattr(pipe, part, merged)
+
+def _base(pipe: Any, artefact: Artefact, weight: float) -> None:
+    """Nothing has changed since the base model, which is what `pipe` is."""
 
 
 _APPLY = {
-    LORA: _lora, EMBEDDING: _embedding, HYPERNETWORK: _hypernetwork, NETWORKS: _networks, PEFT: _peft,
+    LORA: _lora, EMBEDDING: _embedding, HYPERNETWORK: _hypernetwork, NETWORKS: _networks, PEFT: _peft, BASE: _base,
 }  # fmt: skip

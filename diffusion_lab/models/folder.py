@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.checks import closest
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models.shipped import MINIATURES, shipped_folder
+from diffusion_lab.readers import Key, read_header, read_json, refuse
 
 if TYPE_CHECKING:
     from diffusion_lab.config import Model
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
+VARIANT = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.safetensors\.index)?\.([\w-]+?)(?:-\d+-of-\d+)?\.(?:safetensors|json)"
+)
+BYTES = 520  # pieces of a vocabulary that no merge makes: 512 of CLIP, and words added by hand
 WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -28,7 +32,7 @@ PICKLED = {
 
 
 def check_model(model: Model, warnings: list[str]) -> Path | None:
-    """Refuses a model that lacks a part. Returns the folder with its configs, None where only a hub has them."""
+    """Refuses a model that lacks a part. Returns the folder with its configs, None where only the hub has them."""
     from diffusion_lab.models.single_file import check_file, config_folder
 
     place = model_folder(model)
@@ -41,12 +45,19 @@ def check_model(model: Model, warnings: list[str]) -> Path | None:
         if configs is None:
             warnings.append("model.config names no folder: the model's configs may be downloaded (kilobytes)")
         return configs
-    warnings.append(f"model.path={model.path} is taken for a hub id: it may be downloaded (gigabytes)")
+    if model.local_files_only:
+        raise UserError(
+            f"model.path={model.path}: it is not whole in the hub's cache on this machine; set "
+            "model.local_files_only=false to fetch it"
+        )
+    warnings.append(f"model.path={model.path} is taken for a hub id: it will be downloaded (gigabytes)")
     return None
 
 
 def model_folder(model: Model) -> Path | None:
-    """The model's diffusers folder or single file, None for a hub id. UserError where it can be none."""
+    """The model's diffusers folder or single file; of a hub id its folder in the hub's cache, None where it is not
+    all there. UserError where it can be none of them.
+    """
     if model.path in MINIATURES:
         return shipped_folder(model.path)
     folder = Path(model.path).expanduser()
@@ -59,16 +70,22 @@ def model_folder(model: Model) -> Path | None:
             f"model.path={model.path}: there is no such folder, nor is it a hub id (owner/name)"
             f"{closest(model.path, MINIATURES)}"
         )
-    return None
+    from diffusion_lab.models.hub import cached_model
+
+    return cached_model(model)
 
 
 def check_folder(folder: Path, model: Model) -> None:
-    """UserError naming `model.path` and the first part that is missing or cannot be read."""
+    """UserError naming `model.path` (or `model.variant`) and the first part that is missing or cannot be read."""
 
     def fail(what: str, remedy: str = "copy or download the folder again") -> UserError:
         return UserError(f"model.path={model.path}: {what}; {remedy}")
 
     check_configs(folder, fail)
+    if model.variant and not any(variant_of(folder, part, model.variant) for part in WEIGHTS):
+        raise UserError(
+            f"model.variant={model.variant}: no part of {folder} has such weights; set model.variant=null"
+        )
     for part in WEIGHTS:
         _check_weights(folder, part, model, fail)
 
@@ -81,71 +98,114 @@ def check_configs(folder: Path, fail: _Fail) -> None:
         found = f"model_index.json names a {kind or 'nameless pipeline'}"
         raise fail(found, "a StableDiffusionPipeline is needed")
     for part in (*WEIGHTS, "tokenizer", "scheduler"):
-        if not isinstance(index.get(part), list) or index[part][0] is None:
+        if not isinstance(index.get(part), list) or not index[part] or index[part][0] is None:
             raise fail(f"model_index.json lists no {part}")
         if not (folder / part).is_dir():
             raise fail(f"the part {part}/ is missing")
     _read_json(folder / "scheduler" / "scheduler_config.json", fail)
-    tokenizer = folder / "tokenizer"
-    if not (tokenizer / "tokenizer.json").is_file():
-        for name in ("vocab.json", "merges.txt"):
-            if not (tokenizer / name).is_file():
-                raise fail(f"tokenizer/{name} is missing")
+    _check_tokenizer(folder / "tokenizer", fail)
     for part in WEIGHTS:
         _read_json(folder / part / "config.json", fail)
 
 
-def _read_json(path: Path, fail: _Fail) -> dict[str, list[str | None]]:
-    name = path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
+def _check_tokenizer(folder: Path, fail: _Fail) -> None:
+    """Every JSON file that is there is one; either tokenizer.json, or vocabulary and merges, can be used."""
+    for path in sorted(folder.glob("*.json")):
+        _read_json(path, fail)
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        try:
+            Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # it has no kind of error of its own
+            raise fail(
+                f"tokenizer/tokenizer.json is no tokenizer ({' '.join(str(error).split())[:100]})"
+            ) from error
+        return
+    for name in ("vocab.json", "merges.txt"):
+        if not (folder / name).is_file():
+            raise fail(f"tokenizer/{name} is {'a folder' if (folder / name).is_dir() else 'missing'}")
+    vocabulary = _read_json(folder / "vocab.json", fail)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise fail(f"{name} is missing") from None
+        lines = (folder / "merges.txt").read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise fail(f"{name} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise fail(f"{name} is not a JSON object")
-    return content
+        raise fail(f"tokenizer/merges.txt cannot be read ({error})") from error
+    merges = [line for line in lines if line.strip() and not line.startswith("#version")]
+    # A cut list would split words otherwise than the model has learned them, without a word.
+    if any(len(line.split(" ")) != 2 or line.replace(" ", "", 1) not in vocabulary for line in merges):
+        raise fail("tokenizer/merges.txt is damaged, or of another vocabulary")
+    if len(vocabulary) > len(merges) + BYTES:
+        raise fail(f"tokenizer/merges.txt is cut: {len(merges)} merges for {len(vocabulary)} pieces")
+
+
+def _read_json(path: Path, fail: _Fail) -> dict[str, Any]:
+    name = path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
+    found: dict[str, Any] = read_json(path, fail, name=name)
+    return found
+
+
+def variant_of(folder: Path, part: str, variant: str | None) -> str | None:
+    """`variant` where the part has weights of it, else None: a model may have a variant of some parts only.
+
+    So diffusers does: what is not there in the variant is taken without.
+    """
+    return (
+        variant
+        if variant and any(name in _names(folder / part) for name in _weights(part, variant))
+        else None
+    )
+
+
+def _weights(part: str, variant: str | None) -> tuple[str, str, str]:
+    """Names of one safetensors file, of an index of several, and of pickled weights."""
+    suffix = f".{variant}" if variant else ""
+    return (
+        f"{WEIGHTS[part]}{suffix}.safetensors",
+        f"{WEIGHTS[part]}.safetensors.index{suffix}.json",
+        f"{PICKLED[part]}{suffix}.bin",
+    )
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file()}
 
 
 def _check_weights(folder: Path, part: str, model: Model, fail: _Fail) -> None:
     """One whole safetensors file, or an index and all its shards; pickled ones only where allowed."""
-    variant = f".{model.variant}" if model.variant else ""
-    stem = f"{WEIGHTS[part]}{variant}"
-    single = folder / part / f"{stem}.safetensors"
-    index = folder / part / f"{WEIGHTS[part]}.safetensors.index{variant}.json"
-    if single.is_file():
-        _check_header(single, f"{part}/{single.name}", fail)
+    single, index, pickled = _weights(part, variant_of(folder, part, model.variant))
+    present = {path.name for path in (folder / part).iterdir()}  # what is no file is named as such
+    if single in present:
+        read_header(folder / part / single, fail, name=f"{part}/{single}")
         return
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        for shard in sorted(shards):
-            if not (folder / part / shard).is_file():
-                raise fail(f"{part}/{shard} is missing")
-            _check_header(folder / part / shard, f"{part}/{shard}", fail)
+    if index in present:
+        for shard in shards(folder / part / index, fail):
+            read_header(folder / part / shard, fail, name=f"{part}/{shard}")
         return
-    pickled = folder / part / f"{PICKLED[part]}{variant}.bin"
-    if pickled.is_file():
+    if pickled in present:
         if model.allow_pickle:
             return
         raise fail(
-            f"{part}/{single.name} is missing, there is only {pickled.name}",
+            f"{part}/{single} is missing, there is only {pickled}",
             "pickled weights can run code: set model.allow_pickle=true if you trust their source",
         )
-    others = sorted(p.name for p in (folder / part).glob("*.safetensors"))
-    hint = f"found {', '.join(others)}: see model.variant" if others else "copy or download the folder again"
-    raise fail(f"{part}/{single.name} is missing", hint)
+    others = {match[1] for name in present if (match := VARIANT.fullmatch(name))}
+    hint = " or ".join(f"model.variant={name}" for name in sorted(others))
+    raise fail(f"{part}/{single} is missing", f"set {hint}" if hint else "copy or download the folder again")
 
 
-def _check_header(path: Path, name: str, fail: _Fail) -> None:
-    """The file is as long as its header says: finds an interrupted download without reading it all."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise fail(f"{name} is damaged ({error})") from error
+def shards(index: Path, key: Key) -> list[str]:
+    """The files that an index of sharded weights names. UserError where it is damaged or leads out of its folder."""
+    name = f"{index.parent.name}/{index.name}"
+    table = read_json(index, key, name=name).get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(file, str) for file in table.values()):
+        refuse(key, f"{name} has no weight_map, the table of its files")
+    found = sorted(set(table.values()))
+    for file in found:
+        if file in ("", ".", "..") or "/" in file or "\\" in file:
+            refuse(key, f"{name} names {file!r}, which is no file of its own folder")
+        if not (index.parent / file).is_file():
+            refuse(key, f"{index.parent.name}/{file} is missing, which {name} names")
+    return found
 
 
 if TYPE_CHECKING:

@@ -28,9 +28,9 @@ def export(source: Path, target: Path) -> list[Path]:
     """
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from safetensors import safe_open
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load_file
 
-    from diffusion_lab.tracking.atomic import write_bytes
+    from diffusion_lab.tracking import tensors
 
     with safe_open(source, framework="pt") as file:
         header = dict(file.metadata() or {})
@@ -46,7 +46,7 @@ def export(source: Path, target: Path) -> list[Path]:
         "ss_base_model_version": header.get("base_model", ""),
         "ss_steps": header.get("step", ""),
     }
-    write_bytes(target, save(weights, metadata={**header, **known}))
+    tensors.write(target, weights, {**header, **known})
     return [target]
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.interfaces import UserError
-from diffusion_lab.models.folder import check_folder
+from diffusion_lab.models.devices import bf16_slowdown
+from diffusion_lab.models.fingerprints import source_of
+from diffusion_lab.models.folder import check_folder, variant_of
+from diffusion_lab.models.hub import cached_model
 from diffusion_lab.models.shipped import MINIATURES, shipped_folder
 from diffusion_lab.models.single_file import PICKLED, SD1_CONFIG, check_file, load_file
 
@@ -97,15 +100,20 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
     Stable Diffusion 1.x or 2.x, or the hub not reachable.
     """
     if model.precision == "fp16" and device.type == "cpu":
-        raise UserError("model.precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
+        raise UserError("model.precision=fp16 needs a GPU, and torch sees none; use fp32 on the CPU")
+    if model.precision == "bf16" and device.type == "cpu" and bf16_slowdown() > 1:
+        log.warning("model.precision=bf16: this CPU only emulates it; model.precision=fp32 is fast there")
     if model.precision == "bf16" and device.type == "cuda" and not _has_bf16():
         log.warning(
             "model.precision=bf16: this card only emulates it, slowly; model.precision=fp16 is fast there"
         )
     source = resolve_path(model.path)
+    if not isinstance(source, Path):
+        source = cached_model(model) or source  # whole in the hub's cache: nobody is asked
     one_file = isinstance(source, Path) and source.is_file()
     if isinstance(source, Path):
         (check_file if one_file else check_folder)(source, model)
+    files = source_of(model)
     try:
         with quiet_loading():
             pipe = load_file(Path(source), model) if one_file else _from_pretrained(source, model)
@@ -115,6 +123,7 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
         raise UserError(_loading_failed(model, source, error)) from error
     _check_supported(pipe, model)
     pipe.set_progress_bar_config(disable=True)
+    pipe.loaded_from = files  # see `fingerprints`
     for module in modules(pipe):
         module.requires_grad_(False)
         module.eval()
@@ -141,7 +150,7 @@ def _from_pretrained(source: Path | str, model: Model) -> StableDiffusionPipelin
         parts[name], found = kind.from_pretrained(
             source,
             subfolder=name,
-            variant=model.variant,
+            variant=variant_of(source, name, model.variant) if isinstance(source, Path) else model.variant,
             use_safetensors=None if model.allow_pickle else True,  # None: pickled where there is nothing else
             dtype=torch.float32,
             output_loading_info=True,

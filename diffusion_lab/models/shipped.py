@@ -7,12 +7,15 @@ are its own (together the weights stay under 60 MB); its folder is put together 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from diffusion_lab.interfaces import UserError
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "miniature" / "weights"
 MINIATURES = ("miniature", "miniature_v")
@@ -39,8 +42,11 @@ def _together(name: str, base: Path, own: Path) -> Path:
     for relative, path in sorted(files.items()):
         digest.update(f"{relative.as_posix()}\0".encode() + path.read_bytes())
     folder = default_cache() / f"{name}-{digest.hexdigest()[:12]}"
-    if folder.is_dir():
+    if all(_same_size(folder / relative, path) for relative, path in files.items()):
         return folder
+    if folder.exists():
+        log.warning("%s is damaged and is put together again", folder)
+        _remove(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as beside:
@@ -59,6 +65,20 @@ def _together(name: str, base: Path, own: Path) -> Path:
             "the environment variable DIFFUSION_LAB_CACHE to another folder"
         ) from error
     return folder
+
+
+def _same_size(path: Path, source: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size == source.stat().st_size
+    except OSError:
+        return False
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        folder.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[Path]:

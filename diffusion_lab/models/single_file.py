@@ -80,7 +80,9 @@ def load_file(path: Path, model: Model) -> StableDiffusionPipeline:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    folder = config_folder(model)
+    from diffusion_lab.models.hub import cached_configs
+
+    folder = config_folder(model) or cached_configs(model.config or SD1_CONFIG)
     lacking = UserError(
         f"model.path={model.path}: lacks weights that its configs ask for; model.config must name a model of "
         "the same architecture, and the file be whole"

@@ -33,7 +33,7 @@ class PromptEmbeddings:
     def encode(self, pipe: StableDiffusionPipeline, texts: Sequence[str]) -> Tensor:
         """[len(texts), tokens, d] on the text encoder's device, in its dtype; a text over 77 tokens is cut.
 
-        Uses the pipeline's own `encode_prompt`, so that Textual Inversion's multi-vector tokens work.
+        Uses the pipeline's own `encode_prompt`. Learnt words are the tokenizer's business: `models.learnt_words`.
         """
         state = _state(pipe.text_encoder)
         if state is None or state != self._state:

@@ -48,11 +48,12 @@ def build_trackers(
                 job_type=job_type,
                 tags=list(dict.fromkeys([*tracking.tags, *tags])),
                 images=tracking.images,
+                resumed=resume_step is not None,
             )
         except UserError:
             raise
         except Exception as error:  # a wandb that is broken or not there
-            log.warning("Weights & Biases cannot be used, the run goes on without it: %s", error)
+            log.warning("Weights & Biases cannot be used, the run goes on without it: %s", _one_line(error))
         else:
             trackers.append(view)
     return trackers
@@ -103,4 +104,9 @@ class Fanout:
 
     def _silence(self, tracker: Tracker, error: Exception) -> None:
         self._silenced.append(tracker)
-        log.warning("%s stopped, the run goes on without it: %s", type(tracker).__name__, error)
+        name = getattr(tracker, "label", type(tracker).__name__)
+        log.warning("%s stopped, the run goes on without it: %s", name, _one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

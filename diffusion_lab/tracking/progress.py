@@ -184,11 +184,15 @@ class Progress:
 
         While the bars are there they get rich's own, which prints above.
         """
-        proxies = {sys.__stdout__: sys.stdout, sys.__stderr__: sys.stderr}
+        proxies: dict[object, TextIO] = {sys.__stdout__: sys.stdout, sys.__stderr__: sys.stderr}
+        for stream in (sys.stdout, sys.stderr):  # what rich stands before may itself stand before another
+            bare = getattr(stream, "rich_proxied_file", None)
+            if bare is not None:
+                proxies[bare] = stream
         for handler in logging.getLogger().handlers:
-            stream = getattr(handler, "stream", None)
-            proxy = proxies.get(stream)
-            if isinstance(handler, logging.StreamHandler) and proxy is not None and proxy is not stream:
+            own = getattr(handler, "stream", None)
+            proxy = proxies.get(own)
+            if isinstance(handler, logging.StreamHandler) and proxy is not None and proxy is not own:
                 self._moved.append((handler, handler.stream))
                 handler.setStream(proxy)
 

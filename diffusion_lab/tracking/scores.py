@@ -40,8 +40,8 @@ def _defined(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def write(path: Path, rows: Iterable[ScoreRow]) -> None:
-    """Writes `rows` in one step. Nothing in the file depends on when or where it was written."""
+def encoded(rows: Iterable[ScoreRow]) -> bytes:
+    """The file's content. Nothing in it depends on when or where it was made."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -49,15 +49,36 @@ def write(path: Path, rows: Iterable[ScoreRow]) -> None:
     pq.write_table(
         table(rows), sink, compression="zstd", compression_level=3, version="2.6", row_group_size=1 << 17
     )
-    atomic.write_bytes(path, sink.getvalue().to_pybytes())
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def write(path: Path, rows: Iterable[ScoreRow]) -> None:
+    """Writes `rows` in one step, see `encoded`."""
+    atomic.write_bytes(path, encoded(rows))
+
+
+def decoded(content: bytes) -> list[ScoreRow]:
+    """The rows in a file's `content`. Raises ValueError where it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return _rows(pq.read_table(pa.BufferReader(content)))
+    except Exception as error:  # ArrowInvalid, OSError, KeyError, TypeError: damaged, whatever it is called
+        raise ValueError(" ".join(str(error).split())[:100] or type(error).__name__) from error
 
 
 def read(path: Path) -> list[ScoreRow]:
     """The rows that `write` was given, in the file's order, undefined values as None."""
     import pyarrow.parquet as pq
 
+    return _rows(pq.read_table(path))
+
+
+def _rows(found: pa.Table) -> list[ScoreRow]:
     rows = []
-    for record in pq.read_table(path).to_pylist():
+    for record in found.to_pylist():
         slots = {
             name.removeprefix("slot:"): text
             for name, text in record.items()

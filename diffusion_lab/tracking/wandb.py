@@ -19,8 +19,10 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from diffusion_lab import paths
-from diffusion_lab.interfaces import Evaluation, PromptSet, Status, UserError
+from diffusion_lab.interfaces import Evaluation, PromptSet, Status, Summary, UserError
 from diffusion_lab.tracking import atomic, scores
+from diffusion_lab.tracking import wandb_history as history
+from diffusion_lab.tracking.wandb_names import LONGEST, LONGEST_TAG
 
 if TYPE_CHECKING:
     import wandb
@@ -106,13 +108,14 @@ def resolve_mode(mode: str) -> str:
 class WandbTracker:
     """One W&B run, in `run_folder`/wandb, closed with the status it had.
 
-    Its id is kept there, so that a run that goes on is the same one; offline, every session leaves a file of
-    its own, and `wandb sync` joins them by the id.
+    Its id is kept there, so that a resumed run is the same one. Offline every session leaves a log of its own; that
+    of a resumed run has the whole history, and stands in the place of those before it: see `wandb_history`.
 
     Its methods may raise what wandb raises; `Fanout` sees to it that a run never stops for it.
     """
 
     essential = False
+    label = "Weights & Biases"
 
     def __init__(
         self,
@@ -126,13 +129,17 @@ class WandbTracker:
         job_type: str = "finetune",
         tags: Sequence[str] = (),
         images: int = 16,
+        resumed: bool = False,
     ) -> None:
+        """`resumed`: the record in the folder, cut to where the run is resumed, has a history to be told first."""
+        self.resumed = resumed
         self.folder = Path(run_folder).absolute()
         self.mode = resolve_mode(mode)
         self.images = images
         self._identity: dict[str, Any] = {
-            "project": project, "entity": entity, "group": group, "name": name, "job_type": job_type,
-            "tags": [tag[:64] for tag in tags if tag],
+            "project": project, "entity": entity, "group": group and group[:LONGEST], "name": name,
+            "job_type": job_type,
+            "tags": [tag[:LONGEST_TAG] for tag in tags if tag],
         }  # fmt: skip
         self.run: wandb.Run | None = None
 
@@ -142,19 +149,25 @@ class WandbTracker:
         if self.mode == "disabled":
             return
         plain = atomic.plain(paths.as_typed(config))  # a server need not know this machine's folders
-        try:
-            self.run = self._init(plain)
-        except Exception as error:
-            if self.mode == "offline":
-                raise
-            log.warning("Weights & Biases refused the run, which is kept offline: %s", error)
-            self.mode = "offline"
-            import wandb
+        run_id = self._id()
+        # Online the server has the history, unless a session before this one was kept offline.
+        again = self.resumed and (self.mode == "offline" or bool(history.unsynced(self.folder, run_id)))
+        with history.put_aside(self.folder, run_id) if again else contextlib.nullcontext():
+            try:
+                self.run = self._init(plain)
+            except Exception as error:
+                if self.mode == "offline":
+                    raise
+                log.warning("Weights & Biases refused the run, which is kept offline: %s", error)
+                self.mode = "offline"
+                import wandb
 
-            wandb.teardown()  # its service takes the refused run's id for one in use
-            self.run = self._init(plain)
-        self.run.define_metric("step")
-        self.run.define_metric("*", step_metric="step")
+                wandb.teardown()  # its service takes the refused run's id for one in use
+                self.run = self._init(plain)
+            self.run.define_metric("step")
+            self.run.define_metric("*", step_metric="step")
+            if again:
+                self._tell_again()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self.run is not None:
@@ -164,11 +177,24 @@ class WandbTracker:
         """Curves first, pictures after: a picture that cannot be kept costs no curve."""
         if self.run is None:
             return
-        self.run.log({"step": evaluation.step, **curves(evaluation)})
+        self.run.log({"step": evaluation.step, **curves(evaluation.summaries, evaluation.seconds)})
         if self.images > 0 and evaluation.images:
             table = self._table(evaluation, prompts)
             with _staging(self.folder / "wandb" / "data"):
                 self.run.log({"step": evaluation.step, "eval/samples": table})
+
+    def _tell_again(self) -> None:
+        """What the record holds of the run so far, row by row as it was logged."""
+        assert self.run is not None
+        for step, values, entry in history.earlier_rows(self.folder):
+            if entry is None:
+                self.run.log({"step": step, **(values or {})})
+                continue
+            self.run.log({"step": step, **curves(history.summaries(entry), entry["seconds"])})
+            table = history.kept_table(self.folder, step) if self.images > 0 else None
+            if table is not None:
+                with _staging(self.folder / "wandb" / "data"):
+                    self.run.log({"step": step, "eval/samples": table})
 
     def finish(self, status: Status, summary: Mapping[str, Any]) -> None:
         """Closes the run with exit code 0 for completed, 130 interrupted, 3 diverged, 1 failed."""
@@ -226,17 +252,24 @@ class WandbTracker:
         texts = {prompt.id: prompt.text for prompt in prompts}
         measured = scores.by_image(evaluation.rows)
         names = sorted({row.metric for row in evaluation.rows})
-        table = wandb.Table(columns=["step", "number", "prompt", "image", *names])
+        columns = ["step", "number", "prompt", "image", *names]
+        rows = []
         keys = scores.images_of(evaluation, prompts)
         for number, key in list(enumerate(keys))[: self.images]:
             values = measured.get(key, {})
-            table.add_data(
-                evaluation.step,
-                number,
-                texts[key[0]],
-                wandb.Image(evaluation.images[number]),
-                *(values.get(name) for name in names),
+            rows.append(
+                [
+                    evaluation.step,
+                    number,
+                    texts[key[0]],
+                    evaluation.images[number],
+                    *(values.get(name) for name in names),
+                ]
             )
+        history.keep_table(self.folder, evaluation.step, columns, rows)
+        table = wandb.Table(columns=[*columns])
+        for row in rows:
+            table.add_data(*row[:3], wandb.Image(row[3]), *row[4:])
         return table
 
 
@@ -257,16 +290,16 @@ def _staging(folder: Path) -> Iterator[None]:
         os.environ.pop("WANDB_DATA_DIR", None)
 
 
-def curves(evaluation: Evaluation) -> dict[str, float]:
+def curves(summaries: Mapping[str, Summary], seconds: Mapping[str, float]) -> dict[str, float]:
     """eval/METRIC with _low, _high, _missing and _penalised, and seconds; what is undefined is left out."""
     found: dict[str, float] = {}
-    for name, item in evaluation.summaries.items():
+    for name, item in summaries.items():
         values = {
             "": item.mean, "_low": item.low, "_high": item.high, "_penalised": item.penalised,
             "_missing": item.missing,
         }  # fmt: skip
         found |= {f"eval/{name}{ending}": value for ending, value in values.items() if value is not None}
-    return found | {f"seconds/{name}": value for name, value in evaluation.seconds.items()}
+    return found | {f"seconds/{name}": value for name, value in seconds.items()}
 
 
 def flatten(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -1,11 +1,13 @@
-"""Checkpoints: all that a run changes, so that it goes on after any kill as if nothing had happened::
+"""Checkpoints: all that a run changes, so that it can be resumed after any kill as if nothing had happened::
 
 checkpoints/step-000120/
     state.pt         tensors, numbers, text, lists and dicts; read with weights_only=True, no pickled objects
-    checksum.json    schema of state.pt and its SHA-256
+    unet/...         where the method trains whole networks: their files, which the step's adapter shares (hard links)
+    checksum.json    schema of state.pt and the SHA-256 of every file
 
 A folder is written beside its place and renamed, so it is whole or not there. What does not change (the frozen
-weights, the encoded pictures) is not in it: it is built again, and `identity` says whether it is the same.
+weights, the encoded pictures) is not in it: it is built again, and `identity` says whether it is the same. The same
+holds for trained weights that are still the base model's.
 (`Accelerator.save_state` holds neither a sampler's position nor our own generators, and pickles the rest.)
 """
 
@@ -20,19 +22,26 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
+from diffusion_lab.failures import is_memory
 from diffusion_lab.interfaces import Stateful, UserError
-from diffusion_lab.tracking.atomic import replace_folder, write_json
+from diffusion_lab.models.load import modules
+from diffusion_lab.tracking import tensors
+from diffusion_lab.tracking.atomic import replace_folder, write_json, writing
 from diffusion_lab.training.meter import Since
 from diffusion_lab.training.rng import RngState, preserved_rng
 
 if TYPE_CHECKING:
     from diffusion_lab.training.state import TrainingState
 
-SCHEMA = 1  # of state.pt
+PLAIN, SHARED = 1, 2  # schemas of state.pt: with all tensors in it; with references to other files
+AS_BUILT = "as built"  # in a tensor's place: a freshly built run has it already
+REFERENCE = "tensor in"  # {REFERENCE: file, "named": name} in a tensor's place
 STATE, CHECKSUM = "state.pt", "checksum.json"
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -73,7 +82,17 @@ def capture(state: TrainingState) -> dict[str, Any]:
         "meter": {"seconds": dict(state.meter.seconds), "peak_bytes": state.meter.peaks()},
         "since": dataclasses.asdict(state.since),
         "method": state.method.state_dict(state.pipe) if isinstance(state.method, Stateful) else None,
+        **_shared(state),
     }
+
+
+def _shared(state: TrainingState) -> dict[str, Any]:
+    """What need not be in `state.pt`: tensors that the method's own files have, or the base model."""
+    method: Any = state.method
+    if not hasattr(method, "files"):
+        return {}
+    unchanged = method.unchanged(state.pipe)
+    return {"unchanged": unchanged, "files": {} if unchanged else method.files(state.pipe)}
 
 
 def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
@@ -84,9 +103,12 @@ def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
     """
     values = checkpoint.values
     _check_identity(state, checkpoint)
+    if any(map(_as_built, values["weights"])):
+        _back_to_base(state)
     with torch.no_grad():
         for parameter, weight in zip(state.trained, values["weights"], strict=True):
-            parameter.copy_(weight)
+            if not _as_built(weight):
+                parameter.copy_(weight)
     state.optimizer.load_state_dict(values["optimizer"])
     state.lr_scheduler.load_state_dict(values["lr_scheduler"])
     if state.accelerator.scaler is not None and values["scaler"] is not None:
@@ -101,16 +123,33 @@ def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
     state.meter.peak_bytes = dict(values["meter"]["peak_bytes"])
     state.since = Since(**values["since"])
     if isinstance(state.method, Stateful) and values["method"] is not None:
-        state.method.load_state_dict(state.pipe, values["method"])
+        own = {name: value for name, value in values["method"].items() if not _as_built(value)}
+        state.method.load_state_dict(state.pipe, own)
     state.step = values["step"]
+    state.kept = (state.step, checkpoint.folder)
+
+
+def _back_to_base(state: TrainingState) -> None:
+    """Gives the trained networks the base model's weights, where they have moved since they were built."""
+    method: Any = state.method
+    if method.unchanged(state.pipe):
+        return
+    assert state.load_base is not None
+    for network, base in zip(modules(state.pipe), modules(state.load_base()), strict=True):
+        if network in state.trained_modules:
+            network.load_state_dict(base.state_dict())
 
 
 def _check_identity(state: TrainingState, checkpoint: Checkpoint) -> None:
     theirs = checkpoint.values["identity"]
     # What an earlier version did not note cannot tell.
     changed = [name for name, value in state.identity.items() if theirs.get(name, value) != value]
-    shapes = [tuple(weight.shape) for weight in checkpoint.values["weights"]]
-    if not changed and shapes != [tuple(parameter.shape) for parameter in state.trained]:
+    weights, trained = checkpoint.values["weights"], state.trained
+    fits = len(weights) == len(trained) and all(
+        _as_built(weight) or weight.shape == parameter.shape
+        for weight, parameter in zip(weights, trained, strict=True)
+    )
+    if not changed and not fits:
         changed = ["the trained parameters"]
     if changed:
         raise UserError(
@@ -123,31 +162,83 @@ def _check_identity(state: TrainingState, checkpoint: Checkpoint) -> None:
 
 
 def write(values: Mapping[str, Any], root: Path) -> Path:
-    """Writes what `capture` gave to `root`/step-NNNNNN, whole or not at all; returns that folder."""
+    """Writes what `capture` gave to `root`/step-NNNNNN, whole or not at all; returns that folder.
+
+    Every file is hashed while it is written, and none is read again.
+    """
     folder = root / f"step-{values['step']:06d}"
+    plain = {name: value for name, value in values.items() if name not in ("files", "unchanged")}
+    files: Mapping[str, Mapping[str, Tensor]] = values.get("files") or {}
     with preserved_rng(), replace_folder(folder) as beside:
-        torch.save(dict(values), beside / STATE)
-        write_json(beside / CHECKSUM, {"schema": SCHEMA, "sha256": _sha256(beside / STATE)})
+        sha256 = {path: tensors.write(beside / path, own, {"format": "pt"}) for path, own in files.items()}
+        places = {
+            _address(value): {REFERENCE: path, "named": name}
+            for path, own in files.items()
+            for name, value in own.items()
+        }
+        shared = bool(places) or bool(values.get("unchanged"))
+        for name in ("weights", "method") if shared else ():
+            plain[name] = _without(plain[name], None if values["unchanged"] else places)
+        with writing(beside / STATE) as sink:
+            torch.save(plain, cast("IO[bytes]", sink))
+        schema = SHARED if shared else PLAIN
+        write_json(beside / CHECKSUM, {"schema": schema, "sha256": sink.sha256, "files": sha256})
     return folder
+
+
+def _address(value: Tensor) -> tuple[Any, ...]:
+    return (value.device, value.data_ptr(), value.dtype, tuple(value.shape))
+
+
+def _without(value: Any, places: Mapping[tuple[Any, ...], Any] | None) -> Any:
+    """`value` with what `places` has, by address, in the place of its tensors; None: all are as they were built."""
+    if isinstance(value, Tensor):
+        return AS_BUILT if places is None else places.get(_address(value), value)
+    if isinstance(value, dict):
+        return {key: _without(item, places) for key, item in value.items()}
+    return [_without(item, places) for item in value] if isinstance(value, list) else value
 
 
 def read(folder: Path) -> Checkpoint:
     """Raises ValueError where it is damaged, UserError where another version of the program wrote it."""
     try:
         told = json.loads((folder / CHECKSUM).read_text("utf-8"))
-        if told["schema"] != SCHEMA:
+        if told["schema"] not in (PLAIN, SHARED):
             raise UserError(
-                f"{folder}: a checkpoint of schema {told['schema']}, this version reads {SCHEMA}; go on with "
-                "the version that wrote it, or begin anew in another folder with hydra.run.dir=FOLDER"
+                f"{folder}: a checkpoint of schema {told['schema']}, this version reads {PLAIN} and {SHARED}; resume "
+                "it with the version that wrote it, or begin again in another folder with hydra.run.dir=FOLDER"
             )
-        if _sha256(folder / STATE) != told["sha256"]:
-            raise ValueError("its checksum is wrong")
+        files = told.get("files") or {}
+        for path, sha256 in {STATE: told["sha256"], **files}.items():
+            if _sha256(folder / path) != sha256:
+                raise ValueError(f"the checksum of {path} is wrong")
         values: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        if lacking := {"step", "identity", "weights", "optimizer"} - values.keys():
+            raise ValueError(f"it is no checkpoint of this program: it lacks {', '.join(sorted(lacking))}")
+        if told["schema"] == SHARED:
+            weights = {path: load_file(folder / path) for path in files}
+            values |= {name: _with(values[name], weights) for name in ("weights", "method")}
         return Checkpoint(folder, int(values["step"]), values)
     except UserError:
         raise
-    except Exception as error:  # JSON, KeyError, OSError, what unpickling raises: damaged in any case
+    except Exception as error:
+        if is_memory(error):
+            raise
+        # JSON, KeyError, OSError, what unpickling raises: damaged in any case
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _with(value: Any, files: Mapping[str, Mapping[str, Tensor]]) -> Any:
+    """`value` with the tensors that it refers to."""
+    if isinstance(value, dict):
+        if value.keys() == {REFERENCE, "named"}:
+            return files[value[REFERENCE]][value["named"]]
+        return {key: _with(item, files) for key, item in value.items()}
+    return [_with(item, files) for item in value] if isinstance(value, list) else value
+
+
+def _as_built(value: Any) -> bool:
+    return isinstance(value, str) and value == AS_BUILT
 
 
 def latest(root: Path) -> Checkpoint | None:

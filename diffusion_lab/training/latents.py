@@ -7,6 +7,8 @@ train on less variety, and keeping them by step would pair them with the wrong p
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,9 @@ from diffusion_lab.interfaces import Picture, UserError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+
+log = logging.getLogger(__name__)
 
 
 class Latents(Protocol):
@@ -134,11 +139,11 @@ def _on_disk(
 ) -> Callable[[int, int], tuple[Tensor, Tensor]]:
     """Encodes what `folder` does not hold yet. A file's name says all that its content depends on."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load_file
 
     from diffusion_lab.data.class_pictures import weights_hash
     from diffusion_lab.data.subjects import default_cache
-    from diffusion_lab.tracking.atomic import write_bytes
+    from diffusion_lab.tracking import tensors
 
     place = (folder or default_cache() / "latents") / weights_hash({"vae": vae})
 
@@ -147,15 +152,26 @@ def _on_disk(
 
     def read(number: int, version: int) -> tuple[Tensor, Tensor]:
         found = load_file(path(number, version))
-        return found["mean"], found["logvar"]
+        mean, logvar = found["mean"], found["logvar"]
+        if (
+            mean.ndim != 3
+            or mean.shape != logvar.shape
+            or not bool((mean.isfinite() & logvar.isfinite()).all())
+        ):
+            raise ValueError("another shape, or numbers that are not finite")
+        return mean, logvar
 
     for number in range(len(pictures)):
         for version in range(versions):
             try:
                 read(number, version)
-            except (OSError, SafetensorError, KeyError):  # not there, or damaged
-                mean, logvar = (part.cpu().contiguous() for part in encode(number, version))
-                write_bytes(path(number, version), save({"mean": mean, "logvar": logvar}))
+            except (OSError, SafetensorError, KeyError, ValueError) as error:  # not there, or damaged
+                if path(number, version).exists():
+                    log.warning("%s is damaged and is made again (%s)", path(number, version), error)
+                if path(number, version).is_dir():
+                    shutil.rmtree(path(number, version))
+                mean, logvar = encode(number, version)
+                tensors.write(path(number, version), {"mean": mean, "logvar": logvar})
     return read
 
 
@@ -164,7 +180,6 @@ def tokenize(
 ) -> Tensor:
     """int64 [1, tokens], padded as the pipeline pads its prompts. UserError where the text does not fit."""
     tokenizer = pipe.tokenizer
-    text = pipe.maybe_convert_prompt(text, tokenizer)  # a learned word of several vectors is written out
     most = int(tokenizer.model_max_length)
     given = len(tokenizer(text).input_ids)
     if given > most:

@@ -44,6 +44,12 @@ class Meter:
             self._record_peak()
         return self.peak_bytes.get(name, 0)
 
+    def began(self, name: str, seconds: float) -> None:
+        """A phase that was over before this meter was there, from a `reset_peak` on: its seconds and peak memory."""
+        self.add(name, seconds)
+        now = _cuda_peak(self.device) if self.device.type == "cuda" else _resident_peak()
+        self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), now)
+
     def add(self, name: str, seconds: float) -> None:
         """Counts what was spent before this process began."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
@@ -75,12 +81,17 @@ class Meter:
             self.peak_bytes[self._last] = max(self.peak_bytes.get(self._last, 0), now)
 
     def _reset_peak(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            # Linux forgets the peak on this order; where it cannot, later phases show the run's peak so far.
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
+        reset_peak(self.device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """From here on the peak counts anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        # Linux forgets the peak on this order; where it cannot, later phases show the run's peak so far.
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 @dataclass(slots=True)

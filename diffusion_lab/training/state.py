@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.data.captions import caption_file
 from diffusion_lab.environment import neutral
 from diffusion_lab.interfaces import Batch, Method, ParamGroup, Picture, Subject, UserError
 from diffusion_lab.models import kohya
 from diffusion_lab.models.artefacts import notes as artefact_notes
-from diffusion_lab.models.load import cast_frozen, modules, resolution_of, training_scheduler
+from diffusion_lab.models.fingerprints import loaded_fingerprint
+from diffusion_lab.models.load import (
+    cast_frozen,
+    load_pipeline,
+    modules,
+    resolution_of,
+    training_scheduler,
+)
 from diffusion_lab.models.memory import recompute_activations
 from diffusion_lab.processes import WAIT
 from diffusion_lab.training.checkpoint import digest
@@ -72,6 +78,10 @@ class TrainingState:
     since: Since = field(default_factory=Since)
     notes: dict[str, str] = field(default_factory=dict)  # for the artefact's header
     step: int = 0  # optimizer steps done
+    kept: tuple[int, Path] | None = None  # the newest checkpoint's step and folder
+    load_base: Callable[[], StableDiffusionPipeline] | None = (
+        None  # the model anew, as it was before `attach`
+    )
 
     @property
     def device(self) -> torch.device:
@@ -131,8 +141,11 @@ class TrainingState:
 
     def save(self, folder: Path, told: Mapping[str, str] | None = None) -> list[Path]:
         """The method's artefact in the ecosystem's format; its header has the notes, the step, and what is `told`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = self.method.save(self.pipe, folder, {**self.notes, "step": str(self.step), **(told or {})})
+        words = {**self.notes, "step": str(self.step), **(told or {})}
+        more: dict[str, Any] = {}
+        if self.kept is not None and self.kept[0] == self.step and hasattr(self.method, "files"):
+            more = {"ready": self.kept[1]}  # this step's checkpoint has the same files
+        paths = self.method.save(self.pipe, folder, words, **more)
         lora = folder / kohya.SOURCE_NAME
         return [*paths, *kohya.export(lora, folder / kohya.FILE_NAME)] if lora in paths else paths
 
@@ -196,16 +209,15 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         total=config.steps.total,
         identity=identity,
         notes=artefact_notes(config, pipe, subject, prompt),
+        load_base=lambda: load_pipeline(config.model, device),
     )
 
 
 def _identity(pipe: StableDiffusionPipeline, subject: Subject, processes: int) -> dict[str, str]:
     """What a run rests on and does not change, in words for a person: checksums."""
-    from diffusion_lab.data.class_pictures import fingerprint
-
     pictures = [*subject.train, *subject.heldout, *subject.impostors]
     return {
-        "the model's weights": fingerprint(pipe),
+        "the model's weights": loaded_fingerprint(pipe),
         "the subject's pictures": digest([picture.sha256 for picture in pictures]),
         "their captions": digest([picture.caption or "" for picture in subject.train]),
         "the number of processes": str(processes),
@@ -228,7 +240,8 @@ def _captions(
     for picture in pictures:
         text = picture.caption or prompt
         if text not in ids:
-            remedy = {"remedy": f"shorten {caption_file(picture.path)}"} if picture.caption else {}
+            where = picture.caption_from or picture.path
+            remedy = {"remedy": f"shorten {where}"} if picture.caption else {}
             ids[text] = tokenize(pipe, text, **remedy).to(pipe.device)
     hidden = {} if text_runs else {text: encode_text(pipe, row) for text, row in ids.items()}
     order = list(ids) if len(ids) == 1 else [picture.caption or prompt for picture in pictures]

@@ -59,8 +59,24 @@ def test_balancing_restores_the_extremes() -> None:
     assert plain.spearman > 0.5
     assert balanced.spread > plain.spread
     mean, low, high = gain_at_extremes(said["density"], said["none"], truth)
-    assert low < mean < high
-    assert low > 0
+    assert low is not None
+    assert high is not None
+    assert 0 < low < mean < high
+
+
+@pytest.mark.parametrize("n", [3, 30, 200])
+def test_the_gains_interval_covers_the_truth(n: int) -> None:
+    """Two heads of which neither is better: 5 % of n pictures at either end, one at least."""
+    rng, inside = np.random.default_rng(n), []
+    for _ in range(500):
+        rated = np.arange(n, dtype=np.float64)
+        _, low, high = gain_at_extremes(rated + rng.normal(size=n), rated + rng.normal(size=n), rated)
+        assert low is not None
+        assert high is not None
+        inside.append(low <= 0 <= high)
+    assert 0.92 <= np.mean(inside) <= 0.98
+    same = np.arange(5.0)
+    assert gain_at_extremes(same + 1, same + 1, same) == (0, None, None)
 
 
 def test_stops_when_validation_rises_and_keeps_the_best() -> None:

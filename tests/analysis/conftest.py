@@ -89,7 +89,7 @@ def write(
     }
     for key, value in (config or {}).items():
         group, _, name = key.partition(".")
-        settings = {**settings, group: {**settings[group], name: value} if name else value}
+        settings = {**settings, group: {**settings.get(group, {}), name: value} if name else value}
     infos = [
         SimpleNamespace(
             name=name, version="1", label=label, unit=unit, higher_is_better=name != "memorisation", needs=()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_lab.analysis.comparison import write_comparison
+from diffusion_lab.analysis.comparison import _between, write_comparison
 from diffusion_lab.analysis.groups import at_stop, folder_size, grouped, mean, telling
 from diffusion_lab.analysis.record import find_runs, read_run
 
@@ -74,3 +74,99 @@ def test_size_of_an_artefact(tmp_path: Path) -> None:
     (tmp_path / "deep" / "a").write_bytes(b"123")
     (tmp_path / "b").write_bytes(b"4567")
     assert folder_size(tmp_path) == 7
+
+
+# --- a run counts once ----------------------------------------------------------------------------------
+
+BASE = {"method.name": "lora", "seed": 0, "data.folder": None}
+
+
+def seeds_page(folder: Path) -> tuple[list[Any], str]:
+    """The groups of the runs in a folder, and its page."""
+    from diffusion_lab.analysis.comparison import differences
+
+    runs = [read_run(path) for path in find_runs(folder)]
+    keys = telling([run.config for run in runs], differences([run.config for run in runs]))
+    return grouped(runs, keys), write_comparison(folder).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        {},  # a copy, or a sweep that was given anew
+        {"tracker.run_name": "other", "tracker.project": "b"},
+        {"steps.keep_checkpoints": 5, "steps.checkpoint_every": 7, "steps.keep_adapters": "best"},
+        {"resume": "must", "job.dry_run": False},
+    ],
+)
+def test_copies_and_repetitions_count_once(tmp_path: Path, write_run: Write, again: dict[str, Any]) -> None:
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"{seed}", config=BASE | {"seed": seed}, seed=seed)
+    [alone], page = seeds_page(tmp_path)
+    assert "not counted again" not in page
+    write_run(tmp_path / "deeper" / "7_seed=0", config=BASE | again, seed=9)  # measured a little otherwise
+    [group], page = seeds_page(tmp_path)
+    assert group.runs == 3
+    assert group.values["similarity"].n == alone.values["similarity"].n == 3
+    assert "is the same run as" in page
+    assert page.count("not counted again") == 1
+
+
+def test_of_repetitions_the_finished_and_then_the_newest_counts(tmp_path: Path, write_run: Write) -> None:
+    from diffusion_lab.analysis.groups import distinct
+
+    write_run(tmp_path / "a", config=BASE, seed=1)
+    write_run(tmp_path / "b", config=BASE, seed=2)
+    write_run(tmp_path / "c", config=BASE, seed=3, status="interrupted", error="stopped")
+    runs = [read_run(path) for path in find_runs(tmp_path)]
+    kept, repeated = distinct(runs)
+    assert [run.folder.name for run in kept] == ["b"]
+    assert {(one.folder.name, other.folder.name) for one, other in repeated} == {("a", "b"), ("c", "b")}
+    page = write_comparison(tmp_path).read_text("utf-8")
+    assert "a is the same run as b" in page
+    assert "c is the same run as b" in page
+    assert "Means over seeds" not in page, "one run has no mean over seeds"
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 5}, {"data.subset_seed": 1}, {"prompts.seed": 3}, {"prompts.noise_seed": 4}]
+)
+def test_every_seed_makes_another_run_of_one_group(
+    tmp_path: Path, write_run: Write, other: dict[str, Any]
+) -> None:
+    write_run(tmp_path / "a", config=BASE, seed=1)
+    write_run(tmp_path / "b", config=BASE | other, seed=2)
+    [group], page = seeds_page(tmp_path)
+    assert group.runs == 2
+    assert "not counted again" not in page
+
+
+@pytest.mark.parametrize("other", [{"method.rank": 9}, {"model.path": "x"}, {"data.folder": "/elsewhere"}])
+def test_another_setting_is_another_run(tmp_path: Path, write_run: Write, other: dict[str, Any]) -> None:
+    write_run(tmp_path / "a", config=BASE, seed=1)
+    write_run(tmp_path / "b", config=BASE | other, seed=2)
+    groups, page = seeds_page(tmp_path)
+    assert [group.runs for group in groups] == [1, 1]
+    assert "not counted again" not in page
+
+
+def test_a_record_of_an_older_version_counts_once_too(tmp_path: Path, write_run: Write) -> None:
+    """It lacks a key that newer ones have: by that alone it is no second run of its seed."""
+    write_run(tmp_path / "old", config=BASE, seed=1)
+    write_run(tmp_path / "new", config=BASE | {"steps.newer": None}, seed=2)
+    write_run(tmp_path / "other", config=BASE | {"steps.newer": None, "seed": 1}, seed=3)
+    [group], _ = seeds_page(tmp_path)
+    assert group.runs == 2
+
+
+def test_runs_that_came_to_the_same_have_no_interval_and_none_leaves_the_range() -> None:
+    alike = mean([0.9, 0.9, 0.9])
+    assert alike is not None
+    assert (alike.half, alike.n) == (None, 3)
+    two = mean([0.8, 1.0])
+    assert two is not None
+    assert two.half is not None
+    assert two.half > 0.5  # Student's t with one degree of freedom
+    assert _between(two, "share") == "0.000 to 1.000"
+    assert _between(two, "squared distance").startswith("-")
+    assert _between(alike, "share") == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +99,68 @@ def test_tables(tmp_path: Path) -> None:
         tables(tmp_path)
     with pytest.raises(UserError, match="no scores"):
         tables(tmp_path / "nowhere")
+
+
+def row(metric: str, prompt: int, index: int, value: float | None, step: int = 0, **slots: str) -> ScoreRow:
+    return ScoreRow(step, f"p{prompt}", index, 1, metric, "1", value, slots)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            [row("a", i, 0, 0.1 * i) for i in range(4)],
+            "one image of each prompt.*prompts.images_per_prompt=4",
+        ),
+        ([row("a", i, 0, 0.1 * i, file=f"{i}.png") for i in range(4)], "score a folder with several images"),
+        ([row("a", 0, i, 0.1 * i) for i in range(4)], "one prompt.*prompts.n=20"),
+        (
+            [row("a", 0, i, 0.1 * i, file=f"{i}.png") for i in range(4)],
+            "one prompt.*score images of several prompts",
+        ),
+        ([row("a", i // 2, i % 2, None) for i in range(4)], "no metric has a value"),
+        ([row("a", i // 2, i % 2, 0.1 if i == 0 else None) for i in range(4)], "no metric has two values"),
+        ([], "no score in it"),
+    ],
+)
+def test_advice_that_applies(rows: list[ScoreRow], words: str, tmp_path: Path) -> None:
+    write(tmp_path / "scores.parquet", rows)
+    with pytest.raises(UserError, match=words) as error:
+        tables(tmp_path)
+    assert ("prompts." in str(error.value)) <= (not any(one.slots for one in rows))
+
+
+def test_a_metric_without_enough_values_does_not_hide_the_others(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        row("good", i, k, float(rng.normal()), step) for step in (0, 9) for i in range(5) for k in range(2)
+    ]
+    rows += [
+        row("plain_only", i, k, 0.5 if i == k == 0 else None, step)
+        for step in (0, 9)
+        for i in range(5)
+        for k in range(2)
+    ]
+    rows += [row("late", i, k, float(rng.normal()), 9) for i in range(5) for k in range(2)]
+    write(tmp_path / "scores.parquet", rows)
+    text = tables(tmp_path, [(20, 3)])
+    assert text.count("| `plain_only` | - | - |") == 2
+    assert text.count("| `late` | - | - |") == 1
+    assert "No error for plain_only, late" in text
+    write(tmp_path / "scores.parquet", [one for one in rows if one.step == 0])
+    assert "One step was evaluated" in tables(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 not a table"])
+def test_user_errors_are_one_line(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "scores.parquet").write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-m", "diffusion_lab.analysis.precision", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""

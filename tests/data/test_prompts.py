@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_lab.config import Prompts
-from diffusion_lab.data.deal import stratified
+from diffusion_lab.data.deal import seeded, stratified
 from diffusion_lab.data.prompt_files import read_lines
 from diffusion_lab.data.prompts import (
     SETS,
@@ -301,6 +301,60 @@ def test_bad_files_are_named_with_their_line(tmp_path: Path, name: str, content:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"(?s)prompts.path.*{message}"):
         load("dog", name="file", path=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 50, 51])
+def test_a_file_is_drawn_from_as_the_whole_list_would_be(tmp_path: Path, n: int) -> None:
+    """Against the plain way: a random number for every line, the n smallest, in the order of the lines."""
+    texts = [f"{{subject}} number {i}" for i in range(50)]
+    (tmp_path / "mine.csv").write_text(
+        "prompt,place\n" + "".join(f"{text},{i}\n" for i, text in enumerate(texts))
+    )
+    generator = seeded("prompts", 3)
+    keys = [generator.random() for _ in texts]
+    expected = sorted(sorted(range(50), key=lambda i: keys[i])[:n])
+    drawn = load_prompts(
+        Prompts(name="file", path=str(tmp_path / "mine.csv"), n=n, seed=3), identifier="sks", class_noun="dog"
+    )
+    assert [int(prompt.slots["place"]) for prompt in drawn] == expected
+    assert [prompt.id for prompt in drawn] == [f"p{i:03d}" for i in expected]
+
+
+def test_a_long_table_is_read_to_a_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "mine.csv"
+    with open(path, "w") as file:
+        file.write("prompt\n")
+        file.writelines(f"a {{subject}} in place {i % 100_001}\n" for i in range(110_000))
+        file.write("a {wrong} one\n")
+    drawn = load_prompts(Prompts(name="file", path=str(path), n=4), identifier="sks", class_noun="dog")
+    assert len(drawn) == 4
+    assert "has more than 100000 prompts; those after line 100001 are not used" in caplog.text
+
+
+def test_many_repeated_lines_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "mine.txt").write_text("a {subject}\n" * 1000)
+    assert len(read_lines(tmp_path / "mine.txt")) == 1
+    assert len(caplog.records) == 6
+    assert "994 more prompts stand there twice" in caplog.text
+
+
+def test_lines_without_end_are_not_read(tmp_path: Path) -> None:
+    for name in ("mine.txt", "mine.csv"):
+        with open(tmp_path / name, "wb") as file:
+            file.write(b"prompt\n")
+            file.truncate(20_000_000_000)
+        settings = Prompts(name="file", path=str(tmp_path / name))
+        with pytest.raises(UserError, match=r"line 2: has more than 65,536 characters"):
+            load_prompts(settings, identifier="sks", class_noun="dog")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"n": 10**9}, {"n": 10**21}, {"images_per_prompt": 10**9}, {"n": 50_000, "images_per_prompt": 2}],
+)
+def test_more_than_anybody_draws_is_refused_at_once(values: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=r"prompts\.(n|images_per_prompt)=\d+.*50000"):
+        Prompts(**values)
 
 
 def test_missing_file_and_unknown_set(tmp_path: Path) -> None:

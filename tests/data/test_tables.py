@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_lab.compose import compose
-from diffusion_lab.config import Prompts
+from diffusion_lab.config import Prompts, fill_defaults
 from diffusion_lab.data.deal import stratified
 from diffusion_lab.data.prompts import load_prompts
 from diffusion_lab.data.tables import PORTRAIT, Table, read_table
@@ -56,7 +56,7 @@ def test_the_portraits_negative_prompt_is_a_choice_of_the_set() -> None:
 
 def test_full_size_runs_take_the_portraits() -> None:
     for words in (["prompts=portrait"], ["prompts=full"], ["prompts=small_card"], ["experiment=full"]):
-        assert compose(words).prompts.name == "portrait"
+        assert fill_defaults(compose(words)).prompts.name == "portrait"
     assert compose(["prompts=portrait_negative"]).prompts.sampling_steps == 25
 
 
@@ -158,3 +158,10 @@ def test_a_table_that_is_not_there(tmp_path: Path) -> None:
         read_table(tmp_path / "none.yaml")
     with pytest.raises(ValueError, match="does not name"):
         Table("a photo", {})
+
+
+def test_a_file_of_another_size_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "phrases.yaml", "wb") as file:
+        file.truncate(10_000_000_000)
+    with pytest.raises(UserError, match="more than 1,000,000 bytes"):
+        read_table(tmp_path / "phrases.yaml")

@@ -152,3 +152,20 @@ def test_full_encoders_are_reached_through_the_same_door(
     settings = Metrics(encoders="full", clip_weights=str(tmp_path / "clip.pt"))
     with pytest.raises(UserError, match=r"metrics\.clip_weights"):
         EncoderBank(settings).features([NOTHING], texts=None, needs={"clip_image"})
+
+
+def test_face_rate_alone_loads_no_embedder() -> None:
+    """The detector says all that it asks for; what it says is the same beside similarity."""
+    from diffusion_lab.interfaces import References
+    from diffusion_lab.metrics import METRICS
+
+    images = [person(1), NOTHING, person(2)]
+    full = EncoderBank(Metrics(encoders="full", face_weights="nowhere.pt", names=["face_rate"]))
+    found = full.features(images, texts=None, needs=set(METRICS["face_rate"].needs))
+    assert set(full.identities()) == {"detector"}
+    beside = EncoderBank(Metrics()).features(images, texts=None, needs={"face", "face_found"})
+    rates = [
+        METRICS["face_rate"](features, References(train=features, heldout=None, impostors=None)).tolist()
+        for features in (found, beside)
+    ]
+    assert rates[0] == rates[1] == [1.0, 0.0, 1.0]

@@ -250,6 +250,26 @@ def test_pool_features(fid_file: Path, photograph: np.ndarray) -> None:
     assert not torch.equal(found[0], found[1])
 
 
+def test_logits_are_the_whole_networks(photograph: np.ndarray, tmp_path: Path) -> None:
+    from torchvision.models import Inception3
+
+    whole = seeded(
+        lambda: Inception3(num_classes=10, aux_logits=False, transform_input=True, init_weights=False).eval()
+    )
+    save_file(dict(whole.state_dict()), tmp_path / "whole.safetensors")
+    encoder = InceptionEncoder.load(str(tmp_path / "whole.safetensors"))
+    pooled = encoder.embed_images([photograph])
+    found = encoder.logits(pooled)
+    with torch.no_grad():
+        expected = whole(prepare_torchvision(photograph)[None])
+    assert found is not None
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    save_file(
+        {k: v for k, v in whole.state_dict().items() if not k.startswith("fc.")}, tmp_path / "cut.safetensors"
+    )
+    assert InceptionEncoder.load(str(tmp_path / "cut.safetensors")).logits(pooled) is None
+
+
 def test_the_fid_network_differs_from_torchvisions_where_it_should() -> None:
     """A constant picture: without the padding in its average a pool leaves it constant up to the border."""
     fid, plain = build(fid=True), build(fid=False)

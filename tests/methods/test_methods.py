@@ -13,8 +13,8 @@ import torch
 from diffusion_lab.config import METHODS, Prompts, Steps
 from diffusion_lab.interfaces import Prompt, PromptSet
 from diffusion_lab.methods.dreambooth import notes_of
-from diffusion_lab.models.artefacts import _header as header_of
 from diffusion_lab.models.artefacts import annotate
+from diffusion_lab.readers import read_header
 from diffusion_lab.sampling.sample import sample
 from diffusion_lab.training.loop import evaluated_weights, training_step
 from diffusion_lab.training.losses import Draw, draw_noise
@@ -110,7 +110,7 @@ def check_headers(folder: Path, method) -> None:
     """Every file says what it is and how it was made; the recommended one also by what it was chosen."""
     annotate(folder, {"recommended_step": "3", "scores": "{}"})
     files = [*folder.rglob("*.safetensors")] if method.name != "dreambooth" else []
-    for header in [header_of(path)[0] for path in files] or [notes_of(folder)]:
+    for header in [read_header(path, "artefact").metadata for path in files] or [notes_of(folder)]:
         told = {"method": method.name, "trigger": "customcls", "class_noun": "dog", "step": "3"}
         told |= {"prediction_type": "epsilon", "recommended_step": "3", "scores": "{}"}
         assert told.items() <= header.items()

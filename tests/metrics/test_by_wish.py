@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_lab.analysis.intervals import BOUNDS
 from diffusion_lab.config import Metrics
 from diffusion_lab.interfaces import Features, Metric, Prompt, References, SetMetric
 from diffusion_lab.metrics import METRICS, NEEDS_TWINS, select
@@ -97,7 +98,25 @@ def test_sets_have_a_summary_and_no_rows(name: str, photographs: References) -> 
         assert summary.high is not None
         assert summary.low < summary.mean < summary.high
     again = score(generated, photographs, select([name]), prompts, 3)[1][name]
-    assert again == summary  # the bootstrap is deterministic
+    assert again == summary
+
+
+def test_the_legacy_distance_is_of_logits_in_float32() -> None:
+    """Identical sets of five images and a thousand classes: as published code had it, far below 0; exactly, 0."""
+    rows = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 1000))).float()
+    same = replace(rich(5, 1), inception_logits=rows)
+    references = References(train=same, heldout=None, impostors=None)
+    prompts = planned(*[(f"a dog {i}", "", True) for i in range(5)], each=1)
+    _, found = score(same, references, select(["fid", "fid_legacy"]), prompts, 0)
+    assert found["fid"].mean == pytest.approx(0, abs=1e-9)
+    assert found["fid_legacy"].mean is not None
+    assert -60 < found["fid_legacy"].mean < -5
+    assert found["fid_legacy"].low is None
+    assert "of class logits" in (found["fid_legacy"].note or "")
+    assert "in 1000 dimensions" in (found["fid_legacy"].note or "")
+    _, without = score(rich(5, 1), replace(references, train=rich(5, 2)), select(["fid_legacy"]), prompts, 0)
+    assert "the weights have no classifier" in (without["fid_legacy"].note or "")
+    assert METRICS["fid_legacy"].version == "2"
 
 
 def test_values_of_sets_are_the_functions_own(photographs: References) -> None:
@@ -131,13 +150,42 @@ def test_sets_too_small_have_no_value_and_say_why(photographs: References) -> No
     assert ceiling.mean == pytest.approx(kid(photographs.heldout.inception, photographs.train.inception))  # type: ignore[arg-type]
 
 
-def test_one_prompt_gives_no_interval(photographs: References) -> None:
-    for name in SETS:
-        summary = score(rich(8, 4), photographs, select([name]), planned(("a dog", "", True), each=8), 0)[1][
-            name
-        ]
+def test_one_prompt_gives_the_noise_and_says_so(photographs: References) -> None:
+    for name in [*SETS, "diversity", "clip_image"]:
+        prompts = planned(("a dog", "", True), each=8)
+        summary = score(rich(8, 4), photographs, select([name]), prompts, 0)[1][name]
         assert summary.mean is not None
-        assert summary.low is None
+        if name == "fid_legacy":
+            assert summary.low is None
+            continue
+        assert summary.low is not None
+        assert summary.within_one_prompt
+        assert "noise only" in (summary.note or "")
+
+
+@pytest.mark.parametrize("name", [*SETS, "diversity", "face_rate"])
+def test_two_images_of_two_prompts_have_no_interval(name: str, photographs: References) -> None:
+    prompts = planned(("a dog", "", True), ("a cat", "", True), each=1)
+    summary = score(rich(2, 4), photographs, select([name]), prompts, 0)[1][name]
+    assert summary.mean is not None
+    assert (summary.low, summary.high) == (None, None)
+    assert "no interval" in (summary.note or "")
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "fid_legacy"])
+def test_ceilings_and_impostors_stay_within_the_range_and_say_what_they_lack(
+    name: str, photographs: References
+) -> None:
+    low, high = BOUNDS.get(METRICS[name].unit, (None, None))
+    for summary in reference_scores(photographs, select([name]))[name].values():
+        if summary is None:
+            continue
+        assert (summary.low is None) == (summary.high is None)
+        assert summary.low is not None or "no interval" in (summary.note or "")
+        if summary.low is not None and summary.high is not None:
+            assert low is None or summary.low >= low
+            assert high is None or summary.high <= high
+            assert summary.low < summary.high
 
 
 def test_the_papers_two_axes(photographs: References) -> None:

@@ -12,15 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg, stats
 
-from diffusion_lab.analysis.intervals import bootstrap_weights
 from diffusion_lab.metrics.distances import (
     frechet,
     frechet_legacy,
     kid,
-    kid_draws,
+    kid_pairs,
     polynomial_kernel,
     vendi,
-    vendi_influence,
 )
 from diffusion_lab.metrics.diversity import diversity
 
@@ -51,7 +49,7 @@ def by_sqrtm(x: torch.Tensor, y: torch.Tensor) -> float:
 def test_frechet_equals_scipys_matrix_root_where_that_exists(n: int, m: int, d: int) -> None:
     x, y = rows(n, d, 1), rows(m, d, 2, 0.4) * 1.5
     assert frechet(x, y) == pytest.approx(by_sqrtm(x, y), rel=1e-9)
-    assert frechet_legacy(x, y) == pytest.approx(by_sqrtm(x, y), rel=1e-9)
+    assert frechet_legacy(x, y) == pytest.approx(by_sqrtm(x, y), rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -91,14 +89,12 @@ def test_frechet_in_one_dimension_is_the_closed_form() -> None:
     assert frechet(x, y) == pytest.approx(float(expected))
 
 
-def test_legacy_goes_negative_or_wrong_where_the_exact_one_does_not() -> None:
-    """The published defect: few images, many dimensions."""
-    worst = 0.0
-    for seed in range(6):
-        x, y = rows(5, 40, seed), rows(5, 40, seed + 50)
-        assert frechet(x, y) > 0
-        worst = max(worst, abs(frechet_legacy(x, y) - frechet(x, y)))
-    assert worst > 1e-6
+def test_legacy_goes_negative_where_the_exact_one_does_not() -> None:
+    """The published defect: few images, many dimensions, float32. How far differs by linear algebra library."""
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 1000)))
+    assert frechet(x, x) == pytest.approx(0, abs=1e-6)
+    assert -60 < frechet_legacy(x, x) < -5
+    assert frechet_legacy(x.float(), x.float()) == frechet_legacy(x, x)  # in float32 whatever comes in
 
 
 @settings(max_examples=40, deadline=None)
@@ -175,23 +171,14 @@ def test_kid_is_unbiased_for_small_sets_and_fid_is_not() -> None:
     assert np.mean([frechet(x, y) for x, y in pairs]) > 1
 
 
-def test_bootstrap_error_of_kid_is_the_spread_of_new_samples() -> None:
-    y = rows(12, 4, 0)
-    fresh = [kid(rows(60, 4, 100 + s, 0.4), y) for s in range(200)]
-    said = [
-        float(
-            kid_draws(rows(60, 4, 900 + s, 0.4), y, torch.from_numpy(bootstrap_weights(range(60))))[1].std()
-        )
-        for s in range(10)
-    ]
-    assert np.mean(said) == pytest.approx(np.std(fresh), rel=0.2)
-
-
-def test_draws_with_every_image_once_are_the_value_itself() -> None:
-    x, y = rows(7, 3, 1), rows(5, 3, 2)
-    value, draws = kid_draws(x, y, torch.ones(2, 7))
-    assert value == pytest.approx(kid(x, y))
-    assert draws.tolist() == pytest.approx([value, value])
+def test_kid_is_the_mean_of_its_pairs_up_to_a_constant() -> None:
+    y = rows(5, 3, 2)
+    differences = []
+    for seed in range(3):
+        value, pairs = kid_pairs(rows(7, 3, seed), y)
+        assert value == pytest.approx(kid(rows(7, 3, seed), y))
+        differences.append(value - float((pairs.sum() - pairs.diagonal().sum()) / 42))
+    assert differences == pytest.approx([differences[0]] * 3)  # what the targets have among themselves
 
 
 def test_kernel_is_the_papers() -> None:
@@ -249,26 +236,6 @@ def test_vendi_counts_different_images() -> None:
     assert vendi(torch.tensor([[1.0, 0.0]])) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("n", "d"), [(12, 5), (5, 12)])
-def test_vendi_influence_is_the_derivative_by_weights(n: int, d: int) -> None:
-    x = rows(n, d, 3)
-    unit = (x / x.norm(dim=1, keepdim=True)).numpy()
-    score, influence = vendi_influence(x)
-
-    def weighted(w: np.ndarray) -> float:
-        values = np.linalg.eigvalsh((unit * w[:, None]).T @ unit / w.sum()).clip(1e-300)
-        values = values[values > 1e-12]
-        return float(np.exp(stats.entropy(values)))
-
-    for i in range(n):
-        up, down = np.ones(n), np.ones(n)
-        up[i], down[i] = 1 + 1e-5, 1 - 1e-5
-        slope = (weighted(up) - weighted(down)) / 2e-5
-        assert slope * n == pytest.approx(float(influence[i]), abs=2e-3)
-    assert float(influence.mean()) == pytest.approx(0, abs=1e-9)
-    assert score == pytest.approx(by_entropy(x))
-
-
 # --- degenerate sets ----------------------------------------------------------------------------------
 
 
@@ -297,11 +264,10 @@ def test_vendi_of_nothing_is_an_error() -> None:
 def test_five_thousand_images_take_seconds() -> None:
     """CLIP's size. The bound is loose for a shared machine; each takes about a second on two cores."""
     x, y = rows(5000, 768, 0), rows(14, 768, 1)
-    weights = torch.from_numpy(bootstrap_weights(range(5000), 200))
     for measure in (
         lambda: diversity(x),
-        lambda: kid_draws(x, y, weights),
-        lambda: vendi_influence(x),
+        lambda: kid_pairs(x, y),
+        lambda: vendi(x),
         lambda: frechet(x, y),
     ):
         started = time.perf_counter()

@@ -79,7 +79,7 @@ def test_is_a_metric_with_a_definition(name: str) -> None:
     assert metric.version
     assert metric.label
     assert metric.unit
-    assert set(metric.needs) <= {"face", "clip_image", "clip_text", "aesthetics"}
+    assert set(metric.needs) <= {"face", "face_found", "clip_image", "clip_text", "aesthetics"}
     assert metric.pairwise <= {"values", "ceiling"}
     assert metric.higher_is_better == (name != "memorisation")
 

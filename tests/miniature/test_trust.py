@@ -41,6 +41,22 @@ def test_too_few_values_are_refused() -> None:
         answer("similarity", "question", "statistic", [0.5, math.nan])
 
 
+def test_an_interval_stays_within_the_statistics_range_and_is_none_where_all_are_alike() -> None:
+    for statistic, values in (
+        ("rank correlation with that number", [1.0, 0.99, 0.9]),
+        ("AUC against new pictures", [1.0, 0.9, 1.0]),
+        ("share of faces found", [0.0, 0.1, 0.0]),
+    ):
+        found = answer("a", "b", statistic, values)
+        assert found.low is not None
+        assert found.high is not None
+        assert -1 <= found.low < found.mean < found.high <= 1
+        assert statistic.startswith("rank") or found.low >= 0
+    alike = answer("a", "b", "AUC against new pictures", [1.0, 1.0, 1.0])
+    assert (alike.low, alike.high) == (None, None)
+    assert "| 1.000 | all alike | 3 |" in answers.table([alike])
+
+
 def test_curves_average_over_people_and_leave_out_what_nobody_has() -> None:
     nan = math.nan
     curve = answers.curve_of([0, 1, 2, 3], [[1.0, 2.0, nan, nan], [3.0, 4.0, 5.0, nan]])

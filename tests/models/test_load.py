@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from diffusion_lab.config import Model
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models import shipped
-from diffusion_lab.models.folder import check_folder
+from diffusion_lab.models.folder import WEIGHTS, check_folder
 from diffusion_lab.models.load import (
     cast_frozen,
     load_pipeline,
@@ -121,16 +122,30 @@ def test_pickled_weights_need_permission(copy: Path) -> None:
     assert load_pipeline(model(copy, allow_pickle=True), CPU).unet.dtype == torch.float32
 
 
-def test_a_variant_is_loaded_by_name_and_its_absence_explained(copy: Path) -> None:
-    for file, variant in (
-        ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"),
-        ("vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"),
-        ("text_encoder/model.safetensors", "text_encoder/model.fp16.safetensors"),
-    ):
-        (copy / file).rename(copy / variant)
-    with pytest.raises(UserError, match=r"fp16\.safetensors: see model\.variant"):
+@pytest.mark.parametrize("parts", [("unet",), ("vae",), ("text_encoder",), ("unet", "vae", "text_encoder")])
+def test_a_variant_of_some_parts_or_all(copy: Path, parts: tuple[str, ...]) -> None:
+    """As diffusers reads such a folder; without the setting, the message names it."""
+    from diffusers import StableDiffusionPipeline
+
+    for part in parts:
+        file = copy / part / f"{WEIGHTS[part]}.safetensors"
+        weights = {name: value.half() for name, value in load_file(file).items()}
+        save_file(weights, file.with_name(f"{WEIGHTS[part]}.fp16.safetensors"), {"format": "pt"})
+        file.unlink()
+    with pytest.raises(UserError, match=r"safetensors is missing; set model\.variant=fp16$"):
         load_pipeline(model(copy), CPU)
-    assert load_pipeline(model(copy, variant="fp16"), CPU).unet.dtype == torch.float32
+    ours = load_pipeline(model(copy, variant="fp16"), CPU)
+    theirs = StableDiffusionPipeline.from_pretrained(copy, variant="fp16", safety_checker=None)
+    for part in WEIGHTS:
+        expected = getattr(theirs, part).state_dict()
+        for name, value in getattr(ours, part).state_dict().items():
+            assert value.dtype in (torch.float32, torch.int64)
+            assert torch.equal(value, expected[name].to(value.dtype))
+
+
+def test_a_variant_that_no_part_has_is_refused(copy: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.variant=fp61: no part .* set model\.variant=null"):
+        load_pipeline(model(copy, variant="fp61"), CPU)
 
 
 def test_another_kind_of_pipeline_is_refused(copy: Path) -> None:

@@ -25,7 +25,7 @@ from diffusion_lab.tracking.files import FileTracker
 
 KEYS = {
     "schema", "status", "error", "config", "provenance", "evaluations", "references", "recommendation", "cost",
-    "metrics", "encoders", "prompts", "started", "finished", "steps_done",
+    "metrics", "encoders", "prompts", "started", "finished", "steps_done", "run", "files",
 }  # fmt: skip
 
 
@@ -197,8 +197,8 @@ def test_a_run_goes_on_after_a_step(tmp_path: Path, cases: ModuleType) -> None:
     assert result(tmp_path)["evaluations"] == result(tmp_path / "whole")["evaluations"]
 
 
-def test_an_evaluation_that_is_not_in_all_files_comes_again(tmp_path: Path, cases: ModuleType) -> None:
-    """A kill between result.json and events.jsonl."""
+def test_an_evaluation_that_the_events_lack_is_told_again(tmp_path: Path, cases: ModuleType) -> None:
+    """A kill between result.json and events.jsonl: what was measured stands in the other files."""
     first = FileTracker(tmp_path)
     first.start({})
     for step in (0, 2):
@@ -208,8 +208,9 @@ def test_an_evaluation_that_is_not_in_all_files_comes_again(tmp_path: Path, case
     first.finish("interrupted", {})
     tracker = FileTracker(tmp_path, resume_step=2)
     tracker.start({})
-    assert list(tracker.measured()) == [0]
-    assert {row.step for row in scores.read(tmp_path / "scores.parquet")} == {0}
+    assert list(tracker.measured()) == [0, 2]
+    assert {row.step for row in scores.read(tmp_path / "scores.parquet")} == {0, 2}
+    assert [e["step"] for e in events(tmp_path) if e["event"] == "evaluation"] == [0, 2]
     tracker.finish("failed", {})
 
 
@@ -304,7 +305,7 @@ def test_a_kill_at_any_moment_leaves_whole_files(tmp_path: Path, delay: float) -
         Image.open(sheet).load()
     assert [event["event"] for event in events(folder)][:2] == ["start", "scalars"]
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
-        "config.yaml", "result.json", "scores.parquet", "events.jsonl", "run.log", "samples",
+        "config.yaml", "result.json", "scores.parquet", "events.jsonl", "record.zip", "run.log", "samples",
     }  # fmt: skip
 
 

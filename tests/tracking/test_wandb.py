@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import wandb
+from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
 from diffusion_lab import config
@@ -272,19 +273,148 @@ def test_auto_is_offline_without_credentials() -> None:
     assert view.resolve_mode("auto") == "offline"
 
 
-def test_a_run_that_goes_on_is_the_same_run(tmp_path: Path, cases: ModuleType) -> None:
-    for session, status in enumerate(("interrupted", "completed")):
-        tracking = config.Tracking(wandb="offline")
-        step = None if session == 0 else 10
-        tracker = Fanout(build_trackers(tracking, tmp_path, resume_step=step))
+def sessions(
+    folder: Path, cases: ModuleType, *parts: tuple[int | None, list[int], str | None], **changes: Any
+) -> None:
+    """Sessions of one run: (resumed after, steps, status or None for one that is killed)."""
+    for after, steps, status in parts:
+        tracking = config.Tracking(wandb="offline", **changes)
+        tracker = Fanout(build_trackers(tracking, folder, resume_step=after))
         tracker.start(cases.CONFIG)
-        tracker.scalars(10 * (session + 1), {"train/loss": 0.5})
-        tracker.finish(status, {})  # type: ignore[arg-type]
-        time.sleep(1.1)  # wandb names a session's folder by its second
-    first, second = (Read(tmp_path, session, 2) for session in (0, 1))
-    assert first.run.run_id == second.run.run_id == (tmp_path / "wandb" / "run-id.txt").read_text().strip()
-    assert (first.exit_code, second.exit_code) == (130, 0)
-    assert first.curve("train/loss") + second.curve("train/loss") == [(10, 0.5), (20, 0.5)]
+        for step in steps:
+            if step:
+                # images_per_second is another one each time, and at the first log not a number
+                speed = float("nan") if step == 10 else time.perf_counter()
+                tracker.scalars(step, {"train/loss": 1 / step, "train/images_per_second": speed})
+            if step % 20 == 0:
+                tracker.evaluation(cases.evaluation(step), cases.prompt_set())
+        if status is not None:
+            tracker.finish(status, {})  # type: ignore[arg-type]
+        wandb.teardown()
+
+
+def logs(folder: Path) -> list[Path]:
+    """What `wandb sync` would upload."""
+    from wandb.cli.beta_sync import _find_wandb_files
+
+    return sorted(_find_wandb_files([folder / "wandb"], skip_synced=True, skip_online=True, verbose=False))
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log; a table, whose parts may come one by one, is one dict."""
+    found: list[dict[str, Any]] = []
+    for record in records(path):
+        if record.WhichOneof("record_type") == "history":
+            found.append({})
+            for item in record.history.item:
+                first, *rest = [item.key] if item.key else item.nested_key
+                if rest:
+                    found[-1].setdefault(first, {})[rest[0]] = json.loads(item.value_json)
+                else:
+                    found[-1][first] = json.loads(item.value_json)
+    return found
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_resumed_run_has_one_log_with_all_of_its_history(
+    tmp_path: Path, cases: ModuleType, killed: bool
+) -> None:
+    """The second session begins behind a checkpoint at 20; the first one came to 30, the third begins anew."""
+    status = None if killed else "interrupted"
+    sessions(tmp_path / "whole", cases, (None, [0, 10, 20, 30, 40], "completed"), images=2)
+    sessions(
+        tmp_path / "run", cases, (None, [0, 10, 20, 30], status), (20, [30], status), (20, [30, 40], "completed"),
+        images=2,
+    )  # fmt: skip
+    whole, run = logs(tmp_path / "whole"), logs(tmp_path / "run")
+    assert len(whole) == len(run) == 1
+    ours, theirs = history(run[0]), history(whole[0])
+    assert [row["_step"] for row in ours] == list(range(len(ours))), "each step of W&B's once, in order"
+    changing = ("_runtime", "_timestamp", "train/images_per_second", "eval/samples")
+    assert [{k: v for k, v in row.items() if k not in changing} for row in ours] == [
+        {k: v for k, v in row.items() if k not in changing} for row in theirs
+    ]
+    shown = []
+    for rows, path in ((ours, run[0]), (theirs, whole[0])):
+        tables = [row["eval/samples"] for row in rows if "eval/samples" in row]
+        files = [path.parent / "files" / table["path"] for table in tables]
+        shown.append([json.loads(file.read_text())["data"] for file in files])
+    assert shown[0] == shown[1]
+    assert [(len(table), table[0][0]) for table in shown[0]] == [(2, 0), (2, 20), (2, 40)]
+    kept = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "run").rglob("step-000020/*.png"))]
+    assert len(kept) == 2  # the pictures that the second log's tables were made of
+    assert all(np.array_equal(a, b) for a, b in zip(kept, cases.evaluation(20).images, strict=False))
+    aside = sorted((tmp_path / "run" / "wandb" / "superseded").glob("offline-run-*/*.wandb"))
+    assert len(aside) == 2
+    ids = {record.run.run_id for p in [*aside, *run] for record in records(p) if record.HasField("run")}
+    assert ids == {(tmp_path / "run" / "wandb" / "run-id.txt").read_text().strip()}
+
+
+def test_a_run_whose_record_was_lost_begins_its_log_anew(tmp_path: Path, cases: ModuleType) -> None:
+    sessions(tmp_path, cases, (None, [0, 10], "interrupted"), (-1, [0, 10, 20], "completed"))
+    (log,) = logs(tmp_path)
+    assert [row["step"] for row in history(log) if "train/loss" in row] == [10, 20]
+
+
+def test_the_earlier_log_stays_where_a_new_one_cannot_be_begun(
+    tmp_path: Path, cases: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sessions(tmp_path, cases, (None, [0, 10, 20], "interrupted"))
+    before = logs(tmp_path)
+    monkeypatch.setattr(wandb, "init", lambda **_: (_ for _ in ()).throw(OSError(28, "no space\nleft")))
+    sessions(tmp_path, cases, (10, [20], "completed"))
+    assert logs(tmp_path) == before
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "completed"
+    (told,) = [line for line in caplog.messages if "goes on without it" in line]
+    assert "Weights & Biases stopped" in told
+    assert "\n" not in told
+
+
+# --- names --------------------------------------------------------------------------------------------
+
+REFUSED = [
+    *({"project": f"a{letter}b"} for letter in "/\\#?%:"),
+    {"project": "a/b:c"}, {"project": "x" * 129}, {"project": " a"}, {"project": "a\nb"},
+    {"entity": "my team"}, {"entity": "a/b"}, {"entity": ""}, {"entity": "x" * 129},
+    {"group": "x" * 129}, {"group": ""}, {"group": "a\tb"},
+    {"run_name": "x" * 129}, {"run_name": " "}, {"run_name": "a\u0000b"},
+    {"tags": ["x" * 65]}, {"tags": ["good", " "]}, {"tags": ["a\nb"]},
+]  # fmt: skip
+TAKEN = [
+    {"project": "diffusion_lab"}, {"project": "ä b.c-d,(e)[f]'g'&h=i;j"}, {"project": "x" * 128}, {"entity": "my-team_1"},
+    {"group": "study: rank/alpha"}, {"run_name": "cache/anna #3 100%"}, {"tags": ["x" * 64, "n=4", "a/b:c"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_names_that_wandb_refuses_are_refused_first(given: dict[str, Any]) -> None:
+    (key,) = given
+    with pytest.raises(UserError, match=rf"tracker\.{key}="):
+        config.Tracking(**given)
+
+
+@pytest.mark.parametrize("given", TAKEN)
+def test_names_that_wandb_takes(given: dict[str, Any], tmp_path: Path) -> None:
+    tracking = config.Tracking(wandb="offline", **given)
+    names = {"project": tracking.project, "run_tags": tracking.tags, "run_group": tracking.group}
+    wandb.Settings(**names, run_name=tracking.run_name)  # raises where it does not
+
+
+def test_the_librarys_own_checks_refuse_nothing_that_passes_ours() -> None:
+    for letter in map(chr, range(1, 256)):
+        given = f"a{letter}b"
+        try:
+            config.Tracking(project=given, tags=[given])
+        except UserError:
+            continue
+        wandb.Settings(project=given, run_tags=[given])
+
+
+def test_a_refused_project_names_one_that_would_do() -> None:
+    with pytest.raises(
+        UserError, match=r"use tracker\.project=a-b-c \(a team's name goes to tracker\.entity\)"
+    ):
+        config.Tracking(project="a/b:c")
 
 
 def test_online_without_credentials_is_refused() -> None:

@@ -3,17 +3,21 @@
 const { steps, metrics } = lab.data;
 const TIE = 1e-9;
 
-// weights: by metric -> { best: position or null, scores, halves }, along the steps.
+// weights: by metric -> { best: position or null, scores, lows, highs, halves }, along the steps; null: unknown.
 lab.rule = (weights) => {
   const total = metrics.reduce((sum, m) => sum + (weights[m.name] || 0), 0);
   const used = total > 0 ? metrics.filter((m) => weights[m.name] > 0) : [];
   const scores = steps.map((_, i) => used.some((m) => m.scaled[i] === null) || !used.length ? null
     : used.reduce((sum, m) => sum + (weights[m.name] / total) * m.scaled[i], 0));
-  const halves = steps.map((_, i) => scores[i] === null || used.some((m) => m.half[i] === null) ? null
-    : Math.sqrt(used.reduce((sum, m) => sum + ((weights[m.name] / total) * m.half[i]) ** 2, 0)));
+  const reach = (side) => steps.map((_, i) => scores[i] === null || used.some((m) => m[side][i] === null) ? null
+    : Math.sqrt(used.reduce((sum, m) => sum + ((weights[m.name] / total) * m[side][i]) ** 2, 0)));
+  const below = reach("below"), above = reach("above");
+  const lows = below.map((b, i) => (b === null ? null : scores[i] - b));
+  const highs = above.map((a, i) => (a === null ? null : scores[i] + a));
+  const halves = below.map((b, i) => (b === null ? null : (b + above[i]) / 2));
   const known = scores.filter((s) => s !== null);
   const best = known.length ? scores.findIndex((s) => s !== null && s >= Math.max(...known) - TIE) : null;
-  return { best, scores, halves };
+  return { best, scores, lows, highs, halves };
 };
 
 const start = Object.fromEntries(metrics.map((m) => [m.name, m.weight]));
@@ -23,7 +27,7 @@ const sliders = new Map();
 const byId = (id) => document.getElementById(id);
 
 const show = () => {
-  const { best, scores, halves } = lab.rule(weights);
+  const { best, scores, lows, highs } = lab.rule(weights);
   const stop = best === null ? null : steps[best];
   const total = metrics.reduce((sum, m) => sum + weights[m.name], 0);
   for (const m of metrics) {
@@ -32,13 +36,13 @@ const show = () => {
     output.textContent = `${share} %`;
     input.setAttribute("aria-valuetext", `${share} percent of the decision`);
   }
-  live(best, scores, halves);
+  live(best, scores, lows, highs);
   for (const [id, figure] of lab.charts) {
     if (!id.startsWith("metric-") && id !== "score") continue;
     const line = figure.layout.shapes[0];
     line.visible = stop !== null;
     if (stop !== null) line.x0 = line.x1 = stop;
-    if (id === "score") curve(figure, scores, halves);
+    if (id === "score") curve(figure, scores, lows, highs);
     lab.draw(id);
   }
   for (const row of document.querySelectorAll("#score-table tr[data-step]")) row.classList.toggle("stop", Number(row.dataset.step) === stop);
@@ -47,19 +51,19 @@ const show = () => {
     if (!m) continue;
     const value = document.createElement("b");
     value.textContent = best === null ? "" : m.text[best];
-    place.replaceChildren(value, best === null ? "" : ` at step ${stop}${best > 0 ? `; ${m.text[0].split(" ±")[0]} at step ${steps[0]}` : ""}`);
+    place.replaceChildren(value, best === null ? "" : ` at step ${stop}${best > 0 ? `; ${m.text[0].split(" (")[0]} at step ${steps[0]}` : ""}`);
   }
   document.documentElement.dataset.stop = stop ?? "";
 };
 
-const live = (best, scores, halves) => {
+const live = (best, scores, lows, highs) => {
   const small = document.createElement("small");
   const recommended = lab.data.recommended;
   if (best === null) {
     byId("live").replaceChildren("All weights are 0, so nothing chooses the step.", small);
   } else {
-    const half = halves[best] === null ? "" : ` ± ${halves[best].toFixed(2)}`;
-    byId("live").replaceChildren(`Stop at step ${steps[best]}, weighted score ${scores[best].toFixed(2)}${half}`, small);
+    const limits = lows[best] === null ? "" : ` (${lows[best].toFixed(2)} to ${highs[best].toFixed(2)})`;
+    byId("live").replaceChildren(`Stop at step ${steps[best]}, weighted score ${scores[best].toFixed(2)}${limits}`, small);
   }
   const unmoved = metrics.every((m) => weights[m.name] === start[m.name]);
   small.textContent = unmoved ? "with the run's own weights"
@@ -67,11 +71,12 @@ const live = (best, scores, halves) => {
   byId("reset").disabled = unmoved;
 };
 
-const curve = (figure, scores, halves) => {
-  const known = steps.map((step, i) => [step, scores[i], halves[i] || 0]).filter((k) => k[1] !== null);
-  const back = [...known].reverse();
-  figure.data[0].x = [...known, ...back].map((k) => k[0]);
-  figure.data[0].y = [...known.map((k) => k[1] + k[2]), ...back.map((k) => k[1] - k[2])];
+const curve = (figure, scores, lows, highs) => {
+  const known = steps.map((step, i) => [step, scores[i]]).filter((k) => k[1] !== null);
+  const banded = steps.map((step, i) => [step, lows[i], highs[i]]).filter((k) => k[1] !== null);
+  const back = [...banded].reverse();
+  figure.data[0].x = [...banded, ...back].map((k) => k[0]);
+  figure.data[0].y = [...banded.map((k) => k[2]), ...back.map((k) => k[1])];
   figure.data[1].x = known.map((k) => k[0]);
   figure.data[1].y = known.map((k) => k[1]);
 };

@@ -31,4 +31,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from diffusion_lab.checks import command
+
+    raise SystemExit(command(main))

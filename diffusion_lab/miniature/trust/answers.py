@@ -11,6 +11,13 @@ from numpy.typing import NDArray
 
 from diffusion_lab.analysis.intervals import summarise
 
+RANGES = (  # a statistic's first words, and the values that it can have
+    ("rank correlation", (-1.0, 1.0)),
+    ("AUC", (0.0, 1.0)),
+    ("share of faces", (0.0, 1.0)),
+    ("share in which", (0.0, 1.0)),
+)
+
 
 class Point(NamedTuple):
     """One point of a curve: a mean over people or sets with its 95 % interval (None of fewer than two)."""
@@ -23,14 +30,14 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One question put to one metric: a mean with its 95 % interval over people or sets."""
+    """One question put to one metric: a mean with its 95 % interval over people or sets, None where all are alike."""
 
     metric: str
     question: str
     statistic: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int  # people or sets
     curve: tuple[Point, ...] = ()
     axes: tuple[str, str] = ("", "")  # what `curve` shows: `at`, and the mean
@@ -44,9 +51,10 @@ def answer(
     curve: Sequence[Point] = (),
     axes: tuple[str, str] = ("", ""),
 ) -> Answer:
-    """Average ``values``, one a person; those that are NaN are left out. ValueError for fewer than two."""
-    found = summarise(values)
-    if found.mean is None or found.low is None or found.high is None:
+    """Average ``values``, one per person; those that are NaN are left out. ValueError for fewer than two."""
+    bounds = next((ends for words, ends in RANGES if statistic.startswith(words)), (None, None))
+    found = summarise(values, bounds=bounds)
+    if found.mean is None or found.n < 2:
         raise ValueError(f"{metric}: {question}: {found.n} values are too few")
     return Answer(metric, question, statistic, found.mean, found.low, found.high, found.n, tuple(curve), axes)
 
@@ -88,7 +96,12 @@ def table(answers: Sequence[Answer]) -> str:
     """The answers as a Markdown table."""
     rows = ["| metric | question | statistic | mean | 95 % interval | n |", "|---|---|---|---|---|---|"]
     rows += [
-        f"| `{a.metric}` | {a.question} | {a.statistic} | {a.mean:.3f} | {a.low:.3f} to {a.high:.3f} | {a.n} |"
+        f"| `{a.metric}` | {a.question} | {a.statistic} | {a.mean:.3f} | {interval(a)} | {a.n} |"
         for a in answers
     ]
     return "\n".join(rows) + "\n"
+
+
+def interval(found: Answer) -> str:
+    """The 95 % interval in words; people who are all alike say nothing about others."""
+    return "all alike" if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}"

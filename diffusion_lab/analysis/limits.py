@@ -1,0 +1,73 @@
+"""The number of a summary that the stop rule and the pages use, and its 95 % interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from diffusion_lab.analysis.differences import Limits
+from diffusion_lab.interfaces import Summary
+
+
+def value_of(summary: Summary) -> float | None:
+    """The number the rule uses: the mean that counts images without a face too, where there is such a mean."""
+    return summary.mean if summary.penalised is None else summary.penalised
+
+
+def limits_of(summary: Summary) -> Limits | None:
+    """The 95 % interval of `value_of`; None where it cannot be estimated."""
+    value, s = value_of(summary), summary.standard_error
+    if summary.penalised_low is not None and summary.penalised_high is not None:
+        return summary.penalised_low, summary.penalised_high
+    if value is None or (summary.penalised is not None and summary.imputed is not None):
+        return None
+    if summary.penalised is not None and summary.missing:
+        half = _half_of_an_earlier_record(summary)
+        return None if half is None else (value - half, value + half)
+    if summary.low is not None and summary.high is not None:
+        return summary.low, summary.high
+    return (value - 1.96 * s, value + 1.96 * s) if s else None
+
+
+def half_width_of(summary: Summary) -> float | None:
+    """Half of the 95 % interval of `value_of`, or None where it cannot be estimated."""
+    limits = limits_of(summary)
+    return None if limits is None else (limits[1] - limits[0]) / 2
+
+
+def _half_of_an_earlier_record(summary: Summary) -> float | None:
+    """Of a penalised mean that counts 0 and has no interval of its own.
+
+    From mean, n and standard error s the sum of squares is (n - 1) n s^2 + n mean^2, and so the variance over all
+    n + missing images follows.
+    """
+    s, mean = summary.standard_error, summary.mean
+    if s is None or mean is None or summary.penalised is None:
+        return None
+    t = 1.96  # or Student's, as the summary has it
+    if s > 0 and summary.low is not None and summary.high is not None:
+        t = (summary.high - summary.low) / 2 / s
+    total = summary.n + summary.missing
+    squares = (summary.n - 1) * summary.n * s**2 + summary.n * mean**2
+    return t * math.sqrt(max(0.0, squares / total - summary.penalised**2) / (total - 1))
+
+
+def lacking(names: Iterable[str], evaluations: Sequence[Mapping[str, Summary]]) -> dict[str, str]:
+    """Metrics with a value but no interval in one of these evaluations, and why: "" where the record does not say."""
+    found: dict[str, str] = {}
+    for name in names:
+        for at in evaluations:
+            s = at.get(name)
+            if s is not None and value_of(s) is not None and limits_of(s) is None:
+                found[name] = (s.note or "").partition("no interval: ")[2].partition(";")[0]
+    return found
+
+
+def missing_notes(summaries: Sequence[Summary]) -> list[str]:
+    """What images without a face counted, where there are any."""
+    counted = [s for s in summaries if s.penalised is not None and s.missing]
+    if not counted:
+        return []
+    lowest = min(s.imputed or 0.0 for s in counted)
+    value = "0" if lowest == 0 else f"down to {lowest:.2f}, as little as the least similar face"
+    return [f"Images without a face count as {value} in similarity."]

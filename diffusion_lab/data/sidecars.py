@@ -1,0 +1,304 @@
+"""What lies beside the pictures of a folder: captions in the conventions of the field, and what is not read.
+
+Of a picture `01.png` the first of these that is there gives its caption (training) or its prompt (`job=score`):
+
+1. its row in `metadata.csv` or else `metadata.jsonl`: columns `file_name` and `text` (or `prompt`, `caption`), as the
+   datasets library has them;
+2. a text file named after the whole file, `01.png.txt`, or else `01.png.caption`;
+3. a text file named after its stem, `01.txt`, or else `01.caption`, as kohya's scripts and web UIs have them.
+
+Names are compared in Unicode's composed form, suffixes in any letter case, stems too where no other picture has a
+better claim. Text is UTF-8 or, with its mark at the beginning, UTF-16. Everything else is named in one line, with the
+reason (`Beside.unread`). Listing reads no file; Pillow is not needed.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.data.words import nfc
+from diffusion_lab.interfaces import UserError
+
+TABLES = ("metadata.csv", "metadata.jsonl")  # as the datasets library names them
+TEXT_COLUMNS = ("text", "prompt", "caption")
+SUFFIXES = (".txt", ".caption")  # of text files, the first that is there counts
+NOT_CAPTIONS = frozenset({"class_noun.txt"})
+MOST_BYTES = 64 * 1024
+"""Of a caption. CLIP reads 77 tokens, and none of its 49,408 is longer than 70 bytes: 5 KB at most are read. The rest
+of the room is for what web UIs write beside a picture, prompt, settings and all."""
+MASK = re.compile(r"(?i)(.+)-(mask|cond)label")  # of OneTrainer, with the picture's stem before it
+_KOHYA_FOLDER = re.compile(r"(\d+)_(.+)")
+_OTHER_TABLES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".parquet", ".yaml", ".yml", ".toml", ".xml"})
+_CACHES = frozenset({".npz", ".npy"})
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a table or a text file says of a picture."""
+
+    text: str  # "" for an empty cell or file
+    where: Path  # the text file, or the table and, in brackets, the picture's name
+    slots: Mapping[str, str] = field(default_factory=dict)  # a table's other columns
+    table: str = ""  # its name; "": a text file
+
+
+class NoCaptions(ValueError):
+    """A table that is whole and holds something else."""
+
+
+class Beside:
+    """The files of one folder that speak of its pictures. `key`: the configuration's, for messages."""
+
+    def __init__(self, folder: Path, pictures: Sequence[Path], key: str = "data.folder") -> None:
+        self._folder, self._key = folder, key
+        self._pictures = {nfc(path.name): path for path in pictures}
+        self._siblings: dict[str, list[Path]] = {}  # by stem
+        for path in pictures:
+            self._siblings.setdefault(nfc(path.stem), []).append(path)
+        known = {*self._pictures, *self._siblings}
+        self._alike = Counter(name.casefold() for name in known)
+        listed = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+        self._folders = [path for path in listed if path.is_dir() and path.name.casefold() != "__macosx"]
+        self._files = [path for path in listed if nfc(path.name) not in self._pictures and path.is_file()]
+        self._texts: dict[
+            tuple[str, str], list[Path]
+        ] = {}  # by name before the suffix, in small letters, and suffix
+        for path in self._files:
+            suffix = path.suffix.casefold()
+            if suffix in SUFFIXES and path.name.casefold() not in NOT_CAPTIONS:
+                self._texts.setdefault((nfc(path.stem).casefold(), suffix), []).append(path)
+
+    def of(self, picture: Path) -> Said | None:
+        """What is said of a picture; None where nothing is. UserError for what cannot be used, or who is meant."""
+        row = self._row(picture)
+        if row is not None and row.text:
+            return row
+        file = self.text_file(picture)
+        return row if file is None else Said(read_text(file, self._key), file)
+
+    def text_file(self, picture: Path) -> Path | None:
+        """The text file of a picture. UserError where two pictures or two files have the same claim."""
+        if own := self._one(self._named(nfc(picture.name))):
+            return own
+        shared = self._one(self._named(nfc(picture.stem)))
+        if shared is not None:
+            others = [
+                path.name
+                for path in self._siblings.get(nfc(picture.stem), ())
+                if path.name != picture.name and not self._named(nfc(path.name)) and not self._row_says(path)
+            ]
+            if others:
+                both = sorted([picture.name, *others])
+                raise UserError(
+                    f"{self._key}: {shared} could be the text of {' and of '.join(both)}; name it after the whole "
+                    f"file, {both[0]}{shared.suffix}, or rename a picture"
+                )
+        return shared
+
+    def table(self) -> str:
+        """The name of the folder's table of captions, "" where there is none. NoCaptions where it holds none."""
+        if self._read_table[2]:
+            raise NoCaptions(self._read_table[2])
+        return self._read_table[0]
+
+    def strangers(self) -> list[str]:
+        """Names in the table that no picture has."""
+        loose = {name.casefold() for name in self._pictures}
+        return [row for row in self._read_table[1] if row.casefold() not in loose]
+
+    def unread(self) -> list[str]:
+        """What lies there and is not read, each with the reason; nothing of what operating systems leave."""
+        table, _, problem = self._read_table
+        told = [problem] if problem else []
+        if strangers := self.strangers():
+            told.append(f"{table} has {names(strangers)}, and no picture has this name")
+        claimed = {file for path in self._pictures.values() for file in self._claimed(path)}
+        texts = [file for files in self._texts.values() for file in files]
+        if orphans := sorted(file.name for file in texts if file not in claimed):
+            told.append(f"{names(orphans)}: no picture has this name")
+        read = self._folder / table
+        tables = [p.name for p in self._files if p.suffix.casefold() in _OTHER_TABLES and p != read]
+        if tables and not (problem and tables == [table]):
+            told.append(f"{names(tables)}: {table or ' or '.join(TABLES)} is the only table that is read")
+        if caches := [path.name for path in self._files if path.suffix.casefold() in _CACHES]:
+            told.append(f"{names(caches)}: another tool's cache")
+        if masks := [path.name for path in self._files if mask_of(path.stem)]:
+            told.append(f"{names(masks)}: masks are not used")
+        if twice := [path.name for path in self._pictures.values() if self._said_twice(path)]:
+            told.append(f"more than one caption of {names(twice)}: the first counts ({ORDER})")
+        if folders := [f"{path.name}/" for path in self._folders if any(map(_is_picture, _entries(path)))]:
+            told.append(f"{names(folders)}: pictures in sub-folders")
+        if kohya := _KOHYA_FOLDER.fullmatch(self._folder.resolve().name):
+            told.append(
+                f"the folder's own name, {kohya[1]} repeats of {kohya[2]!r} to kohya's scripts: see steps.total, "
+                "data.identifier and data.class_noun"
+            )
+        return told
+
+    def _named(self, base: str) -> list[Path]:
+        """Text files of `base`, the first suffix that is there; without regard to case where that leaves no doubt."""
+        for suffix in SUFFIXES:
+            files = self._texts.get((base.casefold(), suffix), [])
+            exact = [path for path in files if nfc(path.stem) == base]
+            if exact or (files and self._alike[base.casefold()] == 1):
+                return exact or files
+        return []
+
+    def _one(self, files: list[Path]) -> Path | None:
+        """Of files whose names differ by form or case alone: the first, if they say the same."""
+        if len(files) > 1 and len({read_text(file, self._key) for file in files}) > 1:
+            raise UserError(
+                f"{self._key}: {' and '.join(map(str, files))} speak of one picture and differ; remove one of them"
+            )
+        return files[0] if files else None
+
+    def _claimed(self, picture: Path) -> list[Path]:
+        """Every text file that could be the picture's."""
+        bases = dict.fromkeys((nfc(picture.name), nfc(picture.stem)))
+        return [
+            file
+            for base in bases
+            for suffix in SUFFIXES
+            for file in self._texts.get((base.casefold(), suffix), ())
+        ]
+
+    def _said_twice(self, picture: Path) -> bool:
+        alone = len(self._siblings[nfc(picture.stem)]) == 1
+        files = [file for file in self._claimed(picture) if alone or nfc(file.stem) != nfc(picture.stem)]
+        kinds = {(nfc(file.stem).casefold(), file.suffix.casefold()) for file in files}
+        return len(kinds) + self._row_says(picture) > 1
+
+    def _row(self, picture: Path) -> Said | None:
+        """The table's row of the picture."""
+        name = nfc(picture.name)
+        if found := self._read_table[1].get(name):
+            return found
+        return self._loose_rows.get(name.casefold()) if self._alike[name.casefold()] == 1 else None
+
+    def _row_says(self, picture: Path) -> bool:
+        row = self._row(picture)
+        return row is not None and bool(row.text)
+
+    @functools.cached_property
+    def _loose_rows(self) -> dict[str, Said]:
+        return {name.casefold(): row for name, row in self._read_table[1].items()}
+
+    @functools.cached_property
+    def _read_table(self) -> tuple[str, dict[str, Said], str]:
+        """Name, rows by file_name, and why there are none. UserError for a damaged table."""
+        for name in TABLES:
+            path = self._folder / name
+            if path.is_file():
+                try:
+                    return name, read_rows(path), ""
+                except NoCaptions as error:
+                    return name, {}, f"{name}: {error}"
+                except (OSError, ValueError, csv.Error) as error:
+                    raise UserError(f"{self._key}: {path} cannot be used ({error})") from error
+        return "", {}, ""
+
+
+ORDER = "metadata.csv or metadata.jsonl, 01.png.txt, 01.png.caption, 01.txt, 01.caption"
+
+
+def read_text(file: Path, key: str = "data.folder") -> str:
+    """A text file's content without white space around it. UserError where it is no text, or too long for a caption."""
+    try:
+        size = file.stat().st_size
+        if size > MOST_BYTES:
+            raise UserError(
+                f"{file}: has {size:,} bytes, and a caption at most {MOST_BYTES:,}: the model reads 77 tokens; shorten "
+                "it, or remove it"
+            )
+        return decode(file.read_bytes()).strip()
+    except (OSError, UnicodeError) as error:
+        problem = f"cannot be read as a caption ({error})"
+        raise UserError(f"{file}: {problem}; save it as UTF-8 text, or remove it" + _never(key)) from error
+
+
+def decode(content: bytes) -> str:
+    """UTF-8, with or without its mark, or UTF-16 with its mark. UnicodeError for anything else."""
+    if content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-8-sig")
+    text = content.decode("utf-16")
+    if not any(character.isascii() and character.isalpha() for character in text):
+        # Bytes in the wrong order read as Chinese characters; an encoder of English text would not know either.
+        raise UnicodeError("UTF-16 without a letter of English")
+    return text
+
+
+def mask_of(stem: str) -> str | None:
+    """The stem of the picture that a file of this stem is the mask of; None where its name says no such thing."""
+    found = MASK.fullmatch(stem)
+    return found[1] if found else None
+
+
+def without_masks(pictures: list[Path]) -> list[Path]:
+    """`pictures` less the masks (`01-masklabel.png`) of others among them."""
+    stems = {path.stem for path in pictures}
+    return [path for path in pictures if mask_of(path.stem) not in stems]
+
+
+def names(found: Sequence[str], most: int = 3) -> str:
+    """ "a.txt, b.txt", "a.txt, b.txt, c.txt and 4 more"."""
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+
+
+def _never(key: str) -> str:
+    return ", or set data.captions=never" if key == "data.folder" else ""
+
+
+def _entries(folder: Path) -> Iterable[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return ()
+
+
+def _is_picture(path: Path) -> bool:
+    from diffusion_lab.data.pictures import SUFFIXES as PICTURES
+
+    return path.suffix.casefold() in PICTURES and not path.name.startswith(".")
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> dict[str, Said]:
+    """The rows of a table by file_name. NoCaptions where it is of another kind, else ValueError or csv.Error."""
+    content = decode(path.read_bytes())
+    found: dict[str, Said] = {}
+    for row in _csv_rows(content) if path.suffix == ".csv" else _json_rows(content):
+        cells = {str(key): "" if value is None else str(value).strip() for key, value in row.items() if key}
+        name = nfc(cells.pop("file_name", "")).removeprefix("./")
+        column = next((column for column in TEXT_COLUMNS if column in cells), None)
+        if not name or column is None:
+            kind = ValueError if found else NoCaptions
+            raise kind(f"it needs the columns file_name and text{' in every row' if found else ''}")
+        text = cells.pop(column)
+        said = Said(text, path.with_name(f"{path.name} ({name})"), cells, path.name)
+        if found.setdefault(name, said) != said:
+            raise ValueError(f"it has two rows for {name} that differ")
+    return found
+
+
+def _csv_rows(content: str) -> list[dict[str, Any]]:
+    return list(csv.DictReader(io.StringIO(content, newline=""), strict=True))
+
+
+def _json_rows(content: str) -> Iterator[dict[str, Any]]:
+    for line in content.split("\n"):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("every line must be an object")
+            yield row

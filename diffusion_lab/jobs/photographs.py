@@ -1,0 +1,50 @@
+"""What a job records about the photographs of its subject: the sheet, the faces chosen, and warnings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from diffusion_lab.data.pictures import fit
+from diffusion_lab.tracking.samples import Frame
+
+if TYPE_CHECKING:
+    from diffusion_lab.encoders.bank import EncoderBank
+    from diffusion_lab.encoders.photographs import Photograph
+    from diffusion_lab.interfaces import AnyMetric, Subject
+    from diffusion_lab.tracking.files import FileTracker
+
+log = logging.getLogger(__name__)
+
+
+def record_photographs(
+    subject: Subject, bank: EncoderBank, resolution: int, metrics: Sequence[AnyMetric], files: FileTracker
+) -> dict[str, list[Photograph]] | None:
+    """Chooses the subject's face in every photograph, where a metric looks at faces, and records the choice.
+
+    Returns what was chosen, for `reference_features`. The sheet of training pictures is written in any case.
+    """
+    from diffusion_lab.encoders.photographs import describe, look_at, report
+    from diffusion_lab.metrics.evaluate import needed
+
+    faces = look_at(subject, bank, resolution) if "face" in needed(metrics) else None
+    files.training_pictures(
+        [fit(picture.pixels, resolution) for picture in subject.train],
+        [picture.path.name for picture in subject.train],
+        [] if faces is None else [frames(one, resolution) for one in faces["train"]],
+    )
+    if faces is not None:
+        files.photographs(describe(faces))
+        for warning in report(faces):
+            log.warning("%s", warning)
+    return faces
+
+
+def frames(photograph: Photograph, side: int) -> list[Frame]:
+    """The boxes of a photograph's faces, for the sheet. ``side``: of the square picture in pixels."""
+    found = []
+    for number, face in enumerate(photograph.faces):
+        left, top, right, bottom = (min(1.0, max(0.0, value / side)) for value in face.box)
+        found.append(Frame((left, top, right, bottom), number == photograph.chosen))
+    return found

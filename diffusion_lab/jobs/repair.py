@@ -1,0 +1,197 @@
+"""A run that was trained to its end and whose folder is not complete: what is missing is made again from the rest.
+
+A kill or a full disk while the record was being closed leaves such a folder, and so does a lost or damaged file. Nothing
+is trained here; the model is loaded only where an adapter comes from a checkpoint, or an artefact is a whole pipeline.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.config import Config, as_plain_dict
+from diffusion_lab.interfaces import Status, UserError
+from diffusion_lab.jobs.conclude import Findings, adapter_folder, conclude, rebuild_adapter, recommendation
+from diffusion_lab.models import kohya
+from diffusion_lab.resume import find, run_id
+from diffusion_lab.tracking import Fanout, backup, vouched
+from diffusion_lab.tracking.earlier import earlier
+from diffusion_lab.tracking.files import FileTracker
+from diffusion_lab.tracking.recorded import CHECKPOINTS, ENDED, missing
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusion_lab.training.state import TrainingState
+
+log = logging.getLogger(__name__)
+
+ADAPTERS, ARTEFACT, SAMPLES = "adapters", "artefact", "samples"
+
+
+def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Status, str | None]:
+    """Completes the folder of a run that has nothing left to train; returns its status and its error.
+
+    A completed or diverged run keeps its status; one that was stopped while it was being closed is completed.
+    Raises UserError where results are lost that no other file holds: it names the files and what to do.
+    """
+    found = find(config, run_folder)
+    assert found is not None
+    status: Status = found.result["status"] if found.result.get("status") in ENDED else "completed"
+    lost = missing(run_folder, found.result) if found.result.get("status") in ENDED else []
+    files = FileTracker(run_folder, device=str(device), keep_images=config.tracker.keep_images)
+    total = config.steps.total or 0
+    due = [entry["step"] for entry in found.result.get("evaluations") or []]
+    run = str(found.result.get("run") or run_id(as_plain_dict(config)))
+    before = earlier(run_folder, total, run=run, due=due)
+    files.reopen(before)
+    try:
+        _restore_record(config, run_folder, files, lost)
+        findings = _findings(files)
+        stop = recommendation(config, findings)
+        wanted = None if stop is None else stop.step
+        _restore_adapters(config, run_folder, files, findings, lost, wanted, device)
+        _restore_pictures(config, run_folder, files, lost)
+        if status == "completed" and hasattr(config.method, "complete") and _artefact_lost(run_folder, lost):
+            findings.pipe = _pipe(config, device, findings)
+        error = files.result["error"] if status == "diverged" else None
+        conclude(config, run_folder, findings, Fanout([files]), files, status)
+    except BaseException:
+        files.close()
+        raise
+    left = missing(run_folder, files.result)
+    made = [name for name in lost if name not in left] or ["the end of its record"]
+    log.info("%s is trained to its end and is not trained again; made again: %s", run_folder, _listed(made))
+    return status, error
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _findings(files: FileTracker) -> Findings:
+    """What the run had measured, from its record."""
+    from diffusion_lab.analysis.record import summary
+
+    ceilings = {
+        name: None if kinds.get("ceiling") is None else summary(kinds["ceiling"])
+        for name, kinds in files.result["references"].items()
+    }
+    return Findings(
+        summaries=dict(files.measured()), ceilings=ceilings, steps_done=files.result["steps_done"]
+    )
+
+
+def _restore_record(config: Config, run_folder: Path, files: FileTracker, lost: Collection[str]) -> None:
+    """config.yaml, prompts.json, the scores, the events and the untouched model's features."""
+    files.restore(files.result["config"])
+    prompts = run_folder / backup.PROMPTS
+    if backup.PROMPTS in lost and backup.PROMPTS not in files.copies:
+        from diffusion_lab.data.prompts import load_prompts
+        from diffusion_lab.data.subjects import check_subject
+
+        noun = check_subject(config.data)
+        files.prompts(load_prompts(config.prompts, identifier=config.data.identifier, class_noun=noun))
+        log.warning("%s: written anew", prompts)
+    if backup.BASE in lost and backup.BASE not in files.copies:
+        log.warning("%s: it is missing or damaged, and no other file holds it", run_folder / backup.BASE)
+
+
+def _restore_adapters(
+    config: Config,
+    run_folder: Path,
+    files: FileTracker,
+    findings: Findings,
+    lost: Collection[str],
+    wanted: int | None,
+    device: torch.device,
+) -> None:
+    """Adapters whose files are lost: from the checkpoint of their step; kohya's file from the adapter itself."""
+    damaged = vouched.damaged(
+        run_folder, {n: v for n, v in files.result["files"].items() if n.startswith(f"{ADAPTERS}/")}
+    )
+    steps: dict[int, list[str]] = {}
+    for name in damaged:
+        steps.setdefault(int(name.split("/")[1].removeprefix("step-")), []).append(name)
+    if (
+        wanted is not None
+        and not adapter_folder(run_folder, wanted).is_dir()
+        and _artefact_lost(run_folder, lost)
+    ):
+        steps[wanted] = [f"{ADAPTERS}/step-{wanted:06d}"]
+    for step, names in list(steps.items()):
+        folder = adapter_folder(run_folder, step)
+        if all(name.endswith(f"/{kohya.FILE_NAME}") for name in names):
+            files.vouch(*(path.relative_to(run_folder).as_posix() for path in _exported(folder)))
+            del steps[step]
+    state: TrainingState | None = None
+    for step, names in sorted(steps.items()):
+        if not (run_folder / CHECKPOINTS / f"step-{step:06d}").is_dir():
+            _cannot(run_folder, names, step == wanted and _artefact_lost(run_folder, lost))
+            continue
+        means = {name: found.mean for name, found in findings.summaries[step].items()}
+        state = state or _state(config, run_folder, step, device)
+        rebuild_adapter(state, run_folder, step, means)
+        files.vouch(f"{ADAPTERS}/step-{step:06d}")
+
+
+def _exported(folder: Path) -> list[Path]:
+    return kohya.export(folder / kohya.SOURCE_NAME, folder / kohya.FILE_NAME)
+
+
+def _cannot(run_folder: Path, names: Sequence[str], needed: bool) -> None:
+    if needed:
+        raise UserError(
+            f"{run_folder}: {_listed(names)} is missing or damaged, and so is the artefact that is made from it; no "
+            "other file holds it. Put it back from a copy, or begin again in another folder with hydra.run.dir=FOLDER"
+        )
+    log.warning("%s: %s is missing or damaged, and no other file holds it", run_folder, _listed(names))
+
+
+def _artefact_lost(run_folder: Path, lost: Collection[str]) -> bool:
+    return not (run_folder / ARTEFACT).is_dir() or any(name.split("/")[0] == ARTEFACT for name in lost)
+
+
+def _state(config: Config, run_folder: Path, step: int, device: torch.device) -> TrainingState:
+    from diffusion_lab.jobs.assist import build, load_parts
+    from diffusion_lab.training.rng import seeded
+
+    with seeded(config.seed):
+        subject, prompts, pipe = load_parts(config, device)
+        return build(config, pipe, subject, prompts, None)
+
+
+def _pipe(config: Config, device: torch.device, findings: Findings) -> Any:
+    """The untouched pipeline: an artefact that is a whole pipeline takes its frozen parts from it."""
+    from diffusion_lab.jobs.assist import load_parts
+    from diffusion_lab.training.rng import seeded
+
+    with seeded(config.seed):
+        _, _, pipe = load_parts(config, device)
+        config.method.attach(pipe)
+    return pipe
+
+
+def _restore_pictures(config: Config, run_folder: Path, files: FileTracker, lost: Collection[str]) -> None:
+    """The sheet of the training pictures; what a model has drawn cannot be drawn again without it."""
+    taught = f"{SAMPLES}/training.png"
+    if taught in lost:
+        from diffusion_lab.data.pictures import fit
+        from diffusion_lab.data.subjects import load_subject
+
+        pictures = load_subject(config.data).train
+        side = config.model.resolution or 512
+        files.training_pictures(
+            [fit(picture.pixels, side) for picture in pictures], [picture.path.name for picture in pictures]
+        )
+    drawn = [name for name in lost if name.startswith(f"{SAMPLES}/") and name != taught]
+    if drawn:
+        log.warning(
+            "%s: %s is missing or damaged, and no other file holds the pictures; the report is without them",
+            run_folder, _listed(drawn),
+        )  # fmt: skip
+
+
+__all__ = ["repair"]

@@ -1,0 +1,85 @@
+"""What a loaded model's weights are, without hashing gigabytes again at every run.
+
+`load_pipeline` notes which files a pipeline came from: their paths, sizes and times. The hash of its weights is kept
+under these in the cache, and is computed again when any of them differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.interfaces import UserError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from diffusion_lab.config import Model
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.ckpt", "*.json")
+_PARTS = ("unet", "vae", "text_encoder")
+
+
+def source_of(model: Model) -> str | None:
+    """Everything that a model's loaded weights depend on, as text; None where its files are not on this machine.
+
+    To be asked before the model is loaded: a file that changes meanwhile has another time afterwards.
+    """
+    from diffusion_lab.models.folder import model_folder
+    from diffusion_lab.models.single_file import config_folder
+    from diffusion_lab.tracking.provenance import versions
+
+    try:
+        place = model_folder(model)
+        if place is None:
+            return None
+        files = [place] if place.is_file() else _files(place)
+        configs = config_folder(model) if place.is_file() else None
+        found = [_stamp(file) for file in [*files, *(_files(configs) if configs else [])]]
+    except (OSError, UserError):
+        return None
+    settings = {"variant": model.variant, "allow_pickle": model.allow_pickle, "config": model.config}
+    libraries = {name: versions().get(name) for name in ("diffusers", "transformers", "torch")}
+    return (
+        json.dumps({"files": found, "settings": settings, "libraries": libraries}, sort_keys=True)
+        if found
+        else None
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted({file for part in _PARTS for kind in _WEIGHTS for file in (folder / part).glob(kind)})
+
+
+def _stamp(file: Path) -> list[Any]:
+    """The inode's own time too: it moves where somebody sets the file's back."""
+    real = file.resolve()
+    status = real.stat()
+    return [str(real), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def loaded_fingerprint(pipe: StableDiffusionPipeline) -> str:
+    """`fingerprint` of a pipeline whose weights are still as `load_pipeline` gave them, from the cache where it can be.
+
+    A cache that cannot be read or written costs time only.
+    """
+    from diffusion_lab.data.class_pictures import fingerprint
+    from diffusion_lab.data.subjects import default_cache
+    from diffusion_lab.tracking.atomic import write_json
+
+    source: str | None = getattr(pipe, "loaded_from", None)
+    if source is None:
+        return fingerprint(pipe)
+    path = default_cache() / "fingerprints" / f"{hashlib.sha256(source.encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_text("utf-8"))
+        if kept["source"] == source and re.fullmatch(r"[0-9a-f]{16}", kept["fingerprint"]):
+            return str(kept["fingerprint"])
+    found = fingerprint(pipe)
+    with contextlib.suppress(OSError, UserError):
+        write_json(path, {"source": source, "fingerprint": found})
+    return found

@@ -1,0 +1,186 @@
+"""A model hub's files on this machine: what is in its cache, and one quick question to the hub itself.
+
+Nothing here imports torch. The cache is huggingface_hub's own, so that files fetched here are found by diffusers,
+transformers and open_clip, and the other way round.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+from diffusion_lab.interfaces import UserError
+from diffusion_lab.models.folder import PICKLED, WEIGHTS, check_configs, check_folder
+
+if TYPE_CHECKING:
+    from diffusion_lab.config import Model
+
+PATIENCE = 8.0  # seconds for one question; the libraries' own retries take minutes
+CONFIGS = (
+    "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "tokenizer/vocab.json",
+    "tokenizer/merges.txt", "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json",
+    "unet/config.json", "vae/config.json",
+)  # fmt: skip
+
+T = TypeVar("T")
+
+
+def cached(repo: str, name: str, revision: str | None = None) -> Path | None:
+    """The file in the hub's cache on this machine. Asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, name, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def cached_model(model: Model) -> Path | None:
+    """The folder of a whole hub model in the cache, ready to load; None where a part of it is not there."""
+    index = cached(model.path, "model_index.json", model.revision)
+    if index is None:
+        return None
+    try:
+        check_folder(index.parent, model)
+    except UserError:
+        return None
+    return index.parent
+
+
+def cached_configs(repo: str) -> Path | None:
+    """The folder of a hub model's configs and tokenizer in the cache, for a model in one file."""
+    index = cached(repo, "model_index.json")
+    if index is None:
+        return None
+    try:
+        check_configs(index.parent, lambda what, remedy="": UserError(what))
+    except UserError:
+        return None
+    return index.parent
+
+
+def model_files(names: Collection[str], model: Model, *, weights: bool = True) -> list[str]:
+    """Which of a repository's files `model` is loaded from: configs, tokenizer, one kind of weights a part.
+
+    Safetensors whole or in shards, of `model.variant`; pickled ones only where `model.allow_pickle` is set.
+    UserError where a part has none.
+    """
+    chosen = [
+        name
+        for name in sorted(names)
+        if name == "model_index.json"
+        or re.fullmatch(r"(scheduler|text_encoder|unet|vae)/[a-z_]*config\.json", name)
+        or re.fullmatch(r"tokenizer/[a-z_]+\.(json|txt)", name)
+    ]
+    variant = f".{model.variant}" if model.variant else ""
+    for part, stem in WEIGHTS.items() if weights else ():
+        ending = re.escape(variant)
+        shards = rf"{part}/{stem}({ending}-\d+-of-\d+|-\d+-of-\d+{ending})\.safetensors"
+        index = rf"{part}/{stem}\.safetensors\.index{ending}\.json"
+        kinds = [
+            [rf"{part}/{stem}{ending}\.safetensors"],
+            [shards, index],
+            *([[rf"{part}/{PICKLED[part]}{ending}\.bin"]] if model.allow_pickle else []),
+            [] if variant else [rf"{part}/{stem}\.fp16\.safetensors"],
+        ]
+        for patterns in kinds:
+            found = [name for name in sorted(names) if any(re.fullmatch(p, name) for p in patterns)]
+            if found:
+                chosen += found
+                break
+        else:
+            raise UserError(
+                f"model.path={model.path}: its repository has no {stem}{variant}.safetensors in {part}/; see "
+                "model.variant, or set model.allow_pickle=true for pickled weights of people you trust"
+            )
+    return chosen
+
+
+def shards(name: str, names: Collection[str]) -> list[str]:
+    """The parts and the index of a weights file that a repository has in parts; none where it has not."""
+    stem = re.escape(name.removesuffix(".safetensors"))
+    parts = rf"{stem}-\d+-of-\d+\.safetensors|{stem}\.safetensors\.index\.json"
+    return [other for other in sorted(names) if re.fullmatch(parts, other)]
+
+
+def ask(question: Callable[[], T], seconds: float = PATIENCE) -> T:
+    """The answer to a question over the network, or TimeoutError after `seconds`, even where a name server is silent."""
+    answer: list[T] = []
+    trouble: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            answer.append(question())
+        except BaseException as error:
+            trouble.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)  # one that hangs must not hold up the exit
+    thread.start()
+    thread.join(seconds)
+    if trouble:
+        raise trouble[0]
+    if not answer:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return answer[0]
+
+
+def listing(repo: str, revision: str | None = None) -> dict[str, float | None]:
+    """Name -> bytes of a repository's files, as the hub says now. Raises what huggingface_hub raises, at once."""
+    from huggingface_hub import HfApi
+
+    info = ask(lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=PATIENCE - 1))
+    return {file.rfilename: file.size for file in info.siblings or []}
+
+
+@contextmanager
+def from_cache(there: bool = True) -> Iterator[None]:
+    """Inside, the libraries take what `there` says is in the cache, and ask nobody whether it is still the newest.
+
+    They would otherwise wait for every file where there is no network.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or there
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def host() -> str:
+    """The hub's own, or that of HF_ENDPOINT."""
+    from huggingface_hub import constants
+
+    return urlsplit(constants.ENDPOINT).netloc or constants.ENDPOINT
+
+
+def reason(error: BaseException) -> str:
+    """Why a file could not be had, in words for a person, with what would help."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # it says only that the file is not in the cache either
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, which forbids to fetch it; unset it"
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            "the hub gives it only to those who have accepted its terms: accept them there and set HF_TOKEN"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the hub has no such repository, or a private one (then set HF_TOKEN); check the name"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the hub has no such revision of it; check model.revision"
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        remedy = (
+            "try again later"
+            if status >= 500 or status == 429
+            else "is it a hub? Check HF_ENDPOINT and the proxy"
+        )
+        return f"{host()} answers with status {status}; {remedy}"
+    said = " ".join(str(error).split())[:120] or type(error).__name__
+    return f"{host()} cannot be reached ({said}); check the network, its proxy and HF_ENDPOINT"

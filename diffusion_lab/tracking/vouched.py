@@ -1,0 +1,65 @@
+"""Fingerprints of a run's files, kept in result.json: a file that is lost, cut or another run's is recognised."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+WHOLE_BYTES = 4 << 20  # files up to this size are read whole
+PART_BYTES = 1 << 20  # of larger ones the first, the middle and the last so many bytes
+
+
+def fingerprint(path: Path) -> str:
+    """ "SIZE:SHA256" of a file, the digest cut to 32 digits; of one above 4 MiB, of three parts of it.
+
+    Gigabytes of weights are so compared in milliseconds. OSError where it cannot be read.
+    """
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE_BYTES:
+            digest.update(file.read())
+        else:
+            for start in (0, (size - PART_BYTES) // 2, size - PART_BYTES):
+                file.seek(start)
+                digest.update(file.read(PART_BYTES))
+    return f"{size}:{digest.hexdigest()[:32]}"
+
+
+def fingerprints(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Of the files at `names` or below them, by their path in `folder`; names that are not there are left out."""
+    found: dict[str, str] = {}
+    for name in names:
+        at = folder / name
+        files = sorted(at.rglob("*")) if at.is_dir() else [at]
+        found |= {
+            path.relative_to(folder).as_posix(): fingerprint(path)
+            for path in files
+            if path.is_file() and not path.name.startswith(".")
+        }
+    return found
+
+
+def damaged(folder: Path, vouched: Mapping[str, object]) -> list[str]:
+    """Those of the recorded files that are missing or are not what they were, in the record's order.
+
+    A folder of adapters, pictures or checkpoints that is gone as a whole was removed on purpose (by
+    `steps.keep_adapters`, or by a person who needed the room) and is not missed.
+    """
+    lost = []
+    for name, known in vouched.items():
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] in ("/", "artefact") or ".." in parts:
+            removed = False
+        else:
+            removed = len(parts) > 1 and not (folder / Path(*parts[:-1])).is_dir()
+        if removed or ".." in parts or name.startswith("/"):
+            continue
+        path = folder / name
+        try:
+            if not path.is_file() or fingerprint(path) != known:
+                lost.append(name)
+        except OSError:
+            lost.append(name)
+    return lost

@@ -1,0 +1,617 @@
+"""Every layer's effective change is what the file says, times the weight; what is not understood is refused by name.
+
+Files are written here as the tools write them; the change of each layer is computed by formulas of this file's own,
+and compared with what the layer of the loaded pipeline does to an input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+
+from diffusion_lab.interfaces import UserError
+from diffusion_lab.models.artefacts import apply, recognise
+
+Tensors = dict[str, torch.Tensor]
+NETWORKS = ("unet", "text_encoder")
+SPREAD = 0.05  # of the tensors: changes as large as the weights themselves, about
+
+
+def originals(pipe: Any) -> dict[tuple[str, str], tuple[Any, torch.Tensor, torch.Tensor | None]]:
+    """(network, layer) -> module, weight, bias before anything is put on."""
+    return {
+        (part, name): (
+            module,
+            module.weight.detach().clone(),
+            None if module.bias is None else module.bias.detach().clone(),
+        )
+        for part in NETWORKS
+        for name, module in getattr(pipe, part).named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+
+
+def answers(module: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """What a layer of these numbers makes of an input that is always the same."""
+    generator = torch.Generator().manual_seed(7)
+    if weight.ndim == 2:
+        return functional.linear(torch.randn(8, weight.shape[1], generator=generator), weight, bias)
+    x = torch.randn(2, weight.shape[1], 6, 6, generator=generator)
+    return functional.conv2d(x, weight, bias, module.stride, module.padding)
+
+
+def seen(network: Any, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """What the layer of the pipeline makes of the same input, adapter and all."""
+    generator = torch.Generator().manual_seed(7)
+    shape = (8, weight.shape[1]) if weight.ndim == 2 else (2, weight.shape[1], 6, 6)
+    with torch.no_grad():
+        return network.get_submodule(name)(torch.randn(*shape, generator=generator))
+
+
+def check_every_layer(
+    pipe: Any, before: Mapping[Any, Any], wanted: Mapping[Any, torch.Tensor], biases: Mapping[Any, torch.Tensor] = {}
+) -> None:  # fmt: skip
+    """All layers of both networks: those in `wanted` have that weight, all others are as they were."""
+    assert wanted.keys() <= before.keys()
+    wrong = []
+    for (part, name), (module, weight, bias) in before.items():
+        expected = answers(module, wanted.get((part, name), weight), biases.get((part, name), bias))
+        found = seen(getattr(pipe, part), name, weight)
+        worst = float((found - expected).abs().max())
+        is_changed = (part, name) in wanted and not torch.equal(wanted[part, name], weight)
+        if worst > (2e-4 * float(expected.abs().max()) if is_changed else 0.0):
+            wrong.append(f"{part}.{name}: {worst:.2e} of {float(expected.abs().max()):.2e}")
+    assert not wrong, wrong
+
+
+# --- how files name layers ------------------------------------------------------------------------------
+
+KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
+PEFT = {"down": "lora_A.weight", "up": "lora_B.weight"}
+LINEAR = {"down": "lora_linear_layer.down.weight", "up": "lora_linear_layer.up.weight"}
+SCRIPT = {"down": "lora.down.weight", "up": "lora.up.weight"}
+
+
+def old_text(part: str, name: str) -> str:
+    """With the level that files have and today's transformers has not."""
+    return f"text_model.{name}" if part == "text_encoder" and not name.startswith("text_model") else name
+
+
+def kohya(text: str = "lora_te_") -> Callable[[str, str, str], str]:
+    def key(part: str, name: str, role: str) -> str:
+        prefix = "lora_unet_" if part == "unet" else text
+        return f"{prefix}{old_text(part, name).replace('.', '_')}.{KOHYA.get(role, role)}"
+
+    return key
+
+
+def dotted(words: Mapping[str, str], prefixed: bool = True) -> Callable[[str, str, str], str]:
+    def key(part: str, name: str, role: str) -> str:
+        start = f"{part}." if prefixed else "" if part == "unet" else f"{part}."
+        return f"{start}{old_text(part, name)}.{words.get(role, role)}"
+
+    return key
+
+
+def earlier(part: str, name: str, role: str) -> str:
+    """unet.(...).attn1.processor.to_q_lora.down.weight, text_encoder.(...).self_attn.to_q_lora.down.weight"""
+    name = name.removesuffix(".0") if name.endswith("to_out.0") else name
+    head, _, last = name.rpartition(".")
+    if part == "text_encoder":
+        last = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}[last]
+        return f"text_encoder.{old_text(part, head)}.{last}_lora.{role}.weight"
+    return f"unet.{head}.processor.{last}_lora.{role}.weight"
+
+
+NAMINGS = {
+    "kohya": kohya(), "kohya, te1": kohya("lora_te1_"), "peft's in diffusers": dotted(PEFT),
+    "diffusers' script": dotted(SCRIPT), "without unet.": dotted(PEFT, prefixed=False), "earlier": earlier,
+    "linear layers": dotted(LINEAR),
+}  # fmt: skip
+
+
+# --- what they hold ------------------------------------------------------------------------------------
+
+
+def draw(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator) * SPREAD
+
+
+def pair(generator: torch.Generator, weight: torch.Tensor, rank: int) -> Tensors:
+    up = (weight.shape[0], rank, *[1] * (weight.ndim - 2))
+    return {
+        "down": draw(generator, rank, *weight.shape[1:]) * 3,
+        "up": draw(generator, *up) * 3,
+    }
+
+
+def product(tensors: Tensors, weight: torch.Tensor) -> torch.Tensor:
+    """up x down, number by number."""
+    down, up = tensors["down"].double().numpy(), tensors["up"].double().numpy()
+    if "mid" in tensors:
+        mid = tensors["mid"].double().numpy()
+        found = np.zeros(weight.shape)
+        for h in range(weight.shape[2]):
+            for w in range(weight.shape[3]):
+                found[:, :, h, w] = up[:, :, 0, 0] @ mid[:, :, h, w] @ down[:, :, 0, 0]
+        return torch.from_numpy(found).float()
+    found = np.tensordot(up.reshape(up.shape[:2]), down, axes=(1, 0))
+    return torch.from_numpy(found).float().reshape(weight.shape)
+
+
+def attention_only(name: str) -> bool:
+    return any(
+        f".{end}" in f".{name}." for end in ("to_q.", "to_k.", "to_v.", "to_out.0.", "q_proj.", "v_proj.")
+    ) or (name.endswith("out_proj"))
+
+
+WITH_ALPHAS = ("kohya", "kohya, te1", "peft's in diffusers")
+
+
+@pytest.mark.parametrize(
+    ("naming", "alphas", "weight"),
+    [
+        *((naming, "none", 0.5) for naming in NAMINGS),
+        *((naming, alphas, 1.0) for naming in WITH_ALPHAS for alphas in ("each its own", "rank", "some")),
+        *(("kohya", "each its own", weight) for weight in (0.0, 0.5, -1.0)),
+    ],
+)
+def test_lora(tiny_pipe, tmp_path: Path, naming: str, alphas: str, weight: float) -> None:
+    """Ranks and alphas that differ by layer; layers left out; all kinds of layers that the naming can say."""
+    before = originals(tiny_pipe)
+    generator = torch.Generator().manual_seed(1)
+    file: Tensors = {}
+    wanted = {}
+    for number, ((part, name), (_, own, _)) in enumerate(before.items()):
+        if number % 7 == 3 or (naming == "earlier" and not attention_only(name)):
+            continue  # one in seven is not in the file
+        rank = (2, 8, 3)[number % 3]
+        tensors = pair(generator, own, rank)
+        alpha = {"each its own": [4.0, 1.0, 0.5, 2.0][number % 4], "rank": float(rank), "none": None}.get(
+            alphas, 2.0 if number % 2 else None
+        )
+        if own.ndim == 4 and own.shape[-1] == 3 and naming.startswith("kohya") and number % 2:
+            mid = draw(generator, rank, rank, 3, 3) * 6
+            tensors = {
+                "down": draw(generator, rank, own.shape[1], 1, 1) * 6,
+                "up": tensors["up"] * 2,
+                "mid": mid,
+            }
+        for role, value in tensors.items():
+            file[NAMINGS[naming](part, name, role)] = value.contiguous()
+        if alpha is not None:
+            file[NAMINGS[naming](part, name, "alpha")] = torch.tensor(alpha)
+        scale = 1.0 if alpha is None else alpha / rank
+        wanted[part, name] = own + weight * scale * product(tensors, own)
+    assert len(wanted) > 15
+    place = tmp_path / "[v1.0] Änna (final) lora.SAFETENSORS"
+    save_file(file, place)
+    (piece,) = recognise(place)
+    assert recognise(tmp_path) == (piece,)
+    assert piece.kind == "lora"
+    apply(tiny_pipe, piece, weight)
+    check_every_layer(tiny_pipe, before, wanted)
+
+
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_lora_with_pefts_settings(tiny_pipe, tmp_path: Path, stabilised: bool) -> None:
+    """diffusers' files have alpha in the header: one for all, and patterns for layers that differ."""
+    before = originals(tiny_pipe)
+    generator = torch.Generator().manual_seed(2)
+    file, wanted = {}, {}
+    for (part, name), (_, own, _) in before.items():
+        if not name.endswith(("to_q", "to_k", "q_proj")):
+            continue
+        rank = 8 if "attn2" in name else 4
+        tensors = pair(generator, own, rank)
+        file |= {dotted(PEFT)(part, name, role): value for role, value in tensors.items()}
+        alpha = 3.0 if part == "text_encoder" else 1.0 if name.endswith("attn2.to_k") else 6.0
+        scale = alpha / (rank**0.5 if stabilised and part == "unet" else rank)
+        wanted[part, name] = own + scale * product(tensors, own)
+    settings = {
+        "unet.r": 4, "unet.lora_alpha": 6.0, "unet.rank_pattern": {"attn2.to_q": 8, "attn2.to_k": 8},
+        "unet.alpha_pattern": {"attn2.to_k": 1.0}, "unet.use_rslora": stabilised,
+        "text_encoder.r": 4, "text_encoder.lora_alpha": 3.0,
+    }  # fmt: skip
+    save_file(file, tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": json.dumps(settings)})
+    apply(tiny_pipe, *recognise(tmp_path))
+    check_every_layer(tiny_pipe, before, wanted)
+
+
+def loha(generator: torch.Generator, own: torch.Tensor, number: int) -> tuple[Tensors, torch.Tensor]:
+    rank, (out, into) = 2 + number % 2, own.shape[:2]
+    if own.ndim == 4 and own.shape[-1] > 1 and number % 2:  # with core tensors
+        made = {
+            f"hada_w{n}_{s}": draw(generator, rank, d) * 6
+            for n in (1, 2)
+            for s, d in (("a", out), ("b", into))
+        }
+        made |= {f"hada_t{n}": draw(generator, rank, rank, *own.shape[2:]) * 6 for n in (1, 2)}
+        factors = [
+            torch.einsum("io,jn,ijhw->onhw", made[f"hada_w{n}_a"], made[f"hada_w{n}_b"], made[f"hada_t{n}"]) for n in (1, 2)
+        ]  # fmt: skip
+        return made, factors[0] * factors[1] / rank
+    rest = own[0].numel()
+    made = {
+        f"hada_w{n}_{s}": draw(generator, *d) * 6
+        for n in (1, 2)
+        for s, d in (("a", (out, rank)), ("b", (rank, rest)))
+    }
+    change = torch.zeros(out, rest)
+    for i in range(rank):
+        for j in range(rank):
+            first = torch.outer(made["hada_w1_a"][:, i], made["hada_w1_b"][i])
+            change += first * torch.outer(made["hada_w2_a"][:, j], made["hada_w2_b"][j])
+    return made, change.reshape(own.shape) / rank
+
+
+def lokr(generator: torch.Generator, own: torch.Tensor, number: int) -> tuple[Tensors, torch.Tensor]:
+    (out, into), kernel = own.shape[:2], own.shape[2:]
+    a, b = (2 if out % 2 == 0 else 1), (2 if into % 2 == 0 else 1)
+    rank = 3
+    whole_first, whole_second = number % 2 == 0, number % 3 == 0
+    made: Tensors = {}
+    if whole_first:
+        first = made["lokr_w1"] = draw(generator, a, b) * 6
+    else:
+        made |= {"lokr_w1_a": draw(generator, a, rank) * 6, "lokr_w1_b": draw(generator, rank, b) * 6}
+        first = made["lokr_w1_a"] @ made["lokr_w1_b"]
+    if whole_second:
+        second = made["lokr_w2"] = draw(generator, out // a, into // b, *kernel)
+    elif kernel and kernel[0] > 1 and number % 2:
+        made |= {
+            "lokr_w2_a": draw(generator, rank, out // a) * 6,
+            "lokr_w2_b": draw(generator, rank, into // b) * 6,
+        }
+        made["lokr_t2"] = draw(generator, rank, rank, *kernel) * 6
+        second = torch.einsum("io,jn,ijhw->onhw", made["lokr_w2_a"], made["lokr_w2_b"], made["lokr_t2"])
+    else:
+        made |= {"lokr_w2_a": draw(generator, out // a, rank) * 6}
+        made["lokr_w2_b"] = draw(generator, rank, into // b * int(np.prod(kernel or (1,)))) * 3
+        second = (made["lokr_w2_a"] @ made["lokr_w2_b"]).reshape(out // a, into // b, *kernel)
+    change = torch.zeros(own.shape)
+    for i in range(a):
+        for j in range(b):
+            block = (
+                slice(i * (out // a), (i + 1) * (out // a)),
+                slice(j * (into // b), (j + 1) * (into // b)),
+            )
+            change[block] = first[i, j] * second
+    scale = 1.0 if whole_first and whole_second else 1 / rank
+    return made, change * scale
+
+
+def diff(generator: torch.Generator, own: torch.Tensor, number: int) -> tuple[Tensors, torch.Tensor]:
+    change = draw(generator, *own.shape)
+    return {"diff": change}, change
+
+
+def with_lengths(make: Any, of_inputs: bool) -> Any:
+    def made(generator: torch.Generator, own: torch.Tensor, number: int) -> tuple[Tensors, torch.Tensor]:
+        tensors, change = make(generator, own, number)
+        whole = own + change * 2.0 if "alpha" in tensors else own + change
+        axes = [0, *range(2, own.ndim)] if of_inputs else [*range(1, own.ndim)]
+        norm = whole.double().pow(2).sum(dim=axes, keepdim=True).sqrt().float()
+        lengths = norm * (1 + 0.3 * torch.rand(norm.shape, generator=generator))
+        return {**tensors, "dora_scale": lengths}, whole * lengths / norm - own
+
+    return made
+
+
+def lora(generator: torch.Generator, own: torch.Tensor, number: int) -> tuple[Tensors, torch.Tensor]:
+    tensors = pair(generator, own, 4)
+    return tensors, product(tensors, own) / 4
+
+
+KINDS = {
+    "loha": loha, "lokr": lokr, "diff": diff, "dora": with_lengths(lora, False),
+    "dora of inputs": with_lengths(lora, True), "loha, dora": with_lengths(loha, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds(tiny_pipe, tmp_path: Path, kind: str, weight: float) -> None:
+    """kohya's and LyCORIS' keys, alpha 1 in each layer: linear and convolution, with core tensors and without."""
+    before = originals(tiny_pipe)
+    generator = torch.Generator().manual_seed(3)
+    file, wanted = {}, {}
+    for number, ((part, name), (_, own, _)) in enumerate(before.items()):
+        if number % 5 == 4:
+            continue
+        tensors, change = KINDS[kind](generator, own, number // 2)
+        if kind != "diff":
+            tensors["alpha"] = torch.tensor(1.0)
+        file |= {kohya()(part, name, role): value.contiguous() for role, value in tensors.items()}
+        wanted[part, name] = own + weight * change
+    save_file(file, tmp_path / "a.safetensors")
+    apply(tiny_pipe, *recognise(tmp_path), weight)
+    check_every_layer(tiny_pipe, before, wanted)
+    if weight == 0:
+        for (part, name), (_, own, _) in before.items():
+            assert torch.equal(getattr(tiny_pipe, part).get_submodule(name).weight, own)
+
+
+def test_a_loras_own_bias(tiny_pipe, tmp_path: Path) -> None:
+    before = originals(tiny_pipe)
+    name = "time_embedding.linear_1"
+    _, own, bias = before["unet", name]
+    generator = torch.Generator().manual_seed(4)
+    tensors = pair(generator, own, 4)
+    file = {dotted(PEFT)("unet", name, role): value for role, value in tensors.items()}
+    file[f"unet.{name}.lora_B.bias"] = torch.ones(len(own))
+    file[f"unet.{name}.alpha"] = torch.tensor(2.0)
+    save_file(file, tmp_path / "a.safetensors")
+    apply(tiny_pipe, *recognise(tmp_path), 0.5)
+    wanted = {("unet", name): own + 0.25 * product(tensors, own)}
+    check_every_layer(tiny_pipe, before, wanted, {("unet", name): bias + 0.25})
+
+
+# --- peft's folders: what this program saves of LoHa, LoKr and OFT, and other people's -----------------------
+
+
+def skew(numbers: torch.Tensor, width: int) -> torch.Tensor:
+    """[blocks, width (width - 1) / 2] as skew-symmetric matrices, row by row above the diagonal."""
+    found = torch.zeros(len(numbers), width, width)
+    rows, columns = np.triu_indices(width, 1)
+    found[:, rows, columns] = numbers
+    return found - found.transpose(1, 2)
+
+
+def rotated(tensors: Tensors, own: torch.Tensor, series: bool) -> torch.Tensor:
+    """W R^T with the inputs x R rotated block by block (Qiu et al. 2023, in peft's version).
+
+    R = (I - Q)(I + Q)^-1; where peft takes a series, that of the inverse rotation: I + 2 Q + 2 Q^2 + 2 Q^3 + Q^4.
+    """
+    numbers = tensors["oft_R"]
+    width = own.shape[1] // len(numbers)
+    eye = torch.eye(width).double()
+    blocks = []
+    for q in skew(numbers, width).double():
+        exact = (eye - q) @ torch.linalg.inv(eye + q)
+        blocks.append(eye + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q if series else exact)
+    return (own.double() @ torch.block_diag(*blocks).T).float()
+
+
+def folder_of(pipe: Any, config: Any, folder: Path) -> dict[str, Tensors]:
+    """peft's own file of an adapter with random numbers: layer -> its tensors by their last names."""
+    from peft import get_peft_model
+    from safetensors.torch import load_file
+
+    generator = torch.Generator().manual_seed(5)
+    model = get_peft_model(pipe.unet, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".default" in name or "magnitude" in name:
+                size = 0.02 if "oft" in name else SPREAD * 3
+                change = torch.randn(parameter.shape, generator=generator) * size
+                parameter.copy_(parameter.abs() * (1 + change) if "magnitude" in name else change)
+    model.save_pretrained(folder / "unet")
+    pipe.unet = model.unload()
+    layers: dict[str, Tensors] = {}
+    for key, value in load_file(folder / "unet" / "adapter_model.safetensors").items():
+        name, _, role = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+        layers.setdefault(name, {})[role] = value
+    return layers
+
+
+def of_folder(tensors: Tensors, own: torch.Tensor, kind: str) -> torch.Tensor:
+    """The changed weight by the papers' formulas; alpha 3, rank 4 (OFT has neither)."""
+    if "oft_R" in tensors:
+        return rotated(tensors, own, series=kind == "oft, series")
+    if "lora_A" in tensors:
+        whole = own + 0.75 * product({"down": tensors["lora_A"], "up": tensors["lora_B"]}, own)
+        if "lora_magnitude_vector" in tensors:
+            lengths = whole.reshape(len(own), -1).norm(dim=1)
+            factor = tensors["lora_magnitude_vector"].flatten() / lengths
+            whole = whole * factor.reshape(-1, *[1] * (own.ndim - 1))
+        return whole
+    if "hada_w1_a" in tensors:
+        first, second = (tensors[f"hada_w{n}_a"] @ tensors[f"hada_w{n}_b"] for n in (1, 2))
+        return own + 0.75 * (first * second).reshape(own.shape)
+    first = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
+    second = tensors["lokr_w2"] if "lokr_w2" in tensors else tensors["lokr_w2_a"] @ tensors["lokr_w2_b"]
+    blocks = torch.einsum("ab,cd->acbd", first, second.flatten(1))
+    return own + 0.75 * blocks.reshape(own.shape)
+
+
+def peft_config(kind: str) -> Any:
+    import peft
+
+    targets = ["to_q", "to_k", "ff.net.2"]
+    if kind.startswith("oft"):
+        series = kind == "oft, series"  # peft's default, and so ours
+        return peft.OFTConfig(r=0, oft_block_size=4, target_modules=targets, use_cayley_neumann=series)
+    if kind in ("lora", "dora"):
+        return peft.LoraConfig(r=4, lora_alpha=3, target_modules=[*targets, "conv1"], use_dora=kind == "dora")
+    config = {"loha": peft.LoHaConfig, "lokr": peft.LoKrConfig}[kind]
+    return config(r=4, alpha=3, target_modules=targets)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "oft", "oft, series"])
+def test_pefts_folders(
+    load_plain_pipe, tiny_sd_folder: Path, tmp_path: Path, kind: str, weight: float
+) -> None:
+    layers = folder_of(load_plain_pipe(tiny_sd_folder), peft_config(kind), tmp_path)
+    pipe = load_plain_pipe(tiny_sd_folder)
+    before = originals(pipe)
+    wanted = {
+        ("unet", name): torch.lerp(
+            before["unet", name][1], of_folder(tensors, before["unet", name][1], kind), weight
+        )
+        for name, tensors in layers.items()
+    }
+    assert len(wanted) > 8
+    for path in (tmp_path, tmp_path / "unet", tmp_path / "unet" / "adapter_model.safetensors"):
+        (piece,) = recognise(path)
+        assert (piece.kind, piece.path) == ("peft", tmp_path / "unet")
+    apply(pipe, piece, weight)
+    check_every_layer(pipe, before, wanted)
+    if weight == 0:
+        for (part, name), (_, own, _) in before.items():
+            assert torch.equal(getattr(pipe, part).get_submodule(name).weight, own)
+
+
+# --- several ------------------------------------------------------------------------------------------
+
+
+def test_several_add_up(tiny_pipe, tmp_path: Path) -> None:
+    """Two LoRAs of different layers, ranks and weights, and a LoHa between them."""
+    before = originals(tiny_pipe)
+    generator = torch.Generator().manual_seed(6)
+    wanted = {key: own.clone() for key, (_, own, _) in before.items()}
+    touched = set()
+    for number, (ends, weight) in enumerate(
+        ((("to_q", "to_k"), 0.5), (("to_q",), 1.0), (("to_k", "q_proj"), 0.25))
+    ):
+        file = {}
+        for (part, name), (_, own, _) in before.items():
+            if not name.endswith(ends):
+                continue
+            if number == 1:
+                tensors, change = loha(generator, own, 0)
+                tensors["alpha"] = torch.tensor(1.0)
+            else:
+                tensors = {**pair(generator, own, 2 + number), "alpha": torch.tensor(1.0)}
+                change = product(tensors, own) / (2 + number)
+            file |= {kohya()(part, name, role): value for role, value in tensors.items()}
+            wanted[part, name] += weight * change
+            touched.add((part, name))
+        save_file(file, tmp_path / f"{number}.safetensors")
+        apply(tiny_pipe, *recognise(tmp_path / f"{number}.safetensors"), weight)
+    check_every_layer(tiny_pipe, before, {key: wanted[key] for key in touched})
+
+
+# --- refused by name ------------------------------------------------------------------------------------
+
+
+def small_lora(pipe: Any) -> Tensors:
+    generator = torch.Generator().manual_seed(8)
+    return {
+        kohya()(part, name, role): value
+        for (part, name), (_, own, _) in originals(pipe).items()
+        if name.endswith("to_q")
+        for role, value in {**pair(generator, own, 4), "alpha": torch.tensor(2.0)}.items()
+    }
+
+
+FIRST = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+OTHERS: dict[str, tuple[Tensors, str]] = {
+    "XL by its second text encoder": (
+        {f"lora_te2_text_model_encoder_layers_0_mlp_fc1.{end}": torch.zeros(2, 2) for end in KOHYA.values()},
+        "is for Stable Diffusion XL",
+    ),
+    "a layer that is not there": (
+        {f"lora_unet_down_blocks_9_to_q.{KOHYA[role]}": torch.zeros(4, 4) for role in ("down", "up")},
+        "does not fit the model .1 of its .* layers are not in this model, such as down_blocks_9_to_q",
+    ),
+    "LDM's names": (
+        {f"lora_unet_input_blocks_1_1_attn1_to_q.{KOHYA[role]}": torch.zeros(4, 4) for role in ("down", "up")},
+        "layers are not in this model, such as input_blocks_1_1_attn1_to_q",
+    ),
+    "half a pair": ({"lora_unet_mid_block_x.lora_up.weight": torch.zeros(4, 4)}, "mid_block_x lacks down"),
+    "an alpha alone": ({"lora_unet_mid_block_x.alpha": torch.tensor(1.0)}, "mid_block_x has only alpha"),
+    "an unknown tensor": ({f"{FIRST}.reconstruction": torch.zeros(1)}, "of a kind that is not known here, such as"),
+    "OFT of kohya's": ({f"{FIRST}.oft_blocks": torch.zeros(2, 4, 4)}, "is an OFT in another tool's keys"),
+    "a bundled embedding": ({"bundle_emb.x.string_to_param.*": torch.zeros(1, 4)}, "bundle_emb.x"),
+    "a norm": ({"lora_unet_mid_block_norm.w_norm": torch.zeros(4)}, "w_norm"),
+    "twice": (
+        {"lora_te1_text_model_encoder_layers_0_self_attn_q_proj.alpha": torch.tensor(1.0),
+         "lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha": torch.tensor(1.0)},
+        "names one layer twice|has only alpha",
+    ),
+    "ranks that differ": (
+        {"lora_unet_mid_block_x.lora_up.weight": torch.zeros(4, 3), "lora_unet_mid_block_x.lora_down.weight": torch.zeros(2, 4)},
+        "ranks that differ",
+    ),
+    "not finite": ({f"{FIRST}.lora_up.weight": torch.full((32, 4), torch.nan)}, "not finite"),
+    "another size": (
+        {f"{FIRST}.lora_up.weight": torch.zeros(48, 4), f"{FIRST}.lora_down.weight": torch.zeros(4, 48)},
+        r"does not fit the model .unet.*attn1.to_q has .*up \[48, 4\].* for a weight of \[32, 32\]",
+    ),
+    "another width of text": (
+        {f"{FIRST.replace('attn1_to_q', 'attn2_to_k')}.{end}": torch.zeros(shape) for end, shape in
+         (("lora_up.weight", (32, 4)), ("lora_down.weight", (4, 1024)))},
+        "cross-attention reads text 1024 wide, as in Stable Diffusion 2.x, and this model's text encoder gives 32",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_file_that_cannot_be_used_wholly_is_not_used_at_all(tiny_pipe, tmp_path: Path, case: str) -> None:
+    more, told = OTHERS[case]
+    file = {**small_lora(tiny_pipe), **more}
+    save_file(file, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=rf"job\.artefact=.*a\.safetensors: .*{told}"):
+        for piece in recognise(tmp_path / "a.safetensors"):
+            apply(tiny_pipe, piece)
+
+
+def test_every_tensor_of_a_file_counts(tiny_pipe, tmp_path: Path) -> None:
+    """Whatever one name in it is changed to, the file is refused or the layer is known under that name too."""
+    file = small_lora(tiny_pipe)
+    for key in file:
+        changed = {name if name != key else f"{name}_": value for name, value in file.items()}
+        save_file(changed, tmp_path / "a.safetensors")
+        with pytest.raises(UserError, match=r"a\.safetensors: "):
+            recognise(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("change", ["tensor", "layer", "settings"])
+def test_pefts_folder_must_be_whole(
+    load_plain_pipe, tiny_sd_folder: Path, tmp_path: Path, change: str
+) -> None:
+    from safetensors.torch import load_file
+
+    folder_of(load_plain_pipe(tiny_sd_folder), peft_config("loha"), tmp_path)
+    path = tmp_path / "unet" / "adapter_model.safetensors"
+    weights = load_file(path)
+    first = next(iter(weights))
+    if change == "tensor":
+        weights["base_model.model.mid_block.nothing.hada_w1_a"] = torch.zeros(2)
+    elif change == "layer":
+        del weights[first]
+    else:
+        (tmp_path / "unet" / "adapter_config.json").unlink()
+    save_file(weights, path)
+    told = {
+        "tensor": "have no place in the unet",
+        "layer": "names layers that .* lacks",
+        "settings": "copy that too",
+    }
+    with pytest.raises(UserError, match=rf"job\.artefact=.*{told[change]}"):
+        target = path if change == "settings" else tmp_path
+        apply(load_plain_pipe(tiny_sd_folder), *recognise(target))
+
+
+def test_two_adapters_in_a_folder(tiny_pipe, tmp_path: Path) -> None:
+    for name in ("pytorch_lora_weights", "epoch-2"):
+        save_file(small_lora(tiny_pipe), tmp_path / f"{name}.safetensors")
+    with pytest.raises(
+        UserError, match=r"holds 2 adapters \(epoch-2.*, pytorch_lora_weights.*\), .* name one: job"
+    ):
+        recognise(tmp_path)
+
+
+def test_embeddings_of_other_models(tiny_pipe, tmp_path: Path) -> None:
+    save_file({"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(2, 1280)}, tmp_path / "xl.safetensors")
+    with pytest.raises(UserError, match="for Stable Diffusion XL, of widths clip_g 1280, clip_l 768"):
+        recognise(tmp_path / "xl.safetensors")
+    save_file({"wizard": torch.zeros(2, 768)}, tmp_path / "sd1.safetensors")
+    with pytest.raises(
+        UserError, match="vectors are 768 wide, as in Stable Diffusion 1.x, .* encoder gives 32"
+    ):
+        apply(tiny_pipe, *recognise(tmp_path / "sd1.safetensors"))
+    save_file({"a": torch.zeros(2, 32), "b": torch.zeros(2, 32)}, tmp_path / "two.safetensors")
+    with pytest.raises(UserError, match=r"holds 2 embeddings \(a, b\)"):
+        recognise(tmp_path / "two.safetensors")
