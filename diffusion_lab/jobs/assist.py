@@ -52,7 +52,7 @@ def build(
 
     state = build_state(config, pipe, subject)
     state.identity["the prompts"] = prompts.sha256
-    state.identity["the configuration"] = digest([f"{key}={value}" for key, value in bound(config).items()])
+    state.identity["its configuration"] = digest([f"{key}={value}" for key, value in bound(config).items()])
     if checkpoint is not None:
         restore(state, checkpoint)
         checkpoint.values.clear()  # as large as the state itself
