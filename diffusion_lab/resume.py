@@ -12,16 +12,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from diffusion_lab.analysis.record import flatten
-from diffusion_lab.config import RESUME, as_plain_dict
+from diffusion_lab.config import METHODS, RESUME, Config, as_plain_dict
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.tracking.atomic import mendable, plain
 from diffusion_lab.tracking.recorded import ENDED, Recorded, concluding, missing, recorded
-
-if TYPE_CHECKING:
-    from diffusion_lab.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +95,25 @@ def bound(config: Config) -> dict[str, Any]:
 def run_id(config: Mapping[str, Any]) -> str:
     """Names a run by its configuration and its seeds: 16 hexadecimal digits. `config`: as it is recorded.
 
-    The same in every folder and on every machine; where and how a run was watched does not count.
+    The same in every folder; where and how a run was watched does not count, and a key that an older record does not
+    have counts as its default.
     """
     flat = flatten(plain(config))
-    kept = {key: value for key, value in flat.items() if not key.startswith((*FREE, "job."))}
+    usual = _defaults(flat.get("method.name"))
+    kept = {
+        key: value
+        for key, value in flat.items()
+        if not key.startswith((*FREE, "job.")) and (key not in usual or usual[key] != value)
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache
+def _defaults(method: object) -> Mapping[str, Any]:
+    """The schema's own values, flat."""
+    kind = METHODS.get(str(method))
+    config = Config() if kind is None else Config(method=kind())
+    return flatten(plain(as_plain_dict(config)))
 
 
 def folder_size(folder: Path) -> int:
