@@ -79,6 +79,11 @@ def _latin1_caption(folder: Path) -> None:
         (folder / "photos" / f"{i}.txt").write_bytes("caf\xe9".encode("latin-1"))
 
 
+def _cut_table(folder: Path) -> None:
+    _photos(folder)
+    (folder / "photos" / "metadata.jsonl").write_text('{"file_name": "0.p')
+
+
 def _shared_caption(folder: Path) -> None:
     _photos(folder)
     for i in range(6):
@@ -203,6 +208,7 @@ CASES = [
     Case("a run that must not be there", "hydra.run.dir=taken resume=never", "taken", _someone_elses_run),
     Case("links to nothing", DOG, "0.png", _dead_link, by_hand=_copied),
     Case("a known word to learn", "method=textual_inversion data.identifier=dog", "word of the model's vocabulary"),
+    Case("a cut table of captions", DOG, "metadata.jsonl cannot be used", _cut_table),
     Case("a caption of two pictures", DOG, "could be the text of", _shared_caption, by_hand=_named_after_the_file),
     Case("too many evaluations", "steps.total=1000000 steps.every=1", "steps.every=1:"),
     Case("blocks of one", "method.variant=oft method.rank=1", "method.rank=1"),
