@@ -136,7 +136,8 @@ def bound_flat(config: Mapping[str, Any]) -> dict[str, Any]:
 def run_id(config: Mapping[str, Any]) -> str:
     """Names a run by its configuration and its seeds: 16 hexadecimal digits. `config`: as it is recorded.
 
-    The same in every folder and on every machine; where and how a run was watched does not count.
+    The same in every folder; where and how a run was watched does not count, and a key that an older record does not
+    have counts as its default.
     """
     flat = flatten(plain(config))
     kept = {key: value for key, value in bound_flat(config).items() if not key.startswith("job.")}
@@ -145,6 +146,14 @@ def run_id(config: Mapping[str, Any]) -> str:
         if paths.is_path(key) and not key.startswith("job.") and value != usual.get(key):
             kept[key] = os.path.realpath(value) if isinstance(value, str) and os.path.isabs(value) else value
     return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache
+def _defaults(method: object) -> Mapping[str, Any]:
+    """The schema's own values, flat."""
+    kind = METHODS.get(str(method))
+    config = Config() if kind is None else Config(method=kind())
+    return flatten(plain(as_plain_dict(config)))
 
 
 def folder_size(folder: Path) -> int:
