@@ -148,14 +148,6 @@ def run_id(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-@functools.lru_cache
-def _defaults(method: object) -> Mapping[str, Any]:
-    """The schema's own values, flat."""
-    kind = METHODS.get(str(method))
-    config = Config() if kind is None else Config(method=kind())
-    return flatten(plain(as_plain_dict(config)))
-
-
 def folder_size(folder: Path) -> int:
     """Bytes of all files at or below `folder`; 0 where there is none."""
     return sum(
