@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffusion_lab import failures, jobs, processes, resume
+from diffusion_lab import environment, failures, jobs, paths, processes, resume, sweep_names
 from diffusion_lab.checks import text
-from diffusion_lab.config import fill_defaults
+from diffusion_lab.config import Config, fill_defaults
 from diffusion_lab.interfaces import Terminated, UserError
+from diffusion_lab.quoting import always_quoted, pasted
 
 log = logging.getLogger("diffusion_lab")
 
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(words: list[str]) -> int:
     try:
-        return _main(words)
+        _refuse_broken(words)
+        with environment.neutral() as ignored:
+            return _main(words, environment.told(ignored))
     except UserError as error:
         told = failures.told(error) if failures.out_of_memory(error) else None
         return _complain(told or str(error), 2)
@@ -82,7 +85,7 @@ def _complain(message: str, status: int) -> int:
     return status
 
 
-def _main(words: list[str]) -> int:
+def _main(words: list[str], told: Sequence[str] = ()) -> int:
     if {"-h", "--help"} & set(words):
         from diffusion_lab.usage import usage
 
@@ -90,25 +93,32 @@ def _main(words: list[str]) -> int:
         return 0
     words = _study(resume.expand(words))
     _refuse_secrets(words)
-    flags, overrides = _flags(words)
-    words = [
-        *(word for word in words if word not in flags.overrides),
-        *flags.overrides,
-    ]  # as Hydra's parser wants
+    from diffusion_lab.compose import compose_exact, expand
+    from diffusion_lab.texts import exact
+
+    flags, given = _flags(words)
+    flagged = [word for word in words if word not in flags.overrides]
+    sweep = flags.multirun or any(word.replace(" ", "") == "hydra.mode=MULTIRUN" for word in given)
+    overrides, notes = exact(given, sweep=sweep)
+    words = [*flagged, *overrides]  # as Hydra's parser wants
     if flags.hydra_help or flags.cfg or flags.info or flags.shell_completion:
         _hydra(words, lambda composed: None)
         return 0
-    from diffusion_lab.compose import compose_raw, expand
-
     if processes.count() > 1 and flags.multirun:
         raise UserError(
             "a sweep runs in one process: launch its runs one by one, or without several processes"
         )
-    if flags.multirun or any(word.replace(" ", "") == "hydra.mode=MULTIRUN" for word in overrides):
-        return _sweep(words, overrides, expand(overrides))
-    composed = compose_raw(overrides)
-    if str(composed.hydra.mode).endswith("MULTIRUN"):
-        return _sweep(words, overrides, expand(overrides, composed.hydra.sweeper))
+    composed, sweeper = None, None
+    if not sweep:
+        composed, overrides = compose_exact(overrides)
+        words = [*flagged, *overrides]
+    if composed is not None and str(composed.hydra.mode).endswith("MULTIRUN"):  # an experiment's file says so
+        overrides, notes = exact(given, sweep=True)
+        words, sweeper, composed = [*flagged, *overrides], composed.hydra.sweeper, None
+    for note in [*told, *notes] if processes.is_main() else ():
+        print(f"warning: {note}", file=sys.stderr)
+    if composed is None:
+        return _sweep(words, overrides, expand(overrides, sweeper))
     return _single(words, overrides, composed)
 
 
@@ -128,8 +138,6 @@ def _flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Hydra's flags, and the overrides with --config-dir written as one. Unknown flags end with status 2."""
     from hydra._internal.utils import get_args_parser
 
-    from diffusion_lab.compose import quoted
-
     parser = get_args_parser()
     parser.error = _unknown_flag  # type: ignore[method-assign]
     flags = parser.parse_intermixed_args(words)
@@ -143,12 +151,24 @@ def _flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         folder = Path(flags.config_dir).absolute()
         if not folder.is_dir():
             raise UserError(f"--config-dir {flags.config_dir}: there is no such folder")
-        overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
-    return flags, overrides
+        overrides.append(f"hydra.searchpath=[{always_quoted(f'file://{folder}')}]")
+    return flags, paths.searched(overrides, Path.cwd())
 
 
 def _unknown_flag(message: str) -> NoReturn:
     raise UserError(f"{message}; --help lists the flags")
+
+
+def _refuse_broken(words: Sequence[str]) -> None:
+    """The record is UTF-8: bytes of another encoding, such as an old file name's, have no place in it."""
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError as error:
+            shown = word.encode("utf-8", "backslashreplace").decode()
+            raise UserError(
+                f"{shown}: is no UTF-8 text; rename the file or folder, or type it anew"
+            ) from error
 
 
 def _refuse_secrets(words: Sequence[str]) -> None:
@@ -165,13 +185,13 @@ def _refuse_secrets(words: Sequence[str]) -> None:
 
 
 def _single(words: list[str], overrides: list[str], composed: Any) -> int:
-    from diffusion_lab.compose import quoted, to_config
+    from diffusion_lab.compose import to_config
     from diffusion_lab.models.fetch import fetch
     from diffusion_lab.preflight import WORDS, check, show
 
     text("hydra.run.dir", composed.hydra.run.dir)
-    wanted = Path(composed.hydra.run.dir).absolute()
-    config = fill_defaults(to_config(composed), wanted)
+    wanted = Path(paths.absolute(composed.hydra.run.dir, Path.cwd()))
+    config = paths.resolve(fill_defaults(to_config(composed), wanted), Path.cwd())
     if not processes.is_main():
         finetunes = config.job.name in jobs.WITH_RUN_FOLDER and not config.job.dry_run
         return _end(jobs.perform(config, wanted)) if finetunes else 0
@@ -194,15 +214,22 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
 
     run_folder = _claim(wanted, "hydra.run.dir", overrides, plan.needed_bytes)
     outcomes: list[jobs.Outcome] = []
+    shown = _shown(run_folder)  # before hydra.job.chdir changes the working folder
 
     def task(_: Any) -> None:
         for warning in plan.warnings:
             log.warning("warning: %s", warning)
-        log.info("%s; %s", plan.summary(), _shown(run_folder))
+        log.info("%s; %s", plan.summary(), shown)
         outcomes.append(jobs.perform(config, run_folder))
 
-    _hydra([*words, f"hydra.run.dir={quoted(str(run_folder))}"], task)
+    _hydra([*words, f"hydra.run.dir={always_quoted(str(run_folder))}"], task)
     return _end(outcomes[0])
+
+
+def _folder(given: str, key: str) -> str:
+    if not given.strip():
+        raise UserError(f"{key}={given}: names no folder; leave it out for a new one under outputs/")
+    return given
 
 
 def _end(outcome: jobs.Outcome) -> int:
@@ -231,9 +258,10 @@ def _claim(folder: Path, key: str, overrides: Sequence[str], needed: int) -> Pat
     return folder
 
 
-def _shown(folder: Path) -> str:
+def _shown(folder: Path, begun: Path | None = None) -> str:
+    """Relative to the folder in which the command was given, where it lies below."""
     with contextlib.suppress(ValueError):
-        return str(folder.relative_to(Path.cwd()))
+        return str(folder.relative_to(begun or Path.cwd()))
     return str(folder)
 
 
@@ -242,22 +270,36 @@ def _shown(folder: Path) -> str:
 
 def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) -> int:
     """All jobs, one after another or as the launcher has it; a job that fails does not stop the others."""
-    from diffusion_lab.compose import compose_raw, quoted, to_config
+    from diffusion_lab.compose import compose_raw, to_config
+    from diffusion_lab.yaml_texts import misread
 
-    for job in expanded[:MOST_CHECKED]:
+    configs: dict[int, Config] = {}
+    for i, job in enumerate(expanded[:MOST_CHECKED]):
         composed = compose_raw(job)
+        for key, (file, word) in misread(composed).items():
+            raise UserError(
+                f"{key}: YAML makes another text of what {file} has; write it there in quotes ({word})"
+            )
         config = to_config(composed)  # a wrong value in any job is told before the first one starts
+        configs[i] = paths.resolve(fill_defaults(config), Path.cwd())
         if config.job.dry_run:
-            print(f"\n{' '.join(job)}")
+            print(f"\n{pasted(*job)}")
             _single(words, job, composed)
     if expanded and config.job.dry_run:
         return 0
     wanted = compose_raw(expanded[0] if expanded else []).hydra.sweep.dir
     text("hydra.sweep.dir", wanted)
-    folder = _claim(Path(wanted).absolute(), "hydra.sweep.dir", overrides, 0)
+    folder = _claim(Path(paths.absolute(wanted, Path.cwd())), "hydra.sweep.dir", overrides, 0)
     (folder / ENDED).unlink(missing_ok=True)
+
+    def config_of(i: int) -> Config:
+        if i not in configs:
+            configs[i] = paths.resolve(fill_defaults(to_config(compose_raw(expanded[i]))), Path.cwd())
+        return configs[i]
+
+    sweep_names.write(folder, sweep_names.settle(expanded, folder, config_of))
     try:
-        _hydra([*words, f"hydra.sweep.dir={quoted(str(folder))}"], sweep_job)
+        _hydra([*words, f"hydra.sweep.dir={always_quoted(str(folder))}"], sweep_job)
     finally:
         ended = _ended(folder)
         failed = [end for end in ended if end["status"] != "completed"]
@@ -283,7 +325,8 @@ def _compare(folder: Path) -> bool:
     except UserError as error:
         log.error("no comparison could be written: %s", error)
     except Exception:
-        log.exception("no comparison could be written; job=report job.runs=%s makes it again", _shown(folder))
+        again = pasted("job=report", f"job.runs={folder}")
+        log.exception("no comparison could be written; %s makes it again", again)
     return False
 
 
@@ -297,11 +340,12 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     from diffusion_lab.preflight import check
     from diffusion_lab.tracking.atomic import append_line, dumps
 
-    run_folder = Path(HydraConfig.get().runtime.output_dir)
+    runtime = HydraConfig.get().runtime
+    run_folder, begun = map(Path, (runtime.output_dir, runtime.cwd))
     ended: dict[str, Any] = {"name": run_folder.name, "status": "interrupted", "error": "stopped by Ctrl-C"}
     try:
         with isolated():
-            config = fill_defaults(to_config(composed), run_folder)
+            config = paths.resolve(fill_defaults(to_config(composed), run_folder), begun)
             config.tracker.group = config.tracker.group or run_folder.parent.name
             run_folder = resume.already_begun(config, run_folder)
             ended["name"] = run_folder.name
@@ -309,7 +353,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
             def before() -> None:
                 plan = check(config, run_folder)
                 fetch(config, plan.downloads)
-                log.info("%s; %s", plan.summary(), _shown(run_folder))
+                log.info("%s; %s", plan.summary(), _shown(run_folder, begun))
 
             outcome = jobs.perform(config, run_folder, before=before)
         ended |= {"status": outcome.status, "error": outcome.error}

@@ -20,7 +20,7 @@ MOST_IMAGES = 50_000  # of an evaluation; all are in memory until they are score
 _SEED = "NumPy takes no other seeds"
 _STEPS = "two weeks at ten steps a second"
 _BATCH = "no device holds more pictures of a diffusion model at once"
-_RATE = "a larger rate makes the weights infinite within a few steps"
+_RATE = "float32 holds no larger number; far smaller ones diverge already, and the plan says so"
 _FOLDER = "pictures of one subject are read into memory"
 
 
@@ -47,7 +47,7 @@ BOUNDS: dict[str, Bound] = {
     "job.exponent": _real(0, 2, "2 already favours rare ratings over common ones"),
     "job.hidden": Bound(1, 16_384, "wider than any embedding it reads"),
     "job.epochs": Bound(1, 100_000, "it stops by itself long before"),
-    "job.learning_rate": _real(0, 10, _RATE, above=True),
+    "job.learning_rate": _real(0, 3e38, _RATE, above=True),
     "model.resolution": Bound(16, 4096, "pixels a side; attention grows with their fourth power"),
     "data.n_images": Bound(1, 100_000, _FOLDER),
     "data.n_heldout": Bound(0, 100_000, _FOLDER),
@@ -77,9 +77,9 @@ BOUNDS: dict[str, Bound] = {
     "method.rank": Bound(1, 4096, "above the width of any layer of Stable Diffusion"),
     "method.alpha": _real(0, 1e6, "the change is multiplied by alpha / rank", above=True),
     "method.dropout": _real(0, 1, "nothing would be left", below=True),
-    "method.learning_rate": _real(0, 10, _RATE, above=True),
-    "method.text_encoder_learning_rate": _real(0, 10, _RATE, above=True),
-    "method.token_learning_rate": _real(0, 10, _RATE, above=True),
+    "method.learning_rate": _real(0, 3e38, _RATE, above=True),
+    "method.text_encoder_learning_rate": _real(0, 3e38, _RATE, above=True),
+    "method.token_learning_rate": _real(0, 3e38, _RATE, above=True),
     "method.weight_decay": _real(0, 10, "AdamW's decay, a share of each weight and unit of the learning rate"),
     "method.prior_weight": _real(0, 1000, "the subject would no longer count"),
     "method.prior_images": Bound(1, 100_000, "each is drawn and kept before training starts"),

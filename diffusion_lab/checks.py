@@ -22,7 +22,9 @@ def one_of(key: str, value: object, allowed: Iterable[str]) -> None:
     """Raises UserError unless `value` is one of the words `allowed`."""
     words = list(allowed)
     if value not in words:
-        raise UserError(f"{key}={value}: must be one of {', '.join(words)}{closest(value, words)}")
+        several = isinstance(value, str) and "," in value and all(part in words for part in value.split(","))
+        hint = "; several values, one job each, need -m" if several else closest(value, words)
+        raise UserError(f"{key}={value}: must be one of {', '.join(words)}{hint}")
 
 
 def whole(key: str, value: object, low: int, high: int | None = None, why: str = "") -> None:

@@ -1,13 +1,12 @@
 """From words on a command line to a checked `Config`, through the files under `conf/`.
 
-This module and `__main__.py` are the only ones that know Hydra and OmegaConf.
+This module, `texts.py`, `yaml_texts.py`, `explain.py` and `__main__.py` are the only ones that know Hydra and OmegaConf.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -19,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from diffusion_lab.checks import closest
 from diffusion_lab.config import METHODS, Config
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.sweep_names import job_folder, limited
+from diffusion_lab.texts import exact, recorded
 
 
 def conf_folder() -> Path:
@@ -31,24 +32,25 @@ def conf_folder() -> Path:
 
 
 def register() -> None:
-    """Makes the schemas and our two resolvers known to Hydra. Harmless when repeated."""
+    """Makes the schemas and our resolvers known to Hydra. Harmless when repeated."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
     schema.method = None  # else the default method's type stands there, and no other fits
-    for table in (schema.metrics.weights, schema.metrics.ranges):
+    for table in (schema.metrics.weights, schema.metrics.ranges, schema.as_typed):
         OmegaConf.set_struct(table, False)  # metrics.weights.similarity=2 without a plus
     store.store(name="schema", node=schema)
     for name, method in METHODS.items():
         store.store(group="schema/method", name=name, node=method)
     OmegaConf.register_new_resolver("readable", readable, replace=True)
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True, use_cache=True)
 
 
-def readable(overrides: str) -> str:
-    """A folder's name from a job's overrides: "data.n_images=4,seed=1", no slashes, at most 100 long."""
-    return re.sub(r"[^\w.,=+-]+", "-", str(overrides)).strip("-")[:100]
+def readable(text: str) -> str:
+    """A text as a folder's name: no slashes, no blanks, at most 80 long."""
+    return limited(str(text))
 
 
 def _sweep_name(group: str | None) -> str:
@@ -96,7 +98,7 @@ def compose_raw(overrides: Sequence[str] = ()) -> DictConfig:
     from hydra import compose as hydra_compose
 
     with _hydra():
-        return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        return hydra_compose("config", overrides=exact(overrides)[0], return_hydra_config=True)
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
@@ -104,7 +106,21 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError where a value is not allowed, Hydra's errors for wrong keys, options and types.
     """
-    return to_config(compose_raw(overrides))
+    return to_config(compose_exact(overrides)[0])
+
+
+def compose_exact(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """`compose_raw`, and the overrides that it takes: texts of a person's own YAML files are among them where
+    YAML has read something else into them.
+    """
+    from diffusion_lab.yaml_texts import misread
+
+    words = exact(overrides)[0]
+    composed = compose_raw(words)
+    if found := misread(composed):
+        words = [*(word for _, word in found.values()), *words]
+        composed = compose_raw(words)
+    return composed, words
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -186,12 +202,6 @@ def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(
-            [*params, *overrides]
+            exact([*params, *overrides], sweep=True)[0]
         )
-        return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
-
-
-def quoted(value: str) -> str:
-    """A value as Hydra's grammar reads it back unchanged."""
-    doubled = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"'{doubled}'"  # a backslash is special before a quote only
+        return [recorded(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]

@@ -60,6 +60,8 @@ class Job:
     output: str = ""  # generate, pretrain, subjects, train_aesthetics: where to write
     artefact: str = ""  # generate: a file or folder that fine-tuning left; "": the model alone
     texts: list[str] = field(default_factory=list)  # generate: prompts as they are; empty: the prompt set
+    text: str = ""  # generate: one prompt as it is, commas and all
+    texts_file: str = ""  # generate: a text file, one prompt a line; # begins a comment
     weight: float = 1.0  # generate: 0 is the model alone, 1 the whole artefact
     # generate, score: keys that the command line sets, which win over what an artefact has recorded; compose fills it
     given: list[str] | None = None
@@ -78,6 +80,11 @@ class Job:
         flag("job.dry_run", self.dry_run)
         words("job.stages", self.stages, STAGES)
         words("job.texts", self.texts)
+        prompts = [key for key in ("text", "texts", "texts_file") if getattr(self, key)]
+        if len(prompts) > 1:
+            raise UserError(
+                f"{' and '.join(f'job.{key}' for key in prompts)}: both name the prompts; give one"
+            )
         bounded("job.weight", self.weight)
         bounded("job.scale", self.scale)
         if self.name == "score" and not self.images:
@@ -346,6 +353,7 @@ class Config:
     metrics: Metrics = field(default_factory=Metrics)
     tracker: Tracking = field(default_factory=Tracking)
     resume: str = "auto"  # auto, never, must: whether a run that the run folder holds goes on
+    as_typed: dict[str, str] = field(default_factory=dict)  # paths as they were given; filled at the start
 
     def __post_init__(self) -> None:
         bounded("seed", self.seed)

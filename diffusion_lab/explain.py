@@ -12,6 +12,8 @@ from typing import Any
 from diffusion_lab.checks import closest
 from diffusion_lab.compose import groups
 from diffusion_lab.config import METHODS, Config
+from diffusion_lab.quoting import pasted, shown
+from diffusion_lab.texts import WORD
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
@@ -27,16 +29,13 @@ def explain(error: BaseException) -> str:
         return _wrong_value(found[1], cause or text)
     if found := re.search(r"Ambiguous value for argument '(.+?)'\n", text):
         key, _, values = found[1].partition("=")
-        return (
-            f"{found[1]}: several values need -m, for one job each, or brackets for a list: {key}=[{values}]"
-        )
+        listed = _expected(key).startswith("a list")
+        brackets = f", or brackets for a list: {pasted(f'{key}=[{values}]')}" if listed else ""
+        return f"{found[1]}: several values need -m, for one job each{brackets}"
     if found := re.search(r"Sweep parameters '(.+?)' requires --multirun", text):
         return f"{found[1]}: several values need -m, for one job each"
     if type(error).__name__ == "OverrideParseException":
-        override = getattr(error, "override", None) or text
-        return (
-            f"{override}: cannot be read; write key=value, with quotes about special characters: key='a, b'"
-        )
+        return _unreadable(str(getattr(error, "override", None) or text))
     lines = [line.strip() for line in f"{text}\n{cause}".splitlines()]
     told = [
         line
@@ -44,6 +43,18 @@ def explain(error: BaseException) -> str:
         if line and not re.match(r"See http|provider=|Config search path|object_type", line)
     ]
     return "; ".join(told[:3]) or type(error).__name__
+
+
+def _unreadable(word: str) -> str:
+    """A word outside Hydra's grammar. Text is never refused by it, so the key holds something else, or is none."""
+    if found := WORD.match(word):
+        if expected := _expected(found[2]):
+            return f"{word}: must be {expected}"
+        if not found[2].startswith("hydra.") and found[2] not in groups():
+            return _no_key(found[2])
+        remedy = f"put the value into quotes, {pasted(f'{found[2]}={shown(found[3])}')}"
+        return f"{word}: cannot be read; {remedy}: the outer quotes are the shell's"
+    return f"{word}: cannot be read; write key=value"
 
 
 def _no_option(path: str) -> str:

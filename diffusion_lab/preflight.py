@@ -18,10 +18,12 @@ from diffusion_lab.models.downloads import Wanted, of_model, rows, wanted
 from diffusion_lab.models.folder import check_model
 from diffusion_lab.models.shipped import MINIATURES
 from diffusion_lab.resume import Standing, folder_size, standing
+from diffusion_lab.shown import duration as duration
+from diffusion_lab.shown import room as room
+from diffusion_lab.shown import shortened
+from diffusion_lab.shown import show as show
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from diffusion_lab.config import Config
 
 WORDS: dict[Standing, str] = {
@@ -175,7 +177,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     captions = training_captions(config.data)
     warnings = _warnings(config) + unlikely(config) + caption_warnings(captions, config.data.identifier)
     if config.data.source == "folder":
-        warnings += passed_over(subject_folder(config.data, None)[0])
+        warnings += passed_over(subject_folder(config.data, None)[0], captions=config.data.captions)
     warnings += look_at_subject(config.data, config.model.resolution or 512)
     warnings += enough_images(config, prompts) + ignored_negative(config.prompts, prompts)
     warnings += prompts_warnings(config.prompts.name, noun)
@@ -210,7 +212,7 @@ def _plan(
     warnings += memory_warnings(config, cost)
     files = _downloads(wanted(config))
     data, resolution = config.data, config.model.resolution
-    every = f"every {steps.every} steps: " + ", ".join(map(str, _shortened(evaluations)))
+    every = f"every {steps.every} steps: " + ", ".join(map(str, shortened(evaluations)))
     told = (
         ("model", config.model.path + (f", {resolution} pixels" if resolution else "")),
         ("precision", precision_row(config.model)),
@@ -334,34 +336,3 @@ def _check_place(folder: Path, needed: int, key: str, less: str = "") -> None:
             f"{key}={folder}: {room(free)} are free and the run needs about {room(needed)}; "
             f"free some space or choose another folder{less and f', or set {less}'}"
         )
-
-
-def _shortened(steps: tuple[int, ...]) -> list[int | str]:
-    return list(steps) if len(steps) <= 9 else [*steps[:4], "...", *steps[-2:]]
-
-
-def room(size: float) -> str:
-    """Bytes of a disk, for a person: "12 MB", "53 GB"."""
-    return f"{size / 1e9:.0f} GB" if size >= 10e9 else f"{max(1, round(size / 1e6))} MB"
-
-
-def duration(seconds: float) -> str:
-    """ "40 s", "5 min", "2 h 10 min": as exact as an estimate deserves."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def show(plan: Plan, console: Console) -> None:
-    """Prints the plan as a table, its warnings below."""
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in plan.rows:
-        table.add_row(name, value)
-    console.print(table)
-    for warning in plan.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)

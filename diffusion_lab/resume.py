@@ -12,23 +12,23 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from diffusion_lab import paths
 from diffusion_lab.analysis.record import flatten
-from diffusion_lab.config import RESUME, as_plain_dict
+from diffusion_lab.config import METHODS, RESUME, Config, as_plain_dict
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.quoting import always_quoted, pasted, unquoted
 from diffusion_lab.tracking.atomic import mendable, plain
 from diffusion_lab.tracking.recorded import ENDED, Recorded, concluding, missing, recorded
-
-if TYPE_CHECKING:
-    from diffusion_lab.config import Config
 
 log = logging.getLogger(__name__)
 
 Standing = Literal["empty", "unfinished", "incomplete", "finished", "diverged"]
 
 FREE = (
-    "resume", "job.dry_run", "job.given", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints", "steps.keep_adapters",
+    "resume", "as_typed", "job.dry_run", "job.given", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints",
+    "steps.keep_adapters",
 )  # fmt: skip
 """Keys that may differ where a run goes on: they change what is said and kept, not what is trained."""
 ELSEWHERE = "choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
@@ -56,10 +56,11 @@ def standing(config: Config, run_folder: Path) -> Standing:
         raise UserError(f"{run_folder}: a run is recorded there already; {ELSEWHERE}")
     if found.failed_early:
         return "empty"
-    differing = differences(result.get("config") or {}, as_plain_dict(config)) if result.get("config") else []
-    if differing:
+    before = result.get("config")
+    changed = differences(before, as_plain_dict(config), began_in(run_folder)) if before else []
+    if changed:
         raise UserError(
-            f"{run_folder}: the run there was begun with another configuration: {'; '.join(differing)}. "
+            f"{run_folder}: the run there was begun with another configuration: {'; '.join(changed)}. "
             f"Give the same values to resume it, or {ELSEWHERE}"
         )
     if concluding(result):
@@ -73,36 +74,86 @@ def standing(config: Config, run_folder: Path) -> Standing:
 
 def find(config: Config, run_folder: Path) -> Recorded | None:
     """The record in the folder, wherever it is still whole; None where no run was begun."""
-    wanted = as_plain_dict(config)
-    return recorded(run_folder, lambda config: not differences(config, wanted))
+    wanted, began = as_plain_dict(config), began_in(run_folder)
+    return recorded(run_folder, lambda config: not differences(config, wanted, began))
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """ "steps.total was 300, is 400" for every key that matters and differs."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], began: Path | None = None) -> list[str]:
+    """ "steps.total was 300, is 400" for every key that matters and differs; see `differing`."""
+    return [f"{key} was {was}, is {is_now}" for key, (was, is_now) in differing(before, now, began).items()]
+
+
+def differing(
+    before: Mapping[str, Any], now: Mapping[str, Any], began: Path | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """Key -> what it was and what it is, for every key that matters and differs.
+
+    A path is the same however it is spelt; `began` is where relative ones of `before` started from. A key that
+    `before` does not have, since an earlier version wrote it, counts as its default.
+    """
     old, new = flatten(plain(before)), flatten(plain(now))
-    keys = [key for key in dict.fromkeys([*new, *old]) if not key.startswith(FREE)]
+    usual = _defaults(new.get("method.name"))
     absent = "not there"
-    return [
-        f"{key} was {old.get(key, absent)}, is {new.get(key, absent)}"
-        for key in keys
-        if old.get(key, absent) != new.get(key, absent)
-    ]
+    found = {}
+    for key in dict.fromkeys([*new, *old]):
+        was, is_now = old.get(key, absent), new.get(key, absent)
+        if key.startswith(FREE) or was == is_now or (paths.is_path(key) and paths.same(was, is_now, began)):
+            continue
+        if key not in old and key in usual and usual[key] == is_now:
+            continue
+        found[key] = (was, is_now)
+    return found
+
+
+@functools.lru_cache
+def _defaults(method: object) -> Mapping[str, Any]:
+    """The schema's own values, flat."""
+    kind = METHODS.get(str(method))
+    config = Config() if kind is None else Config(method=kind())
+    return flatten(plain(as_plain_dict(config)))
 
 
 def bound(config: Config) -> dict[str, Any]:
-    """The configuration, flat, without the keys that may differ where a run goes on."""
-    flat = flatten(plain(as_plain_dict(config)))
-    return {key: value for key, value in flat.items() if not key.startswith(FREE)}
+    """What the configuration says of training, flat, for a checkpoint's digest; see `bound_flat`."""
+    return bound_flat(plain(as_plain_dict(config)))
+
+
+def bound_flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plain configuration says of training, flat and sorted by key.
+
+    Without the keys that may differ where a run goes on, without paths (what lies there has digests of its own)
+    and without defaults, so that a key that is added later changes nothing here.
+    """
+    flat = flatten(plain(config))
+    usual = _defaults(flat.get("method.name"))
+    return {
+        key: value
+        for key, value in sorted(flat.items())
+        if not key.startswith(FREE) and not paths.is_path(key) and (key not in usual or usual[key] != value)
+    }
 
 
 def run_id(config: Mapping[str, Any]) -> str:
     """Names a run by its configuration and its seeds: 16 hexadecimal digits. `config`: as it is recorded.
 
-    The same in every folder and on every machine; where and how a run was watched does not count.
+    The same in every folder; where and how a run was watched does not count, and a key that an older record does not
+    have counts as its default.
     """
     flat = flatten(plain(config))
-    kept = {key: value for key, value in flat.items() if not key.startswith((*FREE, "job."))}
+    kept = {key: value for key, value in bound_flat(config).items() if not key.startswith("job.")}
+    usual = _defaults(flat.get("method.name"))
+    for key, value in flat.items():
+        if paths.is_path(key) and not key.startswith("job.") and value != usual.get(key):
+            kept[key] = os.path.realpath(value) if isinstance(value, str) and os.path.isabs(value) else value
     return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache
+def _defaults(method: object) -> Mapping[str, Any]:
+    """The schema's own values, flat."""
+    kind = METHODS.get(str(method))
+    config = Config() if kind is None else Config(method=kind())
+    return flatten(plain(as_plain_dict(config)))
 
 
 def folder_size(folder: Path) -> int:
@@ -204,29 +255,86 @@ def locked(run_folder: Path) -> Iterator[None]:
 def expand(words: list[str]) -> list[str]:
     """`resume=FOLDER` as the words with which the run in FOLDER was begun, and resume=must.
 
-    Further words stay and win over those. Raises UserError where FOLDER holds no run.
+    Further words stay and win over those. Paths of the run mean what they meant where it was begun, those of
+    further words are relative to this folder. Raises UserError where FOLDER holds no run.
     """
     named = [word for word in words if word.startswith("resume=")]
     if not named or named[-1].partition("=")[2] in RESUME:
         return words
-    import yaml  # type: ignore[import-untyped]
+    from diffusion_lab.texts import recorded as as_recorded
 
-    from diffusion_lab.compose import quoted
-
-    given = named[-1].partition("=")[2].strip("'\"")
-    folder = Path(given).expanduser().absolute()
-    notes = folder / ".hydra" / "overrides.yaml"
-    if not notes.is_file():
+    given = named[-1].partition("=")[2]
+    within = unquoted(given)
+    folder = Path(paths.absolute(given if within is None else within, Path.cwd()))
+    notes = folder / ".hydra"
+    if not (notes / "overrides.yaml").is_file():
         raise UserError(
             f"resume={given}: must be one of {', '.join(RESUME)}, or the folder of a run (with .hydra in it)"
         )
-    before = [str(word) for word in yaml.safe_load(notes.read_text(encoding="utf-8")) or []]
-    hydra = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))
-    searched = [w for w in hydra["hydra"]["overrides"]["hydra"] if str(w).startswith("hydra.searchpath=")]
+    before = [str(word) for word in _notes(notes / "overrides.yaml") or []]
+    hydra = _notes(notes / "hydra.yaml")["hydra"]
+    began = began_in(folder) or Path.cwd()
+    searched = [str(w) for w in hydra["overrides"]["hydra"] if "hydra.searchpath=" in str(w)]
+    placed = _placed(folder, began)
+    replaced = {"resume", *(_key(word) for word in placed)}
     return [
-        *searched,
-        *[word for word in before if not word.startswith("resume=")],
-        *[word for word in words if word not in named],
-        f"hydra.run.dir={quoted(str(folder))}",
+        *paths.searched(searched, began),
+        *(word for word in as_recorded(before) if _key(word) not in replaced),
+        *placed,
+        *(word for word in words if word not in named),
+        f"hydra.run.dir={always_quoted(str(folder))}",
         "resume=must",
     ]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
+
+
+def _notes(file: Path) -> Any:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({error}); give the run's own words again with "
+            f"{pasted(f'hydra.run.dir={file.parents[1]}')} instead of resume=FOLDER"
+        ) from error
+
+
+def began_in(run_folder: Path) -> Path | None:
+    """The folder in which the run was begun, by Hydra's notes; None where they do not tell."""
+    import yaml
+
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        notes = yaml.safe_load((run_folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))
+        return Path(str(notes["hydra"]["runtime"]["cwd"]))
+    return None
+
+
+def _placed(run_folder: Path, began: Path) -> list[str]:
+    """Words for the run's paths as they were resolved when it was begun, and for what had been typed.
+
+    They come from its config.yaml, so that paths of an experiment's file are among them. A record of an earlier
+    version has the relative ones only: they are taken against the folder in which the run was begun.
+    """
+    config: Any = None
+    with contextlib.suppress(UserError):
+        config = _notes(run_folder / "config.yaml")
+    if not isinstance(config, dict):
+        found = recorded(run_folder, lambda config: True)
+        config = (found.result.get("config") if found else None) or {}
+    flat = {key: value for key, value in flatten(plain(config)).items() if paths.is_path(key)}
+    typed = {key: str(value) for key, value in (config.get("as_typed") or {}).items() if key in flat}
+    words = []
+    for key, value in flat.items():
+        if key not in typed and isinstance(value, str) and key in paths.PATHS and value:
+            typed |= {} if os.path.isabs(value) else {key: value}
+            value = paths.absolute(value, began)
+        if key in typed:
+            words.append(f"{key}={always_quoted(str(value))}")
+    if typed:
+        kept = ",".join(f"{key}:{always_quoted(value)}" for key, value in typed.items())
+        words.append(f"as_typed={{{kept}}}")
+    return words

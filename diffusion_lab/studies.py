@@ -18,6 +18,8 @@ import yaml  # type: ignore[import-untyped]
 
 from diffusion_lab.checks import closest
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.quoting import SAFE, quoted
+from diffusion_lab.texts import kind
 
 
 def folders() -> list[Path]:
@@ -49,12 +51,17 @@ def words(name: str, given: Sequence[str]) -> list[str]:
     """
     file = _file(name)
     try:
-        study = yaml.safe_load(file.read_text("utf-8"))
+        content = file.read_text("utf-8")
+        study, letters = yaml.safe_load(content), yaml.load(content, yaml.BaseLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"--sweep {name}: {file} cannot be read: {error}") from error
     if not isinstance(study, dict) or not study:
         raise UserError(f"--sweep {name}: {file} has to map configuration keys to values or lists of them")
     said = {word.lstrip("+~").partition("=")[0] for word in given}
+    study = {
+        key: _as_written(value, letters[str(key)]) if str(key) in letters and kind(str(key)) else value
+        for key, value in study.items()
+    }
     study = {"tracker.group": file.stem, **study}
     overrides = [
         f"{key}={_choices(value, f'--sweep {name}: {key}')}"
@@ -62,6 +69,13 @@ def words(name: str, given: Sequence[str]) -> list[str]:
         if key not in said
     ]
     return ["--multirun", *overrides, *given]
+
+
+def _as_written(value: Any, letters: Any) -> Any:
+    """A key that holds text gets the letters of the file: YAML reads 1_1_1 as 111, and 010 as 8."""
+    if isinstance(value, list):
+        return [_as_written(part, written) for part, written in zip(value, letters, strict=True)]
+    return value if value is None else letters
 
 
 def _file(name: str) -> Path:
@@ -97,7 +111,5 @@ def _written(value: Any, where: str) -> str:
     if isinstance(value, list):
         return "[" + ",".join(_written(part, where) for part in value) + "]"
     if isinstance(value, str):
-        from diffusion_lab.compose import quoted
-
-        return value if value and value.replace("_", "").isalnum() else quoted(value)
+        return value if SAFE.match(value) else quoted(value)
     raise UserError(f"{where}: {value!r} is neither a value nor a list of values; write group.key: value")

@@ -91,7 +91,7 @@ def _rates(config: Config) -> list[str]:
         usual = 1.0 if config.steps.optimizer == "prodigy" else own[0 if small else 1]
         if rate > FAR * usual:
             said.append(
-                f"method.{key}={rate:g}: {rate / usual:.0f} times the usual {usual:g} for this method and model; "
+                f"method.{key}={rate:g}: {rate / usual:.4g} times the usual {usual:g} for this method and model; "
                 "training may diverge"
             )
         elif rate < usual / FAR:

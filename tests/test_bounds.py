@@ -94,7 +94,7 @@ def test_bounds_themselves(key: str) -> None:
         else:
             bounded(key, end)
     with pytest.raises(UserError, match=r"must be a") as caught:
-        bounded(key, ends[1] + 1)
+        bounded(key, ends[1] + 1 if bound.whole else 2 * ends[1])
     assert bound.why in str(caught.value)
     with pytest.raises(UserError) as caught:
         bounded(key, ends[0] - 1)
@@ -108,7 +108,7 @@ def test_bounds_themselves(key: str) -> None:
         "prompts.n=1000000000", "prompts.images_per_prompt=100000", "method.rank=100000", "steps.batch_size=1000000",
         "prompts.batch_size=1000000", "metrics.batch_size=1000000000", "data.n_images=10000000000",
         "steps.gradient_accumulation=1000000000", "steps.lr_warmup=1000000000000", "prompts.sampling_steps=100000",
-        "seed=4294967296", "job.weight=1e30", "method.alpha=1e30", "method.learning_rate=1e30",
+        "seed=4294967296", "job.weight=1e30", "method.alpha=1e30", "method.learning_rate=1e40",
         "prompts.guidance_scale=1e30", "model.resolution=1000000000", "model.resolution=1000000007",
         "steps.log_every=99999999999999999999", "tracker.images=99999999999", "metrics.weights.similarity=1e300",
     ],
@@ -208,7 +208,9 @@ def table() -> str:
         "|---|---|---|---|",
     ]
     for key, bound in BOUNDS.items():
-        low, high = (f"{end:,.0f}" if end == int(end) else f"{end:g}" for end in (bound.low, bound.high))
+        low, high = (
+            f"{end:,.0f}" if end == int(end) < 1e12 else f"{end:g}" for end in (bound.low, bound.high)
+        )
         low, high = f"above {low}" if bound.above else low, f"below {high}" if bound.below else high
         lines.append(f"| `{key}` | {low} | {high} | {bound.why} |")
     return "\n".join([*lines, ""])

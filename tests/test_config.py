@@ -29,7 +29,7 @@ OPTIONS = [(group, option) for group, options in groups().items() for option in 
 
 
 def test_groups_are_those_of_the_schema() -> None:
-    fields = {field.name for field in dataclasses.fields(Config)} - {"seed", "resume"}
+    fields = {field.name for field in dataclasses.fields(Config)} - {"seed", "resume", "as_typed"}
     assert set(groups()) == fields | {"experiment"}
     assert list(defaults())[:4] == ["job", "model", "method", "data"]
 
@@ -266,7 +266,7 @@ def test_expand_is_the_product_in_hydras_order() -> None:
 
 def test_sweep_folders_are_readable() -> None:
     assert readable("data.n_images=4,model.path=/a b/c") == "data.n_images=4,model.path=-a-b-c"
-    assert len(readable("x" * 500)) == 100
+    assert len(readable("x" * 500)) == 80
     assert "/" not in readable("model.path=../../x")
     sweep = compose_raw(["tracker.group=first try"]).hydra.sweep.dir
     assert sweep.startswith("outputs/sweeps/first-try_20")

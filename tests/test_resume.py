@@ -88,7 +88,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(
 
     checkpoint.write(checkpoint.capture(state()), tmp_path)
     state("steps.keep_checkpoints=5", "resume=must", "tracker.project=b", found=checkpoint.latest(tmp_path))
-    with pytest.raises(UserError, match=r"changed since: the configuration; begin anew"):
+    with pytest.raises(UserError, match=r"changed since: its configuration; begin anew"):
         state("method.learning_rate=1e-5", found=checkpoint.latest(tmp_path))
 
 
@@ -317,7 +317,7 @@ def test_sigterm_ends_cleanly_and_resume_folder_goes_on(
     told, _ = process.communicate(timeout=600)
     assert process.returncode == 143, told
     assert told.splitlines()[-1] == "stopped by SIGTERM"
-    assert f"to go on: python -m diffusion_lab resume={folder}" in told
+    assert f"to resume it: python -m diffusion_lab resume={folder}" in told
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["error"]) == ("interrupted", "stopped by SIGTERM")
     assert result["evaluations"]
@@ -330,7 +330,7 @@ def test_sigterm_ends_cleanly_and_resume_folder_goes_on(
     assert main([f"resume={folder}"]) == 0
     log = (folder / "run.log").read_text()
     assert f"{newest} is damaged" in log
-    assert "going on with the run in" in log
+    assert "resuming the run in" in log
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["error"]) == ("completed", None)
     assert [entry["step"] for entry in result["evaluations"]] == [0, 2, 4, 6]

@@ -91,7 +91,7 @@ def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
             flat = flatten(run.config)
             members.setdefault(json.dumps([flat.get(key) for key in keys], default=str), []).append(run)
     groups = []
-    for some in map(_by_seed, members.values()):
+    for some in members.values():
         flat = flatten(some[0].config)
         found = [at_stop(run) for run in some]
         names = {name: None for values in found for name in values}
@@ -103,17 +103,6 @@ def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
             )
         )
     return groups
-
-
-def _by_seed(runs: Sequence[Run]) -> list[Run]:
-    """Each combination of seeds once: runs of one group with the same ones differ in nothing that counts."""
-    best: dict[str, Run] = {}
-    for run in runs:
-        flat = flatten(run.config)
-        seeds = json.dumps([flat.get(key) for key in SEEDS], default=str)
-        if seeds not in best or _rank(run) > _rank(best[seeds]):
-            best[seeds] = run
-    return list(best.values())
 
 
 def mean(values: Sequence[float | None]) -> Mean | None:

@@ -71,7 +71,7 @@ def summarise(
 
     ``values``: one per image, NaN where undefined; a tensor, an array or floats. ``prompt_ids``: the prompt
     of each, None where every image is its own. ``can_miss``: report the penalised mean, in which an image
-    without a value counts as ``imputed``, or as the lowest value there is where that is lower still.
+    without a value counts as ``imputed``, or as the mean over the others where that is lower still.
     ``pairwise``: each value is a mean over the other images; ``kernel`` [n, n] has the pairs themselves, without
     which the error is the jackknife's, an upper estimate. ``share``: each value is 0 or 1. ``bounds``: of the
     values' range, None where open.
@@ -101,7 +101,7 @@ def summarise(
         found = interval_of(
             mean, n, error, groups, missing=missing, bounds=bounds, why=why, alone=alone, share=share
         )
-    return _penalise(found, x, ids, imputed, bounds[1]) if can_miss and len(x) else found
+    return _penalise(found, x, ids, imputed, bounds) if can_miss and len(x) else found
 
 
 def units(prompt_ids: Sequence[Hashable]) -> tuple[NDArray[np.int64], bool]:
@@ -197,12 +197,14 @@ def _pair_error(
 
 
 def _penalise(
-    found: Summary, x: NDArray[np.float64], ids: Sequence[Hashable], imputed: float, top: float | None
+    found: Summary, x: NDArray[np.float64], ids: Sequence[Hashable], imputed: float, bounds: Bounds
 ) -> Summary:
     """With the mean over all images, those without a value counted as v; see the head of this file."""
     there = ~np.isnan(x)
-    v = min([imputed, *x[there]])
+    v = imputed if found.mean is None else min(imputed, found.mean)
     penalised = math.fsum(np.where(there, x, v)) / len(x)
+    if found.mean is not None:
+        penalised = min(penalised, found.mean)  # equal but for rounding where v is the mean
     rate = summarise(there.astype(float), ids, share=True)
     low = high = None
     if None not in (found.mean, rate.mean, rate.low, rate.high) and found.standard_error:
@@ -211,9 +213,10 @@ def _penalise(
         m, r = found.mean - v, rate.mean
         # Of all prompts, not only of those with a face: with these degrees of freedom 94 to 97 % are covered.
         reach = r * student_t(int(units(ids)[0].max())) * found.standard_error
-        low = max(v, penalised - math.hypot(m * (r - rate.low), reach))
+        low = penalised - math.hypot(m * (r - rate.low), reach)
         high = penalised + math.hypot(m * (rate.high - r), reach)
-        high = high if top is None else max(penalised, min(high, top))
+        low = low if bounds[0] is None else min(penalised, max(low, bounds[0]))
+        high = high if bounds[1] is None else max(penalised, min(high, bounds[1]))
     note = found.note
     if found.low is not None and low is None and rate.note:
         note = "; ".join(part for part in (note, f"counting missing images: {rate.note}") if part)

@@ -69,5 +69,11 @@ def missing_notes(summaries: Sequence[Summary]) -> list[str]:
     if not counted:
         return []
     lowest = min(s.imputed or 0.0 for s in counted)
-    value = "0" if lowest == 0 else f"down to {lowest:.2f}, as little as the least similar face"
+    value = (
+        "0"
+        if lowest == 0
+        else f"{lowest:.2f}"
+        if len({s.imputed for s in counted}) == 1
+        else f"{lowest:.2f} or more"
+    )
     return [f"Images without a face count as {value} in similarity."]

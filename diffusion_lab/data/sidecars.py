@@ -115,8 +115,26 @@ class Beside:
         loose = {name.casefold() for name in self._pictures}
         return [row for row in self._read_table[1] if row.casefold() not in loose]
 
-    def unread(self) -> list[str]:
-        """What lies there and is not read, each with the reason; nothing of what operating systems leave."""
+    def unread(self, captions: bool = True) -> list[str]:
+        """What lies there and is not read, each with the reason; nothing of what operating systems leave.
+
+        `captions`: whether captions are asked for at all. UserError for a damaged table.
+        """
+        told = self._captions_unread() if captions else []
+        if caches := [path.name for path in self._files if path.suffix.casefold() in _CACHES]:
+            told.append(f"{names(caches)}: another tool's cache")
+        if masks := [path.name for path in self._files if mask_of(path.stem)]:
+            told.append(f"{names(masks)}: masks are not used")
+        if folders := [f"{path.name}/" for path in self._folders if any(map(_is_picture, _entries(path)))]:
+            told.append(f"{names(folders)}: pictures in sub-folders")
+        if kohya := _KOHYA_FOLDER.fullmatch(self._folder.resolve().name):
+            told.append(
+                f"the folder's own name, {kohya[1]} repeats of {kohya[2]!r} to kohya's scripts: see steps.total, "
+                "data.identifier and data.class_noun"
+            )
+        return told
+
+    def _captions_unread(self) -> list[str]:
         table, _, problem = self._read_table
         told = [problem] if problem else []
         if strangers := self.strangers():
@@ -125,23 +143,11 @@ class Beside:
         texts = [file for files in self._texts.values() for file in files]
         if orphans := sorted(file.name for file in texts if file not in claimed):
             told.append(f"{names(orphans)}: no picture has this name")
-        read = self._folder / table
-        tables = [p.name for p in self._files if p.suffix.casefold() in _OTHER_TABLES and p != read]
-        if tables and not (problem and tables == [table]):
+        tables = [p.name for p in self._files if p.suffix.casefold() in _OTHER_TABLES and p.name != table]
+        if tables:
             told.append(f"{names(tables)}: {table or ' or '.join(TABLES)} is the only table that is read")
-        if caches := [path.name for path in self._files if path.suffix.casefold() in _CACHES]:
-            told.append(f"{names(caches)}: another tool's cache")
-        if masks := [path.name for path in self._files if mask_of(path.stem)]:
-            told.append(f"{names(masks)}: masks are not used")
         if twice := [path.name for path in self._pictures.values() if self._said_twice(path)]:
             told.append(f"more than one caption of {names(twice)}: the first counts ({ORDER})")
-        if folders := [f"{path.name}/" for path in self._folders if any(map(_is_picture, _entries(path)))]:
-            told.append(f"{names(folders)}: pictures in sub-folders")
-        if kohya := _KOHYA_FOLDER.fullmatch(self._folder.resolve().name):
-            told.append(
-                f"the folder's own name, {kohya[1]} repeats of {kohya[2]!r} to kohya's scripts: see steps.total, "
-                "data.identifier and data.class_noun"
-            )
         return told
 
     def _named(self, base: str) -> list[Path]:
@@ -203,7 +209,9 @@ class Beside:
                 except NoCaptions as error:
                     return name, {}, f"{name}: {error}"
                 except (OSError, ValueError, csv.Error) as error:
-                    raise UserError(f"{self._key}: {path} cannot be used ({error})") from error
+                    raise UserError(
+                        f"{self._key}: {path} cannot be used ({error}); correct or remove it{_never(self._key)}"
+                    ) from error
         return "", {}, ""
 
 

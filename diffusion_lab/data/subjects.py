@@ -100,9 +100,9 @@ def training_captions(config_data: Data) -> dict[Path, str]:
     return {said.where: said.text for said in found if said is not None}
 
 
-def passed_over(folder: Path, key: str = "data.folder") -> list[str]:
+def passed_over(folder: Path, key: str = "data.folder", captions: str = "auto") -> list[str]:
     """One line on what lies beside a folder's pictures and is not read, or none; see `sidecars.Beside.unread`."""
-    left = Beside(folder, list_pictures(folder, key), key).unread()
+    left = Beside(folder, list_pictures(folder, key), key).unread(captions != "never")
     return [f"{key}: not read in {folder}: {'; '.join(left)}"] if left else []
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab import failures, processes
+from diffusion_lab import environment, failures, processes
 from diffusion_lab.interfaces import Status, Terminated, TrainingDiverged, UserError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def perform(config: Config, run_folder: Path, *, before: Callable[[], object] = 
     Raises KeyboardInterrupt only, after noting it: it has to end a whole sweep. SIGTERM becomes one too.
     """
     try:
-        with _terminable():
+        with environment.neutral(), _terminable():
             before()
             load(config.job.name)(config, run_folder)
     except KeyboardInterrupt as stopped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +17,27 @@ if TYPE_CHECKING:
     from diffusion_lab.training.checkpoint import Checkpoint
     from diffusion_lab.training.state import TrainingState
 
+log = logging.getLogger(__name__)
+
 
 def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet, Any]:
     """Subject, prompts and the untouched pipeline. UserError where a prompt is too long for it."""
-    from diffusion_lab.data.identifiers import learns_word
+    from diffusion_lab.data.identifiers import identifier_warnings, learns_word
     from diffusion_lab.data.prompts import load_prompts
     from diffusion_lab.data.subjects import load_subject
     from diffusion_lab.data.tokens import check_lengths
+    from diffusion_lab.models.folder import model_folder
     from diffusion_lab.models.load import load_pipeline
 
     subject = load_subject(config.data)
     prompts = load_prompts(config.prompts, identifier=subject.identifier, class_noun=subject.class_noun)
     pipe = load_pipeline(config.model, device)
-    if not learns_word(config):  # else the word is several pieces now, and so many tokens when it is learnt
+    learnt = learns_word(config)
+    told = identifier_warnings(pipe.tokenizer.backend_tokenizer, subject.identifier, learnt=learnt)
+    if model_folder(config.model) is None:  # of a folder the plan has said it
+        for line in told:
+            log.warning("%s", line)
+    if not learnt:  # else the word is several pieces now, and so many tokens when it is learnt
         check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)
     return subject, prompts, pipe
 
@@ -43,7 +52,7 @@ def build(
 
     state = build_state(config, pipe, subject)
     state.identity["the prompts"] = prompts.sha256
-    state.identity["the configuration"] = digest([f"{key}={value}" for key, value in bound(config).items()])
+    state.identity["its configuration"] = digest([f"{key}={value}" for key, value in bound(config).items()])
     if checkpoint is not None:
         restore(state, checkpoint)
         checkpoint.values.clear()  # as large as the state itself

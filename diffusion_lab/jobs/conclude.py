@@ -17,6 +17,7 @@ from diffusion_lab.costs import keeps_best_only, planned
 from diffusion_lab.interfaces import Status, Summary, UserError
 from diffusion_lab.jobs import reason, undisturbed
 from diffusion_lab.models.artefacts import annotate
+from diffusion_lab.quoting import pasted
 from diffusion_lab.tracking.atomic import dumps, replace_folder
 from diffusion_lab.tracking.files import VOUCHED, FileTracker
 from diffusion_lab.tracking.recorded import CHECKPOINTS
@@ -77,9 +78,10 @@ def conclude(
         status = _after(status, error, files, "the report")
     tracker.finish(status, summary)
     if status == "interrupted":
-        log.info("to resume it: python -m diffusion_lab resume=%s", run_folder)
+        log.info("to resume it: python -m diffusion_lab %s", pasted(f"resume={run_folder.absolute()}"))
     elif problems:
-        log.error("the same command, or resume=%s, writes what is missing", run_folder)
+        again = pasted(f"resume={run_folder.absolute()}")
+        log.error("the same command, or %s, writes what is missing", again)
     for problem in problems:
         if whole or not isinstance(problem, Exception):
             raise problem

@@ -1,6 +1,6 @@
 """job=generate: images of any prompts with an artefact, ours or another tool's, or with the model alone.
 
-    python -m diffusion_lab job=generate job.artefact=outputs/RUN/artefact 'job.texts=[a photo of customcls dog]'
+    python -m diffusion_lab job=generate job.artefact=outputs/RUN/artefact job.text='a photo of customcls dog'
 
 Started again it draws what is missing. Files carry their parameters as web UIs write them.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion_lab import paths
 from diffusion_lab.config import Config
 from diffusion_lab.interfaces import Prompt, PromptSet, UserError
 from diffusion_lab.jobs.origin import SAMPLER_NAME, as_trained
@@ -54,6 +55,7 @@ def order(config: Config) -> Order:
 
     UserError (job.artefact, prompts.*): nothing to load there, or prompts that cannot be made.
     """
+    from diffusion_lab.data.own_texts import own_texts
     from diffusion_lab.data.prompts import load_prompts
 
     job = config.job
@@ -64,10 +66,11 @@ def order(config: Config) -> Order:
     pipeline = next((piece.path for piece in found if piece.kind == PIPELINE), None)
     config, taken = as_trained(config, place, header, pipeline)
     made_for, settings = header.get("base_model"), config.prompts
-    if made_for and pipeline is None and made_for != config.model.path:
+    if made_for and pipeline is None and not paths.same(made_for, config.model.path):
         log.warning("the artefact was made for model.path=%s, not %s", made_for, config.model.path)
-    if job.texts:
-        texts = tuple(Prompt(f"p{i:03d}", text, text) for i, text in enumerate(job.texts))
+    own = own_texts(job)
+    if own:
+        texts = tuple(Prompt(f"p{i:03d}", text, text) for i, text in enumerate(own))
         settings = dataclasses.replace(settings, n=len(texts))  # prompts.n is for sets
         negative = settings.negative or ""
         prompts = PromptSet("texts", texts, negative, hashlib.sha256(repr(texts).encode()).hexdigest())
@@ -183,7 +186,11 @@ def _check_same(folder: Path, facts: dict[str, object]) -> None:
     before = read_json(index, "job.output", remedy=remedy).get("settings")
     if not isinstance(before, dict):
         raise UserError(f"job.output: {index} holds no settings; {remedy}")
-    differing = sorted(key for key in facts if facts[key] != before.get(key))
+    differing = sorted(
+        key
+        for key in facts
+        if facts[key] != before.get(key) and not (key == "model" and paths.same(before.get(key), facts[key]))
+    )
     if differing:
         raise UserError(
             f"job.output={folder}: holds images made with another {', '.join(differing)}; choose another folder"

@@ -53,7 +53,7 @@ def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Stat
         stop = recommendation(config, findings)
         wanted = None if stop is None else stop.step
         _restore_adapters(config, run_folder, files, findings, lost, wanted, device)
-        _restore_pictures(config, run_folder, files, lost)
+        _restore_pictures(config, run_folder, files, lost, device)
         if status == "completed" and hasattr(config.method, "complete") and _artefact_lost(run_folder, lost):
             findings.pipe = _pipe(config, device, findings)
         error = files.result["error"] if status == "diverged" else None
@@ -174,17 +174,20 @@ def _pipe(config: Config, device: torch.device, findings: Findings) -> Any:
     return pipe
 
 
-def _restore_pictures(config: Config, run_folder: Path, files: FileTracker, lost: Collection[str]) -> None:
+def _restore_pictures(
+    config: Config, run_folder: Path, files: FileTracker, lost: Collection[str], device: torch.device
+) -> None:
     """The sheet of the training pictures; what a model has drawn cannot be drawn again without it."""
     taught = f"{SAMPLES}/training.png"
     if taught in lost:
-        from diffusion_lab.data.pictures import fit
         from diffusion_lab.data.subjects import load_subject
+        from diffusion_lab.encoders.bank import EncoderBank
+        from diffusion_lab.jobs.photographs import record_photographs
+        from diffusion_lab.metrics import select
 
-        pictures = load_subject(config.data).train
-        side = config.model.resolution or 512
-        files.training_pictures(
-            [fit(picture.pixels, side) for picture in pictures], [picture.path.name for picture in pictures]
+        metrics, side = select(config.metrics.names), config.model.resolution or 512
+        record_photographs(
+            load_subject(config.data), EncoderBank(config.metrics, device), side, metrics, files
         )
     drawn = [name for name in lost if name.startswith(f"{SAMPLES}/") and name != taught]
     if drawn:

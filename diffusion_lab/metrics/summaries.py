@@ -60,8 +60,8 @@ def imputed(metric: Metric, references: References) -> float:
     """What an image without a face counts: no likeness at all, or as much as a photograph of another subject where
     that is lower still.
 
-    `summarise` takes the lowest score of the evaluation where that is lower than both, so that losing a face never
-    pays: see docs/trust.md.
+    `summarise` takes the mean over faces where that is lower than both, so that the mean over all images is never above
+    it: see docs/metrics.md.
     """
     line = metric.impostor(references)
     known = [] if line is None else [value for value in line.tolist() if not math.isnan(value)]

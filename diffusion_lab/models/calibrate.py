@@ -52,7 +52,7 @@ def _settle(device: torch.device) -> None:
 def tell(config: Config, device: torch.device, seconds: float = SECONDS) -> None:
     """At the start of a run on a card that is in no table: measures it and says what that makes of the plan's time."""
     from diffusion_lab.costs import planned, speeds
-    from diffusion_lab.preflight import duration
+    from diffusion_lab.shown import duration
 
     assumed = speeds(config)
     if not assumed.assumed or device.type == "cpu":

@@ -36,17 +36,12 @@ CARD_SIGNS = ("/proc/driver/nvidia/gpus", "/dev/nvidia0", "/dev/nvidiactl", "/de
 
 
 def check_device(model: Model) -> None:
-    """UserError for `model.device=cuda` or `mps` where there is none, and for fp16 on a CPU.
+    """UserError for `model.device=cuda` or `mps` where there is none.
 
     Where nothing on the machine speaks of a card, that is answered at once; else torch is asked, which takes seconds
     to import and has to be imported for that run anyway.
     """
     device = model.device
-    on_cpu = device == "cpu" or (device == "auto" and sys.platform != "darwin" and not may_have_card())
-    if on_cpu and model.precision == "fp16":
-        raise UserError(
-            "model.precision=fp16: needs a GPU, and the device is a CPU; use model.precision=fp32"
-        )
     if device in ("auto", "cpu"):
         return
     if device == "mps" and (sys.platform != "darwin" or platform.machine() != "arm64"):

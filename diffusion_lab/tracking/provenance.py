@@ -1,6 +1,6 @@
 """Where a result comes from: code, libraries and machine.
 
-Neither environment variables nor the names of people, hosts or folders are recorded.
+Names of people, hosts and folders are not recorded; of environment variables those that may change the numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab import environment
+
 LIBRARIES = (
     "diffusion-lab", "torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "safetensors",
     "numpy", "pillow", "pyarrow", "open_clip_torch", "facenet-pytorch", "hydra-core", "wandb",
@@ -19,7 +21,7 @@ LIBRARIES = (
 
 
 def collect(device: str = "cpu") -> dict[str, Any]:
-    """commit, dirty, versions, device, os, python, cores (usable ones), memory_bytes.
+    """commit, dirty, versions, device, os, python, cores (usable ones), memory_bytes, environment.
 
     `device` is torch's name of it ("cpu", "cuda:0"); its maker's name is looked up. `commit` and `dirty`
     are None where the package does not run from a git checkout or git is not there.
@@ -36,6 +38,7 @@ def collect(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": int(psutil.virtual_memory().total),
+        "environment": environment.recorded(),
     }
 
 

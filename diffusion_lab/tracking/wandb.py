@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from diffusion_lab import paths
 from diffusion_lab.interfaces import Evaluation, PromptSet, Status, Summary, UserError
 from diffusion_lab.tracking import atomic, scores
 from diffusion_lab.tracking import wandb_history as history
@@ -147,7 +148,7 @@ class WandbTracker:
     def start(self, config: Mapping[str, Any]) -> None:
         if self.mode == "disabled":
             return
-        plain = atomic.plain(config)
+        plain = atomic.plain(paths.as_typed(config))  # a server need not know this machine's folders
         run_id = self._id()
         # Online the server has the history, unless a session before this one was kept offline.
         again = self.resumed and (self.mode == "offline" or bool(history.unsynced(self.folder, run_id)))

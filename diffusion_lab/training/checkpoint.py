@@ -142,7 +142,8 @@ def _back_to_base(state: TrainingState) -> None:
 
 def _check_identity(state: TrainingState, checkpoint: Checkpoint) -> None:
     theirs = checkpoint.values["identity"]
-    changed = [name for name, value in state.identity.items() if theirs.get(name) != value]
+    # What an earlier version did not note cannot tell.
+    changed = [name for name, value in state.identity.items() if theirs.get(name, value) != value]
     weights, trained = checkpoint.values["weights"], state.trained
     fits = len(weights) == len(trained) and all(
         _as_built(weight) or weight.shape == parameter.shape

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.environment import neutral
 from diffusion_lab.interfaces import Batch, Method, ParamGroup, Picture, Subject, UserError
 from diffusion_lab.models import kohya
 from diffusion_lab.models.artefacts import notes as artefact_notes
@@ -183,12 +184,14 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
     scaled = accelerator.scaler is not None
     optimizer = build_optimizer(config.steps.optimizer, groups, device, scaled=scaled)
     lr_scheduler = _lr_scheduler(config, optimizer)  # before accelerate, which keeps the `step` that it finds
+    with neutral():
+        prepared = accelerator.prepare(optimizer)
     return TrainingState(
         pipe=pipe,
         method=config.method,
         groups=groups,
         accelerator=accelerator,
-        optimizer=accelerator.prepare(optimizer),
+        optimizer=prepared,
         lr_scheduler=lr_scheduler,
         noise_scheduler=training_scheduler(pipe),
         latents=latents,
@@ -292,17 +295,24 @@ def _accelerator(device: torch.device, precision: str) -> Accelerator:
     """Accelerate for this device and precision, whatever an earlier run of this process asked for."""
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState, GradientState
+    from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
     # Accelerate keeps its settings in process-wide singletons, and refuses a second run with others.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     mixed = "no" if precision == "fp32" else precision
-    return Accelerator(
-        mixed_precision=mixed,
-        cpu=device.type == "cpu",
-        device_placement=False,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
-    )
+    with neutral():  # what is not said here accelerate takes from the environment, and some of what is
+        return Accelerator(
+            mixed_precision=mixed,
+            cpu=device.type == "cpu",
+            device_placement=False,
+            # The loop divides and counts itself. A plugin, since the environment beats gradient_accumulation_steps=1.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_plugin=TorchDynamoPlugin(
+                backend="no", mode="default", fullgraph=False, use_regional_compilation=False
+            ),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+        )
 
 
 def _lr_scheduler(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:

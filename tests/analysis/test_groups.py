@@ -151,10 +151,10 @@ def test_another_setting_is_another_run(tmp_path: Path, write_run: Write, other:
 
 
 def test_a_record_of_an_older_version_counts_once_too(tmp_path: Path, write_run: Write) -> None:
-    """It lacks a key that newer ones have: by that alone it is no second run of its seed."""
+    """It lacks a key that newer ones have with its default: by that alone it is no second run of its seed."""
     write_run(tmp_path / "old", config=BASE, seed=1)
-    write_run(tmp_path / "new", config=BASE | {"steps.newer": None}, seed=2)
-    write_run(tmp_path / "other", config=BASE | {"steps.newer": None, "seed": 1}, seed=3)
+    write_run(tmp_path / "new", config=BASE | {"data.flip": False}, seed=2)
+    write_run(tmp_path / "other", config=BASE | {"data.flip": False, "seed": 1}, seed=3)
     [group], _ = seeds_page(tmp_path)
     assert group.runs == 2
 

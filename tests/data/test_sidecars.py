@@ -171,6 +171,16 @@ def test_what_is_not_read_is_said(tmp_path: Path, case: str) -> None:
     assert [p.name for p in list_pictures(folder)] == ["0.png"]
 
 
+def test_without_captions_their_files_do_not_matter(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "dog", {"0.png": None, "metadata.jsonl": "{", "7.txt": "x", "0.npz": b"x"})
+    with pytest.raises(UserError, match=r"metadata\.jsonl cannot be used .*set data\.captions=never"):
+        passed_over(folder)
+    assert passed_over(folder, captions="never") == [
+        f"data.folder: not read in {folder}: 0.npz: another tool's cache"
+    ]
+    assert read_captions([folder / "0.png"], [folder / "0.png"], "never") == [None]
+
+
 def test_a_masks_own_picture_may_be_missing(tmp_path: Path) -> None:
     folder = lay(tmp_path / "dog", {"0-masklabel.png": None, "1.png": None})
     assert [path.name for path in list_pictures(folder)] == ["0-masklabel.png", "1.png"]

@@ -371,7 +371,7 @@ def test_commit_and_dirty_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_collected_names_nobody() -> None:
     found = provenance.collect("cpu")
     assert set(found) == {
-        "commit", "dirty", "versions", "device", "os", "python", "cores", "memory_bytes",
+        "commit", "dirty", "versions", "device", "os", "python", "cores", "memory_bytes", "environment",
     }  # fmt: skip
     assert found["device"].startswith("cpu")
     assert found["python"] == platform.python_version()
