@@ -214,3 +214,24 @@ def test_a_foreign_files_prompts_fit_the_noun(
 ) -> None:
     lora = a_lora(tmp_path / "a.safetensors", header)
     assert ordered(f"job.artefact={lora}", "model=sd15", *words).settings.name == expected
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "fp16"), ("cpu", "fp32")])
+def test_a_full_size_artefact_gets_the_devices_number_format(
+    tmp_path: Path, device: str, precision: str
+) -> None:
+    """fp16 of a card is not taken to a CPU; where nothing is recorded, what the device does well."""
+    from diffusion_lab.models.devices import best_precision
+
+    told = {
+        "device": device,
+        "model": {"path": "owner/sd", "precision": precision},
+        "prompts": {"sampling_steps": 31},
+    }
+    lora = a_lora(tmp_path / "a.safetensors", {origin.HEADER: json.dumps(told), "base_model": "owner/sd"})
+    wanted = ordered(f"job.artefact={lora}", "model.device=cpu")
+    assert (wanted.model.path, wanted.settings.sampling_steps) == ("owner/sd", 31)
+    assert wanted.model.precision == (best_precision("cpu") if device == "cuda" else precision)
+    old = a_lora(tmp_path / "b.safetensors", {"base_model": "owner/sd"})
+    wanted = ordered(f"job.artefact={old}", "model.device=cpu")
+    assert (wanted.model.precision, wanted.settings.sampling_steps) == (best_precision("cpu"), 30)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab.data.nouns import fitting_set
 from diffusion_lab.defaults import is_full_size
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.models.devices import best_precision
 
 if TYPE_CHECKING:
     from diffusion_lab.config import Config
@@ -95,11 +96,13 @@ def as_trained(
     model = recorded.get("model") or {}
     if header.get("base_model"):
         model = {**model, "path": header["base_model"]}
-    _take_model(config, model, str(recorded.get("device")), given)
+    precise = _take_model(config, model, str(recorded.get("device")), given)
     if pipeline is not None:
         config.model.path, config.model.config, config.model.variant = str(pipeline), None, None
     if config.model.path != before.model.path and "model.resolution" not in given:
         config.model.resolution = model.get("resolution")  # what was filled in is another model's
+    if config.model.path != before.model.path and not precise and is_full_size(config.model):
+        config.model.precision = best_precision(config.model.device)  # the default is the miniature's
     prompts = recorded.get("prompts") or {}
     if not prompts and artefact is not None and is_full_size(config.model):
         noun = config.data.class_noun if "data.class_noun" in given else header.get("class_noun")
@@ -119,8 +122,12 @@ def as_trained(
     return config, _line(before, config, ("model", "prompts", "data"), source)
 
 
-def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Given) -> None:
-    """Of another model than the artefact's own only the number format is of any meaning."""
+def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Given) -> bool:
+    """Of another model than the artefact's own only the number format is of any meaning.
+
+    Returns whether the number format is settled: taken, or given.
+    """
+    precise = "model.precision" in given
     own = "model.path" not in given
     for key in MODEL if own else ("precision",):
         value = model.get(key)
@@ -131,6 +138,8 @@ def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Gi
         if key == "precision" and value != "fp32" and _on_cpu(config) != (device == "cpu"):
             continue  # half precision is a matter of the device, and this is another one
         setattr(config.model, key, value)
+        precise |= key == "precision"
+    return precise
 
 
 def _on_cpu(config: Config) -> bool:
