@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models import adapter_file
 from diffusion_lab.models.attach import attach, kind_of, merge_folder
+from diffusion_lab.models.fits import layers_of
 from diffusion_lab.models.folder import shards
 from diffusion_lab.readers import read_header, read_json, read_tensors
 
@@ -233,10 +234,13 @@ def check_fit(found: Sequence[Artefact], configs: Path, model: str) -> None:
             _check_width(piece, text.get("hidden_size"))
         elif piece.kind == LORA:
             header = read_header(piece.path, place)
-            theirs = adapter_file.text_width(header, adapter_file.layers(header, place))
+            layers = adapter_file.layers(header, place)
+            theirs = adapter_file.text_width(header, layers)
             ours = unet.get("cross_attention_dim")
             if theirs is not None and isinstance(ours, int) and theirs != ours:
                 raise adapter_file.other_width(place, adapter_file.CROSS, theirs, ours)
+            names = {part: layers_of(configs / part) for part in adapter_file.PARTS}
+            adapter_file.check_names(layers, names, place)
 
 
 def _check_width(piece: Artefact, ours: int | None) -> None:
