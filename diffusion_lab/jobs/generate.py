@@ -66,6 +66,8 @@ def order(config: Config) -> Order:
     pipeline = next((piece.path for piece in found if piece.kind == PIPELINE), None)
     config, taken = as_trained(config, place, header, pipeline)
     made_for, settings = header.get("base_model"), config.prompts
+    if made_for and made_for == config.model.path:
+        _check_base(config.model)
     if made_for and pipeline is None and not paths.same(made_for, config.model.path):
         log.warning("the artefact was made for model.path=%s, not %s", made_for, config.model.path)
     own = own_texts(job)
@@ -78,6 +80,18 @@ def order(config: Config) -> Order:
         noun = config.data.class_noun or "person"
         prompts = load_prompts(settings, identifier=config.data.identifier, class_noun=noun)
     return Order(config.model, found, prompts, settings, Path(job.output).expanduser(), taken)
+
+
+def _check_base(model: Model) -> None:
+    """UserError where the model that the artefact was made for has been moved, or is another machine's."""
+    from diffusion_lab.models.folder import model_folder
+
+    try:
+        model_folder(model)
+    except UserError as error:
+        raise UserError(
+            f"{error}; it is what job.artefact was made for: set model.path to where that model is now"
+        ) from error
 
 
 def unsaid(wanted: Order) -> list[str]:

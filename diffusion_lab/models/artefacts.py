@@ -134,11 +134,29 @@ def recognise(path: Path) -> tuple[Artefact, ...]:
     ]
     found += [_file(file) for file in files]
     if not found:
+        if inside := _inside(path):
+            raise UserError(
+                f"{where}: holds nothing to load itself; name what is in it: job.artefact={inside}"
+            )
         raise UserError(
             f"{where}: holds nothing to load; a LoRA, an embedding (.safetensors), or a diffusers folder is needed"
         )
     _check_together(where, found)
     return tuple(found)
+
+
+def _inside(path: Path) -> Path | None:
+    """The last folder in `path` that can be loaded: of a run without an artefact its last adapters/step-N."""
+    for place in (path, path / "adapters"):
+        for folder in sorted(place.iterdir() if place.is_dir() else (), reverse=True):
+            if folder.is_dir() and any(_looks_loadable(file) for file in folder.iterdir()):
+                return folder
+    return None
+
+
+def _looks_loadable(file: Path) -> bool:
+    names = ("model_index.json", "adapter_config.json", NOTES)
+    return file.suffix.casefold() == ".safetensors" or file.name in names
 
 
 def _check_together(where: str, found: Sequence[Artefact]) -> None:
