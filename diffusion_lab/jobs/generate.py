@@ -78,7 +78,15 @@ def order(config: Config) -> Order:
         prompts = PromptSet("texts", texts, negative, hashlib.sha256(repr(texts).encode()).hexdigest())
     else:
         noun = config.data.class_noun or "person"
-        prompts = load_prompts(settings, identifier=config.data.identifier, class_noun=noun)
+        try:
+            prompts = load_prompts(settings, identifier=config.data.identifier, class_noun=noun)
+        except UserError as error:
+            if "prompts.name=" not in taken:
+                raise
+            raise UserError(
+                f"{error}; job.artefact was trained with this set: give prompts of your own, such as "
+                "job.text='a photo', or another set, such as prompts=portrait"
+            ) from error
     return Order(config.model, found, prompts, settings, Path(job.output).expanduser(), taken)
 
 
