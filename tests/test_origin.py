@@ -155,6 +155,17 @@ def test_a_header_of_nonsense(tmp_path: Path, text: str, caplog: pytest.LogCaptu
     assert ("cannot be read" in caplog.text) == bool(text)
 
 
+def test_a_lora_without_the_word_that_it_was_trained_with(tmp_path: Path) -> None:
+    header = {"method": "pivotal", "trigger": "wixu"}
+    lora = a_lora(tmp_path / "pytorch_lora_weights.safetensors", header)
+    (told,) = generate.unsaid(ordered(f"job.artefact={lora}", "job.text=a wixu"))
+    assert "trained with a new word, 'wixu'" in told
+    save_file({"wixu": torch.zeros(2, 192)}, tmp_path / "learned_embeds.safetensors", metadata=header)
+    assert generate.unsaid(ordered(f"job.artefact={tmp_path}", "job.text=a wixu")) == []
+    (told,) = generate.unsaid(ordered(f"job.artefact={tmp_path}", "job.text=a dog"))
+    assert "which no prompt says" in told
+
+
 @pytest.mark.parametrize(
     ("group", "key", "value"),
     [

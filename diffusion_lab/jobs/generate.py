@@ -103,15 +103,23 @@ def _check_base(model: Model) -> None:
 
 
 def unsaid(wanted: Order) -> list[str]:
-    """A warning for every embedding that no prompt calls by its word: it would change nothing."""
+    """A warning for every embedding that no prompt calls by its word, and for a LoRA without the word it goes with."""
     from diffusion_lab.data.words import stands_in
 
     texts = [wanted.prompts.negative, *(prompt.text for prompt in wanted.prompts)]
     words = {piece.path: piece.header["trigger"] for piece in wanted.artefacts if piece.kind == EMBEDDING}
+    lone = [piece for piece in wanted.artefacts if piece.header.get("method") == "pivotal" and not words]
     return [
-        f"{path.name} is called {word!r}, which no prompt says, so it has no effect"
-        for path, word in words.items()
-        if not any(stands_in(word, text) for text in texts)
+        *(
+            f"{path.name} is called {word!r}, which no prompt says, so it has no effect"
+            for path, word in words.items()
+            if not any(stands_in(word, text) for text in texts)
+        ),
+        *(
+            f"{piece.path.name} was trained with a new word, {piece.header.get('trigger', '')!r}, which is in a file "
+            "of its own: give the folder that holds both, or the word has no meaning"
+            for piece in lone
+        ),
     ]
 
 

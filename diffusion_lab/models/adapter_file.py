@@ -156,6 +156,16 @@ def _place(name: str, *, earlier: bool) -> tuple[str, str]:
     return part, f"{head}.{last}" if head else last
 
 
+def layers_of_peft(keys: Iterable[str], part: str) -> list[Layer]:
+    """The layers of a folder of peft's for the network `part`, by their names alone; whole layers are left out."""
+    names = dict.fromkeys(
+        found[1]
+        for key in keys
+        if (found := re.match(r"base_model\.model\.(.+?)\.(lora|hada|lokr|oft)_", key))
+    )
+    return [Layer(part, name) for name in names]
+
+
 def text_width(header: Header, found: list[Layer]) -> int | None:
     """Width of the text that the file's cross-attention layers read, None where it has none or does not tell."""
     for layer in found:

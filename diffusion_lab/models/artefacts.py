@@ -259,6 +259,17 @@ def check_fit(found: Sequence[Artefact], configs: Path, model: str) -> None:
                 raise adapter_file.other_width(place, adapter_file.CROSS, theirs, ours)
             names = {part: layers_of(configs / part) for part in adapter_file.PARTS}
             adapter_file.check_names(layers, names, place)
+        elif piece.kind == PEFT:
+            keys = read_header(piece.path / "adapter_model.safetensors", place).shapes
+            layers = adapter_file.layers_of_peft(keys, piece.part)
+            adapter_file.check_names(layers, {piece.part: layers_of(configs / piece.part)}, place)
+        elif piece.kind == NETWORKS:
+            key = "cross_attention_dim" if piece.part == "unet" else "hidden_size"
+            what = adapter_file.CROSS if piece.part == "unet" else "its text encoder is"
+            theirs = read_json(piece.path / "config.json", place).get(key)
+            ours = (unet if piece.part == "unet" else text).get(key)
+            if isinstance(theirs, int) and isinstance(ours, int) and theirs != ours:
+                raise adapter_file.other_width(place, what, theirs, ours)
 
 
 def _check_width(piece: Artefact, ours: int | None) -> None:

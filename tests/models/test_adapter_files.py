@@ -643,6 +643,39 @@ def test_the_plan_knows_the_layers(tiny_pipe, tiny_sd_folder: Path, tmp_path: Pa
             check_fit(recognise(tmp_path / "a.safetensors"), tiny_sd_folder, "tiny")
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "oft"])
+def test_the_plan_knows_the_layers_of_pefts_folders(
+    load_plain_pipe, tiny_sd_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    from safetensors.torch import load_file
+
+    folder_of(load_plain_pipe(tiny_sd_folder), peft_config(kind), tmp_path)
+    check_fit(recognise(tmp_path), tiny_sd_folder, "tiny")
+    path = tmp_path / "unet" / "adapter_model.safetensors"
+    save_file({key.replace("blocks.0", "blocks.9"): value for key, value in load_file(path).items()}, path)
+    with pytest.raises(
+        UserError, match=r"job\.artefact=.*layers (are not|is) in this model, such as .*blocks\.9"
+    ):
+        check_fit(recognise(tmp_path), tiny_sd_folder, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "told"),
+    [("unet", "cross_attention_dim", "its cross-attention reads text 768"), ("text_encoder", "hidden_size", "its text encoder is 768")],
+)  # fmt: skip
+def test_the_plan_knows_the_widths_of_whole_networks(
+    tiny_sd_folder: Path, tmp_path: Path, part: str, key: str, told: str
+) -> None:
+    import shutil
+
+    shutil.copytree(tiny_sd_folder / part, tmp_path / part)
+    check_fit(recognise(tmp_path), tiny_sd_folder, "tiny")
+    config = tmp_path / part / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: 768}))
+    with pytest.raises(UserError, match=rf"{told} wide, as in Stable Diffusion 1\.x, .* gives 32"):
+        check_fit(recognise(tmp_path), tiny_sd_folder, "tiny")
+
+
 @pytest.mark.parametrize("change", ["tensor", "layer", "settings"])
 def test_pefts_folder_must_be_whole(
     load_plain_pipe, tiny_sd_folder: Path, tmp_path: Path, change: str
