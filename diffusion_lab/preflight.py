@@ -115,7 +115,7 @@ def check(config: Config, run_folder: Path) -> Plan:
 def _check_generate(config: Config) -> Plan:
     from diffusion_lab.data.prompts import images_per_prompt
     from diffusion_lab.jobs.generate import order, unsaid
-    from diffusion_lab.models.artefacts import check_fit
+    from diffusion_lab.models.artefact_fits import check_fit
     from diffusion_lab.models.fits import check_device
     from diffusion_lab.sampling.checks import ignored_negative
 

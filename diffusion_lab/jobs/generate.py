@@ -19,12 +19,12 @@ from diffusion_lab import paths
 from diffusion_lab.config import Config
 from diffusion_lab.interfaces import Prompt, PromptSet, UserError
 from diffusion_lab.jobs.origin import SAMPLER_NAME, as_trained
+from diffusion_lab.models.artefact_fits import check_weight
 from diffusion_lab.models.artefacts import (
     EMBEDDING,
     PIPELINE,
     Artefact,
     apply,
-    check_weight,
     recognise,
 )
 from diffusion_lab.readers import read_json

@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn import functional
 
 from diffusion_lab.interfaces import UserError
-from diffusion_lab.models.artefacts import apply, check_fit, recognise
+from diffusion_lab.models.artefact_fits import check_fit
+from diffusion_lab.models.artefacts import apply, recognise
 
 Tensors = dict[str, torch.Tensor]
 NETWORKS = ("unet", "text_encoder")

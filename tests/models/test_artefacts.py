@@ -19,7 +19,8 @@ from diffusion_lab.methods.lora import Lora
 from diffusion_lab.methods.pivotal import Pivotal
 from diffusion_lab.methods.textual_inversion import TextualInversion
 from diffusion_lab.models import kohya
-from diffusion_lab.models.artefacts import Artefact, annotate, apply, check_weight, recognise
+from diffusion_lab.models.artefact_fits import check_weight
+from diffusion_lab.models.artefacts import Artefact, annotate, apply, recognise
 from diffusion_lab.sampling.sample import sample
 from diffusion_lab.training.loop import training_step
 
