@@ -103,6 +103,17 @@ def test_real_errors_of_the_libraries(tmp_path: Path) -> None:
         raise place.value
 
 
+def test_a_dead_link_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").symlink_to("/nowhere/at/all")
+    with (
+        pytest.raises(
+            UserError, match=r"symbolic link to /nowhere/at/all, which is not there; remove the link"
+        ),
+        atomic.mendable(tmp_path / "config.yaml"),
+    ):
+        (tmp_path / "config.yaml").write_text("")
+
+
 def test_a_librarys_error_does_not_hide_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's writer says `unexpected pos 704 vs 598` where the disk is full."""
 
