@@ -158,6 +158,32 @@ def test_nowhere_to_say_anything() -> None:
     assert run("steps.total=-1", out="/dev/full", err="/dev/full").returncode == 2
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes descriptors")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_descriptors_that_were_closed_are_no_error(closed: str, tmp_path: Path) -> None:
+    command = f'"{sys.executable}" -m diffusion_lab --help {closed}; echo $? >"{tmp_path}/status"'
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], cwd=ROOT, text=True, timeout=300, check=False, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (tmp_path / "status").read_text().strip() == "0"
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes descriptors")
+def test_no_file_takes_a_closed_descriptors_number(tmp_path: Path) -> None:
+    """A library that writes to descriptor 1 would otherwise write into whichever file has the number now."""
+    program = (
+        "import os; from diffusion_lab.tracking.streams import guarded\n"
+        f"with guarded():\n    with open({str(tmp_path / 'file')!r}, 'w') as file: os.write(1, b'stray'); print(file.fileno() > 2, file=file)\n"
+    )
+    subprocess.run(
+        ["/bin/sh", "-c", f'"{sys.executable}" -c "$PROGRAM" <&- >&-'], cwd=ROOT, timeout=300, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PROGRAM": program},
+    )  # fmt: skip
+    assert (tmp_path / "file").read_text() == "True\n"
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "diffusion_lab", "--help"], cwd=ROOT, text=True, stderr=subprocess.PIPE,
