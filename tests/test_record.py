@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -176,6 +177,7 @@ def test_a_finished_run_with_a_damaged_file(
             assert "made again" not in caplog.text, kind
         if name in (*NAMED, *UNNEEDED):
             continue
+        assert re.search(rf"made again: .*{re.escape(name)}", caplog.text), kind
         assert standing(config, folder) == "finished", kind
         assert json.loads((folder / "result.json").read_text())["status"] == "completed"
         if name.endswith(".safetensors"):

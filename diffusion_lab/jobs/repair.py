@@ -41,6 +41,7 @@ def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Stat
     assert found is not None
     status: Status = found.result["status"] if found.result.get("status") in ENDED else "completed"
     lost = missing(run_folder, found.result) if found.result.get("status") in ENDED else []
+    lost += [] if found.problem is None else [backup.RESULT]
     files = FileTracker(run_folder, device=str(device), keep_images=config.tracker.keep_images)
     total = config.steps.total or 0
     due = [entry["step"] for entry in found.result.get("evaluations") or []]
