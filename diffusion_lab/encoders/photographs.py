@@ -1,10 +1,11 @@
 """Which face of a photograph is the subject's, where it shows several.
 
 The person is sought who is there in most of the subject's pictures. Every face of every picture is a
-candidate; a picture speaks for it with the share of prominence (size, centre: `detect.prominence`) that its most
-similar face has in that picture, if that is similar enough to be the same person. So a stranger who appears once
-loses against the subject, and where two people are in all pictures, or there is only one picture, size and
-centre decide. Single faces are what they are: nothing changes for them.
+candidate, and every picture with a face that is similar enough to be the same person counts for it: 1, and `PROMINENT`
+times the share of prominence (size, centre: `detect.prominence`) that this face has in the picture. So being there
+outweighs being large: a person in all pictures is taken before a larger one who is in up to three quarters of
+them. Where two people are in all pictures, or there is only one picture, size and centre decide. Single faces are
+what they are: nothing changes for them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 MOST = 8  # faces of one photograph that are looked at, the most prominent ones
 DETAIL = 480  # pixels of the shorter side at which small faces are looked for
 CLOSE = 0.05  # cosines that differ by less say nothing: the more prominent face is taken
+PROMINENT = 0.5  # weight of a face's share of prominence, beside 1 for being in the picture at all
 _SAME_PLACE = 0.3  # overlap (intersection over union) from which two boxes are one face
 _NAMED = 3  # pictures that a warning names
 
@@ -144,7 +146,7 @@ def _person(
                 cosines = others @ candidate
                 if float(cosines.max()) >= same_person:
                     number = _nearest(cosines)
-                    support += shares[picture][number]
+                    support += 1 + PROMINENT * shares[picture][number]
                     members[picture] = others[number]
             if support > most + 1e-9:  # of equals the first
                 best, most = members, support
