@@ -292,12 +292,15 @@ def _culprit(config: Config, cost: Cost) -> str:
     return min(least, key=lambda key: least[key])
 
 
-def planned(config: Config) -> dict[str, dict[str, float]]:
-    """The estimate beside which a record puts what was measured: seconds and bytes of each phase."""
+def planned(config: Config, images: int | None = None) -> dict[str, dict[str, float]]:
+    """The estimate beside which a record puts what was measured: seconds and bytes of each phase.
+
+    ``images``: of an evaluation. None where the prompts are not known yet: a set of fewer than prompts.n may make more.
+    """
     settings, steps = config.prompts, config.steps
     total, every = steps.total or 1, steps.every or 1
     evaluations = -(-total // every) + 1
-    sampled = evaluations * settings.n * settings.images_per_prompt
+    sampled = evaluations * (images or settings.n * settings.images_per_prompt)
     forwards = sampled * settings.sampling_steps * (2 if settings.guidance_scale > 1 else 1)
     cost = estimate(config, forwards=forwards, sampled=sampled, evaluations=evaluations)
     seconds = {

@@ -18,9 +18,9 @@ from diffusion_lab.models.downloads import Wanted, of_model, rows, wanted
 from diffusion_lab.models.folder import check_model
 from diffusion_lab.models.shipped import MINIATURES
 from diffusion_lab.resume import Standing, folder_size, standing
+from diffusion_lab.shown import counted, shortened
 from diffusion_lab.shown import duration as duration
 from diffusion_lab.shown import room as room
-from diffusion_lab.shown import shortened
 from diffusion_lab.shown import show as show
 
 if TYPE_CHECKING:
@@ -217,10 +217,10 @@ def _plan(
         ("model", config.model.path + (f", {resolution} pixels" if resolution else "")),
         ("precision", precision_row(config.model)),
         ("method", config.method.name),
-        ("subject", f"{data.subject}, '{data.identifier} {noun}', {data.n_images} pictures"),
+        ("subject", f"{data.subject}, '{data.identifier} {noun}', {counted(data.n_images, 'picture')}"),
         ("prompts", f"{prompts.name}: {len(prompts)}, {sampling.sampling_steps} steps, "
                     f"guidance {sampling.guidance_scale:g}"),
-        ("steps", f"{steps.total} of {steps.batch_size * steps.gradient_accumulation} pictures"),
+        ("steps", f"{steps.total} of {counted(steps.batch_size * steps.gradient_accumulation, 'picture')}"),
         ("evaluations", f"{len(evaluations)}, {every}"),
         ("images sampled", f"{sampled:,} ({per_evaluation} an evaluation)"),
         ("U-Net passes", f"{forwards:,} images"),
