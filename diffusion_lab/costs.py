@@ -269,7 +269,9 @@ def memory_warnings(config: Config, cost: Cost) -> list[str]:
     found, best = remedies(config)
     told = f"about {cost.memory_bytes / footprint.GIB:.1f} GiB of memory are needed, and there are {there / footprint.GIB:.1f}"
     if found:
-        told += f"; {' '.join(found)} bring it to about {(best + cost.process_bytes) / footprint.GIB:.1f}"
+        with_all = best + cost.process_bytes
+        told += f"; {' '.join(found)} bring it to about {with_all / footprint.GIB:.1f}"
+        told += ", still too much" if with_all >= 0.95 * there else ""
     if hasattr(config.method, "complete"):
         told += "; method=lora needs less"
     if cost.memory_bytes > HOPELESS * there:

@@ -159,7 +159,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     from diffusion_lab.data.captions import caption_warnings
     from diffusion_lab.data.identifiers import check_identifier, check_tokens
     from diffusion_lab.data.look import look_at_subject
-    from diffusion_lab.data.nouns import prompts_warnings
+    from diffusion_lab.data.nouns import faces_warnings, prompts_warnings
     from diffusion_lab.data.subjects import check_subject, passed_over, subject_folder, training_captions
     from diffusion_lab.models.fits import check_device, check_method
     from diffusion_lab.sampling.checks import enough_images, ignored_negative
@@ -181,6 +181,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     warnings += look_at_subject(config.data, config.model.resolution or 512)
     warnings += enough_images(config, prompts) + ignored_negative(config.prompts, prompts)
     warnings += prompts_warnings(config.prompts.name, noun)
+    warnings += faces_warnings(config.metrics.encoders, config.metrics.names, noun)
     warnings += precision_warnings(config.model)
     configs = check_model(config.model, warnings)
     warnings += check_method(config, configs)
