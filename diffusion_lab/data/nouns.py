@@ -135,7 +135,7 @@ def faces_warnings(encoders: str, names: Sequence[str], noun: str) -> list[str]:
     verb = "looks" if len(asked) == 1 else "look"
     return [
         f"metrics.names: {', '.join(asked)} {verb} for human faces, and data.class_noun={noun} names {_a(kind)}, so "
-        f"expect no value; {instead}"
+        f"expect to find none; {instead}"
     ]
 
 
