@@ -51,8 +51,8 @@ def check_counts(total: int, n_images: int, n_heldout: int | None) -> int:
         remedies.append(f"add {n_images - left} or more")
         raise UserError(
             f"data.n_images={n_images}, but there are {total} pictures, {held} of them kept as references "
-            f"({'the default for' if n_heldout is None else ''} data.n_heldout"
-            f"{'' if n_heldout is None else f'={n_heldout}'}): {', or '.join(remedies)}"
+            f"({'the default for data.n_heldout' if n_heldout is None else f'data.n_heldout={n_heldout}'}): "
+            f"{', or '.join(remedies)}"
         )
     return held
 
