@@ -167,15 +167,16 @@ def _written(value: float | None) -> str:
 
 
 def print_table(folder: Path, console: Console | None = None) -> None:
-    """The scores on the terminal, a line a metric, and the notes below."""
-    from rich.console import Console
+    """The scores on the terminal, one line per metric, and the notes below."""
+    from rich.console import Console, JustifyMethod
     from rich.table import Table
 
     run = read_run(folder)
     lines = view(run, read_images(folder))["lines"]
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 1), pad_edge=False)  # 80 columns, whatever the metric's name
     for name in ("metric", "mean", "95 % interval", "images", "ceiling", "impostor"):
-        table.add_column(name, justify="left" if name in ("metric", "mean") else "right", overflow="fold")
+        justify: JustifyMethod = "left" if name in ("metric", "mean") else "right"
+        table.add_column(name, justify=justify, no_wrap=name == "metric", overflow="fold")
     for line in lines:
         total = line["n"] + line["missing"]
         images = f"{line['n']} of {total}" if line["missing"] else str(line["n"])
