@@ -142,13 +142,15 @@ def _said(m: Moves, kind: str, neighbours: Sequence[int]) -> str:
     one = len(steps) == 1
     if kind == "nothing":
         return f"{_steps(steps)} {'has' if one else 'have'} no score"
+    last = m.best == len(m.steps) - 1
     little = all(gap is not None and gap[1] <= FLAT for gap in (m.gaps[i] for i in neighbours))
     if kind == "less":
-        but = f", but at most {FLAT:g} less, so the exact step matters little" if little else ""
+        so = "the last steps gained little" if last else "the exact step matters little"
+        but = f", but at most {FLAT:g} less, so {so}" if little else ""
         if len(m.gaps) > len(steps):
             return f"{_steps(steps)} scores clearly less{but}"
-        which = "the evaluation beside it scores" if one else "its neighbours score"
-        return f"{which} clearly less{but}"
+        beside = "the evaluation beside it scores" if one else "its neighbours score"
+        return f"{beside} clearly less{but}"
     if kind == "unknown":
         which = [
             f"{spoken(name)} has no interval" + (f" ({why})" if why else "")
@@ -156,7 +158,7 @@ def _said(m: Moves, kind: str, neighbours: Sequence[int]) -> str:
         ]
         return f"how sure this is against {_steps(steps)} cannot be told: {listed(which or ['there is no interval'])}"
     near = f"{_steps(steps)} {'scores' if one else 'score'} within the error of the difference"
-    if m.best == len(m.steps) - 1:
+    if last:
         return f"{near}, so the gain of the last steps is not certain"
     if little:
         return f"{near}, at most {FLAT:g} below it, so the optimum is flat and the exact step matters little"

@@ -84,6 +84,12 @@ def test_clearly_less_and_still_hardly_less() -> None:
     said = must(recommend(found, {"aesthetics": 1.0}, {}, METRICS)).reason
     assert said.count("clearly less") == 1
     assert "matters little" not in said, "of the run's own range it is all there is"
+    rising = evaluations("aesthetics", [0.5 + noise + gain for gain in (0.0, 0.01, 0.02)])
+    said = must(recommend(rising, {"aesthetics": 1.0}, {"aesthetics": [0.0, 1.0]}, METRICS)).reason
+    assert (
+        "the evaluation beside it scores clearly less, but at most 0.1 less, so the last steps gained little"
+        in said
+    )
 
 
 def test_a_range_too_narrow_to_compute_with_is_refused() -> None:
