@@ -11,7 +11,7 @@ what they are: nothing changes for them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +52,7 @@ class Photograph:
     faces: tuple[Face, ...]  # the most prominent first
     chosen: int | None  # number of the face taken; None where there is none
     embedding: Tensor  # float32 [d] of the chosen face, NaN where there is none
-    likeness: float | None = None  # largest cosine to the chosen faces of the other photographs
+    likeness: float | None = None  # largest cosine to the chosen faces of the person's other photographs
     unlike: bool = False  # `likeness` is below what the embedder needs for one person
 
 
@@ -112,7 +112,8 @@ def choose(
         chosen = finite[picture][number] if number is not None else (0 if some else None)
         nothing = torch.full((width,), torch.nan)
         found.append((chosen, nothing if chosen is None else some[chosen].embedding))
-    likeness = _likeness([embedding for _, embedding in found])
+    everyone = range(len(found))
+    likeness = _likeness([embedding for _, embedding in found], person if len(person) > 1 else everyone)
     return [
         Photograph(
             path=path,
@@ -172,12 +173,13 @@ def _nearest(cosines: Tensor) -> int:
     return int((cosines >= cosines.max() - CLOSE).nonzero()[0])
 
 
-def _likeness(chosen: Sequence[Tensor]) -> list[float | None]:
-    """Largest cosine of each face to the others; None where it is the only one, or there is none."""
+def _likeness(chosen: Sequence[Tensor], among: Iterable[int]) -> list[float | None]:
+    """Largest cosine of each face to the others ``among`` the pictures; None where there is none to compare."""
+    of = list(among)
     there = [bool(embedding.isfinite().all()) for embedding in chosen]
     found: list[float | None] = []
     for number, embedding in enumerate(chosen):
-        others = [chosen[i] for i in range(len(chosen)) if i != number and there[i]]
+        others = [chosen[i] for i in of if i != number and there[i]]
         if not there[number] or not others:
             found.append(None)
         else:
@@ -209,7 +211,7 @@ def report(photographs: Mapping[str, Sequence[Photograph]]) -> list[str]:
     elif odd:
         named = [f"{one.path.name} ({one.likeness:.2f})" for one in odd]
         said.append(
-            f"{_listed(named)}: the face is unlike that of all other pictures (largest cosine in brackets); "
+            f"{_listed(named)}: the face is unlike that of the other pictures (largest cosine in brackets); "
             "replace it if it shows somebody else"
         )
     return said

@@ -169,6 +169,18 @@ def test_another_person_is_named(bank: EncoderBank) -> None:
     assert "unlike" in said
 
 
+@pytest.mark.parametrize(("own", "wrong"), [(5, 2), (6, 4)])
+def test_several_pictures_of_another_person_are_named(bank: EncoderBank, own: int, wrong: int) -> None:
+    """They are like each other, and still unlike the person of most pictures."""
+    pictures = [portrait("anna", number, 64) for number in range(own)]
+    pictures += [portrait("ben", number, 64) for number in range(wrong)]
+    found = look_at(subject(pictures), bank, 64)["train"]
+    assert [one.unlike for one in found] == [False] * own + [True] * wrong
+    (said,) = report({"train": found})
+    assert f"{own:02d}.png (" in said
+    assert ("and 1 more" in said) == (wrong == 4)
+
+
 def test_nobody_is_named_among_pictures_of_one_person(bank: EncoderBank) -> None:
     for name in list(SUBJECTS)[::3]:
         found = look_at(subject([portrait(name, number, 64) for number in range(8)]), bank, 64)
