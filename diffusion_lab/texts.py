@@ -29,6 +29,8 @@ ONE_PROMPT = "job.text"  # taken as it stands, with -m too; given several times 
 RESOLVERS = ("oc", "now", "hydra", "readable", "sweep_name", "job_folder", "python_version")
 WORD = re.compile(r"(\+{0,2})([A-Za-z_][\w.]*)=(.*)\Z", re.DOTALL)
 PAIR = re.compile(r"(['\"]?)([A-Za-z_]\w*)\1[ \t]*:(.*)\Z", re.DOTALL)  # in {key: value, ...}
+RANGES = "metrics.ranges"  # OmegaConf refuses whole numbers in the lists of a new metric
+WHOLE = re.compile(r"(?<=[\[,])(\s*[+-]?\d+)(?=\s*[\],])")  # an item of a list
 CALL = re.compile(r"(choice|shuffle|sort|tag|range|interval|glob)\(.*\)\Z", re.DOTALL)
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{\s*(\.*)([^{}:\s]*)\s*([:}]?)")
 
@@ -129,6 +131,8 @@ def _one_list(words: Sequence[str]) -> list[str]:
 def _exact(word: str, sweep: bool, notes: list[str]) -> str:
     found = WORD.match(word)
     holds = kind(found[2]) if found else None
+    if found and found[2] == RANGES:
+        return f"{found[1]}{RANGES}=" + WHOLE.sub(r"\1.0", found[3])
     if not found or holds is None:
         return word
     plus, key, value = found.groups()

@@ -97,6 +97,18 @@ def test_through_the_whole_composition(text: str) -> None:
     assert (config.data.identifier, config.tracker.tags) == (text, [text])
 
 
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_whole_numbers_in_ranges_of_any_metric(plus: str) -> None:
+    ranges = compose(
+        [f"{plus}metrics.ranges={{clip_text:[0, 1],fid:[-3,+20],similarity:[0,.5]}}"]
+    ).metrics.ranges
+    assert ranges["clip_text"] == [0.0, 1.0]
+    assert ranges["fid"] == [-3.0, 20.0]
+    assert ranges["similarity"] == [0.0, 0.5]
+    assert "aesthetics" in ranges, "those of the file stay"
+    assert compose(["metrics.ranges={fid:[0.5,1e3]}"]).metrics.ranges["fid"] == [0.5, 1000.0]
+
+
 @settings(max_examples=400, deadline=None)
 @given(LETTERS)
 @example("${data.subject}")
