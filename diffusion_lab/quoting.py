@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
-SAFE = re.compile(r"(?!(?:true|false|null|inf|nan)\Z)[A-Za-z_/][A-Za-z0-9_/.-]*\Z", re.IGNORECASE)
+SAFE = re.compile(r"(?!(?:true|false|null|inf|nan)\Z)[A-Za-z_/][A-Za-z0-9_/.-]*\Z", re.IGNORECASE | re.ASCII)
 """What Hydra reads as the same text without quotes: no number, no keyword, no character of its grammar."""
 QUOTES = "'\""
 OPENING = {")": "(", "]": "[", "}": "{"}

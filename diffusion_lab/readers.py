@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,6 +35,7 @@ class Header:
 
     metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]  # of every tensor, by name, in alphabetical order
+    dtypes: Mapping[str, str] = field(default_factory=dict)  # safetensors' names: F32, BF16, I8
 
 
 def read_json(path: Path, key: Key, *, kind: type = dict, name: str = "", remedy: str = AGAIN) -> Any:
@@ -66,8 +67,12 @@ def read_header(path: Path, key: Key, *, name: str = "", remedy: str = AGAIN) ->
     name = name or str(path)
     try:
         with safe_open(str(path), framework="np") as file:
-            shapes = {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in sorted(file.keys())}
-            return Header(dict(file.metadata() or {}), shapes)
+            parts = {tensor: file.get_slice(tensor) for tensor in sorted(file.keys())}
+            return Header(
+                dict(file.metadata() or {}),
+                {tensor: tuple(part.get_shape()) for tensor, part in parts.items()},
+                {tensor: str(part.get_dtype()) for tensor, part in parts.items()},
+            )
     except FileNotFoundError:
         refuse(key, f"{name} is missing", remedy)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:

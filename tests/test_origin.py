@@ -155,6 +155,56 @@ def test_a_header_of_nonsense(tmp_path: Path, text: str, caplog: pytest.LogCaptu
     assert ("cannot be read" in caplog.text) == bool(text)
 
 
+def test_a_lora_without_the_word_that_it_was_trained_with(tmp_path: Path) -> None:
+    header = {"method": "pivotal", "trigger": "wixu"}
+    lora = a_lora(tmp_path / "pytorch_lora_weights.safetensors", header)
+    (told,) = generate.unsaid(ordered(f"job.artefact={lora}", "job.text=a wixu"))
+    assert "trained with a new word, 'wixu'" in told
+    save_file({"wixu": torch.zeros(2, 192)}, tmp_path / "learned_embeds.safetensors", metadata=header)
+    assert generate.unsaid(ordered(f"job.artefact={tmp_path}", "job.text=a wixu")) == []
+    (told,) = generate.unsaid(ordered(f"job.artefact={tmp_path}", "job.text=a dog"))
+    assert "which no prompt says" in told
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [
+        *(("model", key, value) for key in ("path", "config", "revision", "variant") for value in (5, ["a"], True, {})),
+        *(("model", "resolution", value) for value in ("64", 63.0, True, [64])),
+        *(("prompts", key, value) for key in ("name", "path", "negative") for value in (5, ["a"], False)),
+        *(("prompts", key, value) for key in ("n", "images_per_prompt", "seed", "sampling_steps", "batch_size", "noise_seed")
+          for value in ("4", 4.5, True, [4])),
+        *(("prompts", "guidance_scale", value) for value in ("7", True, [7])),
+    ],
+)  # fmt: skip
+def test_a_recorded_value_of_another_type(tmp_path: Path, group: str, key: str, value: object) -> None:
+    """Named with its key, before anything is loaded; what the command line sets is not asked for."""
+    told = {"device": "cpu", "model": {}, "prompts": {}, group: {key: value}}
+    lora = f"job.artefact={a_lora(tmp_path / 'a.safetensors', {origin.HEADER: json.dumps(told)})}"
+    with pytest.raises(
+        UserError, match=rf"^{group}\.{key}=.*, from the artefact: is of another type; set it"
+    ):
+        ordered(lora)
+
+
+def test_a_prompt_set_that_is_gone(run_folder: Path, tmp_path: Path) -> None:
+    path = run_folder / "artefact" / "pytorch_lora_weights.safetensors"
+    with safe_open(path, framework="pt") as file:
+        header = dict(file.metadata())
+    told = json.loads(header[origin.HEADER])
+    told["prompts"]["path"] = str(tmp_path / "gone.txt")
+    save_file(
+        load_file(path), tmp_path / "a.safetensors", metadata={**header, origin.HEADER: json.dumps(told)}
+    )
+    lora = f"job.artefact={tmp_path / 'a.safetensors'}"
+    with pytest.raises(
+        UserError, match=r"gone\.txt does not exist; job\.artefact was trained with this set: give"
+    ):
+        ordered(lora)
+    for words in ("job.text=a photo", "prompts=portrait"):
+        assert ordered(lora, words).prompts
+
+
 def test_half_precision_belongs_to_its_device(run_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """A card's bf16 is not taken to a CPU that emulates it; a CPU's own choice is."""
     path = run_folder / "artefact" / "pytorch_lora_weights.safetensors"

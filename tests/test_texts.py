@@ -84,7 +84,10 @@ def test_keys_that_hold_text_are_those_of_the_schema() -> None:
     assert {"token", "targets"} <= fields
 
 
-@pytest.mark.parametrize("text", ["1_1_1", "3.10", "a dog, on the moon", "it's", "[x]", "a=b: {c}", "名 前"])
+@pytest.mark.parametrize(
+    "text",
+    ["1_1_1", "3.10", "a dog, on the moon", "it's", "[x]", "a=b: {c}", "名 前", "İ", "\u017f", "\u212a", "Ⅷ"],
+)
 def test_through_the_whole_composition(text: str) -> None:
     words = [f"data.identifier={text}", f"tracker.tags=[{always_quoted(text)}]", f"hydra.run.dir={text}"]
     composed = compose_raw(words)

@@ -5,6 +5,7 @@ Listing is cheap and imports no Pillow; decoding does.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import logging
@@ -80,15 +81,19 @@ def list_pictures(folder: Path, key: str = "data.folder") -> list[Path]:
     unreadable = [path.name for path in files if path.suffix.casefold() in UNREADABLE]
     others = [p.name for p in files if p.suffix.casefold() not in SUFFIXES | UNREADABLE | COMPANIONS]
     if unreadable:
-        log.warning(
-            "%s: %s cannot be decoded; save as JPEG or PNG to use: %s",
-            folder, _count(len(unreadable), "file"), _names(unreadable),
-        )  # fmt: skip
+        count = _count(len(unreadable), "file")
+        _warn_once(f"{folder}: {count} cannot be decoded; save as JPEG or PNG to use: {_names(unreadable)}")
     if others:
-        log.warning("%s: left out, not known as pictures by their suffix: %s", folder, _names(others))
+        _warn_once(f"{folder}: left out, not known as pictures by their suffix: {_names(others)}")
     if not pictures:
         raise UserError(f"{key}: no pictures in {folder}{_why_empty(visible, files, unreadable)}")
     return pictures
+
+
+@functools.lru_cache(maxsize=256)
+def _warn_once(message: str) -> None:
+    """A folder is listed by every check that asks for its pictures, and what is wrong with it said once."""
+    log.warning("%s", message)
 
 
 def _why_empty(visible: list[Path], files: list[Path], unreadable: list[str]) -> str:

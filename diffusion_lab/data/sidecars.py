@@ -127,12 +127,21 @@ class Beside:
             told.append(f"{names(masks)}: masks are not used")
         if folders := [f"{path.name}/" for path in self._folders if any(map(_is_picture, _entries(path)))]:
             told.append(f"{names(folders)}: pictures in sub-folders")
+        if captions and (texts := [f"{path.name}/" for path in self._folders if self._holds_captions(path)]):
+            told.append(f"{names(texts)}: captions in sub-folders; put them beside the pictures")
         if kohya := _KOHYA_FOLDER.fullmatch(self._folder.resolve().name):
             told.append(
                 f"the folder's own name, {kohya[1]} repeats of {kohya[2]!r} to kohya's scripts: see steps.total, "
                 "data.identifier and data.class_noun"
             )
         return told
+
+    def _holds_captions(self, folder: Path) -> bool:
+        """Whether a text in the sub-folder is named after a picture of this one, and not after one of its own."""
+        entries = _entries(folder)
+        own = {nfc(path.stem) for path in entries if _is_picture(path)}
+        texts = {nfc(path.stem) for path in entries if path.suffix.casefold() in SUFFIXES}
+        return not texts.isdisjoint({*self._siblings, *self._pictures} - own)
 
     def _captions_unread(self) -> list[str]:
         table, _, problem = self._read_table
@@ -208,7 +217,7 @@ class Beside:
                     return name, read_rows(path), ""
                 except NoCaptions as error:
                     return name, {}, f"{name}: {error}"
-                except (OSError, ValueError, csv.Error) as error:
+                except (OSError, ValueError, csv.Error, RecursionError) as error:
                     raise UserError(
                         f"{self._key}: {path} cannot be used ({error}); correct or remove it{_never(self._key)}"
                     ) from error
@@ -289,18 +298,29 @@ def read_rows(path: Path) -> dict[str, Said]:
         cells = {str(key): "" if value is None else str(value).strip() for key, value in row.items() if key}
         name = nfc(cells.pop("file_name", "")).removeprefix("./")
         column = next((column for column in TEXT_COLUMNS if column in cells), None)
+        if column is not None and not isinstance(row[column], str | None):
+            raise ValueError(f"the {column} of {name or 'a row'} is no text: {json.dumps(row[column])[:60]}")
         if not name or column is None:
             kind = ValueError if found else NoCaptions
             raise kind(f"it needs the columns file_name and text{' in every row' if found else ''}")
         text = cells.pop(column)
-        said = Said(text, path.with_name(f"{path.name} ({name})"), cells, path.name)
+        # A name with folders in it is no picture of this one: it is told as it is, and never looked for.
+        said = Said(text, path.with_name(f"{path.name} ({name.replace('/', '|')})"), cells, path.name)
         if found.setdefault(name, said) != said:
             raise ValueError(f"it has two rows for {name} that differ")
     return found
 
 
 def _csv_rows(content: str) -> list[dict[str, Any]]:
-    return list(csv.DictReader(io.StringIO(content, newline=""), strict=True))
+    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    rows = []
+    for row in reader:
+        if None in row:
+            raise ValueError(
+                f"line {reader.line_num} has more cells than the first line; a text with commas needs quotes around it"
+            )
+        rows.append(row)
+    return rows
 
 
 def _json_rows(content: str) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """Where a word stands in a text: the one rule for prompts, captions, checks and the tokenizer.
 
 A word stands where neither of its ends is glued to a letter, digit, mark or underscore: `lin` is not in "smiling",
-`x` not in "x_1", but in "x, x-ray and (x)". An end that is itself a symbol (`<cat-toy>`, an emoji) needs no gap. What
-belongs to the last character counts as part of it: an accent, a joiner, a skin tone. Scripts without spaces need
-spaces (or punctuation) around the word. Compared in Unicode's composed form (NFC) and, if asked, in any letter case.
+`x` not in "x_1", but in "x, x-ray and (x)". The end of "man's" or "don't" is no word of its own. An end that is itself
+a symbol (`<cat-toy>`, an emoji) needs no gap. What belongs to the last character counts as part of it: an accent, a
+joiner, a skin tone. Scripts without spaces need spaces (or punctuation) around the word. Compared in Unicode's composed
+form (NFC) and, if asked, in any letter case.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 _JOINERS = frozenset("\u200c\u200d")  # zero width (non-)joiner: one written word, one emoji of several people
+_ENDINGS = frozenset(
+    {"s", "t", "re", "ve", "m", "ll", "d"}
+)  # 's and the like, as CLIP's tokenizer cuts them off
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 
 
@@ -92,6 +96,9 @@ def _found(text: str, pattern: re.Pattern[str]) -> list[tuple[int, int]]:
 def _free(text: str, start: int, end: int) -> bool:
     """Neither end of text[start:end] is glued to its neighbour."""
     if start and (text[start - 1] in _JOINERS or (_written(text[start - 1]) and _written(text[start]))):
+        return False
+    is_ending = start > 1 and text[start - 1] in "'\u2019" and _written(text[start - 2])
+    if is_ending and text[start:end].casefold() in _ENDINGS:
         return False
     if end == len(text):
         return True

@@ -66,6 +66,8 @@ def order(config: Config) -> Order:
     pipeline = next((piece.path for piece in found if piece.kind == PIPELINE), None)
     config, taken = as_trained(config, place, header, pipeline)
     made_for, settings = header.get("base_model"), config.prompts
+    if made_for and made_for == config.model.path:
+        _check_base(config.model)
     if made_for and pipeline is None and not paths.same(made_for, config.model.path):
         log.warning("the artefact was made for model.path=%s, not %s", made_for, config.model.path)
     own = own_texts(job)
@@ -76,20 +78,48 @@ def order(config: Config) -> Order:
         prompts = PromptSet("texts", texts, negative, hashlib.sha256(repr(texts).encode()).hexdigest())
     else:
         noun = config.data.class_noun or "person"
-        prompts = load_prompts(settings, identifier=config.data.identifier, class_noun=noun)
+        try:
+            prompts = load_prompts(settings, identifier=config.data.identifier, class_noun=noun)
+        except UserError as error:
+            if "prompts.name=" not in taken:
+                raise
+            raise UserError(
+                f"{error}; job.artefact was trained with this set: give prompts of your own, such as "
+                "job.text='a photo', or another set, such as prompts=portrait"
+            ) from error
     return Order(config.model, found, prompts, settings, Path(job.output).expanduser(), taken)
 
 
+def _check_base(model: Model) -> None:
+    """UserError where the model that the artefact was made for has been moved, or is another machine's."""
+    from diffusion_lab.models.folder import model_folder
+
+    try:
+        model_folder(model)
+    except UserError as error:
+        raise UserError(
+            f"{error}; it is what job.artefact was made for: set model.path to where that model is now"
+        ) from error
+
+
 def unsaid(wanted: Order) -> list[str]:
-    """A warning for every embedding that no prompt calls by its word: it would change nothing."""
+    """A warning for every embedding that no prompt calls by its word, and for a LoRA without the word it goes with."""
     from diffusion_lab.data.words import stands_in
 
     texts = [wanted.prompts.negative, *(prompt.text for prompt in wanted.prompts)]
     words = {piece.path: piece.header["trigger"] for piece in wanted.artefacts if piece.kind == EMBEDDING}
+    lone = [piece for piece in wanted.artefacts if piece.header.get("method") == "pivotal" and not words]
     return [
-        f"{path.name} is called {word!r}, which no prompt says, so it has no effect"
-        for path, word in words.items()
-        if not any(stands_in(word, text) for text in texts)
+        *(
+            f"{path.name} is called {word!r}, which no prompt says, so it has no effect"
+            for path, word in words.items()
+            if not any(stands_in(word, text) for text in texts)
+        ),
+        *(
+            f"{piece.path.name} was trained with a new word, {piece.header.get('trigger', '')!r}, which is in a file "
+            "of its own: give the folder that holds both, or the word has no meaning"
+            for piece in lone
+        ),
     ]
 
 

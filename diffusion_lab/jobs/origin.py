@@ -10,6 +10,8 @@ import copy
 import dataclasses
 import json
 import logging
+import types
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +95,11 @@ def as_trained(
     config, given = copy.deepcopy(config), Given(config)
     before = copy.deepcopy(config)
     recorded, source = _recorded(artefact, header)
+    for group, keys in (("model", MODEL), ("prompts", (*SET, *SAMPLER))):
+        values = recorded.get(group)
+        if isinstance(values, dict):
+            wanted = [key for key in keys if f"{group}.{key}" not in given and values.get(key) is not None]
+            _check_types(group, type(getattr(config, group)), {key: values[key] for key in wanted}, source)
     model = recorded.get("model") or {}
     if header.get("base_model"):
         model = {**model, "path": header["base_model"]}
@@ -172,21 +179,28 @@ def _check(config: Config, source: str) -> None:
     """A header is written by others: its values are checked as if they had been typed."""
     for group in ("model", "prompts", "data", "metrics"):
         part = getattr(config, group)
-        plain = type(part)()
-        for item in dataclasses.fields(part):
-            value, usual = getattr(part, item.name), getattr(plain, item.name)
-            if usual is not None and value is not None and not isinstance(value, type(usual)) and not (
-                isinstance(usual, float) and isinstance(value, int)
-            ):  # fmt: skip
-                raise UserError(
-                    f"{group}.{item.name}={value}, from {source}: is of another type; set it yourself"
-                )
+        values = {item.name: getattr(part, item.name) for item in dataclasses.fields(part)}
+        _check_types(group, type(part), values, source)
         try:
-            type(part)(**{item.name: getattr(part, item.name) for item in dataclasses.fields(part)})
+            type(part)(**values)
         except TypeError as error:
             raise UserError(f"{group}, from {source}: {error}; set it yourself") from error
         except UserError as error:
             raise UserError(f"{error} (from {source})" if source else str(error)) from error
+
+
+def _check_types(group: str, schema: type, values: Mapping[str, Any], source: str) -> None:
+    hints = typing.get_type_hints(schema)
+    for key, value in values.items():
+        if not _is_of(hints[key], value):
+            raise UserError(f"{group}.{key}={value}, from {source}: is of another type; set it yourself")
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Whether the value can stand where the schema says `hint`; of a list, whether it is one."""
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    allowed = {typing.get_origin(part) or part for part in parts}
+    return type(value) in allowed or (type(value) is int and float in allowed)
 
 
 def _line(before: Config, after: Config, groups: Iterable[str], source: str) -> str:
@@ -203,7 +217,8 @@ def _line(before: Config, after: Config, groups: Iterable[str], source: str) -> 
 
 def _shown(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return repr(text) if not text or " " in text else text
+    text = text if len(text) <= 200 else f"{text[:200]}..."
+    return repr(text) if not text or " " in text or not text.isprintable() else text
 
 
 # --- scoring ------------------------------------------------------------------------------------------

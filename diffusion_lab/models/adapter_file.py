@@ -15,8 +15,9 @@ does not know; so the layers are read here, each with its own alpha.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ TELLING = (
     ".dora_scale",
 )  # a key with one of these is an adapter's
 KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
+PARTS = ("unet", "text_encoder")
 PREFIXES = {"unet.": "unet", "text_encoder.": "text_encoder", "base_model.model.": "unet"}
 SETTINGS = "lora_adapter_metadata"  # diffusers' name in the header for peft's settings
 WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
@@ -100,8 +102,15 @@ def layers(header: Header, where: str) -> list[Layer]:
         )
     for layer in found.values():
         wrong = changes.problem({role: header.shapes[key] for role, key in layer.keys.items()})
+        for role, key in layer.keys.items():
+            if role != "alpha" and "F" not in header.dtypes.get(key, "F"):  # F32, BF16, F8_E4M3
+                wrong = (
+                    wrong
+                    or f"has whole numbers ({key} is {header.dtypes[key]}), and their scale is not known"
+                )
         if wrong:
             raise UserError(f"{where}: the layer {layer.name} {wrong}; {OTHER_FILE}")
+    _settings(header, where)
     return list(found.values())
 
 
@@ -145,6 +154,16 @@ def _place(name: str, *, earlier: bool) -> tuple[str, str]:
     elif earlier or last == "to_out":
         last = _EARLIER.get(last, last)
     return part, f"{head}.{last}" if head else last
+
+
+def layers_of_peft(keys: Iterable[str], part: str) -> list[Layer]:
+    """The layers of a folder of peft's for the network `part`, by their names alone; whole layers are left out."""
+    names = dict.fromkeys(
+        found[1]
+        for key in keys
+        if (found := re.match(r"base_model\.model\.(.+?)\.(lora|hada|lokr|oft)_", key))
+    )
+    return [Layer(part, name) for name in names]
 
 
 def text_width(header: Header, found: list[Layer]) -> int | None:
@@ -196,12 +215,8 @@ def read_changes(path: Path, header: Header, pipe: Any, where: str) -> list[Chan
     ours = int(pipe.unet.config.cross_attention_dim)
     if width is not None and width != ours:
         raise other_width(where, CROSS, width, ours)
-    places = {part: _modules(getattr(pipe, part)) for part in ("unet", "text_encoder")}
-    homeless = [layer for layer in found if _key(layer.name) not in places[layer.part]]
-    if homeless:
-        first = homeless[0]
-        told = f"{len(homeless)} of its {len(found)} layers are not in this model, such as {first.name} of the {first.part}"
-        raise no_fit(where, told)
+    places = {part: _modules(getattr(pipe, part)) for part in PARTS}
+    _check_places(found, {part: frozenset(places[part]) for part in PARTS}, where)
     settings = _settings(header, where)
     tensors = read_tensors(path, where, name="the file")
     made = []
@@ -213,6 +228,25 @@ def read_changes(path: Path, header: Header, pipe: Any, where: str) -> list[Chan
         stabilised = _add_alpha(own, settings, layer.part, name)
         made.append(Change(layer.part, name, module, own, stabilised, layer.is_plain))
     return made
+
+
+def check_names(found: list[Layer], names: Mapping[str, Iterable[str]], where: str) -> None:
+    """UserError where the file has layers that the model has not. `names`: the model's by network; none: not known."""
+    _check_places(found, {part: frozenset(map(_key, names[part])) for part in names if names[part]}, where)
+
+
+def _check_places(found: list[Layer], keys: Mapping[str, frozenset[str]], where: str) -> None:
+    homeless = [layer for layer in found if layer.part in keys and _key(layer.name) not in keys[layer.part]]
+    if not homeless:
+        return
+    first = homeless[0]
+    told = f"such as {first.name} of the {first.part}"
+    if len(homeless) == len(found):
+        raise UserError(
+            f"{where}: none of its {len(found)} layers is in this model, {told}: it is for another architecture, or "
+            f"its tool names layers in a way that is not known here; convert it to kohya's or diffusers' names, or {MADE_FOR}"
+        )
+    raise no_fit(where, f"{len(homeless)} of its {len(found)} layers are not in this model, {told}")
 
 
 def _modules(network: nn.Module) -> dict[str, tuple[str, Any]]:
@@ -243,7 +277,36 @@ def _settings(header: Header, where: str) -> Mapping[str, Any]:
         raise UserError(f"{where}: {SETTINGS} in its header is not JSON ({error}); {OTHER_FILE}") from error
     if not isinstance(found, dict):
         raise UserError(f"{where}: {SETTINGS} in its header is not an object; {OTHER_FILE}")
+    for part in PARTS:
+        alpha, patterns = found.get(f"{part}.lora_alpha", 1), found.get(f"{part}.alpha_pattern") or {}
+        is_mapping = isinstance(patterns, dict)
+        alphas = [alpha, *patterns.values()] if is_mapping else [alpha]
+        switches = [found.get(f"{part}.{name}") for name in ("use_rslora", "use_dora")]
+        if not (
+            is_mapping
+            and all(map(_is_finite, alphas))
+            and all(map(_is_pattern, patterns))
+            and all(switch in (None, True, False) for switch in switches)
+            and not isinstance(found.get(part), dict)
+        ):
+            raise UserError(
+                f"{where}: {SETTINGS} in its header cannot be used: {part}.lora_alpha and the values of "
+                f"{part}.alpha_pattern must be numbers, its keys names of layers, use_rslora and use_dora true or "
+                f"false; {OTHER_FILE}"
+            )
     return found
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def _add_alpha(tensors: dict[str, Any], settings: Mapping[str, Any], part: str, name: str) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.models import adapter_file
 from diffusion_lab.models.attach import attach, kind_of, merge_folder
+from diffusion_lab.models.fits import layers_of
 from diffusion_lab.models.folder import shards
 from diffusion_lab.readers import read_header, read_json, read_tensors
 
@@ -133,11 +134,29 @@ def recognise(path: Path) -> tuple[Artefact, ...]:
     ]
     found += [_file(file) for file in files]
     if not found:
+        if inside := _inside(path):
+            raise UserError(
+                f"{where}: holds nothing to load itself; name what is in it: job.artefact={inside}"
+            )
         raise UserError(
             f"{where}: holds nothing to load; a LoRA, an embedding (.safetensors), or a diffusers folder is needed"
         )
     _check_together(where, found)
     return tuple(found)
+
+
+def _inside(path: Path) -> Path | None:
+    """The last folder in `path` that can be loaded: of a run without an artefact its last adapters/step-N."""
+    for place in (path, path / "adapters"):
+        for folder in sorted(place.iterdir() if place.is_dir() else (), reverse=True):
+            if folder.is_dir() and any(_looks_loadable(file) for file in folder.iterdir()):
+                return folder
+    return None
+
+
+def _looks_loadable(file: Path) -> bool:
+    names = ("model_index.json", "adapter_config.json", NOTES)
+    return file.suffix.casefold() == ".safetensors" or file.name in names
 
 
 def _check_together(where: str, found: Sequence[Artefact]) -> None:
@@ -233,10 +252,24 @@ def check_fit(found: Sequence[Artefact], configs: Path, model: str) -> None:
             _check_width(piece, text.get("hidden_size"))
         elif piece.kind == LORA:
             header = read_header(piece.path, place)
-            theirs = adapter_file.text_width(header, adapter_file.layers(header, place))
+            layers = adapter_file.layers(header, place)
+            theirs = adapter_file.text_width(header, layers)
             ours = unet.get("cross_attention_dim")
             if theirs is not None and isinstance(ours, int) and theirs != ours:
                 raise adapter_file.other_width(place, adapter_file.CROSS, theirs, ours)
+            names = {part: layers_of(configs / part) for part in adapter_file.PARTS}
+            adapter_file.check_names(layers, names, place)
+        elif piece.kind == PEFT:
+            keys = read_header(piece.path / "adapter_model.safetensors", place).shapes
+            layers = adapter_file.layers_of_peft(keys, piece.part)
+            adapter_file.check_names(layers, {piece.part: layers_of(configs / piece.part)}, place)
+        elif piece.kind == NETWORKS:
+            key = "cross_attention_dim" if piece.part == "unet" else "hidden_size"
+            what = adapter_file.CROSS if piece.part == "unet" else "its text encoder is"
+            theirs = read_json(piece.path / "config.json", place).get(key)
+            ours = (unet if piece.part == "unet" else text).get(key)
+            if isinstance(theirs, int) and isinstance(ours, int) and theirs != ours:
+                raise adapter_file.other_width(place, what, theirs, ours)
 
 
 def _check_width(piece: Artefact, ours: int | None) -> None:

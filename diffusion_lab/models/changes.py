@@ -45,6 +45,10 @@ def problem(roles: Mapping[str, tuple[int, ...]]) -> str | None:
         needed = [{full} if full in have else {f"{full}_a", f"{full}_b"} for full in ("lokr_w1", "lokr_w2")]
     else:
         needed = [set()]
+    if math.prod(roles.get("alpha", ())) != 1:
+        return f"has an alpha of {math.prod(roles['alpha'])} numbers, and one is needed"
+    if empty := sorted(role for role, shape in roles.items() if not math.prod(shape)):
+        return f"has no numbers in {', '.join(empty)}"
     missing = sorted(set().union(*needed) - have)
     if missing:
         return f"lacks {', '.join(missing)}"

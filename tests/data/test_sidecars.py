@@ -112,6 +112,10 @@ REFUSED: dict[str, tuple[dict[str, str | bytes | None], str]] = {
     "too long": ({"0.txt": "a" * (MOST_BYTES + 1)}, r"0\.txt: has 65,537 bytes, and a caption at most 65,536"),
     "a cut table": ({"metadata.jsonl": '{"file_name": "0.p'}, r"metadata\.jsonl cannot be used"),
     "a row without its text": ({"metadata.jsonl": JSONL + '{"file_name": "1.png"}'}, "in every row"),
+    "a comma without quotes": ({"metadata.csv": "file_name,text\n0.png,a dog, running\n"}, "line 2 has more cells .* quotes"),
+    "several texts": ({"metadata.jsonl": '{"file_name": "0.png", "text": ["a", "b"]}'}, r"text of 0\.png is no text: \["),
+    "a number": ({"metadata.jsonl": '{"file_name": "0.png", "caption": 5}'}, r"caption of 0\.png is no text: 5"),
+    "brackets without an end": ({"metadata.jsonl": "[" * 200_000}, r"metadata\.jsonl cannot be used"),
     "two rows that differ": ({"metadata.csv": CSV + "0.png,other\n"}, r"two rows for 0\.png"),
 }  # fmt: skip
 
@@ -157,6 +161,13 @@ PASSED_OVER: dict[str, tuple[dict[str, str | bytes | None], str]] = {
     "caches": ({"0.npz": b"x", "0_sd.npz": b"x"}, "0.npz, 0_sd.npz: another tool's cache"),
     "masks": ({"0-masklabel.png": None}, "0-masklabel.png: masks are not used"),
     "two captions": ({"0.txt": "x", "0.caption": "y"}, "more than one caption of 0.png: the first counts (metadata.csv"),
+    "captions in a sub-folder": (
+        {"captions/0.txt": "x", "old/0.png.caption": "x"}, "captions/, old/: captions in sub-folders; put them beside",
+    ),
+    "rows of pictures in folders": (
+        {"metadata.jsonl": '{"file_name": "train/0.png", "text": "x"}'}, "metadata.jsonl has train/0.png, and no picture",
+    ),
+    "a table in capitals": ({"Metadata.JSONL": JSONL}, "Metadata.JSONL: metadata.csv or metadata.jsonl is the only"),
     "folders": ({"10_sks dog/1.png": None, "notes/a.txt": "x"}, "10_sks dog/: pictures in sub-folders"),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ and compared with what the layer of the loaded pipeline does to an input.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from diffusion_lab.interfaces import UserError
-from diffusion_lab.models.artefacts import apply, recognise
+from diffusion_lab.models.artefacts import apply, check_fit, recognise
 
 Tensors = dict[str, torch.Tensor]
 NETWORKS = ("unet", "text_encoder")
@@ -534,6 +535,15 @@ OTHERS: dict[str, tuple[Tensors, str]] = {
         {"lora_unet_mid_block_x.lora_up.weight": torch.zeros(4, 3), "lora_unet_mid_block_x.lora_down.weight": torch.zeros(2, 4)},
         "ranks that differ",
     ),
+    "an alpha of several": ({f"{FIRST}.alpha": torch.ones(2)}, "has an alpha of 2 numbers, and one is needed"),
+    "no rank": (
+        {f"{FIRST}.lora_up.weight": torch.zeros(32, 0), f"{FIRST}.lora_down.weight": torch.zeros(0, 32)},
+        "has no numbers in down, up",
+    ),
+    "whole numbers": (
+        {f"{FIRST}.lora_up.weight": torch.ones(32, 4, dtype=torch.int8)},
+        r"has whole numbers .*lora_up.weight is I8.*scale is not known",
+    ),
     "not finite": ({f"{FIRST}.lora_up.weight": torch.full((32, 4), torch.nan)}, "not finite"),
     "another size": (
         {f"{FIRST}.lora_up.weight": torch.zeros(48, 4), f"{FIRST}.lora_down.weight": torch.zeros(4, 48)},
@@ -565,6 +575,105 @@ def test_every_tensor_of_a_file_counts(tiny_pipe, tmp_path: Path) -> None:
         save_file(changed, tmp_path / "a.safetensors")
         with pytest.raises(UserError, match=r"a\.safetensors: "):
             recognise(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor([2.0]), torch.tensor(2), torch.tensor(2.0).half()])
+def test_an_alpha_of_any_form(tiny_pipe, tmp_path: Path, alpha: torch.Tensor) -> None:
+    before = originals(tiny_pipe)
+    file = {
+        key: alpha.clone() if key.endswith("alpha") else value for key, value in small_lora(tiny_pipe).items()
+    }
+    save_file(file, tmp_path / "a.safetensors")
+    apply(tiny_pipe, *recognise(tmp_path / "a.safetensors"))
+    wanted = {}
+    for (part, name), (_, own, _) in before.items():
+        if name.endswith("to_q"):
+            tensors = {role: file[kohya()(part, name, role)] for role in ("down", "up")}
+            wanted[part, name] = own + product(tensors, own) / 2
+    check_every_layer(tiny_pipe, before, wanted)
+
+
+PEFTS_SETTINGS = [
+    "[]", "{", "7", "[" * 9000,
+    *(json.dumps({"unet.lora_alpha": value}) for value in ("x", None, [4], True, float("nan"), float("inf"))),
+    *(json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": value})
+      for value in ([1], "to_q", {"(": 1}, {"to_q": "4"}, {"to_q": None})),
+    json.dumps({"unet.lora_alpha": 4, "unet.use_rslora": "no"}), json.dumps({"unet.lora_alpha": 4, "unet.use_dora": 2}),
+    json.dumps({"text_encoder.lora_alpha": {}}), json.dumps({"unet": {"lora_alpha": 4}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", PEFTS_SETTINGS, ids=lambda settings: settings[:50])
+def test_settings_that_cannot_be_read(tmp_path: Path, settings: str) -> None:
+    """Not passed over: without them every layer would have another strength. Asked before any model is loaded."""
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    pair_of_one = {f"{key}.lora_A.weight": torch.ones(4, 64), f"{key}.lora_B.weight": torch.ones(64, 4)}
+    save_file(pair_of_one, tmp_path / "a.safetensors", {"lora_adapter_metadata": settings})
+    with pytest.raises(UserError, match=r"a\.safetensors: lora_adapter_metadata in its header"):
+        recognise(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_the_plan_knows_the_layers(tiny_pipe, tiny_sd_folder: Path, tmp_path: Path, naming: str) -> None:
+    """`--dry-run` compares the names with the model's, from headers alone, whatever tool wrote them."""
+    generator = torch.Generator().manual_seed(9)
+    is_linear_only = naming in ("earlier", "linear layers")
+    file = {
+        NAMINGS[naming](part, name, role): value
+        for (part, name), (_, own, _) in originals(tiny_pipe).items()
+        if not is_linear_only or name.endswith(("to_q", "to_out.0", "q_proj"))
+        if part == "unet" or naming != "earlier" or "self_attn" in name
+        for role, value in pair(generator, own, 2).items()
+    }
+    save_file(file, tmp_path / "a.safetensors")
+    check_fit(recognise(tmp_path / "a.safetensors"), tiny_sd_folder, "tiny")
+    first = min(file)
+    for others, told in (
+        (file, "none of its .* is in this model"),
+        ([first], "1 of its .* layers are not in"),
+    ):
+        prefixes = {key[: key.rindex("lora")] for key in others}
+        changed = {
+            re.sub(r"(attn|conv|time|mlp|block)", r"my_\1", key)
+            if key[: key.rindex("lora")] in prefixes else key: value
+            for key, value in file.items()
+        }  # fmt: skip
+        save_file(changed, tmp_path / "a.safetensors")
+        with pytest.raises(UserError, match=rf"a\.safetensors: .*{told}"):
+            check_fit(recognise(tmp_path / "a.safetensors"), tiny_sd_folder, "tiny")
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "oft"])
+def test_the_plan_knows_the_layers_of_pefts_folders(
+    load_plain_pipe, tiny_sd_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    from safetensors.torch import load_file
+
+    folder_of(load_plain_pipe(tiny_sd_folder), peft_config(kind), tmp_path)
+    check_fit(recognise(tmp_path), tiny_sd_folder, "tiny")
+    path = tmp_path / "unet" / "adapter_model.safetensors"
+    save_file({key.replace("blocks.0", "blocks.9"): value for key, value in load_file(path).items()}, path)
+    with pytest.raises(
+        UserError, match=r"job\.artefact=.*layers (are not|is) in this model, such as .*blocks\.9"
+    ):
+        check_fit(recognise(tmp_path), tiny_sd_folder, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "told"),
+    [("unet", "cross_attention_dim", "its cross-attention reads text 768"), ("text_encoder", "hidden_size", "its text encoder is 768")],
+)  # fmt: skip
+def test_the_plan_knows_the_widths_of_whole_networks(
+    tiny_sd_folder: Path, tmp_path: Path, part: str, key: str, told: str
+) -> None:
+    import shutil
+
+    shutil.copytree(tiny_sd_folder / part, tmp_path / part)
+    check_fit(recognise(tmp_path), tiny_sd_folder, "tiny")
+    config = tmp_path / part / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: 768}))
+    with pytest.raises(UserError, match=rf"{told} wide, as in Stable Diffusion 1\.x, .* gives 32"):
+        check_fit(recognise(tmp_path), tiny_sd_folder, "tiny")
 
 
 @pytest.mark.parametrize("change", ["tensor", "layer", "settings"])
