@@ -91,14 +91,22 @@ def _main(words: list[str], told: Sequence[str] = ()) -> int:
 
         print(usage())
         return 0
-    words = _study(resume.expand(words))
+    given_words, words = words, resume.expand(words)
+    resumed = words is not given_words
+    words = _study(words)
     _refuse_secrets(words)
+    _refuse_reference(Path.cwd(), "the working folder")
     from diffusion_lab.compose import compose_exact, expand
     from diffusion_lab.texts import exact
 
     flags, given = _flags(words)
     flagged = [word for word in words if word not in flags.overrides]
     sweep = flags.multirun or any(word.replace(" ", "") == "hydra.mode=MULTIRUN" for word in given)
+    if sweep and resumed:
+        raise UserError(
+            "resume=FOLDER resumes one run, without -m and --sweep; a sweep is resumed by its own command with "
+            "hydra.sweep.dir=FOLDER"
+        )
     overrides, notes = exact(given, sweep=sweep)
     words = [*flagged, *overrides]  # as Hydra's parser wants
     if flags.hydra_help or flags.cfg or flags.info or flags.shell_completion:
@@ -181,6 +189,12 @@ def _refuse_secrets(words: Sequence[str]) -> None:
             )
 
 
+def _refuse_reference(folder: Path, named: str) -> None:
+    """Hydra puts these folders into its configuration as they are, where ${ begins a reference to a key."""
+    if "${" in str(folder):
+        raise UserError(f"{named} {folder}: ${{ in a folder's name cannot be used here; choose another one")
+
+
 # --- one run ------------------------------------------------------------------------------------------
 
 
@@ -191,6 +205,7 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
 
     text("hydra.run.dir", composed.hydra.run.dir)
     wanted = Path(paths.absolute(composed.hydra.run.dir, Path.cwd()))
+    _refuse_reference(wanted, "hydra.run.dir")
     config = paths.resolve(fill_defaults(to_config(composed), wanted), Path.cwd())
     if not processes.is_main():
         finetunes = config.job.name in jobs.WITH_RUN_FOLDER and not config.job.dry_run
@@ -224,12 +239,6 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
 
     _hydra([*words, f"hydra.run.dir={always_quoted(str(run_folder))}"], task)
     return _end(outcomes[0])
-
-
-def _folder(given: str, key: str) -> str:
-    if not given.strip():
-        raise UserError(f"{key}={given}: names no folder; leave it out for a new one under outputs/")
-    return given
 
 
 def _end(outcome: jobs.Outcome) -> int:
@@ -270,7 +279,7 @@ def _shown(folder: Path, begun: Path | None = None) -> str:
 
 def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) -> int:
     """All jobs, one after another or as the launcher has it; a job that fails does not stop the others."""
-    from diffusion_lab.compose import compose_raw, to_config
+    from diffusion_lab.compose import compose_raw, single_valued, to_config
     from diffusion_lab.yaml_texts import misread
 
     configs: dict[int, Config] = {}
@@ -287,8 +296,9 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
             _single(words, job, composed)
     if expanded and config.job.dry_run:
         return 0
-    wanted = compose_raw(expanded[0] if expanded else []).hydra.sweep.dir
+    wanted = compose_raw(expanded[0] if expanded else single_valued(overrides)).hydra.sweep.dir
     text("hydra.sweep.dir", wanted)
+    _refuse_reference(Path(wanted), "hydra.sweep.dir")
     folder = _claim(Path(paths.absolute(wanted, Path.cwd())), "hydra.sweep.dir", overrides, 0)
     (folder / ENDED).unlink(missing_ok=True)
 

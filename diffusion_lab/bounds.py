@@ -15,6 +15,7 @@ MOST_STEPS = 10_000_000
 MOST_EVALUATIONS = 10_000  # of a run; each has a sheet of images, rows in a table and an adapter
 MANY_EVALUATIONS = 200  # from here on the plan warns
 MOST_LAYERS = 16  # of the small networks that are configured layer by layer
+NARROWEST = 1e-6  # between the ends of metrics.ranges: metrics are not measured more finely
 MOST_IMAGES = 50_000  # of an evaluation; all are in memory until they are scored
 
 _SEED = "NumPy takes no other seeds"

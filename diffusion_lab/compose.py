@@ -186,6 +186,15 @@ def _refuse_unknown(node: DictConfig, at: str = "") -> None:
             _refuse_unknown(child, f"{name}.")
 
 
+def single_valued(overrides: Sequence[str]) -> list[str]:
+    """The overrides that are the same in every job, whichever sweeper makes up the others."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = exact(overrides, sweep=True)[0]
+    parsed = OverridesParser.create().parse_overrides(words)
+    return [word for word, override in zip(words, parsed, strict=True) if not override.is_sweep_override()]
+
+
 def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
     """The overrides of every job of a sweep over lists, ranges and globs, in Hydra's order.
 
@@ -204,4 +213,7 @@ def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
         parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(
             exact([*params, *overrides], sweep=True)[0]
         )
+        for override in parsed:
+            if override.is_sweep_override() and not list(override.sweep_string_iterator()):
+                raise UserError(f"{override.input_line}: has no value, so the sweep would have no job")
         return [recorded(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]

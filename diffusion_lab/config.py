@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.bounds import MOST_EVALUATIONS, MOST_IMAGES, MOST_LAYERS
+from diffusion_lab.bounds import MOST_EVALUATIONS, MOST_IMAGES, MOST_LAYERS, NARROWEST
 from diffusion_lab.checks import bounded, closest, flag, one_of, text, words
 from diffusion_lab.data.captions import CAPTIONS
 from diffusion_lab.defaults import fill_defaults
@@ -310,6 +310,11 @@ class Metrics:
             if len(bounds) != 2 or not bounds[0] < bounds[1]:
                 raise UserError(
                     f"metrics.ranges.{name}={list(bounds)}: must be two numbers, [low, high], low < high"
+                )
+            if bounds[1] - bounds[0] < NARROWEST:
+                raise UserError(
+                    f"metrics.ranges.{name}={list(bounds)}: they differ by less than {NARROWEST:g}, so a "
+                    "difference that nobody could measure would decide; take ends that are further apart"
                 )
         for key in ("face_weights", "clip_model", "clip_weights", "dino_model"):
             text(f"metrics.{key}", getattr(self, key))

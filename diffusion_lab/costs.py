@@ -269,7 +269,9 @@ def memory_warnings(config: Config, cost: Cost) -> list[str]:
     found, best = remedies(config)
     told = f"about {cost.memory_bytes / footprint.GIB:.1f} GiB of memory are needed, and there are {there / footprint.GIB:.1f}"
     if found:
-        told += f"; {' '.join(found)} bring it to about {(best + cost.process_bytes) / footprint.GIB:.1f}"
+        with_all = best + cost.process_bytes
+        told += f"; {' '.join(found)} bring it to about {with_all / footprint.GIB:.1f}"
+        told += ", still too much" if with_all >= 0.95 * there else ""
     if hasattr(config.method, "complete"):
         told += "; method=lora needs less"
     if cost.memory_bytes > HOPELESS * there:
@@ -292,12 +294,15 @@ def _culprit(config: Config, cost: Cost) -> str:
     return min(least, key=lambda key: least[key])
 
 
-def planned(config: Config) -> dict[str, dict[str, float]]:
-    """The estimate beside which a record puts what was measured: seconds and bytes of each phase."""
+def planned(config: Config, images: int | None = None) -> dict[str, dict[str, float]]:
+    """The estimate beside which a record puts what was measured: seconds and bytes of each phase.
+
+    ``images``: of an evaluation. None where the prompts are not known yet: a set of fewer than prompts.n may make more.
+    """
     settings, steps = config.prompts, config.steps
     total, every = steps.total or 1, steps.every or 1
     evaluations = -(-total // every) + 1
-    sampled = evaluations * settings.n * settings.images_per_prompt
+    sampled = evaluations * (images or settings.n * settings.images_per_prompt)
     forwards = sampled * settings.sampling_steps * (2 if settings.guidance_scale > 1 else 1)
     cost = estimate(config, forwards=forwards, sampled=sampled, evaluations=evaluations)
     seconds = {

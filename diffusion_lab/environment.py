@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from diffusion_lab import processes
+
 IGNORED: dict[str, str] = {
     r"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "steps.gradient_accumulation",
     r"ACCELERATE_MIXED_PRECISION": "model.precision",
@@ -65,7 +67,7 @@ def kind(name: str) -> str | None:
 @contextmanager
 def neutral() -> Iterator[dict[str, str]]:
     """Inside, variables that would change a run beside its configuration are not there. Yields those that were."""
-    alone = int(os.environ.get("WORLD_SIZE") or 1) == 1
+    alone = processes.count() == 1
     taken = {
         name: value
         for name, value in os.environ.items()

@@ -34,6 +34,8 @@ def explain(error: BaseException) -> str:
         return f"{found[1]}: several values need -m, for one job each{brackets}"
     if found := re.search(r"Sweep parameters '(.+?)' requires --multirun", text):
         return f"{found[1]}: several values need -m, for one job each"
+    if found := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
+        return f"+{found[1]}: the key is there already; write it without the plus, {found[1]}=VALUE"
     if type(error).__name__ == "OverrideParseException":
         return _unreadable(str(getattr(error, "override", None) or text))
     lines = [line.strip() for line in f"{text}\n{cause}".splitlines()]

@@ -18,9 +18,9 @@ from diffusion_lab.models.downloads import Wanted, of_model, rows, wanted
 from diffusion_lab.models.folder import check_model
 from diffusion_lab.models.shipped import MINIATURES
 from diffusion_lab.resume import Standing, folder_size, standing
+from diffusion_lab.shown import counted, shortened
 from diffusion_lab.shown import duration as duration
 from diffusion_lab.shown import room as room
-from diffusion_lab.shown import shortened
 from diffusion_lab.shown import show as show
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     from diffusion_lab.data.captions import caption_warnings
     from diffusion_lab.data.identifiers import check_identifier, check_tokens
     from diffusion_lab.data.look import look_at_subject
-    from diffusion_lab.data.nouns import prompts_warnings
+    from diffusion_lab.data.nouns import faces_warnings, prompts_warnings
     from diffusion_lab.data.subjects import check_subject, passed_over, subject_folder, training_captions
     from diffusion_lab.models.fits import check_device, check_method
     from diffusion_lab.sampling.checks import enough_images, ignored_negative
@@ -181,6 +181,7 @@ def _check_finetune(config: Config, run_folder: Path) -> Plan:
     warnings += look_at_subject(config.data, config.model.resolution or 512)
     warnings += enough_images(config, prompts) + ignored_negative(config.prompts, prompts)
     warnings += prompts_warnings(config.prompts.name, noun)
+    warnings += faces_warnings(config.metrics.encoders, config.metrics.names, noun)
     warnings += precision_warnings(config.model)
     configs = check_model(config.model, warnings)
     warnings += check_method(config, configs)
@@ -217,10 +218,10 @@ def _plan(
         ("model", config.model.path + (f", {resolution} pixels" if resolution else "")),
         ("precision", precision_row(config.model)),
         ("method", config.method.name),
-        ("subject", f"{data.subject}, '{data.identifier} {noun}', {data.n_images} pictures"),
+        ("subject", f"{data.subject}, '{data.identifier} {noun}', {counted(data.n_images, 'picture')}"),
         ("prompts", f"{prompts.name}: {len(prompts)}, {sampling.sampling_steps} steps, "
                     f"guidance {sampling.guidance_scale:g}"),
-        ("steps", f"{steps.total} of {steps.batch_size * steps.gradient_accumulation} pictures"),
+        ("steps", f"{steps.total} of {counted(steps.batch_size * steps.gradient_accumulation, 'picture')}"),
         ("evaluations", f"{len(evaluations)}, {every}"),
         ("images sampled", f"{sampled:,} ({per_evaluation} an evaluation)"),
         ("U-Net passes", f"{forwards:,} images"),

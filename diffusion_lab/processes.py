@@ -10,6 +10,8 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.interfaces import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,12 +20,23 @@ WAIT = timedelta(days=7)  # for the main process, whose evaluations take longer 
 
 def count() -> int:
     """How many processes train together."""
-    return max(1, int(os.environ.get("WORLD_SIZE") or 1))
+    return max(1, _whole("WORLD_SIZE", 1))
 
 
 def is_main() -> bool:
     """Whether this process is the one that decides, measures and writes."""
-    return count() == 1 or int(os.environ.get("RANK") or 0) == 0
+    return count() == 1 or _whole("RANK", 0) == 0
+
+
+def _whole(name: str, usual: int) -> int:
+    """A launcher's variable; UserError where it is no whole number."""
+    given = os.environ.get(name) or str(usual)
+    try:
+        return int(given)
+    except ValueError:
+        raise UserError(
+            f"{name}={given} in the environment: must be a whole number, as launchers set it; unset {name} for one process"
+        ) from None
 
 
 def join(device: torch.device) -> torch.device:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion_lab import paths
-from diffusion_lab.analysis.record import flatten
 from diffusion_lab.config import METHODS, RESUME, Config, as_plain_dict
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.quoting import always_quoted, pasted, unquoted
 from diffusion_lab.tracking.atomic import mendable, plain
-from diffusion_lab.tracking.recorded import ENDED, Recorded, concluding, missing, recorded
+from diffusion_lab.tracking.recorded import ENDED, Recorded, concluding, flatten, missing, recorded
 
 log = logging.getLogger(__name__)
 

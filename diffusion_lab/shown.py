@@ -20,6 +20,11 @@ def room(size: float) -> str:
     return f"{size / 1e9:.0f} GB" if size >= 10e9 else f"{max(1, round(size / 1e6))} MB"
 
 
+def counted(n: int, noun: str) -> str:
+    """ "1 picture", "4 pictures"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """ "40 s", "5 min", "2 h 10 min": as exact as an estimate deserves."""
     if seconds < 90:

@@ -58,9 +58,13 @@ def _pairs(job: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def limited(name: str) -> str:
-    """At most 80 letters that every file system and shell takes; a cut name ends in a digest of the whole."""
+    """At most 80 letters that every file system and shell takes; a name that is cut, or written in other
+    letters than ASCII has, ends in a digest of the whole.
+    """
     safe = re.sub(r"[^\w.,=+-]+", "-", re.sub(r"[\[\]{}'\"]", "", name), flags=re.ASCII).strip("-.")
-    return safe if len(safe) <= LONGEST else f"{safe[: LONGEST - 9]}-{_digest(name)}"
+    if name.isascii() and len(safe) <= LONGEST:
+        return safe
+    return f"{safe[: LONGEST - 9]}-{_digest(name)}"
 
 
 def _digest(text: str) -> str:

@@ -28,6 +28,9 @@ PROSE = ("job.text", "job.texts", "prompts.negative")  # where a comma usually b
 ONE_PROMPT = "job.text"  # taken as it stands, with -m too; given several times it is a list
 RESOLVERS = ("oc", "now", "hydra", "readable", "sweep_name", "job_folder", "python_version")
 WORD = re.compile(r"(\+{0,2})([A-Za-z_][\w.]*)=(.*)\Z", re.DOTALL)
+PAIR = re.compile(r"(['\"]?)([A-Za-z_]\w*)\1[ \t]*:(.*)\Z", re.DOTALL)  # in {key: value, ...}
+RANGES = "metrics.ranges"  # OmegaConf refuses whole numbers in the lists of a new metric
+WHOLE = re.compile(r"(?<=[\[,])(\s*[+-]?\d+)(?=\s*[\],])")  # an item of a list
 CALL = re.compile(r"(choice|shuffle|sort|tag|range|interval|glob)\(.*\)\Z", re.DOTALL)
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{\s*(\.*)([^{}:\s]*)\s*([:}]?)")
 
@@ -88,7 +91,31 @@ def exact(words: Sequence[str], *, sweep: bool = False) -> tuple[list[str], list
     that looks like a key and names none.
     """
     notes: list[str] = []
-    return [_exact(word, sweep, notes) for word in _one_list(words)], list(dict.fromkeys(notes))
+    single = [one for word in _one_list(words) for one in _one_word_a_key(word)]
+    return [_exact(word, sweep, notes) for word in single], list(dict.fromkeys(notes))
+
+
+def _one_word_a_key(word: str) -> list[str]:
+    """`data={identifier:1_1, n_images:4}` as a word for each key, so that its texts are kept as well."""
+    found = WORD.match(word)
+    if not found or not found[3].startswith("{") or not _is_group(found[2]):
+        return [word]
+    plus, group, value = found.groups()
+    parts = split(value)
+    pairs = [PAIR.match(part) for part in split(parts[0][1:-1])] if value.strip("{} \t") else []
+    if len(parts) > 1 or not value.endswith("}") or None in pairs:
+        raise UserError(f"{word}: cannot be read; write a word for each key, {group}.KEY=VALUE")
+    return [
+        one for pair in pairs if pair for one in _one_word_a_key(f"{plus}{group}.{pair[2]}={pair[3].strip()}")
+    ]
+
+
+def _is_group(key: str) -> bool:
+    """Whether the key is one of the configuration's groups, which hold other keys."""
+    from diffusion_lab.config import Config
+
+    hint = _hints(Config).get(key)
+    return key == "method" or (isinstance(hint, type) and dataclasses.is_dataclass(hint))
 
 
 def _one_list(words: Sequence[str]) -> list[str]:
@@ -104,6 +131,8 @@ def _one_list(words: Sequence[str]) -> list[str]:
 def _exact(word: str, sweep: bool, notes: list[str]) -> str:
     found = WORD.match(word)
     holds = kind(found[2]) if found else None
+    if found and found[2] == RANGES:
+        return f"{found[1]}{RANGES}=" + WHOLE.sub(r"\1.0", found[3])
     if not found or holds is None:
         return word
     plus, key, value = found.groups()
@@ -118,12 +147,21 @@ def _choices(key: str, value: str, holds: Kind, notes: list[str]) -> str:
     """The values of a sweep, each exact."""
     if call := CALL.match(value):
         if call[1] != "choice":
-            return value
+            return _called(key, call[1], value)
         value = value[len("choice(") : -1]  # written out: Hydra forgets the quotes of its parts
     parts = split(value)
     if not holds.many:
         _note_split(key, value, parts, notes, "values, one job each")
     return ",".join(_value(key, part if holds.many else _part(part), holds, notes) for part in parts)
+
+
+def _called(key: str, function: str, value: str) -> str:
+    """A sweep's function whose parts Hydra hands on without their quotes: refused where that changes a text."""
+    parts = split(value[len(function) + 1 : -1])
+    kept = (part for part in parts if not re.match(r"reverse\s*=", part))
+    if function in ("shuffle", "sort", "tag") and not all(map(SAFE.match, kept)):
+        raise UserError(f"{key}={value}: write the values out, with commas between them: {key}=a,b")
+    return value
 
 
 def _value(key: str, value: str, holds: Kind, notes: list[str]) -> str:

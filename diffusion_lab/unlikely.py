@@ -7,6 +7,7 @@ from typing import Any
 from diffusion_lab.bounds import MANY_EVALUATIONS
 from diffusion_lab.config import Config, number_of_evaluations
 from diffusion_lab.defaults import SMALL
+from diffusion_lab.shown import counted
 
 FAR = 30.0  # times the default: from here on a learning rate is named
 SATURATED = 20.0  # guidance from which images are burnt
@@ -22,7 +23,7 @@ def _schedule(config: Config) -> list[str]:
     total, every = steps.total or 1, steps.every or 1
     if every > total:
         said.append(
-            f"steps.every={every}: the run has {total} steps, so only its beginning and its end are evaluated and no "
+            f"steps.every={every}: the run has {counted(total, 'step')}, so only its beginning and its end are evaluated and no "
             f"step between can be recommended; set steps.every={max(1, total // 6)}"
         )
     found = number_of_evaluations(total, every)
@@ -33,7 +34,7 @@ def _schedule(config: Config) -> list[str]:
         )
     if steps.lr_warmup >= total:
         said.append(
-            f"steps.lr_warmup={steps.lr_warmup}: the run ends after {total} steps, before the learning rate has reached "
+            f"steps.lr_warmup={steps.lr_warmup}: the run ends after {counted(total, 'step')}, before the learning rate has reached "
             f"its value; set steps.lr_warmup={total // 10}"
         )
     elif steps.lr_warmup > total / 2:
@@ -43,12 +44,12 @@ def _schedule(config: Config) -> list[str]:
         )
     if steps.checkpoint_every is not None and steps.checkpoint_every > total:
         said.append(
-            f"steps.checkpoint_every={steps.checkpoint_every}: the run has {total} steps, so a run that is stopped "
+            f"steps.checkpoint_every={steps.checkpoint_every}: the run has {counted(total, 'step')}, so a run that is stopped "
             "begins anew; set it lower, or null for one at every evaluation"
         )
     if steps.log_every > total:
         said.append(
-            f"steps.log_every={steps.log_every}: the run has {total} steps, so its curves are one point"
+            f"steps.log_every={steps.log_every}: the run has {counted(total, 'step')}, so its curves are one point"
         )
     switch = getattr(config.method, "switch", None)
     if switch is not None and round(switch * total) in (0, total):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from diffusion_lab.training.state import TrainingState
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads than cores slow all of them down
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask a model hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

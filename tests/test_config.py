@@ -135,6 +135,7 @@ def test_slots_alone_refuse_a_key_that_is_not_in_the_schema() -> None:
         ("metrics.weights.similarty=1", "did you mean 'similarity'"),
         ("metrics.weights={similarity:0}", "at least one weight"),
         ("metrics.ranges={similarity:[1,0]}", "low < high"),
+        ("metrics.ranges={similarity:[0,1e-300]}", "differ by less than 1e-06"),
         ("metrics.batch_size=0", "metrics.batch_size=0"),
         ("tracker.wandb=on", "tracker.wandb"),
         ("tracker.progress=bar", "did you mean 'bars'"),

@@ -219,6 +219,21 @@ def test_positions_are_those_of_the_network() -> None:
     assert footprint.attention_positions(unet.config, 64) == sum(seen)
 
 
+@pytest.mark.parametrize(
+    "words", [["prompts=dreambooth_live", "prompts.n=30"], ["prompts=paper", "prompts.n=7"], ["prompts.n=40"]]
+)
+def test_the_records_estimate_is_the_plans(words: list[str], tmp_path: Path) -> None:
+    """Also where a set has fewer prompts than asked for, so that each has more images."""
+    from diffusion_lab.preflight import check
+
+    config = fill_defaults(compose([*words, "data.class_noun=dog"]))
+    plan = check(config, tmp_path / "run")
+    assert plan.cost is not None
+    recorded = costs.planned(config, plan.images_sampled // len(plan.evaluations))
+    assert recorded["evaluation"]["seconds"] == pytest.approx(plan.cost.evaluation_seconds)
+    assert recorded["training"]["seconds"] == pytest.approx(plan.cost.training_seconds)
+
+
 def test_the_calibration_measures_and_disturbs_nothing() -> None:
     import torch
 

@@ -196,3 +196,16 @@ def test_a_run_in_a_hostile_environment(tmp_path: Path) -> None:
     assert not {*IGNORED, *SECRET} & set(found)
     assert not (tmp_path / "theirs").exists(), "the view stays in the run's folder"
     assert (tmp_path / "hostile" / "wandb").is_dir()
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK"])
+@pytest.mark.parametrize("value", ["abc", "1.5", " ", "two"])
+def test_a_launchers_variable_that_is_no_number_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffusion_lab.__main__ import main
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, value)
+    assert main(["experiment=debug", "--dry-run"]) == 2
+    assert f"error: {name}={value} in the environment: must be a whole number" in capsys.readouterr().err

@@ -103,6 +103,17 @@ def test_real_errors_of_the_libraries(tmp_path: Path) -> None:
         raise place.value
 
 
+def test_a_dead_link_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").symlink_to("/nowhere/at/all")
+    with (
+        pytest.raises(
+            UserError, match=r"symbolic link to /nowhere/at/all, which is not there; remove the link"
+        ),
+        atomic.mendable(tmp_path / "config.yaml"),
+    ):
+        (tmp_path / "config.yaml").write_text("")
+
+
 def test_a_librarys_error_does_not_hide_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's writer says `unexpected pos 704 vs 598` where the disk is full."""
 
@@ -145,6 +156,32 @@ def test_what_cannot_be_printed_is_one_line(words: list[str]) -> None:
 def test_nowhere_to_say_anything() -> None:
     assert run("--help", out="/dev/full", err="/dev/full").returncode == 2
     assert run("steps.total=-1", out="/dev/full", err="/dev/full").returncode == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes descriptors")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_descriptors_that_were_closed_are_no_error(closed: str, tmp_path: Path) -> None:
+    command = f'"{sys.executable}" -m diffusion_lab --help {closed}; echo $? >"{tmp_path}/status"'
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], cwd=ROOT, text=True, timeout=300, check=False, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (tmp_path / "status").read_text().strip() == "0"
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes descriptors")
+def test_no_file_takes_a_closed_descriptors_number(tmp_path: Path) -> None:
+    """A library that writes to descriptor 1 would otherwise write into whichever file has the number now."""
+    program = (
+        "import os; from diffusion_lab.tracking.streams import guarded\n"
+        f"with guarded():\n    with open({str(tmp_path / 'file')!r}, 'w') as file: os.write(1, b'stray'); print(file.fileno() > 2, file=file)\n"
+    )
+    subprocess.run(
+        ["/bin/sh", "-c", f'"{sys.executable}" -c "$PROGRAM" <&- >&-'], cwd=ROOT, timeout=300, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PROGRAM": program},
+    )  # fmt: skip
+    assert (tmp_path / "file").read_text() == "True\n"
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -172,9 +173,11 @@ def test_a_finished_run_with_a_damaged_file(
         assert results(folder) == before, kind
         assert (folder / "scores.parquet").read_bytes() == (whole / "scores.parquet").read_bytes()
         if name in NAMED:
-            assert name in caplog.text, kind
+            assert f"still missing or damaged: {name}" in caplog.text, kind
+            assert "made again" not in caplog.text, kind
         if name in (*NAMED, *UNNEEDED):
             continue
+        assert re.search(rf"made again: .*{re.escape(name)}", caplog.text), kind
         assert standing(config, folder) == "finished", kind
         assert json.loads((folder / "result.json").read_text())["status"] == "completed"
         if name.endswith(".safetensors"):

@@ -42,7 +42,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "LoHa's rank": (["method.variant=loha", "method.rank=4096"], "method.rank=4096: no layer"),
     "OFT's blocks": (["method.variant=oft", "method.rank=4096"], "method.rank=4096: no layer"),
     "a layer of nothing": (["method=hypernetwork", "method.layers=[1,0.001,1]"], "method.layers=0.001"),
-    "pretraining from nowhere": (["job=pretrain", "job.output={out}/made", "job.start=nowhere"], "job.start=nowhere"),
+    "pretraining from nowhere": (["job=pretrain", "job.output={out}/made", "job.start=nowhere"], "nowhere: there is no such folder (of a U-Net)"),
     "empty initialiser": (["method=textual_inversion", "method.initialiser=''"], "method.initialiser"),
     "blank initialiser": (["method=textual_inversion", "method.initialiser='  '"], "method.initialiser"),
     "initialiser without a token": (["method=pivotal", "method.initialiser=''"], "method.initialiser"),

@@ -100,6 +100,18 @@ def test_through_the_whole_composition(text: str) -> None:
     assert (config.data.identifier, config.tracker.tags) == (text, [text])
 
 
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_whole_numbers_in_ranges_of_any_metric(plus: str) -> None:
+    ranges = compose(
+        [f"{plus}metrics.ranges={{clip_text:[0, 1],fid:[-3,+20],similarity:[0,.5]}}"]
+    ).metrics.ranges
+    assert ranges["clip_text"] == [0.0, 1.0]
+    assert ranges["fid"] == [-3.0, 20.0]
+    assert ranges["similarity"] == [0.0, 0.5]
+    assert "aesthetics" in ranges, "those of the file stay"
+    assert compose(["metrics.ranges={fid:[0.5,1e3]}"]).metrics.ranges["fid"] == [0.5, 1000.0]
+
+
 @settings(max_examples=400, deadline=None)
 @given(LETTERS)
 @example("${data.subject}")
@@ -356,3 +368,88 @@ def test_a_sweep_hands_on_the_letters(seen: Callable[[], list[dict[str, object]]
     assert entry.main(["experiment=debug", "-m", "data.identifier=1_1_1,2_2", "hydra.sweep.dir=3.10"]) == 0
     assert Path("3.10").is_dir()
     assert sorted(str(got["data"]["identifier"]) for got in seen()) == ["1_1_1", "2_2"]  # type: ignore[index]
+
+
+# --- a group written as a table, functions of a sweep, folders ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("data={identifier:1_1_1}", ["data.identifier='1_1_1'"]),
+        ("data={identifier: 1e5, n_images: 4}", ["data.identifier='1e5'", "data.n_images=4"]),
+        ("++tracker={tags:[1_0, true], 'project': 3.10}", ["++tracker.tags=['1_0','true']", "++tracker.project='3.10'"]),
+        ("method={initialiser: 010}", ["method.initialiser='010'"]),
+        ("metrics={weights: {similarity: 2}}", ["metrics.weights={similarity: 2}"]),
+        ("data={}", []),
+        ("metrics.weights={similarity: 2}", ["metrics.weights={similarity: 2}"]),
+    ],
+)  # fmt: skip
+def test_a_group_written_as_a_table_keeps_its_texts(word: str, expected: list[str]) -> None:
+    for sweep in (False, True):
+        assert exact([word], sweep=sweep)[0] == expected
+        assert exact(expected, sweep=sweep)[0] == expected
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["data={identifier:1_1},{identifier:2_2}", "data={identifier}", "data={identifier: 'a, b'}", "data={a:b"],
+)
+def test_a_table_that_cannot_be_written_out_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match=r"a word for each key, data\.KEY=VALUE"):
+        exact([word], sweep=True)
+
+
+@pytest.mark.parametrize(
+    "value", ["shuffle(1e5,2_0)", "sort(010,b)", "tag(t,1_1)", "sort('1_0',a,reverse=true)"]
+)
+def test_functions_that_would_change_a_text_are_refused(value: str) -> None:
+    with pytest.raises(UserError, match="write the values out"):
+        exact([f"data.identifier={value}"], sweep=True)
+    harmless = "data.identifier=sort(b,a,reverse=true)"
+    assert exact([harmless], sweep=True)[0] == [harmless]
+
+
+def test_a_sweep_without_a_job_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in ("data.identifier=glob(*)", "method=glob(no_such_*)", "seed=range(3,3)"):
+        assert entry.main(["-m", "experiment=debug", value]) == 2
+        assert f"error: {value}: has no value" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_named_like_a_reference_is_refused_before_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word in ("hydra.run.dir=${x", "hydra.run.dir=\\${seed}", "hydra.sweep.dir=\\${seed}"):
+        several = ["-m", "seed=0,1"] if "sweep" in word else []
+        assert entry.main(["experiment=debug", word, *several]) == 2
+        assert f"{word.partition('=')[0]} " in (said := capfd.readouterr().err)
+        assert "cannot be used here" in said
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "${x").mkdir()
+    monkeypatch.chdir(tmp_path / "${x")
+    assert entry.main(["--dry-run"]) == 2
+    assert "the working folder" in capfd.readouterr().err
+
+
+def test_one_run_is_resumed_and_not_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    notes = tmp_path / "run" / ".hydra"
+    notes.mkdir(parents=True)
+    (notes / "overrides.yaml").write_text("- experiment=debug\n")
+    (notes / "hydra.yaml").write_text("hydra: {overrides: {hydra: []}}\n")
+    (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
+    assert entry.main(["-m", "resume=run", "seed=0,1"]) == 2
+    assert "resume=FOLDER resumes one run" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_plus_before_a_key_that_is_there(capfd: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["+data.identifier=1_1_1", "--dry-run"]) == 2
+    assert "data.identifier: the key is there already; write it without the plus" in capfd.readouterr().err

@@ -15,9 +15,10 @@ from diffusion_lab.analysis import charts, words
 from diffusion_lab.analysis.groups import COSTS, Mean, at_stop, costs, distinct, grouped, telling
 from diffusion_lab.analysis.intervals import BOUNDS
 from diffusion_lab.analysis.limits import limits_of, value_of
-from diffusion_lab.analysis.record import MetricInfo, Run, find_runs, flatten, read_run
+from diffusion_lab.analysis.record import MetricInfo, Run, find_runs, read_run
 from diffusion_lab.analysis.report import save
 from diffusion_lab.interfaces import UserError
+from diffusion_lab.tracking.recorded import flatten
 
 # Settings that say where and how a run was watched, not what it computed.
 UNTOLD = ("job.", "tracker.")

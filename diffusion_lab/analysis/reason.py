@@ -20,6 +20,7 @@ class Change:
     start: float | None
     end: float | None
     limits: tuple[float, float] | None
+    steady: bool = True  # every evaluation between is near `end` too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,7 @@ def _movement(m: Moves) -> str:
 
 def _changes(m: Moves, changes: Mapping[str, Change], start: int, end: int, *, past: bool) -> str:
     up, down, flat = ("rose", "fell", "stayed near") if past else ("rises", "falls", "stays near")
-    moved = "went" if past else "goes"
+    moved, back = ("went", "came back to") if past else ("goes", "comes back to")
     parts: list[str] = []
     for name, change in changes.items():
         a, b = change.start, change.end
@@ -92,7 +93,7 @@ def _changes(m: Moves, changes: Mapping[str, Change], start: int, end: int, *, p
             wanting = [m.steps[i] for i, value in ((start, a), (end, b)) if value is None]
             parts.append(f"{spoken(name)} has no value at {_steps(wanting)}")
         elif f"{a:.2f}" == f"{b:.2f}":
-            parts.append(f"{spoken(name)} {flat} {b:.2f}")
+            parts.append(f"{spoken(name)} {flat if change.steady else back} {b:.2f}")
         elif change.limits is None:
             parts.append(f"{spoken(name)} {moved} from {a:.2f} to {b:.2f}, with an unknown error")
         elif change.limits[0] <= 0 <= change.limits[1]:
@@ -141,10 +142,15 @@ def _said(m: Moves, kind: str, neighbours: Sequence[int]) -> str:
     one = len(steps) == 1
     if kind == "nothing":
         return f"{_steps(steps)} {'has' if one else 'have'} no score"
+    last = m.best == len(m.steps) - 1
+    little = all(gap is not None and gap[1] <= FLAT for gap in (m.gaps[i] for i in neighbours))
     if kind == "less":
+        so = "the last steps gained little" if last else "the exact step matters little"
+        but = f", but at most {FLAT:g} less, so {so}" if little else ""
         if len(m.gaps) > len(steps):
-            return f"{_steps(steps)} scores clearly less"
-        return "the evaluation beside it scores clearly less" if one else "its neighbours score clearly less"
+            return f"{_steps(steps)} scores clearly less{but}"
+        beside = "the evaluation beside it scores" if one else "its neighbours score"
+        return f"{beside} clearly less{but}"
     if kind == "unknown":
         which = [
             f"{spoken(name)} has no interval" + (f" ({why})" if why else "")
@@ -152,9 +158,9 @@ def _said(m: Moves, kind: str, neighbours: Sequence[int]) -> str:
         ]
         return f"how sure this is against {_steps(steps)} cannot be told: {listed(which or ['there is no interval'])}"
     near = f"{_steps(steps)} {'scores' if one else 'score'} within the error of the difference"
-    if m.best == len(m.steps) - 1:
+    if last:
         return f"{near}, so the gain of the last steps is not certain"
-    if all(gap is not None and gap[1] <= FLAT for gap in (m.gaps[i] for i in neighbours)):
+    if little:
         return f"{near}, at most {FLAT:g} below it, so the optimum is flat and the exact step matters little"
     return f"{near}, so these images do not tell which is best"
 

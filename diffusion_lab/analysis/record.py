@@ -240,14 +240,3 @@ def read_scalars(folder: Path, run: str = "") -> Iterator[dict[str, float]]:
     for event in events:
         if event["event"] == "scalars":
             yield {"step": event["step"], **event.get("values", {})}
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"data": {"n_images": 4}} -> {"data.n_images": 4}; lists and empty mappings stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

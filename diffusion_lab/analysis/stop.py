@@ -16,10 +16,12 @@ from diffusion_lab.analysis.limits import half_width_of as half_width_of
 from diffusion_lab.analysis.limits import lacking, limits_of, missing_notes
 from diffusion_lab.analysis.limits import value_of as value_of
 from diffusion_lab.analysis.reason import Change, Moves, explain
+from diffusion_lab.bounds import NARROWEST
 from diffusion_lab.interfaces import Summary, UserError
 
 DEFAULT_WEIGHTED = ("similarity", "aesthetics", "diversity")
 FALLBACK = ("similarity", "clip_image")  # no face anywhere: the second takes the first one's place
+STEADY = 0.01  # a metric's values that are nearer than this read as the same
 TIE = 1e-9  # scores nearer than this are equal, so that rounding does not choose the step
 
 # Min-max ranges of the original study: full-size encoders (VGGFace2 cosine, AVA score / 10, CLIP distance).
@@ -93,6 +95,8 @@ def check(weights: Mapping[str, float], ranges: Mapping[str, Sequence[float]], n
     for name, ends in ranges.items():
         if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] >= ends[1]:
             raise UserError(f"metrics.ranges.{name}: needs [low, high] with low < high, not {list(ends)}")
+        if ends[1] - ends[0] < NARROWEST:  # scores beyond what a float holds when squared
+            raise UserError(f"metrics.ranges.{name}={list(ends)}: its ends differ by less than {NARROWEST:g}")
 
 
 def recommend(
@@ -153,12 +157,13 @@ def recommend(
         a, b = values[name][i], values[name][j]
         if a is None or b is None:
             return Change(a, b, None)
+        between = [v for v in values[name][i + 1 : j] if v is not None]
+        steady = all(abs(v - b) < STEADY for v in between)
         x, y = limits[name][i], limits[name][j]
         if x is None or y is None:
-            return Change(a, b, None)
-        return Change(
-            a, b, difference(a, x, b, y, _correlation(paired, summaries_by_step, name, steps[i], steps[j]))
-        )
+            return Change(a, b, None, steady)
+        r = _correlation(paired, summaries_by_step, name, steps[i], steps[j])
+        return Change(a, b, difference(a, x, b, y, r), steady)
 
     def gap(i: int) -> Limits | None:
         """95 % limits of the recommended score less the i-th."""

@@ -129,7 +129,7 @@ def _photographs(run: Run) -> list[str]:
         )
     odd = [str(one.get("file")) for one in own if one.get("unlike")]
     if odd:
-        said.append(f"The face in {_first(odd)} is unlike that of all other pictures of the subject.")
+        said.append(f"The face in {_first(odd)} is unlike that of the subject's other pictures.")
     return said
 
 

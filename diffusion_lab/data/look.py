@@ -63,6 +63,7 @@ def look_at(path: Path, *, decode: bool = True) -> Look:
                         image.draft("RGB", (4 * SMALL, 4 * SMALL))
                     if image.width * image.height <= DECODED:
                         image.load()
+                        alpha = alpha and _see_through(image)
                         small = _small(rgb_upright(image))
                     elif image.format == "PNG":
                         image.verify()
@@ -70,6 +71,11 @@ def look_at(path: Path, *, decode: bool = True) -> Look:
         read_picture(path)  # says what is wrong, in its own words
         raise
     return Look(path, *size, mode=mode, alpha=alpha, frames=frames, small=small)
+
+
+def _see_through(image: Any) -> bool:
+    """Whether a decoded picture with an alpha channel or a transparent colour is transparent anywhere."""
+    return bool(image.convert("RGBA").getchannel("A").getextrema()[0] < 255)
 
 
 def _frames(image: Any) -> int:

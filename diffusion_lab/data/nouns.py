@@ -7,6 +7,7 @@ in the table ("teddy bear").
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 Kind = Literal["person", "animal", "object"]
@@ -20,6 +21,7 @@ MADE_FOR: dict[str, Kind] = {
     "portrait": "person", "portrait_negative": "person", "miniature": "person", "miniature_negative": "person",
     "dreambooth_live": "animal", "dreambooth_objects": "object", "logo": "object",
 }  # fmt: skip
+OF_FACES = ("similarity", "similarity_heldout", "face_rate")  # metrics
 PLURAL: dict[Kind, str] = {"person": "people", "animal": "animals", "object": "objects"}
 
 _PEOPLE = """
@@ -63,6 +65,8 @@ _WHOLE: dict[str, Kind] = {
     "rc_car": "object", "fashion model": "person", "old man": "person", "snowman": "object",
 }  # fmt: skip
 
+_IRREGULAR = {"mice": "mouse", "geese": "goose", "oxen": "ox", "persons": "person"}
+
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys(_OBJECTS.split(), "object"),
     **dict.fromkeys(_ANIMALS.split(), "animal"),
@@ -72,9 +76,9 @@ _KINDS: dict[str, Kind] = {
 
 def kind_of(noun: str) -> Kind | None:
     """ "person", "animal", "object", or None for a noun that is not in the table."""
-    whole = " ".join(re.split(r"[\s_]+", noun.casefold().strip()))
-    last = re.split(r"[\s_]+", whole)[-1]
-    for table, word in ((_WHOLE, whole), (_KINDS, whole), (_KINDS, last)):
+    typed = noun.casefold().strip()
+    whole = " ".join(re.split(r"[\s_-]+", typed))
+    for table, word in ((_KINDS, typed), (_WHOLE, whole), (_KINDS, whole), (_KINDS, whole.split(" ")[-1])):
         for form in (word, *_singular(word)):
             if form in table:
                 return table[form]
@@ -83,11 +87,15 @@ def kind_of(noun: str) -> Kind | None:
 
 def _singular(word: str) -> tuple[str, ...]:
     """What an English plural may be the plural of."""
-    forms = [word.removesuffix("s")] if word.endswith("s") else []
+    forms = [_IRREGULAR[word]] if word in _IRREGULAR else []
+    if word.endswith("s"):
+        forms.append(word.removesuffix("s"))
     if word.endswith("es"):
         forms.append(word.removesuffix("es"))
     if word.endswith("ies"):
         forms.append(word.removesuffix("ies") + "y")
+    if word.endswith("ves"):
+        forms += [word.removesuffix("ves") + "f", word.removesuffix("ves") + "fe"]
     return tuple(forms)
 
 
@@ -108,8 +116,28 @@ def prompts_warnings(name: str, noun: str) -> list[str]:
             f"data.class_noun={noun}: is not in the table of nouns; prompts={name} are for {PLURAL[made_for]}, "
             f"{' and '.join(others)}"
         ]
-    article = "an" if kind[0] in "aeiou" else "a"
     return [
-        f"prompts={name}: they are for {PLURAL[made_for]}, and data.class_noun={noun} names {article} {kind}; "
+        f"prompts={name}: they are for {PLURAL[made_for]}, and data.class_noun={noun} names {_a(kind)}; "
         f"prompts={SET_FOR[kind]} fit"
     ]
+
+
+def faces_warnings(encoders: str, names: Sequence[str], noun: str) -> list[str]:
+    """For the plan: metrics of human faces for a subject that has none. The miniature's subjects are people."""
+    kind, asked = kind_of(noun), [name for name in names if name in OF_FACES]
+    if encoders != "full" or kind in (None, "person") or not asked:
+        return []
+    instead = (
+        "clip_image takes the place of similarity in the recommended step"
+        if "clip_image" in names
+        else "name clip_image or dino instead"
+    )
+    verb = "looks" if len(asked) == 1 else "look"
+    return [
+        f"metrics.names: {', '.join(asked)} {verb} for human faces, and data.class_noun={noun} names {_a(kind)}, so "
+        f"expect to find none; {instead}"
+    ]
+
+
+def _a(kind: Kind | None) -> str:
+    return f"{'an' if str(kind)[0] in 'aeiou' else 'a'} {kind}"

@@ -158,12 +158,12 @@ def _templates(templates: tuple[Template, ...]) -> Make:
 
 def _paper(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
     """Every prompt with the identifier, then the same ones without; of fewer than 20 whole pairs, the plain
-    prompt's always among them.
+    prompt's always among them. An odd number is rounded up to whole pairs.
     """
     edits = list(enumerate(PAPER))
     if config.n < 2 * len(PAPER):
         generator = seeded("prompts", config.seed)
-        drawn = sorted(edits[1:], key=lambda _: generator.random())[: max(1, config.n // 2) - 1]
+        drawn = sorted(edits[1:], key=lambda _: generator.random())[: (config.n + 1) // 2 - 1]
         edits = [edits[0], *sorted(drawn)]
     both = ((WITH, f"{identifier} {class_noun}", 0), (WITHOUT, class_noun, len(PAPER)))
     prompts = tuple(

@@ -44,14 +44,15 @@ def check_counts(total: int, n_images: int, n_heldout: int | None) -> int:
     held = heldout_count(total, n_heldout)
     left = total - held
     if n_images > left:
-        remedies = [f"set data.n_images={left} or less"] if left > 0 else []
-        if total - n_images >= 0:
-            remedies.append(f"set data.n_heldout={total - n_images} or less")
+        spare = total - n_images
+        remedies = [f"set data.n_images={left}{' or less' if left > 1 else ''}"] if left > 0 else []
+        if spare >= 0:
+            remedies.append(f"set data.n_heldout={spare}{' or less' if spare > 0 else ''}")
         remedies.append(f"add {n_images - left} or more")
         raise UserError(
             f"data.n_images={n_images}, but there are {total} pictures, {held} of them kept as references "
-            f"({'the default for' if n_heldout is None else ''} data.n_heldout"
-            f"{'' if n_heldout is None else f'={n_heldout}'}): {', or '.join(remedies)}"
+            f"({'the default for data.n_heldout' if n_heldout is None else f'data.n_heldout={n_heldout}'}): "
+            f"{', or '.join(remedies)}"
         )
     return held
 

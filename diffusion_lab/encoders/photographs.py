@@ -1,16 +1,17 @@
 """Which face of a photograph is the subject's, where it shows several.
 
 The person is sought who is there in most of the subject's pictures. Every face of every picture is a
-candidate; a picture speaks for it with the share of prominence (size, centre: `detect.prominence`) that its most
-similar face has in that picture, if that is similar enough to be the same person. So a stranger who appears once
-loses against the subject, and where two people are in all pictures, or there is only one picture, size and
-centre decide. Single faces are what they are: nothing changes for them.
+candidate, and every picture with a face that is similar enough to be the same person counts for it: 1, and `PROMINENT`
+times the share of prominence (size, centre: `detect.prominence`) that this face has in the picture. So being there
+outweighs being large: a person in all pictures is taken before a larger one who is in up to three quarters of
+them. Where two people are in all pictures, or there is only one picture, size and centre decide. Single faces are
+what they are: nothing changes for them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 MOST = 8  # faces of one photograph that are looked at, the most prominent ones
 DETAIL = 480  # pixels of the shorter side at which small faces are looked for
 CLOSE = 0.05  # cosines that differ by less say nothing: the more prominent face is taken
+PROMINENT = 0.5  # weight of a face's share of prominence, beside 1 for being in the picture at all
 _SAME_PLACE = 0.3  # overlap (intersection over union) from which two boxes are one face
 _NAMED = 3  # pictures that a warning names
 
@@ -50,7 +52,7 @@ class Photograph:
     faces: tuple[Face, ...]  # the most prominent first
     chosen: int | None  # number of the face taken; None where there is none
     embedding: Tensor  # float32 [d] of the chosen face, NaN where there is none
-    likeness: float | None = None  # largest cosine to the chosen faces of the other photographs
+    likeness: float | None = None  # largest cosine to the chosen faces of the person's other photographs
     unlike: bool = False  # `likeness` is below what the embedder needs for one person
 
 
@@ -110,7 +112,8 @@ def choose(
         chosen = finite[picture][number] if number is not None else (0 if some else None)
         nothing = torch.full((width,), torch.nan)
         found.append((chosen, nothing if chosen is None else some[chosen].embedding))
-    likeness = _likeness([embedding for _, embedding in found])
+    everyone = range(len(found))
+    likeness = _likeness([embedding for _, embedding in found], person if len(person) > 1 else everyone)
     return [
         Photograph(
             path=path,
@@ -144,7 +147,7 @@ def _person(
                 cosines = others @ candidate
                 if float(cosines.max()) >= same_person:
                     number = _nearest(cosines)
-                    support += shares[picture][number]
+                    support += 1 + PROMINENT * shares[picture][number]
                     members[picture] = others[number]
             if support > most + 1e-9:  # of equals the first
                 best, most = members, support
@@ -170,12 +173,13 @@ def _nearest(cosines: Tensor) -> int:
     return int((cosines >= cosines.max() - CLOSE).nonzero()[0])
 
 
-def _likeness(chosen: Sequence[Tensor]) -> list[float | None]:
-    """Largest cosine of each face to the others; None where it is the only one, or there is none."""
+def _likeness(chosen: Sequence[Tensor], among: Iterable[int]) -> list[float | None]:
+    """Largest cosine of each face to the others ``among`` the pictures; None where there is none to compare."""
+    of = list(among)
     there = [bool(embedding.isfinite().all()) for embedding in chosen]
     found: list[float | None] = []
     for number, embedding in enumerate(chosen):
-        others = [chosen[i] for i in range(len(chosen)) if i != number and there[i]]
+        others = [chosen[i] for i in of if i != number and there[i]]
         if not there[number] or not others:
             found.append(None)
         else:
@@ -207,7 +211,7 @@ def report(photographs: Mapping[str, Sequence[Photograph]]) -> list[str]:
     elif odd:
         named = [f"{one.path.name} ({one.likeness:.2f})" for one in odd]
         said.append(
-            f"{_listed(named)}: the face is unlike that of all other pictures (largest cosine in brackets); "
+            f"{_listed(named)}: the face is unlike that of the other pictures (largest cosine in brackets); "
             "replace it if it shows somebody else"
         )
     return said

@@ -39,6 +39,7 @@ class Findings:
     summaries: dict[int, Mapping[str, Summary]] = field(default_factory=dict)  # by step
     ceilings: dict[str, Summary | None] = field(default_factory=dict)  # by metric
     steps_done: int = 0
+    images: int | None = None  # of an evaluation, once the prompts are known
     measuring: bool = False  # an evaluation is under way, in which the main process is alone
     meter: Meter | None = None
     pipe: Any = None  # once the method is attached
@@ -61,7 +62,7 @@ def conclude(
     """
     summary: dict[str, Any] = {"steps_done": findings.steps_done}
     if findings.meter is not None or not files.result["cost"]:
-        summary["cost"] = {**_cost(findings.meter), "estimate": planned(config)}
+        summary["cost"] = {**_cost(findings.meter), "estimate": planned(config, findings.images)}
     whole = status == "completed"
     problems: list[BaseException] = []
     try:

@@ -152,6 +152,7 @@ def _finetune(
     files: FileTracker,
     newest: Checkpoint | None,
 ) -> None:
+    from diffusion_lab.data.prompts import images_per_prompt
     from diffusion_lab.data.tokens import check_lengths, token_report
     from diffusion_lab.encoders.bank import EncoderBank
     from diffusion_lab.metrics.evaluate import evaluate
@@ -169,6 +170,7 @@ def _finetune(
     tell(config, device)
     subject, prompts, pipe = load_parts(config, device)
     files.prompts(prompts)
+    findings.images = len(prompts) * images_per_prompt(config.prompts, prompts)
     resolution = resolution_of(pipe, config.model)
     bank = EncoderBank(config.metrics, device)
     references = _measure_photographs(config, subject, bank, resolution, findings, files)

@@ -41,6 +41,7 @@ def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Stat
     assert found is not None
     status: Status = found.result["status"] if found.result.get("status") in ENDED else "completed"
     lost = missing(run_folder, found.result) if found.result.get("status") in ENDED else []
+    lost += [] if found.problem is None else [backup.RESULT]
     files = FileTracker(run_folder, device=str(device), keep_images=config.tracker.keep_images)
     total = config.steps.total or 0
     due = [entry["step"] for entry in found.result.get("evaluations") or []]
@@ -62,9 +63,17 @@ def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Stat
         files.close()
         raise
     left = missing(run_folder, files.result)
-    made = [name for name in lost if name not in left] or ["the end of its record"]
-    log.info("%s is trained to its end and is not trained again; made again: %s", run_folder, _listed(made))
+    log.info("%s is trained to its end and is not trained again; %s", run_folder, _outcome(lost, left))
     return status, error
+
+
+def _outcome(lost: Sequence[str], left: Sequence[str]) -> str:
+    """What of `lost` has been made again, and what is `left` as it was."""
+    made = [name for name in lost if name not in left]
+    said = [f"made again: {_listed(made)}"] if made else []
+    if left:
+        said.append(f"still missing or damaged: {_listed(left)}")
+    return "; ".join(said) or "made again: the end of its record"
 
 
 def _listed(names: Sequence[str]) -> str:

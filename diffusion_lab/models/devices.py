@@ -53,6 +53,8 @@ CARDS: tuple[tuple[str, float, float], ...] = (
 LAPTOP = 0.6  # of the desktop card's speed, by the data sheets about half to three quarters
 # Assumed of a card that is not in the table, by the first digit of its compute capability: a middling one of its kind.
 BY_GENERATION = {
+    3: (3.0, 3.0),  # Kepler and Maxwell: float16 is stored only
+    5: (4.0, 4.0),
     6: (8.0, 8.0),
     7: (50.0, 12.0),
     8: (80.0, 25.0),

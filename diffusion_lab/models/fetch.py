@@ -15,7 +15,6 @@ import os
 import shutil
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +88,8 @@ def _on_hub(group: Sequence[Wanted], config: Config) -> list[tuple[Wanted, str]]
 
 def _elsewhere(group: Sequence[Wanted]) -> list[tuple[Wanted, str]]:
     """Asks for the file's head only: does the place answer at all?"""
+    import urllib.request
+
     file = group[0]
 
     def question() -> int | None:
@@ -133,6 +134,8 @@ def _from_hub(file: Wanted, name: str) -> None:
 
 def _from_url(file: Wanted) -> None:
     """Beside its place first, so that it is never there in part."""
+    import urllib.request
+
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 

@@ -108,6 +108,8 @@ def remedy(path: Path | str, error: OSError) -> str | None:
             f"cannot write {path} ({error.strerror}): give yourself the right to write there, or choose "
             "another place with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
         )
+    if error.errno == errno.ENOENT and os.path.islink(path):
+        return f"cannot write {path}: it is a symbolic link to {os.readlink(path)}, which is not there; remove the link"
     if error.errno == errno.ENOENT:
         return (
             f"cannot write {path} ({error.strerror}): its folder was removed or moved meanwhile; put it back, or "

@@ -58,16 +58,27 @@ class Guarded:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[tuple[Guarded, Guarded]]:
-    """Standard output and standard error guarded inside."""
+    """Standard output and standard error guarded inside; one that was closed (`>&-`) goes nowhere."""
+    _occupy()
     before = sys.stdout, sys.stderr
-    out, err = Guarded(before[0]), Guarded(before[1])
-    sys.stdout, sys.stderr = out, err
-    try:
-        yield out, err
-    finally:
-        out.flush()
-        err.flush()
-        sys.stdout, sys.stderr = before
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        out, err = Guarded(before[0] or nowhere), Guarded(before[1] or nowhere)
+        sys.stdout, sys.stderr = out, err
+        try:
+            yield out, err
+        finally:
+            out.flush()
+            err.flush()
+            sys.stdout, sys.stderr = before
+
+
+def _occupy() -> None:
+    """Descriptors 0 to 2 that are closed: else the next file that is opened gets one, and a library writes into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 class LogFile(logging.FileHandler):

@@ -83,7 +83,7 @@ def test_what_is_missing_is_named_before_anything_is_loaded(
     assert main(command(tmp_path)) == 2
     assert "there is no such folder" in capsys.readouterr().err
     assert main(command(small_ava, "job.ratings=nothing.txt")) == 2
-    assert "job.ratings=nothing.txt: there is no such file" in capsys.readouterr().err
+    assert "nothing.txt: there is no such file" in capsys.readouterr().err
     assert main(command(small_ava, "job.balance=uniform")) == 2
     assert "job.balance=uniform: must be one of none, bins, density" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from scipy import stats
 from diffusion_lab.analysis.differences import difference
 from diffusion_lab.analysis.intervals import BOUNDS, summarise
 from diffusion_lab.analysis.stop import Recommendation, limits_of, recommend, value_of
-from diffusion_lab.interfaces import Summary
+from diffusion_lab.interfaces import Summary, UserError
 
 UNITS = {"similarity": "cosine", "aesthetics": "0 to 1", "diversity": "cosine distance", "face_rate": "share"}
 METRICS = [SimpleNamespace(name=name, higher_is_better=True) for name in UNITS]
@@ -63,6 +63,41 @@ def test_shares_that_do_differ_are_called_so() -> None:
     assert "Its neighbours score clearly less" in reason(
         evaluations("face_rate", faces(2, 20, 3)), "face_rate"
     )
+
+
+def test_what_comes_back_has_not_stayed() -> None:
+    said = reason(evaluations("face_rate", faces(20, 0, 20)), "face_rate")
+    assert "until step 100 face rate comes back to 1.00" in said
+    assert "stays near" not in said
+    assert "stays near 1.00" in reason(evaluations("face_rate", faces(20, 20, 20)), "face_rate")
+    said = reason(evaluations("face_rate", faces(10, 3, 11, 10)), "face_rate")
+    assert "from step 0 to there face rate went from 0.50 to 0.55" in said
+
+
+def test_clearly_less_and_still_hardly_less() -> None:
+    """A difference may be certain and tiny: then both are said."""
+    noise = 0.001 * np.random.default_rng(3).normal(size=40)
+    values = [0.5 + noise + gain for gain in (0.0, 0.02, 0.0)]
+    found = evaluations("aesthetics", values)
+    said = must(recommend(found, {"aesthetics": 1.0}, {"aesthetics": [0.0, 1.0]}, METRICS)).reason
+    assert "score clearly less, but at most 0.1 less, so the exact step matters little" in said
+    said = must(recommend(found, {"aesthetics": 1.0}, {}, METRICS)).reason
+    assert said.count("clearly less") == 1
+    assert "matters little" not in said, "of the run's own range it is all there is"
+    rising = evaluations("aesthetics", [0.5 + noise + gain for gain in (0.0, 0.01, 0.02)])
+    said = must(recommend(rising, {"aesthetics": 1.0}, {"aesthetics": [0.0, 1.0]}, METRICS)).reason
+    assert (
+        "the evaluation beside it scores clearly less, but at most 0.1 less, so the last steps gained little"
+        in said
+    )
+
+
+def test_a_range_too_narrow_to_compute_with_is_refused() -> None:
+    found = evaluations("aesthetics", [np.linspace(0.4, 0.6, 9)] * 2)
+    for high in (1e-300, 1e-160, 1e-7):
+        with pytest.raises(UserError, match=r"metrics\.ranges\.aesthetics"):
+            recommend(found, {"aesthetics": 1.0}, {"aesthetics": [0.0, high]}, METRICS)
+    assert recommend(found, {"aesthetics": 1.0}, {"aesthetics": [0.0, 1e-6]}, METRICS) is not None
 
 
 def test_a_neighbour_without_a_score_has_none() -> None:

@@ -111,6 +111,12 @@ def test_each_kind_is_named_in_one_line(folder: Path, add: Save, told: str) -> N
     assert "\n" not in line
 
 
+def test_an_alpha_channel_that_hides_nothing_is_not_named(folder: Path) -> None:
+    photo(9).convert("RGBA").save(folder / "opaque.png")
+    photo(8).convert("RGBA").save(folder / "opaque.webp", lossless=True)
+    assert not any("transparent" in line for line in said(folder, n_heldout=0))
+
+
 def test_many_are_three_names_and_a_count(folder: Path) -> None:
     for number in range(9):
         photo(10 + number, 8, 8).save(folder / f"tiny{number}.png")

@@ -9,7 +9,14 @@ from PIL import Image
 
 from diffusion_lab.compose import compose
 from diffusion_lab.config import fill_defaults
-from diffusion_lab.data.nouns import MADE_FOR, SET_FOR, fitting_set, kind_of, prompts_warnings
+from diffusion_lab.data.nouns import (
+    MADE_FOR,
+    SET_FOR,
+    faces_warnings,
+    fitting_set,
+    kind_of,
+    prompts_warnings,
+)  # fmt: skip
 from diffusion_lab.data.prompts import SETS, load_prompts
 from diffusion_lab.preflight import check
 
@@ -18,6 +25,8 @@ NOUNS = {
     "dog": "animal", "golden retriever": "animal", "cats": "animal", "black cat": "animal", "puppies": "animal",
     "teapot": "object", "rc_car": "object", "teddy bear": "object", "stuffed animal": "object", "hot dog": "object",
     "backpacks": "object", "watches": "object", "glasses": "object", "Vase": "object",
+    "mice": "animal", "wolves": "animal", "geese": "animal", "knives": "object", "teddy-bear": "object",
+    "t-shirt": "object", "golden-retriever": "animal", "action-figure": "object", "German_Shepherd": "animal",
     "frobnitz": None, "": None,
 }  # fmt: skip
 
@@ -67,6 +76,20 @@ def test_a_mismatch_is_said(name: str, noun: str) -> None:
         assert f"prompts={fitting}" in told[0]
         assert noun in told[0]
     assert not prompts_warnings("file", noun)
+
+
+def test_metrics_of_faces_are_for_people() -> None:
+    names = ["similarity", "face_rate", "clip_image", "diversity"]
+    (told,) = faces_warnings("full", names, "dog")
+    assert told.startswith("metrics.names: similarity, face_rate look for human faces")
+    assert "an animal" in told
+    assert "clip_image takes the place of similarity" in told
+    (told,) = faces_warnings("full", ["face_rate"], "teapot")
+    assert "looks for human faces" in told
+    assert "name clip_image or dino instead" in told
+    for encoders, some, noun in (("full", names, "man"), ("full", names, "frobnitz"), ("miniature", names, "dog"),
+                                 ("full", ["clip_image", "dino"], "dog")):  # fmt: skip
+        assert not faces_warnings(encoders, some, noun)
 
 
 def test_the_plan_says_it(tmp_path: Path) -> None:

@@ -207,7 +207,8 @@ def test_the_papers_prompts_come_in_pairs() -> None:
     inside: set[str] = set()
     for n in (1, 2, 3, 4, 10, 18, 19):
         few = load("owl", name="paper", n=n)
-        assert len(few) == 2 * max(1, n // 2)
+        assert len(few) == 2 * ((n + 1) // 2)
+        assert images_per_prompt(Prompts(name="paper", n=n, images_per_prompt=5), few) == 5, n
         assert [p.plain for p in few.prompts[: len(few) // 2]] == [
             p.text for p in few.prompts[len(few) // 2 :]
         ]

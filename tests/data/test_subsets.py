@@ -122,7 +122,7 @@ def test_too_few_pictures_says_both_numbers_and_what_to_do() -> None:
     assert "data.n_heldout=-" not in message
     with pytest.raises(UserError, match=r"data\.n_heldout=2 or less"):
         split(photographs(10), 8, 4, subject="dog", seed=0)
-    with pytest.raises(UserError, match=r"data\.n_heldout=0 or less"):
+    with pytest.raises(UserError, match=r"set data\.n_heldout=0, or add"):
         split(photographs(1), 1, None, subject="dog", seed=0)
     assert len(split(photographs(1), 1, 0, subject="dog", seed=0)[0]) == 1
     for n in (0, -3):

@@ -119,6 +119,47 @@ def test_likeness_outweighs_size_and_centre(bank: EncoderBank) -> None:
         assert one.likeness > 0.6
 
 
+def two_beside_others(who: str, others: Sequence[str]) -> list[tuple[Pixels, tuple[float, float]]]:
+    """Two photographs, each with another and larger stranger."""
+    return [
+        (together([(portrait(other, n, 100), 80, 60), (portrait(who, n, 70), 0, 60)]), (35, 95))
+        for n, other in enumerate(others[:2], 1)
+    ]
+
+
+def three_with_the_same_stranger(who: str, others: Sequence[str]) -> list[tuple[Pixels, tuple[float, float]]]:
+    """The subject small in a corner beside one large stranger, three times, and once alone."""
+    beside = [
+        (together([(portrait(others[4], n, 110), 41, 41), (portrait(who, n, 64), 0, 0)]), (32.0, 32.0))
+        for n in range(3)
+    ]
+    return [*beside, (portrait(who, 5, 192), (96, 96))]
+
+
+def groups_of_five(who: str, others: Sequence[str]) -> list[tuple[Pixels, tuple[float, float]]]:
+    """The subject in another place each time, never in the middle."""
+    places = [(0, 0), (64, 0), (128, 0), (30, 90), (98, 90)]
+    found = []
+    for n in range(6):
+        people = [
+            (portrait(who if i == n % 5 else others[(n + i) % len(others)], n, 62), *place)
+            for i, place in enumerate(places)
+        ]
+        found.append((together(people), (places[n % 5][0] + 31.0, places[n % 5][1] + 31.0)))
+    return found
+
+
+@pytest.mark.parametrize("who", ["anna", "ben"])
+@pytest.mark.parametrize("made", [two_beside_others, three_with_the_same_stranger, groups_of_five])
+def test_who_is_in_all_pictures_outweighs_who_is_large(bank: EncoderBank, made: Any, who: str) -> None:
+    """Strangers who are larger or nearer to the centre, but not in every picture."""
+    pictures = made(who, [name for name in SUBJECTS if name != who])
+    found = look_at(subject([pixels for pixels, _ in pictures]), bank, 128)["train"]
+    for one, (_, (x, y)) in zip(found, pictures, strict=True):
+        assert centre(one, 128) == pytest.approx((x / CANVAS, y / CANVAS), abs=0.14), one.path
+    assert not any(one.unlike for one in found)
+
+
 def test_another_person_is_named(bank: EncoderBank) -> None:
     pictures = [portrait("anna", number, 64) for number in range(6)]
     found = look_at(subject([*pictures, portrait("ben", 3, 64)]), bank, 64)
@@ -126,6 +167,18 @@ def test_another_person_is_named(bank: EncoderBank) -> None:
     (said,) = report(found)
     assert "06.png (" in said
     assert "unlike" in said
+
+
+@pytest.mark.parametrize(("own", "wrong"), [(5, 2), (6, 4)])
+def test_several_pictures_of_another_person_are_named(bank: EncoderBank, own: int, wrong: int) -> None:
+    """They are like each other, and still unlike the person of most pictures."""
+    pictures = [portrait("anna", number, 64) for number in range(own)]
+    pictures += [portrait("ben", number, 64) for number in range(wrong)]
+    found = look_at(subject(pictures), bank, 64)["train"]
+    assert [one.unlike for one in found] == [False] * own + [True] * wrong
+    (said,) = report({"train": found})
+    assert f"{own:02d}.png (" in said
+    assert ("and 1 more" in said) == (wrong == 4)
 
 
 def test_nobody_is_named_among_pictures_of_one_person(bank: EncoderBank) -> None:
