@@ -262,10 +262,10 @@ def expand(words: list[str]) -> list[str]:
         raise UserError(
             f"resume={given}: must be one of {', '.join(RESUME)}, or the folder of a run (with .hydra in it)"
         )
-    before = [str(word) for word in _notes(notes / "overrides.yaml") or []]
-    hydra = _notes(notes / "hydra.yaml")["hydra"]
+    before = _words(notes / "overrides.yaml")
     began = began_in(folder) or Path.cwd()
-    searched = [str(w) for w in hydra["overrides"]["hydra"] if "hydra.searchpath=" in str(w)]
+    hydra = _words(notes / "hydra.yaml", "hydra", "overrides", "hydra")
+    searched = [word for word in hydra if "hydra.searchpath=" in word]
     placed = _placed(folder, began)
     replaced = {"resume", *(_key(word) for word in placed)}
     return [
@@ -282,23 +282,37 @@ def _key(word: str) -> str:
     return word.lstrip("+").partition("=")[0]
 
 
+def _words(file: Path, *keys: str) -> list[str]:
+    """The list of words in one of Hydra's notes, below `keys`. UserError where there is none."""
+    found = _notes(file)
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, list):
+        raise _unreadable(file, "no list of words")
+    return [str(word) for word in found]
+
+
 def _notes(file: Path) -> Any:
     import yaml  # type: ignore[import-untyped]
 
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{file}: cannot be read ({error}); give the run's own words again with "
-            f"{pasted(f'hydra.run.dir={file.parents[1]}')} instead of resume=FOLDER"
-        ) from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, why: object) -> UserError:
+    return UserError(
+        f"{file}: cannot be read ({' '.join(str(why).split())[:150]}); give the run's own words again with "
+        f"{pasted(f'hydra.run.dir={file.parents[1]}')} instead of resume=FOLDER"
+    )
 
 
 def began_in(run_folder: Path) -> Path | None:
     """The folder in which the run was begun, by Hydra's notes; None where they do not tell."""
     import yaml
 
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError):
         notes = yaml.safe_load((run_folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))
         return Path(str(notes["hydra"]["runtime"]["cwd"]))
     return None

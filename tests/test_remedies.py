@@ -351,6 +351,23 @@ def _pefts(folder: Path, with_config: bool) -> None:
         (folder / "unet" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
 
 
+def _gone_prompts(folder: Path) -> None:
+    told = {
+        "device": "cpu",
+        "model": {},
+        "prompts": {"name": "file", "path": str(folder / "gone.txt"), "n": 2},
+    }
+    _lora(folder / "a.safetensors", sampling=json.dumps(told))
+
+
+def _someone_elses_run_to_resume(folder: Path) -> None:
+    _someone_elses_run(folder)
+    (folder / "taken").rename(folder / "run")
+    (folder / "run" / ".hydra").mkdir()
+    (folder / "run" / ".hydra" / "overrides.yaml").write_text("[seed=1]\n")
+    (folder / "run" / ".hydra" / "hydra.yaml").write_text("hydra: {overrides: {hydra: []}}\n")
+
+
 def _named(words: list[str], message: str) -> list[str]:
     """The path that the message names."""
     return put(words, re.search(r"job\.artefact=\S+$", message)[0])
@@ -409,6 +426,10 @@ BY_HAND = [
            lambda f: _pefts(f, False), lambda f: _pefts(f, True)),
     ByHand("the model has been moved", [*DRAW, "job.artefact=a.safetensors"], "set model.path to where that model is now",
            _moved_model, reword=lambda words, message: put(words, "model.path=model")),
+    ByHand("the prompts are gone", ["job=generate", "job.artefact=a.safetensors"], "another set, such as prompts=portrait",
+           _gone_prompts, reword=lambda words, message: put(words, "prompts=portrait")),
+    ByHand("one run and a sweep", ["-m", "seed=1,2", "resume=run"], "by its own command with hydra.sweep.dir=FOLDER",
+           _someone_elses_run_to_resume, reword=lambda words, message: [*(w for w in words if w != "resume=run"), "hydra.sweep.dir=s"]),
     ByHand("a weight of a word", ["job=generate", "job.text=a wixu", "job.artefact=wixu.safetensors", "job.weight=0.5"],
            "leave job.weight at 1", _embedding, reword=lambda words, message: put(words, "job.weight=1")),
 ]  # fmt: skip

@@ -136,6 +136,22 @@ def test_resume_folder_stands_for_the_words_of_that_run(tmp_path: Path) -> None:
         expand(["resume=atuo"])
 
 
+@pytest.mark.parametrize("name", ["overrides.yaml", "hydra.yaml"])
+@pytest.mark.parametrize(
+    "content", ["", "7", "a: b", "hydra: 7", "hydra: {overrides: []}", "[" * 5000, "{", "\ud800"]
+)
+def test_notes_of_another_shape_are_named(tmp_path: Path, name: str, content: str) -> None:
+    notes = tmp_path / "run" / ".hydra"
+    notes.mkdir(parents=True)
+    (notes / "overrides.yaml").write_text("[]")
+    (notes / "hydra.yaml").write_text("hydra: {overrides: {hydra: []}}")
+    (notes / name).write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(
+        UserError, match=rf"{name}: cannot be read .* again with hydra\.run\.dir=.*run instead"
+    ):
+        expand([f"resume={notes.parent}"])
+
+
 # --- real processes -----------------------------------------------------------------------------------
 
 KILLER = """
