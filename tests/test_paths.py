@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 
 from diffusion_lab import paths
@@ -241,6 +242,7 @@ def test_a_run_in_a_folder_of_its_own_goes_on_from_elsewhere(
 
 @pytest.mark.slow
 def test_jobs_of_a_sweep_in_other_processes_find_the_pictures(pictures: Path) -> None:
+    get_reusable_executor().shutdown()  # another test's workers are in its working folder
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.job.chdir=true"]
     assert main([*TINY, "-m", *launcher, "hydra.sweep.dir=swept", "seed=0,1"]) == 0
     configs = [

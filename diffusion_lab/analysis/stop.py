@@ -312,7 +312,8 @@ def _ends(
         return float(given[0]), float(given[1])
     known = [v for v in [*values, _value(ceiling)] if v is not None]
     low, high = min(known), max(known)
-    least = 2 * max((limit[1] - limit[0] for limit in limits if limit is not None), default=0.0) or 1e-6
+    widest = max((limit[1] - limit[0] for limit in limits if limit is not None), default=0.0)
+    least = 2 * max(widest, NARROWEST)  # twice: the report gives these ends back, rounded
     spare = max(0.0, least - (high - low)) / 2
     return low - spare, high + spare
 

@@ -12,7 +12,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,9 +40,11 @@ def put_aside(folder: Path, run_id: str) -> Iterator[None]:
     """Moves the run's offline logs to where `wandb sync` does not look; back, where their successor fails inside."""
     moved: list[tuple[Path, Path]] = []
     for path in sorted((folder / "wandb").glob(f"offline-run-*-{run_id}")):
-        target = folder / "wandb" / SUPERSEDED / path.name
+        target, number = folder / "wandb" / SUPERSEDED / path.name, 1
         target.parent.mkdir(exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
+        while target.exists():  # W&B names a log by the second in which it begins
+            number += 1
+            target = target.with_name(f"{path.name}-{number}")
         os.replace(path, target)
         moved.append((path, target))
     try:
