@@ -43,10 +43,10 @@ def find_prompts(paths: Sequence[Path], folder: Path) -> list[Told]:
         table = beside.table()
     except NoCaptions as error:
         raise UserError(f"job.images: {folder}/{str(error).replace(':', ' cannot be used:', 1)}") from error
-    if strangers := beside.strangers():
+    if unmatched := beside.unmatched():
         log.warning(
             "%s: %d rows name no picture there, such as %s",
-            folder / table, len(strangers), ", ".join(sorted(strangers)[:3]),
+            folder / table, len(unmatched), ", ".join(sorted(unmatched)[:3]),
         )  # fmt: skip
     run = _run_prompts(folder)
     return [_told(beside.of(path)) or _inside(path) or _of_run(path, run) for path in paths]

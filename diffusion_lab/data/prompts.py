@@ -184,14 +184,14 @@ def _file(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prom
         raise UserError("prompts.path is not set: give a text file (a prompt a line) or a CSV file")
     lines = stream_lines(Path(config.path).expanduser())
     prompts = _from_lines(lines, config, identifier, class_noun)
-    strangers = [
+    other_prompts = [
         p.text for p in prompts if not (stands_in(identifier, p.text) or stands_in(class_noun, p.text))
     ]
-    if strangers:
+    if other_prompts:
         log.warning(
             "prompts.path: %d prompts name neither %r nor %r, so they cannot show the subject; write "
             "{subject} where it belongs: %s",
-            len(strangers), identifier, class_noun, "; ".join(strangers[:3]),
+            len(other_prompts), identifier, class_noun, "; ".join(other_prompts[:3]),
         )  # fmt: skip
     return prompts, ""
 

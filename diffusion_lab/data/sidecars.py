@@ -110,7 +110,7 @@ class Beside:
             raise NoCaptions(self._read_table[2])
         return self._read_table[0]
 
-    def strangers(self) -> list[str]:
+    def unmatched(self) -> list[str]:
         """Names in the table that no picture has."""
         loose = {name.casefold() for name in self._pictures}
         return [row for row in self._read_table[1] if row.casefold() not in loose]
@@ -146,8 +146,8 @@ class Beside:
     def _captions_unread(self) -> list[str]:
         table, _, problem = self._read_table
         told = [problem] if problem else []
-        if strangers := self.strangers():
-            told.append(f"{table} has {names(strangers)}, and no picture has this name")
+        if unmatched := self.unmatched():
+            told.append(f"{table} has {names(unmatched)}, and no picture has this name")
         claimed = {file for path in self._pictures.values() for file in self._claimed(path)}
         texts = [file for files in self._texts.values() for file in files]
         if orphans := sorted(file.name for file in texts if file not in claimed):
