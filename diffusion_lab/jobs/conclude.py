@@ -68,7 +68,7 @@ def conclude(
     try:
         stop = _place(config, run_folder, findings, files, summary, ended=whole)
         if stop is not None:
-            log.info("stop at step %d: %s", stop.step, stop.reason)
+            log.info("%s", stop.reason)
     except BaseException as error:
         problems.append(error)
         status = _after(status, error, files, "the artefact")
