@@ -251,14 +251,14 @@ def _claim(folder: Path, key: str, overrides: Sequence[str], needed: int) -> Pat
     """Makes `folder` and returns it. One made of date and time gets a number, -2 and so on, if it is taken:
     two runs begun in the same second must not share it. Raises UserError where it cannot be written.
     """
-    from diffusion_lab.tracking.atomic import check_writable, mendable
+    from diffusion_lab.tracking.atomic import check_writable, recoverable
 
     if not any(word.lstrip("+").startswith(f"{key}=") for word in overrides):
-        with mendable(folder):
+        with recoverable(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
         number, wanted = 1, folder
         while True:
-            with mendable(folder), contextlib.suppress(FileExistsError):
+            with recoverable(folder), contextlib.suppress(FileExistsError):
                 folder.mkdir()
                 break
             number += 1

@@ -18,7 +18,7 @@ from diffusion_lab import paths
 from diffusion_lab.config import METHODS, RESUME, Config, as_plain_dict
 from diffusion_lab.interfaces import UserError
 from diffusion_lab.quoting import always_quoted, pasted, unquoted
-from diffusion_lab.tracking.atomic import mendable, plain
+from diffusion_lab.tracking.atomic import plain, recoverable
 from diffusion_lab.tracking.recorded import ENDED, Recorded, concluding, flatten, missing, recorded
 
 log = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ def locked(run_folder: Path) -> Iterator[None]:
         yield
         return
     run_folder.mkdir(parents=True, exist_ok=True)
-    with mendable(run_folder):
+    with recoverable(run_folder):
         descriptor = os.open(run_folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:

@@ -7,7 +7,7 @@ built once a session and never written to; `tiny_pipe` is a fresh copy of it for
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,3 +236,21 @@ def make_state_once(tiny_sd_folder: Path) -> Callable[..., TrainingState]:
         return build_state(config, load_pipeline(config.model, torch.device("cpu")), subject or pattern())
 
     return make
+
+
+@pytest.fixture
+def run_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """The entry point in this process; the logging that Hydra sets up does not outlive the test."""
+    import logging
+
+    from diffusion_lab.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    root, ours = logging.getLogger(), logging.getLogger("diffusion_lab")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield lambda *words: main(list(words))
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])

@@ -196,24 +196,6 @@ DIVERGING = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def run_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., int]]:
-    """The entry point in this process; the logging that Hydra sets up does not outlive the test."""
-    import logging
-
-    from diffusion_lab.__main__ import main
-
-    monkeypatch.chdir(tmp_path)
-    root, ours = logging.getLogger(), logging.getLogger("diffusion_lab")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    yield lambda *words: main(list(words))
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
-
-
 def test_a_diverged_run_stays_diverged(
     run_main: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,7 +98,7 @@ def test_real_errors_of_the_libraries(tmp_path: Path) -> None:
     assert atomic.os_error(place.value) is not None
     with (
         pytest.raises(UserError, match=r"something else stands in its place"),
-        atomic.mendable(tmp_path / "file"),
+        atomic.recoverable(tmp_path / "file"),
     ):
         raise place.value
 
@@ -109,7 +109,7 @@ def test_a_dead_link_is_called_one(tmp_path: Path) -> None:
         pytest.raises(
             UserError, match=r"symbolic link to /nowhere/at/all, which is not there; remove the link"
         ),
-        atomic.mendable(tmp_path / "config.yaml"),
+        atomic.recoverable(tmp_path / "config.yaml"),
     ):
         (tmp_path / "config.yaml").write_text("")
 

@@ -2,7 +2,7 @@
 
 The system itself refuses: from a chosen file on, the process may write no file beyond some bytes
 (RLIMIT_FSIZE) or have no more memory (RLIMIT_AS). Whatever the moment: one line, exit status 2, no half file
-under a final name, and the same command ends as the undisturbed run.
+under a final name, and the same command ends as the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ Outcomes = tuple[Path, dict[str, tuple[int, str]]]
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """The undisturbed runs, and each moment of a full disk with the same command again."""
+    """The uninterrupted runs, and each moment of a full disk with the same command again."""
     root = tmp_path_factory.mktemp("full")
     cases: dict[str, tuple[list[str], Path, str | None, str, int]] = {}
     for moments, words, whole in ((MOMENTS, WORDS, "lora"), (OTHERS, [*WORDS, *DREAMBOOTH], "dreambooth")):
@@ -188,7 +188,7 @@ def test_a_full_disk_is_one_line(full: Outcomes, moment: str) -> None:
 
 
 @pytest.mark.parametrize("moment", RESUMED)
-def test_with_room_again_it_ends_as_the_undisturbed_run(full: Outcomes, moment: str) -> None:
+def test_with_room_again_it_ends_as_the_uninterrupted_run(full: Outcomes, moment: str) -> None:
     root, ended = full
     status, told = ended[f"{moment}_again"]
     assert status == 0, told

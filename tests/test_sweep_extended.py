@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,22 +19,6 @@ WORDS = [
     "experiment=debug", "metrics=debug", "metrics.names=[diversity]", "steps.total=1", "steps.every=1", "prompts.n=2",
     "steps.batch_size=1", "model.device=cpu",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def run_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., int]]:
-    """The entry point in this process; the logging that Hydra sets up does not outlive the test."""
-    from diffusion_lab.__main__ import main
-
-    monkeypatch.chdir(tmp_path)
-    root, ours = logging.getLogger(), logging.getLogger("diffusion_lab")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    yield lambda *words: main(list(words))
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
 
 
 def test_a_second_dimension_trains_nothing_twice(

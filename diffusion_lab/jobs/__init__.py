@@ -94,7 +94,7 @@ def _terminable() -> Iterator[None]:
         return
 
     def stop(number: int, frame: object) -> None:
-        undisturbed()
+        ignore_sigterm()
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
@@ -104,14 +104,14 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def undisturbed() -> None:
+def ignore_sigterm() -> None:
     """From here on SIGTERM is ignored, until the job ends: launchers send it after a Ctrl-C."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def outcome_of(error: Exception) -> Outcome:
-    """Status, exit status and words for an error: 2 if a person can mend it, 3 for divergence, else 1."""
+    """Status, exit status and words for an error: 2 if a person can fix it, 3 for divergence, else 1."""
     described = f"{type(error).__name__}: {error}"
     if failures.out_of_memory(error):  # also where a library's error was taken for a damaged file
         return Outcome("failed", 2, f"UserError: {failures.told(error)}")

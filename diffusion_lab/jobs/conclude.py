@@ -15,7 +15,7 @@ from diffusion_lab import failures
 from diffusion_lab.config import Config
 from diffusion_lab.costs import keeps_best_only, planned
 from diffusion_lab.interfaces import Status, Summary, UserError
-from diffusion_lab.jobs import reason, undisturbed
+from diffusion_lab.jobs import ignore_sigterm, reason
 from diffusion_lab.models.artefacts import annotate
 from diffusion_lab.quoting import pasted
 from diffusion_lab.tracking.atomic import dumps, replace_folder
@@ -97,7 +97,7 @@ def _after(status: Status, error: BaseException, files: FileTracker, part: str) 
     if status != "completed":
         return status
     if isinstance(error, KeyboardInterrupt):
-        undisturbed()
+        ignore_sigterm()
         files.result["error"] = reason(error)
         return "interrupted"
     files.result["error"] = f"{type(error).__name__}: {error}"

@@ -19,7 +19,7 @@ from diffusion_lab.interfaces import (
     Subject,
     TrainingDiverged,
 )
-from diffusion_lab.jobs import reason, undisturbed
+from diffusion_lab.jobs import ignore_sigterm, reason
 from diffusion_lab.jobs.assist import assist, build, load_parts
 from diffusion_lab.jobs.conclude import (
     Findings,
@@ -124,7 +124,7 @@ def _run(config: Config, run_folder: Path, device: torch.device, stands: Standin
             _finetune(config, run_folder, device, findings, tracker, files, newest)
         status = "completed"
     except KeyboardInterrupt as stopped:
-        undisturbed()
+        ignore_sigterm()
         status = "interrupted"
         files.error(reason(stopped))
         raise

@@ -1,7 +1,7 @@
 """Files that are whole or not there: written beside their place, flushed to the disk, then renamed.
 
 A reader, and a run resumed after a kill, never meets half a file under a final name. What a person can
-mend (a full disk, a folder that cannot be written or was removed) becomes a `UserError` with the path and
+fix (a full disk, a folder that cannot be written or was removed) becomes a `UserError` with the path and
 the remedy.
 """
 
@@ -38,7 +38,7 @@ def standing_folder(folder: Path) -> Iterator[None]:
     Otherwise the next write would make it again, with a part of what it has to hold.
     """
     root = folder.absolute()
-    with mendable(root):
+    with recoverable(root):
         status = root.stat()
     before = _ROOTS.get(root)
     _ROOTS[root] = (status.st_dev, status.st_ino)
@@ -69,7 +69,7 @@ def _check_roots(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def mendable(path: Path) -> Iterator[None]:
+def recoverable(path: Path) -> Iterator[None]:
     """Turns an error about `path` that a person can mend into a UserError that says how.
 
     Errors of the system (OSError), and those in which safetensors reports one.
@@ -168,7 +168,7 @@ def writing(path: Path) -> Iterator[Sink]:
 
     Raises UserError where the disk is full or the place cannot be written; `path` is then as it was.
     """
-    with mendable(path):
+    with recoverable(path):
         _check_roots(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The process's number keeps two writers of one file apart; the dot keeps it out of listings.
@@ -252,7 +252,7 @@ def append_line(path: Path, line: str, *, flush: bool = False) -> None:
 
     `flush`: the log is flushed to the disk too, so that the line outlives a power cut.
     """
-    with mendable(path):
+    with recoverable(path):
         _check_roots(path)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
@@ -279,7 +279,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     before = path.with_name(f".{path.name}.{os.getpid()}.old")
-    with mendable(path):
+    with recoverable(path):
         _check_roots(path)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
@@ -315,7 +315,7 @@ def clear_leftovers(folder: Path) -> None:
         if match is None or not path.exists():
             continue
         place = path.with_name(match[1])
-        with mendable(path):
+        with recoverable(path):
             if match[2] == "old" and not place.exists():
                 os.replace(path, place)
             elif path.is_dir():
@@ -328,7 +328,7 @@ def check_writable(folder: Path, *, needed_bytes: int = 0) -> None:
     """Makes `folder` and writes a probe there. Raises UserError where that fails or less room is free."""
     probe = folder / f".probe.{os.getpid()}"
     write_bytes(probe, b"x" * 4096)
-    with mendable(folder):
+    with recoverable(folder):
         probe.unlink()
         free = shutil.disk_usage(folder).free
     if free < needed_bytes:

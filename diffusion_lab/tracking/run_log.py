@@ -23,7 +23,7 @@ class RunLog:
         open_files = {getattr(handler, "baseFilename", None) for handler in root.handlers}
         if str(self.path.absolute()) in open_files:
             return
-        with atomic.mendable(self.path):
+        with atomic.recoverable(self.path):
             self._handler = streams.LogFile(self.path, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter(_FORMAT))
         root.addHandler(self._handler)

@@ -27,7 +27,7 @@ from diffusion_lab.miniature.subjects import SUBJECTS, subject_portrait
 from diffusion_lab.tracking.files import FileTracker
 
 Pixels = NDArray[np.uint8]
-STRANGERS = ("ben", "bea", "carl", "carla", "dora", "emil")
+OTHERS = ("ben", "bea", "carl", "carla", "dora", "emil")
 CANVAS = 192
 
 
@@ -80,12 +80,10 @@ def in_the_middle(photograph: Photograph, resolution: int) -> bool:
 
 
 @pytest.mark.parametrize("resolution", [64, 128, 256])
-@pytest.mark.parametrize("strangers", [STRANGERS, ("ben",)], ids=["others", "the same one"])
-def test_a_larger_stranger_at_the_margin(
-    bank: EncoderBank, strangers: Sequence[str], resolution: int
-) -> None:
+@pytest.mark.parametrize("others", [OTHERS, ("ben",)], ids=["others", "the same one"])
+def test_a_larger_stranger_at_the_margin(bank: EncoderBank, others: Sequence[str], resolution: int) -> None:
     """12 of 12; also where one and the same stranger is in all pictures, so that likeness cannot tell."""
-    pictures = [crowded(number, strangers[number % len(strangers)]) for number in range(12)]
+    pictures = [crowded(number, others[number % len(others)]) for number in range(12)]
     found = look_at(subject(pictures), bank, resolution)["train"]
     several = [one for one in found if len(one.faces) > 1]
     assert len(several) >= 8, "the composed pictures show two faces"
@@ -152,7 +150,7 @@ def groups_of_five(who: str, others: Sequence[str]) -> list[tuple[Pixels, tuple[
 @pytest.mark.parametrize("who", ["anna", "ben"])
 @pytest.mark.parametrize("made", [two_beside_others, three_with_the_same_stranger, groups_of_five])
 def test_who_is_in_all_pictures_outweighs_who_is_large(bank: EncoderBank, made: Any, who: str) -> None:
-    """Strangers who are larger or nearer to the centre, but not in every picture."""
+    """Other people who are larger or nearer to the centre, but not in every picture."""
     pictures = made(who, [name for name in SUBJECTS if name != who])
     found = look_at(subject([pixels for pixels, _ in pictures]), bank, 128)["train"]
     for one, (_, (x, y)) in zip(found, pictures, strict=True):
@@ -293,7 +291,7 @@ def test_an_embedder_that_tells_nobody_apart_leaves_it_to_size_and_centre(tmp_pa
         torch.manual_seed(0)
         torch.save(InceptionResnetV1(pretrained=None).state_dict(), tmp_path / "face.pt")
     bank = EncoderBank(Metrics(encoders="full", face_weights=str(tmp_path / "face.pt")))
-    pictures = [crowded(number, STRANGERS[number % 6]) for number in range(8)]
+    pictures = [crowded(number, OTHERS[number % 6]) for number in range(8)]
     found = look_at(subject(pictures), bank, 128)["train"]
     assert [in_the_middle(one, 128) for one in found] == [True] * 8
 
