@@ -1,0 +1,1 @@
+"""Model families: one file each. `of(pipe)` is the family of a loaded pipeline."""
