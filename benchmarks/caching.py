@@ -58,11 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     import torch
 
-    from diffusion_lab.config import Config, Data, Model, Steps, fill_defaults
+    from diffusion_lab.config.schema import Config, Data, Model, Steps
     from diffusion_lab.data.subjects import load_subject
     from diffusion_lab.models.load import resolve_device
+    from diffusion_lab.plan.defaults import fill_defaults
+    from diffusion_lab.system.modes import training_mode
     from diffusion_lab.training.loop import training_step
-    from diffusion_lab.training.modes import training_mode
 
     device = resolve_device(options.device)
     steps = Steps(total=options.steps * (options.rounds + 1), batch_size=options.batch_size)

@@ -57,8 +57,8 @@ def build(device: Any) -> Any:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+    from diffusion_lab.miniature.shipped import shipped_folder
     from diffusion_lab.models.load import modules
-    from diffusion_lab.models.shipped import shipped_folder
 
     with torch.device(device):
         unet = UNet2DConditionModel(**UNET)
@@ -82,8 +82,8 @@ def build(device: Any) -> Any:
 
 def configured(words: list[str]) -> Any:
     """The configuration of a case, on a subject that is never read."""
-    from diffusion_lab.compose import compose
-    from diffusion_lab.config import fill_defaults
+    from diffusion_lab.cli.compose import compose
+    from diffusion_lab.plan.defaults import fill_defaults
 
     data = ["data=folder", "data.folder=.", "data.class_noun=dog", "data.n_images=4"]
     return fill_defaults(compose([*words, *data]))
@@ -91,7 +91,7 @@ def configured(words: list[str]) -> Any:
 
 def estimated(config: Any) -> float:
     """GiB of training, as the plan says before anything is loaded."""
-    from diffusion_lab.footprint import SD15, peaks
+    from diffusion_lab.plan.footprint import SD15, peaks
 
     return peaks(config, SD15)["training"] / GIB
 
@@ -104,10 +104,10 @@ def measured(config: Any, steps: int) -> float:
     import numpy as np
     import torch
 
-    from diffusion_lab.interfaces import Picture, Subject
-    from diffusion_lab.models.memory import awake
+    from diffusion_lab.records import Picture, Subject
+    from diffusion_lab.system.modes import training_mode
     from diffusion_lab.training.loop import training_step
-    from diffusion_lab.training.modes import training_mode
+    from diffusion_lab.training.memory import awake
     from diffusion_lab.training.state import build_state
 
     device = torch.device("cuda")

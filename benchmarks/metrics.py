@@ -14,8 +14,8 @@ import time
 import torch
 
 from diffusion_lab.analysis.intervals import summarise
-from diffusion_lab.interfaces import Features, Metric, References
-from diffusion_lab.metrics import METRICS
+from diffusion_lab.evaluation.metrics import METRICS
+from diffusion_lab.records import Features, Metric, References
 
 NAMES = (
     "similarity", "diversity", "clip_text", "clip_image", "memorisation", "kid_clip", "vendi", "fid_clip",

@@ -259,7 +259,7 @@ def affordable(device: str) -> int:
     """512 pixels, or 256 where this machine, as busy as it is, would take too long."""
     import torch
 
-    from diffusion_lab.models.calibrate import achieved
+    from diffusion_lab.plan.calibrate import achieved
 
     if device != "cpu":
         return 512

@@ -44,7 +44,7 @@ def main() -> int:
     import numpy as np
     import torch
 
-    from diffusion_lab.config import Model, Prompts
+    from diffusion_lab.config.schema import Model, Prompts
     from diffusion_lab.data.prompts import load_prompts
     from diffusion_lab.models.load import load_pipeline, resolve_device
     from diffusion_lab.sampling.embeddings import PromptEmbeddings

@@ -148,7 +148,7 @@ def _encoders(folder: Path, size: str) -> None:
     from facenet_pytorch import InceptionResnetV1
     from transformers import ViTConfig, ViTModel
 
-    from diffusion_lab.encoders.inception import build as inception
+    from diffusion_lab.evaluation.encoders.inception import build as inception
 
     with torch.device("meta"):
         face = InceptionResnetV1(pretrained=None)
@@ -222,7 +222,7 @@ def _pictures(folder: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from diffusion_lab.config import Data
+    from diffusion_lab.config.schema import Data
     from diffusion_lab.data.subjects import load_subject
 
     folder.mkdir(parents=True, exist_ok=True)

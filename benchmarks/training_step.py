@@ -31,7 +31,7 @@ def plain_loop(pipe: Any, config: Any, subject: Any) -> Callable[[], float]:
 
     from diffusion_lab.data.pictures import fit, to_tensor
     from diffusion_lab.models.load import resolution_of
-    from diffusion_lab.training.rng import generator, seeded, stream_seed
+    from diffusion_lab.system.rng import generator, seeded, stream_seed
     from diffusion_lab.training.sampler import EpochSampler
 
     method, device = config.method, pipe.device
@@ -134,10 +134,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     import torch
 
-    from diffusion_lab.config import Config, Data, Model, Steps, fill_defaults
+    from diffusion_lab.config.schema import Config, Data, Model, Steps
     from diffusion_lab.data.subjects import load_subject
     from diffusion_lab.methods.lora import Lora
     from diffusion_lab.models.load import load_pipeline, resolve_device
+    from diffusion_lab.plan.defaults import fill_defaults
     from diffusion_lab.training.state import build_state
 
     device = resolve_device(options.device)

@@ -17,11 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffusion_lab import environment, failures, jobs, paths, processes, resume, sweep_names
-from diffusion_lab.checks import text
-from diffusion_lab.config import Config, fill_defaults
-from diffusion_lab.interfaces import Terminated, UserError
-from diffusion_lab.quoting import always_quoted, pasted
+from diffusion_lab import jobs
+from diffusion_lab.cli import sweep_names
+from diffusion_lab.config import paths
+from diffusion_lab.config.schema import Config
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import Terminated, UserError
+from diffusion_lab.runs import resume
+from diffusion_lab.system import environment, failures, processes
+from diffusion_lab.values.checks import text
+from diffusion_lab.values.quoting import always_quoted, pasted
 
 log = logging.getLogger("diffusion_lab")
 
@@ -36,7 +41,7 @@ SECRET = re.compile(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the command line says (`sys.argv` by default); returns the process's exit status."""
-    from diffusion_lab.tracking.streams import CLOSED, guarded
+    from diffusion_lab.system.streams import CLOSED, guarded
 
     words = [_in_full(word) for word in (sys.argv[1:] if argv is None else argv)]
     with guarded() as (out, _):
@@ -68,7 +73,7 @@ def _guarded(words: list[str]) -> int:
             return _complain(message, 2)
         if not isinstance(error, HydraException | OmegaConfBaseException):
             raise
-        from diffusion_lab.explain import explain
+        from diffusion_lab.cli.explain import explain
 
         return _complain(explain(error), 2)
 
@@ -87,7 +92,7 @@ def _complain(message: str, status: int) -> int:
 
 def _main(words: list[str], told: Sequence[str] = ()) -> int:
     if {"-h", "--help"} & set(words):
-        from diffusion_lab.usage import usage
+        from diffusion_lab.cli.usage import usage
 
         print(usage())
         return 0
@@ -96,8 +101,8 @@ def _main(words: list[str], told: Sequence[str] = ()) -> int:
     words = _study(words)
     _refuse_secrets(words)
     _refuse_reference(Path.cwd(), "the working folder")
-    from diffusion_lab.compose import compose_exact, expand
-    from diffusion_lab.texts import exact
+    from diffusion_lab.cli.compose import compose_exact, expand
+    from diffusion_lab.config.texts import exact
 
     flags, given = _flags(words)
     flagged = [word for word in words if word not in flags.overrides]
@@ -135,7 +140,7 @@ def _study(words: list[str]) -> list[str]:
     for i, word in enumerate(words):
         flag, given, name = word.partition("=")
         if flag == "--sweep":
-            from diffusion_lab.studies import words as of_study
+            from diffusion_lab.cli.sweep_files import words as of_study
 
             name = name if given else next(iter(words[i + 1 :]), "")
             return of_study(name, words[:i] + words[i + (1 if given else 2) :])
@@ -199,9 +204,10 @@ def _refuse_reference(folder: Path, named: str) -> None:
 
 
 def _single(words: list[str], overrides: list[str], composed: Any) -> int:
-    from diffusion_lab.compose import to_config
-    from diffusion_lab.models.fetch import fetch
-    from diffusion_lab.preflight import WORDS, check, show
+    from diffusion_lab.cli.compose import to_config
+    from diffusion_lab.plan.fetch import fetch
+    from diffusion_lab.plan.plan import WORDS
+    from diffusion_lab.plan.shown import show
 
     text("hydra.run.dir", composed.hydra.run.dir)
     wanted = Path(paths.absolute(composed.hydra.run.dir, Path.cwd()))
@@ -210,7 +216,7 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
     if not processes.is_main():
         finetunes = config.job.name in jobs.WITH_RUN_FOLDER and not config.job.dry_run
         return _end(jobs.perform(config, wanted)) if finetunes else 0
-    plan = check(config, wanted)
+    plan = jobs.check(config, wanted)
     if config.job.dry_run:
         from rich.console import Console
 
@@ -251,7 +257,7 @@ def _claim(folder: Path, key: str, overrides: Sequence[str], needed: int) -> Pat
     """Makes `folder` and returns it. One made of date and time gets a number, -2 and so on, if it is taken:
     two runs begun in the same second must not share it. Raises UserError where it cannot be written.
     """
-    from diffusion_lab.tracking.atomic import check_writable, recoverable
+    from diffusion_lab.system.atomic import check_writable, recoverable
 
     if not any(word.lstrip("+").startswith(f"{key}=") for word in overrides):
         with recoverable(folder):
@@ -279,8 +285,8 @@ def _shown(folder: Path, begun: Path | None = None) -> str:
 
 def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) -> int:
     """All jobs, one after another or as the launcher has it; a job that fails does not stop the others."""
-    from diffusion_lab.compose import compose_raw, single_valued, to_config
-    from diffusion_lab.yaml_texts import misread
+    from diffusion_lab.cli.compose import compose_raw, single_valued, to_config
+    from diffusion_lab.cli.yaml_texts import misread
 
     configs: dict[int, Config] = {}
     for i, job in enumerate(expanded[:MOST_CHECKED]):
@@ -325,8 +331,8 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
 
 def _compare(folder: Path) -> bool:
     """One page over the sweep's runs; that it fails must not hide how the sweep ended. False where it failed."""
-    from diffusion_lab.analysis.comparison import write_comparison
-    from diffusion_lab.analysis.record import find_runs
+    from diffusion_lab.report.comparison import write_comparison
+    from diffusion_lab.runs.record import find_runs
 
     try:
         if find_runs(folder):
@@ -344,11 +350,10 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     """One job of a sweep, in this process or another. Returns its outcome instead of raising an error."""
     from hydra.core.hydra_config import HydraConfig
 
-    from diffusion_lab.compose import to_config
+    from diffusion_lab.cli.compose import to_config
     from diffusion_lab.jobs.state import isolated
-    from diffusion_lab.models.fetch import fetch
-    from diffusion_lab.preflight import check
-    from diffusion_lab.tracking.atomic import append_line, dumps
+    from diffusion_lab.plan.fetch import fetch
+    from diffusion_lab.system.atomic import append_line, dumps
 
     runtime = HydraConfig.get().runtime
     run_folder, begun = map(Path, (runtime.output_dir, runtime.cwd))
@@ -361,7 +366,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
             ended["name"] = run_folder.name
 
             def before() -> None:
-                plan = check(config, run_folder)
+                plan = jobs.check(config, run_folder)
                 fetch(config, plan.downloads)
                 log.info("%s; %s", plan.summary(), _shown(run_folder, begun))
 
@@ -394,7 +399,7 @@ def _hydra(words: Sequence[str], task: Callable[[Any], Any]) -> None:
     """Hands over to Hydra: folders, logging, launchers. Its errors come back as exceptions."""
     import hydra
 
-    from diffusion_lab.compose import conf_folder, register
+    from diffusion_lab.cli.compose import conf_folder, register
 
     register()
     decorate = hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")

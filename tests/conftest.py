@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from diffusion_lab.interfaces import Picture, Subject
+from diffusion_lab.records import Picture, Subject
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -208,7 +208,7 @@ def make_state_once(tiny_sd_folder: Path) -> Callable[..., TrainingState]:
     """
     import torch
 
-    from diffusion_lab.config import Config, Data, Memory, Model, Prompts, Steps
+    from diffusion_lab.config.schema import Config, Data, Memory, Model, Prompts, Steps
     from diffusion_lab.methods.lora import Lora
     from diffusion_lab.models.load import load_pipeline
     from diffusion_lab.training.state import build_state

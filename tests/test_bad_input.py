@@ -61,7 +61,7 @@ def long_prompt(folder: Path) -> list[str]:
 
 
 def without_unet(folder: Path) -> list[str]:
-    from diffusion_lab.models.shipped import shipped_folder
+    from diffusion_lab.miniature.shipped import shipped_folder
 
     copy = folder.parent / "model"
     shutil.copytree(shipped_folder("miniature"), copy, ignore=shutil.ignore_patterns("unet"))
@@ -113,7 +113,7 @@ def test_a_full_disk_is_said_and_leaves_whole_files(
     """The disk fills up with the second evaluation: what the first one wrote stays readable."""
     import pyarrow.parquet as pq
 
-    from diffusion_lab.tracking import atomic
+    from diffusion_lab.system import atomic
 
     folder = tmp_path / "run"
     write = os.write

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from diffusion_lab import config as schema
-from diffusion_lab.bounds import BOUNDS
-from diffusion_lab.checks import bounded
-from diffusion_lab.compose import compose
-from diffusion_lab.config import METHODS, Config, fill_defaults, number_of_evaluations
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.preflight import check
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config import schema
+from diffusion_lab.config.schema import Config, number_of_evaluations
+from diffusion_lab.jobs import check
+from diffusion_lab.methods import METHODS
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
+from diffusion_lab.values.bounds import BOUNDS
+from diffusion_lab.values.checks import bounded
 
 GROUPS: dict[str, type] = {
     "job": schema.Job, "model": schema.Model, "data": schema.Data, "steps": schema.Steps, "memory": schema.Memory,

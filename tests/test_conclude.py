@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Config, fill_defaults
-from diffusion_lab.costs import keeps_best_only
-from diffusion_lab.interfaces import Summary, UserError
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Config
 from diffusion_lab.jobs.conclude import Findings, _place_artefact, adapter_folder, prune_adapters
+from diffusion_lab.plan.costs import keeps_best_only
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import Summary, UserError
 
 
 def configured(*words: str) -> Config:

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Config, fill_defaults
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Config
 from diffusion_lab.jobs import conclude as module
 from diffusion_lab.jobs import perform
-from diffusion_lab.resume import standing
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.runs.resume import standing
 
 ROOT = Path(__file__).parents[1]
 WORDS = [

@@ -9,12 +9,14 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from diffusion_lab import config as schema
-from diffusion_lab.compose import compose, compose_raw, conf_folder, defaults, expand, groups, readable
-from diffusion_lab.config import METHODS, Config, Data, as_plain_dict, fill_defaults, to_yaml
-from diffusion_lab.explain import explain
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.cli.compose import compose, compose_raw, conf_folder, defaults, expand, groups, readable
+from diffusion_lab.cli.explain import explain
+from diffusion_lab.config import schema
+from diffusion_lab.config.schema import Config, Data, as_plain_dict, to_yaml
+from diffusion_lab.methods import METHODS
 from diffusion_lab.methods.lora import Lora
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
 
 NEEDED = {
     ("data", "folder"): ["data.folder=pictures"],

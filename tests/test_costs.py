@@ -11,14 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffusion_lab import costs, footprint
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Config, fill_defaults
-from diffusion_lab.costs import Cost, estimate, memory_warnings, speeds, time_rows
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Config
 from diffusion_lab.models import devices
 from diffusion_lab.models.devices import Card
-from diffusion_lab.preflight import duration
+from diffusion_lab.plan import costs, footprint
+from diffusion_lab.plan.costs import Cost, estimate, memory_warnings, speeds, time_rows
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.plan.numbers import Planned
+from diffusion_lab.plan.shown import duration
+from diffusion_lab.records import UserError
 
 DATA = ["data=folder", "data.folder=.", "data.class_noun=dog"]
 BASE = {"steps.batch_size": 2, "method.rank": 8, "steps.total": 100, "prompts.n": 20, "prompts.sampling_steps": 10,
@@ -220,16 +222,29 @@ def test_positions_are_those_of_the_network() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["prompts=dreambooth_live", "prompts.n=30"], ["prompts=paper", "prompts.n=7"], ["prompts.n=40"]]
+    "words",
+    [
+        ["prompts=dreambooth_live", "prompts.n=30"],
+        ["prompts=paper", "prompts.n=7"],
+        ["prompts.n=40"],
+        ["prompts=paper", "prompts.n=48", "prompts.images_per_prompt=1"],
+    ],
 )
 def test_the_records_estimate_is_the_plans(words: list[str], tmp_path: Path) -> None:
     """Also where a set has fewer prompts than asked for, so that each has more images."""
-    from diffusion_lab.preflight import check
+    from diffusion_lab.data.prompts import load_prompts
+    from diffusion_lab.jobs import check
+    from diffusion_lab.plan.numbers import planned
 
     config = fill_defaults(compose([*words, "data.class_noun=dog"]))
     plan = check(config, tmp_path / "run")
     assert plan.cost is not None
-    recorded = costs.planned(config, plan.images_sampled // len(plan.evaluations))
+    prompts = load_prompts(config.prompts, identifier=config.data.identifier, class_noun="dog")
+    numbers = planned(config, prompts)
+    assert numbers.evaluations == plan.evaluations
+    assert numbers.sampled == plan.images_sampled
+    assert numbers.forwards == plan.unet_forwards
+    recorded = costs.phases(config, numbers)
     assert recorded["evaluation"]["seconds"] == pytest.approx(plan.cost.evaluation_seconds)
     assert recorded["training"]["seconds"] == pytest.approx(plan.cost.training_seconds)
 
@@ -237,7 +252,7 @@ def test_the_records_estimate_is_the_plans(words: list[str], tmp_path: Path) -> 
 def test_the_calibration_measures_and_disturbs_nothing() -> None:
     import torch
 
-    from diffusion_lab.models.calibrate import achieved
+    from diffusion_lab.plan.calibrate import achieved
 
     before = torch.get_rng_state()
     assert 1e-4 < achieved(torch.device("cpu"), "fp32", seconds=0.05) < 1e3
@@ -251,7 +266,7 @@ def test_an_unknown_card_is_measured_at_the_start(
 
     import torch
 
-    from diffusion_lab.models import calibrate
+    from diffusion_lab.plan import calibrate
 
     caplog.set_level(logging.INFO, "diffusion_lab")
     monkeypatch.setattr(calibrate, "achieved", lambda device, precision, seconds: 100.0)
@@ -259,5 +274,5 @@ def test_an_unknown_card_is_measured_at_the_start(
     for card, told in (("4090", False), ("unknown", True)):
         on(CARDS[card])
         config.model.precision = "bf16"
-        calibrate.tell(config, torch.device("cuda"))
+        calibrate.tell(config, Planned((0, 10), 4, 100), torch.device("cuda"))
         assert ("does 100 TFLOP/s" in caplog.text) == told

@@ -18,14 +18,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffusion_lab.__main__ import main
-from diffusion_lab.config import Memory, Model, Prompts
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.artefacts.artefact import apply, recognise
+from diffusion_lab.config.schema import Memory, Model, Prompts
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.hypernetwork import Hypernetwork
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.methods.textual_inversion import TextualInversion
-from diffusion_lab.models.artefacts import apply, recognise
 from diffusion_lab.models.load import load_pipeline
+from diffusion_lab.records import UserError
 
 
 def cut(path: Path) -> None:
@@ -266,7 +266,7 @@ def test_checkpoints_are_passed_over_by_name(
 def test_pictures_of_the_class_are_drawn_again(
     tiny_pipe: Any, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from diffusion_lab.data.class_pictures import class_pictures
+    from diffusion_lab.training.class_pictures import class_pictures
 
     settings = Prompts(sampling_steps=1, batch_size=2)
 
@@ -284,7 +284,7 @@ def test_pictures_of_the_class_are_drawn_again(
 
 
 def test_drawn_subjects_are_drawn_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from diffusion_lab.config import Data
+    from diffusion_lab.config.schema import Data
     from diffusion_lab.data.subjects import load_subject
 
     data = Data(subject="anna", n_images=2, n_heldout=1)
@@ -323,7 +323,7 @@ def files_of_kind(folder: Path, pattern: str) -> list[Path]:
 
 @damages
 def test_features_are_kept_anew(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    from diffusion_lab.encoders.cache import FeatureCache
+    from diffusion_lab.evaluation.encoders.cache import FeatureCache
 
     def rows(cache: FeatureCache) -> Any:
         found = cache.rows("one", [b"a", b"b"], lambda numbers: torch.tensor([[n, 1.0] for n in numbers]))
@@ -348,7 +348,7 @@ def test_features_are_kept_anew(tmp_path: Path, damage: str, caplog: pytest.LogC
 def test_rows_of_another_size_are_made_anew(tmp_path: Path, blob: bytes | None) -> None:
     import sqlite3
 
-    from diffusion_lab.encoders.cache import FeatureCache
+    from diffusion_lab.evaluation.encoders.cache import FeatureCache
 
     path = tmp_path / "features.sqlite"
 
@@ -369,7 +369,7 @@ def test_rows_of_another_size_are_made_anew(tmp_path: Path, blob: bytes | None) 
 def test_another_programs_database_is_replaced(tmp_path: Path) -> None:
     import sqlite3
 
-    from diffusion_lab.encoders.cache import FeatureCache
+    from diffusion_lab.evaluation.encoders.cache import FeatureCache
 
     path = tmp_path / "features.sqlite"
     with sqlite3.connect(path) as base:
@@ -384,7 +384,7 @@ def test_another_programs_database_is_replaced(tmp_path: Path) -> None:
 def test_the_second_miniature_is_put_together_again(
     tmp_path: Path, monkeypatch: Any, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from diffusion_lab.models.shipped import shipped_folder
+    from diffusion_lab.miniature.shipped import shipped_folder
 
     monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(tmp_path))
     folder = shipped_folder("miniature_v")
@@ -418,7 +418,7 @@ def test_every_file_of_an_encoders_folder(tmp_path: Path, damage: str) -> None:
     """A real CLIP of toy size, as transformers saves it."""
     from transformers import CLIPConfig, CLIPModel
 
-    from diffusion_lab.encoders.clip_transformers import TransformersClip
+    from diffusion_lab.evaluation.encoders.clip_transformers import TransformersClip
 
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPConfig(

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusion_lab import environment
-from diffusion_lab.config import Steps
-from diffusion_lab.environment import kind, neutral, recorded, told
+from diffusion_lab.config.schema import Steps
+from diffusion_lab.system import environment
+from diffusion_lab.system.environment import kind, neutral, recorded, told
 from diffusion_lab.training.loop import train
 
 ROOT = Path(__file__).parents[1]

@@ -15,10 +15,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from diffusion_lab import failures
-from diffusion_lab.interfaces import UserError
 from diffusion_lab.jobs import outcome_of
-from diffusion_lab.tracking import atomic, streams
+from diffusion_lab.records import UserError
+from diffusion_lab.system import atomic, failures, streams
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from benchmarks import memory
-from diffusion_lab import costs, footprint
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Config, Model, fill_defaults
-from diffusion_lab.preflight import check
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Config, Model
+from diffusion_lab.jobs import check
+from diffusion_lab.plan import costs, footprint
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.plan.numbers import Planned
 
 DATA = ["data=folder", "data.folder=.", "data.class_noun=dog"]
 
@@ -109,7 +111,9 @@ def test_a_run_that_does_not_fit_is_told_what_would_help(
     def warnings() -> list[str]:
         return [text for text in check(config, tmp_path / "run").warnings if "GiB of memory" in text]
 
-    monkeypatch.setattr("diffusion_lab.preflight._check_place", lambda *_: None)  # the disk is not asked here
+    monkeypatch.setattr(
+        "diffusion_lab.plan.finetune.check_place", lambda *_: None
+    )  # the disk is not asked here
     assert not warnings()
     monkeypatch.setattr(costs, "device_bytes", lambda config: 1e9)
     (told,) = warnings()
@@ -121,7 +125,8 @@ def test_a_run_that_does_not_fit_is_told_what_would_help(
 
 
 def test_the_record_has_the_estimate_beside_what_was_measured() -> None:
-    planned = costs.planned(configured("experiment=full"))
+    numbers = Planned(evaluations=(0, 1400), per_evaluation=100, forwards=10_000)
+    planned = costs.phases(configured("experiment=full"), numbers)
     for phase in ("training", "evaluation"):
         assert planned[phase]["seconds"] > 0
         assert planned[phase]["peak_memory_bytes"] > 1e9

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Config, Prompts, fill_defaults
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.jobs import generate
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Config, Prompts
+from diffusion_lab.jobs import check, generate
 from diffusion_lab.methods.lora import Lora
-from diffusion_lab.preflight import check
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
 from diffusion_lab.sampling.sample import sample
 
 
 @pytest.fixture
 def lora(make_state, tmp_path: Path) -> tuple[Any, Path]:
-    from diffusion_lab.config import Steps
+    from diffusion_lab.config.schema import Steps
     from diffusion_lab.training.loop import training_step
 
     state = make_state(method=Lora(rank=4, learning_rate=3e-2))

@@ -17,8 +17,8 @@ import pytest
 
 from diffusion_lab import jobs
 from diffusion_lab.__main__ import main
-from diffusion_lab.config import Config
-from diffusion_lab.interfaces import TrainingDiverged, UserError
+from diffusion_lab.config.schema import Config
+from diffusion_lab.records import TrainingDiverged, UserError
 
 QUICK = ["model=folder", "model.path=owner/name"]  # a hub id passes the checks; the job here loads nothing
 
@@ -49,7 +49,7 @@ def run_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], None]:
         monkeypatch.setitem(sys.modules, "job_of_the_test", module)
         monkeypatch.setitem(jobs.JOBS, "finetune", "job_of_the_test:run")
         # The job loads nothing, so the hub's files that it would need are not fetched before it either.
-        monkeypatch.setattr("diffusion_lab.models.fetch.fetch", lambda config, files: None)
+        monkeypatch.setattr("diffusion_lab.plan.fetch.fetch", lambda config, files: None)
 
     return put
 
@@ -196,7 +196,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capfd: pytest.CaptureFixture
 
 
 def test_help_names_every_group_and_option(capfd: pytest.CaptureFixture[str]) -> None:
-    from diffusion_lab.compose import groups
+    from diffusion_lab.cli.compose import groups
 
     assert main(["--help"]) == 0
     told = capfd.readouterr().out
@@ -235,8 +235,8 @@ def test_other_jobs_make_no_run_folder() -> None:
     "value", ["a b", "it's", "back\\slash", "x=1,y=[2]", "${now:%H}"[:1] + "5", "trail\\"]
 )
 def test_quoted_values_come_back_unchanged(value: str) -> None:
-    from diffusion_lab.compose import compose
-    from diffusion_lab.quoting import quoted
+    from diffusion_lab.cli.compose import compose
+    from diffusion_lab.values.quoting import quoted
 
     assert compose([f"tracker.run_name={quoted(value)}"]).tracker.run_name == value
 

@@ -13,13 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusion_lab.__main__ import main
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Config, Job, Prompts, fill_defaults
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.jobs import generate, origin
+from diffusion_lab.artefacts.artefact import recognise
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Config, Job, Prompts
+from diffusion_lab.jobs import check, generate
 from diffusion_lab.jobs.score import check_images
-from diffusion_lab.models.artefacts import recognise
-from diffusion_lab.preflight import check
+from diffusion_lab.plan import origin
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
 
 TRAINED = [
     "prompts.sampling_steps=3", "prompts.guidance_scale=6.5", "prompts.batch_size=2", "prompts.n=3",

@@ -12,14 +12,15 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 
-from diffusion_lab import paths
 from diffusion_lab.__main__ import main
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Config, as_plain_dict, fill_defaults
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.quoting import always_quoted
-from diffusion_lab.resume import bound, differences, expand, standing
-from diffusion_lab.tracking.atomic import plain
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config import paths
+from diffusion_lab.config.schema import Config, as_plain_dict
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
+from diffusion_lab.runs.resume import bound, differences, expand, standing
+from diffusion_lab.system.atomic import plain
+from diffusion_lab.values.quoting import always_quoted
 
 NAMES = [
     "data.folder",

@@ -15,15 +15,17 @@ from PIL import Image
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from diffusion_lab import costs, preflight
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Config, fill_defaults
-from diffusion_lab.costs import estimate
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Config
+from diffusion_lab.jobs import check
 from diffusion_lab.models import devices
 from diffusion_lab.models.devices import has_gpu
 from diffusion_lab.models.folder import model_folder
-from diffusion_lab.preflight import check, duration, show
+from diffusion_lab.plan import costs, plan, shown
+from diffusion_lab.plan.costs import estimate
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.plan.shown import duration, show
+from diffusion_lab.records import UserError
 
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -87,7 +89,7 @@ def test_the_plan_is_shown_with_its_warnings(make: Callable[..., Config], tmp_pa
 
 
 def test_estimates_grow_with_the_work(make: Callable[..., Config], tmp_path: Path) -> None:
-    def cost(*words: str) -> preflight.Cost:
+    def cost(*words: str) -> costs.Cost:
         found = check(make("model.device=cpu", *words), tmp_path / "run").cost
         assert found is not None
         return found
@@ -109,7 +111,7 @@ def test_the_time_of_prior_preservation_and_of_whole_networks(monkeypatch: pytes
     monkeypatch.setattr(devices, "_cards", lambda: (devices.Card("NVIDIA A100-SXM4-40GB", 8.0, 40e9),))
     data = ["data=folder", "data.folder=.", "data.class_noun=dog"]
 
-    def cost(*words: str) -> preflight.Cost:
+    def cost(*words: str) -> costs.Cost:
         config = fill_defaults(compose(["experiment=full", *data, *words]))
         return estimate(config, forwards=1000, sampled=0, evaluations=2)
 
@@ -236,14 +238,14 @@ def test_the_place_of_the_run(
     with pytest.raises(UserError, match="recorded there already"):
         check(config, tmp_path / "old")
     usage = type("Usage", (), {"free": 1_000_000})
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"hydra\.run\.dir.*1 MB are free.*or set steps\.keep_checkpoints=1"):
         check(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("size", "words"), [(5, "1 MB"), (9.9e9, "9900 MB"), (52.6e9, "53 GB")])
 def test_rooms(size: float, words: str) -> None:
-    assert preflight.room(size) == words
+    assert shown.room(size) == words
 
 
 def test_the_disk_that_whole_networks_need() -> None:
@@ -269,7 +271,7 @@ def test_an_unwritable_place(
     make: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Root may write anywhere, so the right is taken away where it is asked for."""
-    monkeypatch.setattr(preflight.os, "access", lambda *_: False)
+    monkeypatch.setattr(plan.os, "access", lambda *_: False)
     with pytest.raises(UserError, match=r"hydra\.run\.dir.*cannot be written"):
         check(make(), tmp_path / "run")
 

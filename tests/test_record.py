@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Config, as_plain_dict, fill_defaults
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.jobs import finetune, perform
-from diffusion_lab.resume import standing
-from diffusion_lab.tracking import scores
-from diffusion_lab.tracking.files import FileTracker
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
+from diffusion_lab.runs import scores
+from diffusion_lab.runs.files import FileTracker
+from diffusion_lab.runs.resume import standing
 from diffusion_lab.training import checkpoint
 
 WORDS = [
@@ -51,7 +52,7 @@ class Killed(BaseException):
 
 def make(folder: Path, *words: str, killed_at: int | None = None) -> Path:
     """A real run, or one that was killed when its evaluation at a step was about to begin."""
-    from diffusion_lab.metrics import evaluate as module
+    from diffusion_lab.evaluation import evaluate as module
 
     config = configured(*words)
     (folder / ".hydra").mkdir(parents=True)
@@ -217,8 +218,8 @@ def test_the_report_of_a_damaged_folder(
     """The page is written and says what it misses, or the file is named."""
     import plotly.offline
 
-    from diffusion_lab.analysis.comparison import write_comparison
-    from diffusion_lab.analysis.report import write_report
+    from diffusion_lab.report.comparison import write_comparison
+    from diffusion_lab.report.page import write_report
 
     monkeypatch.setattr(plotly.offline, "get_plotlyjs", lambda: "")  # five megabytes a page
     stop = json.loads((runs / "finished" / "result.json").read_text())["recommendation"]["step"]

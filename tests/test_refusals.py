@@ -19,12 +19,12 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from diffusion_lab.__main__ import main
-from diffusion_lab.compose import compose
-from diffusion_lab.config import fill_defaults
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.models import fits
-from diffusion_lab.preflight import check
-from diffusion_lab.unlikely import unlikely
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.jobs import check
+from diffusion_lab.plan import fits
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.plan.unlikely import unlikely
+from diffusion_lab.records import UserError
 
 WORDS = ["tracker.wandb=disabled", "model.device=cpu"]
 # What follows here is said without any model but the shipped one.

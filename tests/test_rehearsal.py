@@ -27,7 +27,7 @@ def test_the_full_size_is_stable_diffusion_15s() -> None:
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from diffusion_lab.footprint import SD15
+    from diffusion_lab.plan.footprint import SD15
 
     with torch.device("meta"):
         vae, text = AutoencoderKL(**memory.VAE), CLIPTextModel(CLIPTextConfig(**memory.TEXT))
@@ -52,7 +52,7 @@ def test_random_values_keep_activations_finite() -> None:
 
 def test_the_command_lines_are_accepted(tmp_path: Path) -> None:
     """Every method's words compose, whatever the size."""
-    from diffusion_lab.compose import compose
+    from diffusion_lab.cli.compose import compose
 
     for method in rehearsal.METHODS:
         (tmp_path / "encoders").mkdir(exist_ok=True)

@@ -25,10 +25,10 @@ import pytest
 from PIL import Image
 
 from diffusion_lab.__main__ import main
-from diffusion_lab.compose import compose
-from diffusion_lab.config import fill_defaults
+from diffusion_lab.cli.compose import compose
 from diffusion_lab.data.subjects import load_subject
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 # A key with a value that can be typed as it is, but for FOLDER and the like, which stand for what the user knows.
@@ -116,8 +116,8 @@ def _copied(folder: Path) -> None:
 
 def _model(folder: Path, variant: str = "", parts: tuple[str, ...] = ()) -> None:
     """The miniature as a folder of one's own; `parts` have their weights under the variant's name only."""
+    from diffusion_lab.miniature.shipped import shipped_folder
     from diffusion_lab.models.folder import WEIGHTS
-    from diffusion_lab.models.shipped import shipped_folder
 
     shutil.copytree(shipped_folder("miniature"), folder / "model", copy_function=os.link)
     for part in parts:
@@ -459,16 +459,16 @@ EXCUSED = {
     "diffusion_lab/jobs/conclude.py": "takes a damaged run; tests/test_conclusion.py",
     "diffusion_lab/jobs/repair.py": "takes a damaged run; tests/test_record.py",
     "diffusion_lab/methods/hypernetwork.py: 0: saved with": "states what was saved, and advises nothing",
-    "diffusion_lab/models/fits.py: model.device=": "depends on the machine; tests/test_refusals.py",
+    "diffusion_lab/plan/fits.py: model.device=": "depends on the machine; tests/test_refusals.py",
     "diffusion_lab/models/load.py: model.device=": "depends on the machine; tests/models/test_load.py",
     "diffusion_lab/models/hub.py": "takes a hub; tests/models/test_downloads.py",
-    "diffusion_lab/preflight.py: steps.optimizer=": "the package is installed where tests run",
+    "diffusion_lab/plan/inputs.py: steps.optimizer=": "the package is installed where tests run",
     "diffusion_lab/sampling/sample.py: model.precision": "takes a VAE that overflows; tests/sampling/test_sample.py",
-    "diffusion_lab/tracking/atomic.py": "takes a full disk; tests/tracking/test_atomic.py",
-    "diffusion_lab/tracking/files.py": "the plan asks first; for callers from Python",
-    "diffusion_lab/tracking/recorded.py": "takes a damaged run; tests/test_record.py",
-    "diffusion_lab/tracking/taking_up.py": "takes a damaged run; tests/test_record.py",
-    "diffusion_lab/tracking/wandb.py": "takes a machine without credentials; tests/tracking/test_wandb.py",
+    "diffusion_lab/system/atomic.py": "takes a full disk; tests/tracking/test_atomic.py",
+    "diffusion_lab/runs/files.py": "the plan asks first; for callers from Python",
+    "diffusion_lab/runs/recorded.py": "takes a damaged run; tests/test_record.py",
+    "diffusion_lab/runs/taking_up.py": "takes a damaged run; tests/test_record.py",
+    "diffusion_lab/trackers/wandb.py": "takes a machine without credentials; tests/tracking/test_wandb.py",
     "diffusion_lab/training/checkpoint.py": "takes a run that was begun; tests/training/test_checkpoint.py",
     "diffusion_lab/training/optimizers.py": "takes a package that cannot be loaded; tests/training/test_optimizers.py",
 }

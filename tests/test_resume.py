@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import as_plain_dict, fill_defaults
-from diffusion_lab.interfaces import PromptSet, Subject, UserError
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import as_plain_dict
 from diffusion_lab.jobs.assist import build
-from diffusion_lab.resume import differences, expand, locked, standing
-from diffusion_lab.tracking.atomic import clear_leftovers, plain
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import PromptSet, Subject, UserError
+from diffusion_lab.runs.resume import differences, expand, locked, standing
+from diffusion_lab.system.atomic import clear_leftovers, plain
 from diffusion_lab.training import checkpoint
 
 ROOT = Path(__file__).parents[1]

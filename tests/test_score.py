@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from diffusion_lab.analysis.score_page import print_table, read_images
-from diffusion_lab.config import Config, Data, Job, Metrics, Model, Tracking
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.config.schema import Config, Data, Job, Metrics, Model, Tracking
 from diffusion_lab.jobs.score import check_images, run, scored_data, usual_side
-from diffusion_lab.tracking import scores
-from diffusion_lab.tracking.scored import extremes
+from diffusion_lab.records import UserError
+from diffusion_lab.report.score_page import print_table, read_images
+from diffusion_lab.runs import scores
+from diffusion_lab.runs.scored import extremes
 
 NAMES = ["similarity", "aesthetics", "diversity", "clip_text", "memorisation", "kid_clip"]
 
@@ -123,9 +123,9 @@ def test_files_and_scores(scored: Path, folders: tuple[Path, Path]) -> None:
 def test_the_same_numbers_as_an_evaluation(scored: Path, folders: tuple[Path, Path]) -> None:
     """Against the encoders and metrics themselves, all images at once and without a cache."""
     from diffusion_lab.data.pictures import read_folder
-    from diffusion_lab.encoders.bank import EncoderBank
-    from diffusion_lab.interfaces import References
-    from diffusion_lab.metrics import METRICS
+    from diffusion_lab.evaluation.encoders.bank import EncoderBank
+    from diffusion_lab.evaluation.metrics import METRICS
+    from diffusion_lab.records import References
 
     bank = EncoderBank(Metrics(names=NAMES), "cpu")
     pictures, images = (read_folder(folder) for folder in folders)
@@ -147,8 +147,8 @@ def test_the_same_numbers_as_an_evaluation(scored: Path, folders: tuple[Path, Pa
 def test_a_second_scoring_encodes_nothing(
     scored: Path, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffusion_lab.encoders.bank import EncoderBank
-    from diffusion_lab.encoders.miniature import MiniatureClip
+    from diffusion_lab.evaluation.encoders.bank import EncoderBank
+    from diffusion_lab.evaluation.encoders.miniature import MiniatureClip
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("encoded again")
@@ -165,8 +165,8 @@ def test_a_second_scoring_encodes_nothing(
 
 
 def test_page_and_table(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from diffusion_lab.analysis.record import find_runs, is_run
     from diffusion_lab.jobs.report import run as report
+    from diffusion_lab.runs.record import find_runs, is_run
 
     page = (scored / "report.html").read_text()
     assert page.count("data:image/webp") >= 5

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lab.compose import compose, expand
-from diffusion_lab.config import fill_defaults
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.studies import folders, listed, words
+from diffusion_lab.cli.compose import compose, expand
+from diffusion_lab.cli.sweep_files import folders, listed, words
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
 
 
 def study(folder: Path, text: str) -> str:

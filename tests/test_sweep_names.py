@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from diffusion_lab import jobs
 from diffusion_lab.__main__ import main
-from diffusion_lab.compose import compose, expand
-from diffusion_lab.config import Config, as_plain_dict, fill_defaults
-from diffusion_lab.quoting import always_quoted
-from diffusion_lab.sweep_names import LONGEST, by_what_varies, job_folder, settle, write
-from diffusion_lab.tracking.atomic import plain
+from diffusion_lab.cli.compose import compose, expand
+from diffusion_lab.cli.sweep_names import LONGEST, by_what_varies, job_folder, settle, write
+from diffusion_lab.config.schema import Config, as_plain_dict
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.system.atomic import plain
+from diffusion_lab.values.quoting import always_quoted
 
 TINY = ["experiment=debug"]
 LONG = [
@@ -70,7 +71,7 @@ def test_a_long_value_does_not_hide_the_key_that_follows_it() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.text(max_size=60), min_size=2, max_size=2), min_size=1, max_size=6))
 def test_names_are_safe_short_and_different(values: list[list[str]]) -> None:
-    from diffusion_lab.sweep_names import _unique
+    from diffusion_lab.cli.sweep_names import _unique
 
     given_words = [
         [f"{key}={always_quoted(value)}" for key, value in zip("ab", job, strict=True)] for job in values
@@ -119,7 +120,7 @@ def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
     folders: list[str] = []
 
     def run(config: Config, folder: Path) -> None:
-        from diffusion_lab.resume import standing
+        from diffusion_lab.runs.resume import standing
 
         if standing(config, folder) == "empty":
             folders.append(folder.name)

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from diffusion_lab import __main__ as entry
-from diffusion_lab.compose import compose, compose_raw, conf_folder, expand, groups
-from diffusion_lab.config import METHODS, Config, Job
+from diffusion_lab.cli.compose import compose, compose_raw, conf_folder, expand, groups
+from diffusion_lab.cli.sweep_files import words as study_words
+from diffusion_lab.cli.yaml_texts import changed
+from diffusion_lab.config.schema import Config, Job
+from diffusion_lab.config.texts import Kind, advice, exact, kind, recorded
 from diffusion_lab.data.own_texts import own_texts
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.quoting import always_quoted, pasted, quoted, split, unquoted
-from diffusion_lab.studies import words as study_words
-from diffusion_lab.texts import Kind, advice, exact, kind, recorded
-from diffusion_lab.yaml_texts import changed
+from diffusion_lab.methods import METHODS
+from diffusion_lab.records import UserError
+from diffusion_lab.values.quoting import always_quoted, pasted, quoted, split, unquoted
 
 CASES = [
     "1_1_1", "2024_05_01", "3.10", "1e5", "1E5", "true", "True", "FALSE", "Null", "inf", "nan", "-inf", "0x10", "010",
@@ -340,7 +341,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], list[d
     import types
 
     from diffusion_lab import jobs
-    from diffusion_lab.config import as_plain_dict
+    from diffusion_lab.config.schema import as_plain_dict
 
     def run(config: Config, folder: Path) -> None:
         (folder / "got.json").write_text(json.dumps(as_plain_dict(config)))

@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from diffusion_lab.interfaces import ScoreRow
+from diffusion_lab.records import ScoreRow
 
 Limits = tuple[float, float]
 Values = Mapping[tuple[Hashable, int], float | None]

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from diffusion_lab.analysis.pairs import FEWEST, pair_error, prompts_of
 from diffusion_lab.analysis.shares import FEWEST as FEWEST_FOR_A_SHARE
 from diffusion_lab.analysis.shares import wilson
-from diffusion_lab.interfaces import Summary
+from diffusion_lab.records import Summary
 
 LEVEL = 0.95
 ALIKE = 1e-9  # an error below this share of the values is rounding

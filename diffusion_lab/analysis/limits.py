@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from diffusion_lab.analysis.differences import Limits
-from diffusion_lab.interfaces import Summary
+from diffusion_lab.records import Summary
 
 
 def value_of(summary: Summary) -> float | None:

@@ -16,8 +16,8 @@ from diffusion_lab.analysis.limits import half_width_of as half_width_of
 from diffusion_lab.analysis.limits import lacking, limits_of, missing_notes
 from diffusion_lab.analysis.limits import value_of as value_of
 from diffusion_lab.analysis.reason import Change, Moves, explain
-from diffusion_lab.bounds import NARROWEST
-from diffusion_lab.interfaces import Summary, UserError
+from diffusion_lab.records import Summary, UserError
+from diffusion_lab.values.bounds import NARROWEST
 
 DEFAULT_WEIGHTED = ("similarity", "aesthetics", "diversity")
 FALLBACK = ("similarity", "clip_image")  # no face anywhere: the second takes the first one's place

@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffusion_lab.data.sidecars import Beside, Said
-from diffusion_lab.data.words import stands_in
-from diffusion_lab.interfaces import UserError
-
-CAPTIONS = ("auto", "always", "never")
+from diffusion_lab.records import UserError
+from diffusion_lab.values.words import stands_in
 
 
 def caption_file(picture: Path) -> Path:

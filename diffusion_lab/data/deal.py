@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from typing import TypeVar
 
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 
 T = TypeVar("T")
 

@@ -6,23 +6,19 @@ word, to be new. `tokenizers` reads a tokenizer in a tenth of a second; transfor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.data.tokens import CLIP_LIMIT, RARE
-from diffusion_lab.data.words import stands_in, visible
-from diffusion_lab.interfaces import PromptSet, UserError
+from diffusion_lab.data.tokens import CLIP_LIMIT
+from diffusion_lab.families.vocabulary import RARE, check_new_word, is_ordinary, read_tokenizer, unknown_id
+from diffusion_lab.records import PromptSet, UserError
+from diffusion_lab.values.words import stands_in, visible
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from diffusion_lab.config import Config
-
-RARE_WORDS = frozenset({"sks", "ohwx", "zwx"})
-"""What DreamBooth's guides call a subject: single pieces of some vocabularies, and still nothing to the models."""
-_SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    from diffusion_lab.config.schema import Config
 
 
 def learns_word(config: Config) -> bool:
@@ -81,17 +77,6 @@ def check_tokens(
     return warnings
 
 
-def check_new_word(tokenizer: Tokenizer, word: str) -> None:
-    """UserError where `word` is one that the vocabulary has: it means something in every other text."""
-    if _ordinary(tokenizer, word):
-        candidates = (f"{word}cls", f"{word}-{word}", "customcls")
-        better = next(one for one in candidates if not _ordinary(tokenizer, one))
-        raise UserError(
-            f"data.identifier={word}: is a word of the model's vocabulary, and the new word would take its place in "
-            f"every prompt; a new one is needed, such as data.identifier={better}"
-        )
-
-
 def identifier_warnings(tokenizer: Tokenizer, identifier: str, *, learnt: bool) -> list[str]:
     """What to say of the identifier's tokens; UserError for what cannot work."""
     key = f"data.identifier={identifier!r}"
@@ -104,11 +89,11 @@ def identifier_warnings(tokenizer: Tokenizer, identifier: str, *, learnt: bool) 
         return _in_diffusers(tokenizer, identifier)
     if not ids:
         raise UserError(f"{key}: the model's tokenizer reads nothing there; give a word, such as customcls")
-    if _unknown(tokenizer) in ids:
+    if unknown_id(tokenizer) in ids:
         return [
             f"{key}: the model's tokenizer does not know it, in whole or in part, and reads 'unknown' there"
         ]
-    if all(_ordinary(tokenizer, word) for word in identifier.split()):
+    if all(is_ordinary(tokenizer, word) for word in identifier.split()):
         return [
             f"{key}: is an ordinary word to this model, and its meaning will change wherever it is said; a rare "
             "one, such as customcls, keeps them apart"
@@ -116,71 +101,9 @@ def identifier_warnings(tokenizer: Tokenizer, identifier: str, *, learnt: bool) 
     return []
 
 
-def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a model folder without limits, from tokenizer.json or CLIP's two files; None without."""
-    from tokenizers import Tokenizer
-
-    whole = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(whole)) if whole.is_file() else _clip_tokenizer(folder)
-    except Exception as error:  # `tokenizers` raises nothing more special
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"model.path: the tokenizer in {folder} is damaged ({reason}); copy or download the model again"
-        ) from error
-    if tokenizer is None:
-        return None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _clip_tokenizer(folder: Path) -> Tokenizer | None:
-    """As `transformers.CLIPTokenizer` builds it from the same files; None where they are not CLIP's."""
-    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
-        return None
-    vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))
-    if not {start, end} <= set(vocabulary):
-        return None
-    lines = (folder / "merges.txt").read_text("utf-8").split("\n")
-    merges = [
-        (pair[0], pair[1]) for line in lines if len(pair := line.split()) == 2 and line[:8] != "#version"
-    ]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=end, end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.add_special_tokens([AddedToken(one, normalized=False, special=True) for one in (start, end)])
-    tokenizer.post_processor = processors.RobertaProcessing(
-        (end, vocabulary[end]), (start, vocabulary[start]), False, False
-    )
-    return tokenizer
-
-
-def _ordinary(tokenizer: Tokenizer, word: str) -> bool:
-    """One piece that means something to the model already; see `tokens.RARE`."""
-    ids = tokenizer.encode(word, add_special_tokens=False).ids
-    known = len(ids) == 1 and ids[0] != _unknown(tokenizer)
-    return known and ids[0] < RARE and word.casefold() not in RARE_WORDS
-
-
-def _unknown(tokenizer: Tokenizer) -> int | None:
-    name = getattr(tokenizer.model, "unk_token", None)
-    return None if name is None else tokenizer.token_to_id(name)
-
-
 def _in_diffusers(tokenizer: Tokenizer, word: str) -> list[str]:
     """Where plain diffusers, which has only added tokens, must call a learnt word otherwise or breaks other words."""
-    from diffusion_lab.models.learnt_words import name_in_diffusers
+    from diffusion_lab.families.learnt_words import name_in_diffusers
 
     name = name_in_diffusers(tokenizer, word)
     told = []
@@ -207,7 +130,7 @@ def _check_lengths(
     """UserError for the first text that is too long. `vectors`: of the identifier as a new word; 0: it is none."""
     written = _identity
     if vectors:
-        from diffusion_lab.models.learnt_words import Words
+        from diffusion_lab.families.learnt_words import Words
 
         words = Words(tokenizer)
         words.add(identifier, vectors)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from diffusion_lab.data.prompts import plain_prompt
 from diffusion_lab.data.sidecars import Beside, NoCaptions, Said
-from diffusion_lab.data.words import replace_words
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
+from diffusion_lab.values.words import replace_words
 
 log = logging.getLogger(__name__)
 

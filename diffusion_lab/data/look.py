@@ -16,12 +16,12 @@ import numpy as np
 
 from diffusion_lab.data.pictures import list_pictures, natural_key, read_picture, rgb_upright
 from diffusion_lab.data.subsets import check_counts, nested_order
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from diffusion_lab.config import Data
+    from diffusion_lab.config.schema import Data
 
 LOOKED_AT = 200  # pictures of which a small version is decoded
 DECODED = 4_000_000  # pixels of a picture that cannot be decoded small

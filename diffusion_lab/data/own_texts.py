@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
-    from diffusion_lab.config import Job
+    from diffusion_lab.config.schema import Job
 
 
 def own_texts(job: Job) -> list[str]:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffusion_lab.data.sidecars import without_masks
-from diffusion_lab.interfaces import Picture, UserError
+from diffusion_lab.records import Picture, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from diffusion_lab.interfaces import Pixels
+    from diffusion_lab.records import Pixels
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 
 log = logging.getLogger(__name__)
 

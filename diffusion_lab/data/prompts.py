@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.checks import closest
 from diffusion_lab.data.deal import seeded, stratified
 from diffusion_lab.data.prompt_files import Line, stream_lines
 from diffusion_lab.data.tables import PORTRAIT, Table, read_table
@@ -28,12 +27,13 @@ from diffusion_lab.data.templates import (
     PROBES,
     Template,
 )
-from diffusion_lab.data.words import replace_words, stands_in
-from diffusion_lab.interfaces import Prompt, PromptSet, UserError
 from diffusion_lab.miniature import phrases
+from diffusion_lab.records import Prompt, PromptSet, UserError
+from diffusion_lab.values.checks import closest
+from diffusion_lab.values.words import replace_words, stands_in
 
 if TYPE_CHECKING:
-    from diffusion_lab.config import Prompts
+    from diffusion_lab.config.schema import Prompts
 
 log = logging.getLogger(__name__)
 

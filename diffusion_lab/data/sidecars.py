@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.data.words import nfc
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
+from diffusion_lab.values.words import nfc
 
 TABLES = ("metadata.csv", "metadata.jsonl")  # as the datasets library names them
 TEXT_COLUMNS = ("text", "prompt", "caption")

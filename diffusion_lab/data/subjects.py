@@ -15,31 +15,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.checks import closest
 from diffusion_lab.data.captions import read_captions
 from diffusion_lab.data.pictures import list_pictures, natural_key, read_folder, read_pictures
 from diffusion_lab.data.sidecars import Beside
 from diffusion_lab.data.subsets import check_counts, nested_order, split
-from diffusion_lab.interfaces import Picture, Subject, UserError
+from diffusion_lab.records import Picture, Subject, UserError
+from diffusion_lab.system.cache import default_cache
+from diffusion_lab.values.checks import closest
 
 if TYPE_CHECKING:
-    from diffusion_lab.config import Data
+    from diffusion_lab.config.schema import Data
 
 log = logging.getLogger(__name__)
 
 IMPOSTOR_PICTURES = 4  # of each other subject
 IMPOSTOR_SUBJECTS = 16  # at most
-
-
-def default_cache() -> Path:
-    """For what can be made again: $DIFFUSION_LAB_CACHE, or diffusion_lab in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("DIFFUSION_LAB_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG standard asks to ignore a relative path.
-    base = Path(shared) if os.path.isabs(shared) else Path("~/.cache").expanduser()
-    return base / "diffusion_lab"
 
 
 def load_subject(config_data: Data, cache: Path | None = None) -> Subject:

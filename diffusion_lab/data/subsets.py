@@ -7,7 +7,7 @@ import logging
 import unicodedata
 from collections.abc import Sequence
 
-from diffusion_lab.interfaces import Picture, UserError
+from diffusion_lab.records import Picture, UserError
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 
 MOST_BYTES = 1_000_000  # PyYAML reads them in some ten seconds
 SUBJECT = "subject"  # the slot that identifier and class noun fill

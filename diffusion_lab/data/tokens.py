@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffusion_lab.interfaces import PromptSet, Subject, UserError
+from diffusion_lab.families.vocabulary import RARE
+from diffusion_lab.records import PromptSet, Subject, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CLIP_LIMIT = 77  # tokens with start and end, of every CLIP text encoder
-# CLIP's pieces are numbered by falling frequency (the order of its merges): the last fifth of 49,408 is rare, "sks" too.
-RARE = 40_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What the one entry point can do: a table of jobs, and the care that every job gets.
 
-A job is a function `run(config: Config, run_folder: Path) -> None`. Its module is imported when it starts.
+A job is a module with `check(config, run_folder) -> Plan`, which loads nothing slow, and `run(config, run_folder)`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab import environment, failures, processes
-from diffusion_lab.interfaces import Status, Terminated, TrainingDiverged, UserError
+from diffusion_lab.records import Status, Terminated, TrainingDiverged, UserError
+from diffusion_lab.system import environment, failures, processes
 
 if TYPE_CHECKING:
-    from diffusion_lab.config import Config
+    from diffusion_lab.config.schema import Config
+    from diffusion_lab.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
 JOBS: dict[str, str] = {
-    "finetune": "diffusion_lab.jobs.finetune:run",
-    "generate": "diffusion_lab.jobs.generate:run",
-    "score": "diffusion_lab.jobs.score:run",
-    "report": "diffusion_lab.jobs.report:run",
-    "pretrain": "diffusion_lab.jobs.pretrain:run",
-    "subjects": "diffusion_lab.jobs.subjects:run",
-    "train_aesthetics": "diffusion_lab.jobs.train_aesthetics:run",
+    "finetune": "diffusion_lab.jobs.finetune",
+    "generate": "diffusion_lab.jobs.generate",
+    "score": "diffusion_lab.jobs.score",
+    "report": "diffusion_lab.jobs.report",
+    "pretrain": "diffusion_lab.jobs.pretrain",
+    "subjects": "diffusion_lab.jobs.subjects",
+    "train_aesthetics": "diffusion_lab.jobs.train_aesthetics",
 }
 WITH_RUN_FOLDER = (
     "finetune",
@@ -54,10 +55,15 @@ class Outcome:
 
 
 def load(name: str) -> Callable[[Config, Path], None]:
-    """The job's function."""
-    module, _, function = JOBS[name].partition(":")
-    run: Callable[[Config, Path], None] = getattr(importlib.import_module(module), function)
+    """The job's function `run`."""
+    run: Callable[[Config, Path], None] = importlib.import_module(JOBS[name]).run
     return run
+
+
+def check(config: Config, run_folder: Path) -> Plan:
+    """The job's plan. Writes nothing; `config` has its defaults filled. UserError for what cannot work."""
+    plan: Plan = importlib.import_module(JOBS[config.job.name]).check(config, run_folder)
+    return plan
 
 
 def perform(config: Config, run_folder: Path, *, before: Callable[[], object] = lambda: None) -> Outcome:
@@ -127,8 +133,8 @@ def outcome_of(error: Exception) -> Outcome:
 
 def _leave_record(run_folder: Path, status: Status, error: str, trace: str) -> None:
     """`result.json` of a job that ended before it wrote one. A job's own record, or what is left, stays as it is."""
-    from diffusion_lab.tracking.atomic import write_json
-    from diffusion_lab.tracking.recorded import begun
+    from diffusion_lab.runs.recorded import begun
+    from diffusion_lab.system.atomic import write_json
 
     result = run_folder / "result.json"
     if result.exists() or begun(run_folder) or not run_folder.is_dir() or not processes.is_main():

@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab import processes
-from diffusion_lab.config import Config
-from diffusion_lab.interfaces import PromptSet, Subject, TrainingDiverged
-from diffusion_lab.tracking.recorded import CHECKPOINTS
+from diffusion_lab.config.schema import Config
+from diffusion_lab.records import PromptSet, Subject, TrainingDiverged
+from diffusion_lab.runs.recorded import CHECKPOINTS
+from diffusion_lab.system import processes
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ def build(
     config: Config, pipe: Any, subject: Subject, prompts: PromptSet, checkpoint: Checkpoint | None
 ) -> TrainingState:
     """The run at its beginning, or where the checkpoint has it."""
-    from diffusion_lab.resume import bound
+    from diffusion_lab.runs.resume import bound
     from diffusion_lab.training.checkpoint import digest, restore
     from diffusion_lab.training.state import build_state
 
@@ -68,10 +68,10 @@ def take_part(state: TrainingState) -> None:
 
 def assist(config: Config, device: torch.device) -> None:
     """A process beside the main one: its share of every batch. It writes nothing."""
-    from diffusion_lab.models.memory import compile_blocks, rest
+    from diffusion_lab.system.rng import seeded
     from diffusion_lab.training.checkpoint import read
     from diffusion_lab.training.loop import train
-    from diffusion_lab.training.rng import seeded
+    from diffusion_lab.training.memory import compile_blocks, rest
 
     folder: Path | None = processes.shared(None)
     if folder is None:  # nothing is left to do

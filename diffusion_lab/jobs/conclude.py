@@ -11,21 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab import failures
-from diffusion_lab.config import Config
-from diffusion_lab.costs import keeps_best_only, planned
-from diffusion_lab.interfaces import Status, Summary, UserError
+from diffusion_lab.artefacts.artefact import annotate
+from diffusion_lab.config.schema import Config
 from diffusion_lab.jobs import ignore_sigterm, reason
-from diffusion_lab.models.artefacts import annotate
-from diffusion_lab.quoting import pasted
-from diffusion_lab.tracking.atomic import dumps, replace_folder
-from diffusion_lab.tracking.files import VOUCHED, FileTracker
-from diffusion_lab.tracking.recorded import CHECKPOINTS
-from diffusion_lab.tracking.vouched import damaged
+from diffusion_lab.plan.costs import keeps_best_only, phases
+from diffusion_lab.plan.numbers import Planned, planned
+from diffusion_lab.records import Status, Summary, UserError
+from diffusion_lab.runs.files import VOUCHED, FileTracker
+from diffusion_lab.runs.recorded import CHECKPOINTS
+from diffusion_lab.runs.vouched import damaged
+from diffusion_lab.system import failures
+from diffusion_lab.system.atomic import dumps, replace_folder
+from diffusion_lab.values.quoting import pasted
 
 if TYPE_CHECKING:
     from diffusion_lab.analysis.stop import Recommendation
-    from diffusion_lab.tracking import Fanout
+    from diffusion_lab.trackers import Fanout
     from diffusion_lab.training.meter import Meter
     from diffusion_lab.training.state import TrainingState
 
@@ -39,7 +40,7 @@ class Findings:
     summaries: dict[int, Mapping[str, Summary]] = field(default_factory=dict)  # by step
     ceilings: dict[str, Summary | None] = field(default_factory=dict)  # by metric
     steps_done: int = 0
-    images: int | None = None  # of an evaluation, once the prompts are known
+    planned: Planned | None = None  # once the prompts are known
     measuring: bool = False  # an evaluation is under way, in which the main process is alone
     meter: Meter | None = None
     pipe: Any = None  # once the method is attached
@@ -62,7 +63,7 @@ def conclude(
     """
     summary: dict[str, Any] = {"steps_done": findings.steps_done}
     if findings.meter is not None or not files.result["cost"]:
-        summary["cost"] = {**_cost(findings.meter), "estimate": planned(config, findings.images)}
+        summary["cost"] = {**_cost(findings.meter), **_estimate(config, findings)}
     whole = status == "completed"
     problems: list[BaseException] = []
     try:
@@ -132,7 +133,7 @@ def _place(
 
 
 def _report(run_folder: Path, files: FileTracker, status: Status, summary: Mapping[str, Any]) -> Path:
-    from diffusion_lab.analysis.report import write_report
+    from diffusion_lab.report.page import write_report
 
     files.vouch(*VOUCHED)
     return write_report(run_folder, files.closing(status, summary))
@@ -170,8 +171,8 @@ def recommendation(config: Config, findings: Findings, scores: Path | None = Non
     """
     from diffusion_lab.analysis.differences import by_image
     from diffusion_lab.analysis.stop import recommend
-    from diffusion_lab.metrics import select
-    from diffusion_lab.tracking.scores import read
+    from diffusion_lab.evaluation.metrics import select
+    from diffusion_lab.runs.scores import read
 
     if not findings.summaries:
         return None
@@ -190,7 +191,7 @@ def recommendation(config: Config, findings: Findings, scores: Path | None = Non
 def prune_adapters(config: Config, run_folder: Path, findings: Findings, now: int) -> None:
     """After the evaluation at step `now`, by `steps.keep_adapters`: goes what can no longer be recommended."""
     from diffusion_lab.analysis.stop import contenders
-    from diffusion_lab.metrics import select
+    from diffusion_lab.evaluation.metrics import select
 
     if not keeps_best_only(config):
         return
@@ -246,6 +247,21 @@ def _link_all(source: Path, target: Path) -> None:
             os.link(path, place)
         except OSError:  # a disk without links
             shutil.copy2(path, place)
+
+
+def _estimate(config: Config, findings: Findings) -> dict[str, Any]:
+    """What the plan said; nothing where the run ended because its prompts cannot be read."""
+    from diffusion_lab.data.prompts import load_prompts
+
+    data, numbers = config.data, findings.planned
+    if numbers is None:
+        try:
+            noun = data.class_noun or "person"
+            prompts = load_prompts(config.prompts, identifier=data.identifier, class_noun=noun)
+        except UserError:
+            return {}
+        numbers = planned(config, prompts)
+    return {"estimate": phases(config, numbers)}
 
 
 def _cost(meter: Meter | None) -> dict[str, dict[str, float]]:

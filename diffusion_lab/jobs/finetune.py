@@ -10,15 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab import processes
-from diffusion_lab.config import Config, as_plain_dict
-from diffusion_lab.interfaces import (
-    Evaluation,
-    References,
-    Status,
-    Subject,
-    TrainingDiverged,
-)
+from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.jobs import ignore_sigterm, reason
 from diffusion_lab.jobs.assist import assist, build, load_parts
 from diffusion_lab.jobs.conclude import (
@@ -28,16 +20,20 @@ from diffusion_lab.jobs.conclude import (
     prune_adapters,
     recommendation,
 )  # fmt: skip
-from diffusion_lab.resume import Standing, find, locked, standing
-from diffusion_lab.tracking.atomic import clear_leftovers, dumps, replace_folder, standing_folder
-from diffusion_lab.tracking.recorded import CHECKPOINTS
+from diffusion_lab.plan.finetune import check as check
+from diffusion_lab.plan.numbers import planned
+from diffusion_lab.records import Evaluation, References, Status, Subject, TrainingDiverged
+from diffusion_lab.runs.recorded import CHECKPOINTS
+from diffusion_lab.runs.resume import Standing, find, locked, standing
+from diffusion_lab.system import processes
+from diffusion_lab.system.atomic import clear_leftovers, dumps, replace_folder, standing_folder
 
 if TYPE_CHECKING:
     import torch
 
-    from diffusion_lab.encoders.bank import EncoderBank
-    from diffusion_lab.tracking import Fanout
-    from diffusion_lab.tracking.files import FileTracker
+    from diffusion_lab.evaluation.encoders.bank import EncoderBank
+    from diffusion_lab.runs.files import FileTracker
+    from diffusion_lab.trackers import Fanout
     from diffusion_lab.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -87,10 +83,10 @@ def _leave(config: Config, run_folder: Path, device: torch.device, stands: Stand
 
 
 def _run(config: Config, run_folder: Path, device: torch.device, stands: Standing) -> None:
-    from diffusion_lab.tracking import Fanout, build_trackers
-    from diffusion_lab.tracking.files import FileTracker
+    from diffusion_lab.runs.files import FileTracker
+    from diffusion_lab.system.rng import seeded
+    from diffusion_lab.trackers import Fanout, build_trackers
     from diffusion_lab.training import checkpoint
-    from diffusion_lab.training.rng import seeded
 
     newest, resume_step = None, None
     if stands == "unfinished":
@@ -152,25 +148,24 @@ def _finetune(
     files: FileTracker,
     newest: Checkpoint | None,
 ) -> None:
-    from diffusion_lab.data.prompts import images_per_prompt
     from diffusion_lab.data.tokens import check_lengths, token_report
-    from diffusion_lab.encoders.bank import EncoderBank
-    from diffusion_lab.metrics.evaluate import evaluate
-    from diffusion_lab.models.calibrate import tell
+    from diffusion_lab.evaluation.encoders.bank import EncoderBank
+    from diffusion_lab.evaluation.evaluate import evaluate
     from diffusion_lab.models.load import resolution_of
-    from diffusion_lab.models.memory import awake, compile_blocks, rest
+    from diffusion_lab.plan.calibrate import tell
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
-    from diffusion_lab.tracking.progress import Progress
+    from diffusion_lab.system.progress import Progress
     from diffusion_lab.training import checkpoint
     from diffusion_lab.training.loop import train
+    from diffusion_lab.training.memory import awake, compile_blocks, rest
     from diffusion_lab.training.meter import reset_peak
 
     started = time.perf_counter()
     reset_peak(device)
-    tell(config, device)
     subject, prompts, pipe = load_parts(config, device)
     files.prompts(prompts)
-    findings.images = len(prompts) * images_per_prompt(config.prompts, prompts)
+    findings.planned = planned(config, prompts)
+    tell(config, findings.planned, device)
     resolution = resolution_of(pipe, config.model)
     bank = EncoderBank(config.metrics, device)
     references = _measure_photographs(config, subject, bank, resolution, findings, files)
@@ -189,12 +184,11 @@ def _finetune(
     compile_blocks(state, config.memory)
     embeddings = PromptEmbeddings()
 
-    total, every = config.steps.total or 0, config.steps.every or 1
-    to_come = {step for step in (*range(0, total, every), total) if step >= state.step}
+    to_come = {step for step in findings.planned.evaluations if step >= state.step}
     measured = frozenset(findings.summaries)
     with (
         Progress(config.tracker.progress) as progress,
-        progress.task("training", total - state.step, breaks=len(to_come - measured)) as bar,
+        progress.task("training", state.total - state.step, breaks=len(to_come - measured)) as bar,
     ):
 
         def measure(step: int) -> None:
@@ -242,9 +236,9 @@ def _measure_photographs(
     files: FileTracker,
 ) -> References:
     """The lines every score is read against: what the subject's own pictures and other people's score."""
+    from diffusion_lab.evaluation.evaluate import reference_features, reference_scores, without_face
+    from diffusion_lab.evaluation.metrics import select
     from diffusion_lab.jobs.photographs import record_photographs
-    from diffusion_lab.metrics import select
-    from diffusion_lab.metrics.evaluate import reference_features, reference_scores, without_face
 
     metrics = select(config.metrics.names)
     faces = record_photographs(subject, bank, resolution, metrics, files)

@@ -15,27 +15,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab import paths
-from diffusion_lab.config import Config
-from diffusion_lab.interfaces import Prompt, PromptSet, UserError
-from diffusion_lab.jobs.origin import SAMPLER_NAME, as_trained
-from diffusion_lab.models.artefact_fits import check_weight
-from diffusion_lab.models.artefacts import (
-    EMBEDDING,
-    PIPELINE,
-    Artefact,
-    apply,
-    recognise,
-)
-from diffusion_lab.readers import read_json
+from diffusion_lab.artefacts.artefact import EMBEDDING, PIPELINE, Artefact, apply, recognise
+from diffusion_lab.artefacts.sampling_note import SAMPLER_NAME
+from diffusion_lab.config import paths
+from diffusion_lab.config.schema import Config
+from diffusion_lab.data.prompts import images_per_prompt
+from diffusion_lab.models.devices import precision_row, precision_warnings
+from diffusion_lab.models.folder import check_model
+from diffusion_lab.plan.artefact_fits import check_fit, check_weight
+from diffusion_lab.plan.downloads import of_model, rows
+from diffusion_lab.plan.fits import check_device
+from diffusion_lab.plan.origin import INDEX, as_trained
+from diffusion_lab.plan.plan import Plan, check_downloads, check_place
+from diffusion_lab.plan.sampling import ignored_negative
+from diffusion_lab.records import Prompt, PromptSet, UserError
+from diffusion_lab.system.readers import read_json
 
 if TYPE_CHECKING:
-    from diffusion_lab.config import Model, Prompts
-    from diffusion_lab.interfaces import Pixels
+    from diffusion_lab.config.schema import Model, Prompts
+    from diffusion_lab.records import Pixels
     from diffusion_lab.sampling.sample import Planned
 
 log = logging.getLogger(__name__)
-INDEX = "generated.json"  # what the images of the folder depend on, and which file is which
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def _check_base(model: Model) -> None:
 
 def unsaid(wanted: Order) -> list[str]:
     """A warning for every embedding that no prompt calls by its word, and for a LoRA without the word it goes with."""
-    from diffusion_lab.data.words import stands_in
+    from diffusion_lab.values.words import stands_in
 
     texts = [wanted.prompts.negative, *(prompt.text for prompt in wanted.prompts)]
     words = {piece.path: piece.header["trigger"] for piece in wanted.artefacts if piece.kind == EMBEDDING}
@@ -123,14 +124,42 @@ def unsaid(wanted: Order) -> list[str]:
     ]
 
 
+def check(config: Config, run_folder: Path) -> Plan:
+    """The plan: artefacts that fit the model, prompts, room for the images. `run_folder` stays unused."""
+
+    ordered = order(config)
+    check_device(ordered.model)
+    warnings = [
+        *ignored_negative(ordered.settings, ordered.prompts),
+        *unsaid(ordered),
+        *precision_warnings(ordered.model),
+    ]
+    configs = check_model(ordered.model, warnings)
+    if configs is not None:
+        check_fit(ordered.artefacts, configs, ordered.model.path)
+    images = len(ordered.prompts) * images_per_prompt(ordered.settings, ordered.prompts)
+    check_place(ordered.folder, images * 1_000_000, "job.output")
+    files = check_downloads(of_model(ordered.model))
+    told = (
+        ("job", "generate"),
+        ("model", ordered.model.path),
+        ("precision", precision_row(ordered.model)),
+        ("with", ", ".join(f"{piece.kind} {piece.path}" for piece in ordered.artefacts) or "nothing"),
+        ("images", f"{images}, prompts {ordered.prompts.name}"),
+        *([("drawn with", ordered.taken)] if ordered.taken else []),
+        ("into", str(ordered.folder)),
+    )
+    return Plan(rows=(*told, *rows(files)), warnings=tuple(warnings), downloads=files)
+
+
 def run(config: Config, run_folder: Path) -> None:
     """Writes `<prompt>-<index>.png` into `job.output`, and `generated.json`. `run_folder` stays unused."""
     from diffusion_lab.data.tokens import check_lengths
     from diffusion_lab.models.load import cast_frozen, load_pipeline, resolution_of, resolve_device
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.sampling.sample import draw, plan
-    from diffusion_lab.tracking.atomic import write_bytes, write_json
-    from diffusion_lab.tracking.progress import Progress
+    from diffusion_lab.system.atomic import write_bytes, write_json
+    from diffusion_lab.system.progress import Progress
 
     wanted = order(config)
     if wanted.taken:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffusion_lab.data.pictures import fit
-from diffusion_lab.tracking.samples import Frame
+from diffusion_lab.runs.samples import Frame
 
 if TYPE_CHECKING:
-    from diffusion_lab.encoders.bank import EncoderBank
-    from diffusion_lab.encoders.photographs import Photograph
-    from diffusion_lab.interfaces import AnyMetric, Subject
-    from diffusion_lab.tracking.files import FileTracker
+    from diffusion_lab.evaluation.encoders.bank import EncoderBank
+    from diffusion_lab.evaluation.encoders.photographs import Photograph
+    from diffusion_lab.records import AnyMetric, Subject
+    from diffusion_lab.runs.files import FileTracker
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ def record_photographs(
 
     Returns what was chosen, for `reference_features`. The sheet of training pictures is written in any case.
     """
-    from diffusion_lab.encoders.photographs import describe, look_at, report
-    from diffusion_lab.metrics.evaluate import needed
+    from diffusion_lab.evaluation.encoders.photographs import describe, look_at, report
+    from diffusion_lab.evaluation.evaluate import needed
 
     faces = look_at(subject, bank, resolution) if "face" in needed(metrics) else None
     files.training_pictures(

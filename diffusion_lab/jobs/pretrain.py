@@ -5,13 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion_lab.plan.into import check_output
+from diffusion_lab.plan.plan import Plan
+from diffusion_lab.records import UserError
+
 if TYPE_CHECKING:
-    from diffusion_lab.config import Config
+    from diffusion_lab.config.schema import Config
+
+
+def check(config: Config, run_folder: Path) -> Plan:
+    """The plan: what it reads is there, and where it writes can be written. `run_folder` stays unused."""
+    start = config.job.start
+    if start and not Path(start).expanduser().is_dir():
+        raise UserError(f"job.start={start}: there is no such folder (of a U-Net)")
+    return check_output(config)
 
 
 def run(config: Config, run_folder: Path) -> None:
     """Writes into `job.output`; started again there, it goes on where it was. `run_folder` stays unused."""
-    from diffusion_lab.miniature.pretrain import recipe
+    from diffusion_lab.recipes.miniature import recipe
 
     recipe.run(
         Path(config.job.output).expanduser(),

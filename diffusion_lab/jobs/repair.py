@@ -11,15 +11,16 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.config import Config, as_plain_dict
-from diffusion_lab.interfaces import Status, UserError
+from diffusion_lab.artefacts import kohya
+from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.jobs.conclude import Findings, adapter_folder, conclude, rebuild_adapter, recommendation
-from diffusion_lab.models import kohya
-from diffusion_lab.resume import find, run_id
-from diffusion_lab.tracking import Fanout, backup, vouched
-from diffusion_lab.tracking.earlier import earlier
-from diffusion_lab.tracking.files import FileTracker
-from diffusion_lab.tracking.recorded import CHECKPOINTS, ENDED, missing
+from diffusion_lab.records import Status, UserError
+from diffusion_lab.runs import backup, vouched
+from diffusion_lab.runs.earlier import earlier
+from diffusion_lab.runs.files import FileTracker
+from diffusion_lab.runs.recorded import CHECKPOINTS, ENDED, missing
+from diffusion_lab.runs.resume import find, run_id
+from diffusion_lab.trackers import Fanout
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +83,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _findings(files: FileTracker) -> Findings:
     """What the run had measured, from its record."""
-    from diffusion_lab.analysis.record import summary
+    from diffusion_lab.runs.record import summary
 
     ceilings = {
         name: None if kinds.get("ceiling") is None else summary(kinds["ceiling"])
@@ -165,7 +166,7 @@ def _artefact_lost(run_folder: Path, lost: Collection[str]) -> bool:
 
 def _state(config: Config, run_folder: Path, step: int, device: torch.device) -> TrainingState:
     from diffusion_lab.jobs.assist import build, load_parts
-    from diffusion_lab.training.rng import seeded
+    from diffusion_lab.system.rng import seeded
 
     with seeded(config.seed):
         subject, prompts, pipe = load_parts(config, device)
@@ -175,7 +176,7 @@ def _state(config: Config, run_folder: Path, step: int, device: torch.device) ->
 def _pipe(config: Config, device: torch.device, findings: Findings) -> Any:
     """The untouched pipeline: an artefact that is a whole pipeline takes its frozen parts from it."""
     from diffusion_lab.jobs.assist import load_parts
-    from diffusion_lab.training.rng import seeded
+    from diffusion_lab.system.rng import seeded
 
     with seeded(config.seed):
         _, _, pipe = load_parts(config, device)
@@ -190,9 +191,9 @@ def _restore_pictures(
     taught = f"{SAMPLES}/training.png"
     if taught in lost:
         from diffusion_lab.data.subjects import load_subject
-        from diffusion_lab.encoders.bank import EncoderBank
+        from diffusion_lab.evaluation.encoders.bank import EncoderBank
+        from diffusion_lab.evaluation.metrics import select
         from diffusion_lab.jobs.photographs import record_photographs
-        from diffusion_lab.metrics import select
 
         metrics, side = select(config.metrics.names), config.model.resolution or 512
         record_photographs(

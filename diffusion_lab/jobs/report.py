@@ -5,10 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.plan.plan import Plan
+from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
-    from diffusion_lab.config import Config
+    from diffusion_lab.config.schema import Config
+
+
+def check(config: Config, run_folder: Path) -> Plan:
+    """The plan: the folder is there. `run_folder` stays unused."""
+    runs = Path(config.job.runs).expanduser()
+    if not runs.is_dir():
+        raise UserError(f"job.runs={config.job.runs}: there is no such folder")
+    return Plan(rows=(("job", "report"), ("of", str(runs))))
 
 
 def run(config: Config, run_folder: Path) -> None:
@@ -17,9 +26,9 @@ def run(config: Config, run_folder: Path) -> None:
     Raises:
         UserError: (job.runs) where no folder is named, or where it holds no run.
     """
-    from diffusion_lab.analysis.comparison import write_comparison
-    from diffusion_lab.analysis.record import is_run, is_scored
-    from diffusion_lab.analysis.report import write_report
+    from diffusion_lab.report.comparison import write_comparison
+    from diffusion_lab.report.page import write_report
+    from diffusion_lab.runs.record import is_run, is_scored
 
     if not config.job.runs:
         raise UserError("job.runs: name a run's folder or a folder of runs, job.runs=outputs/DATE/TIME")
@@ -27,7 +36,7 @@ def run(config: Config, run_folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"job.runs: there is no folder {folder}")
     if is_scored(folder):
-        from diffusion_lab.analysis.score_page import write_score_report
+        from diffusion_lab.report.score_page import write_score_report
 
         print(write_score_report(folder))
         return

@@ -13,21 +13,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from diffusion_lab.config import Config, Data, as_plain_dict
+from diffusion_lab.config.schema import Config, Data, as_plain_dict
 from diffusion_lab.data.image_prompts import Told, asked, find_prompts
 from diffusion_lab.data.look import check_headers, look_at_subject
 from diffusion_lab.data.pictures import list_pictures, read_picture
-from diffusion_lab.data.subjects import default_cache, load_subject, subject_folder
-from diffusion_lab.interfaces import Evaluation, Prompt, PromptSet, Status, Subject, Summary, UserError
-from diffusion_lab.jobs.origin import as_measured
+from diffusion_lab.data.subjects import load_subject, subject_folder
+from diffusion_lab.evaluation.encoders.check import encoder_warnings
+from diffusion_lab.plan.downloads import rows, wanted
+from diffusion_lab.plan.fits import check_device
+from diffusion_lab.plan.inputs import check_impostors, check_metrics
+from diffusion_lab.plan.origin import as_measured
+from diffusion_lab.plan.plan import Plan, check_downloads, check_new_folder, check_place
+from diffusion_lab.records import Evaluation, Prompt, PromptSet, Status, Subject, Summary, UserError
+from diffusion_lab.system.cache import default_cache
 
 if TYPE_CHECKING:
     import torch
 
-    from diffusion_lab.encoders.bank import EncoderBank
-    from diffusion_lab.interfaces import AnyMetric, Features, References
+    from diffusion_lab.evaluation.encoders.bank import EncoderBank
+    from diffusion_lab.records import AnyMetric, Features, References
+    from diffusion_lab.runs.files import FileTracker
     from diffusion_lab.sampling.sample import Planned
-    from diffusion_lab.tracking.files import FileTracker
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +44,26 @@ CACHE = "features.sqlite"  # in the cache's folder: what encoders saw, by image 
 # --- before anything is loaded --------------------------------------------------------------------------
 
 
+def check(config: Config, run_folder: Path) -> Plan:
+    """The plan: images and subject that can be scored, a folder for the record."""
+    config, taken = as_measured(config)
+    check_device(config.model)
+    check_impostors(config)
+    check_metrics(config)
+    told, warnings = check_images(config)
+    check_new_folder(run_folder)
+    check_place(run_folder, 0, "hydra.run.dir")
+    files = check_downloads(wanted(config))
+    warnings += encoder_warnings(config.metrics)
+    measured = [("measured with", taken)] if taken else []
+    return Plan(rows=(*told, *measured, *rows(files)), warnings=tuple(warnings), downloads=files)
+
+
 def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
     """Rows of the plan and warnings. Raises UserError for images or metrics that cannot be scored."""
     from diffusion_lab.data.subjects import check_subject, passed_over
-    from diffusion_lab.metrics import NEEDS_TWINS, select
-    from diffusion_lab.metrics.enough import check_enough
+    from diffusion_lab.evaluation.metrics import NEEDS_TWINS, select
+    from diffusion_lab.evaluation.metrics.enough import check_enough
 
     folder, names = Path(config.job.images).expanduser(), config.metrics.names
     paths = list_pictures(folder, "job.images")
@@ -95,9 +116,9 @@ def scored_data(data: Data) -> Data:
 
 def run(config: Config, run_folder: Path) -> None:
     """Scores `job.images` and leaves scores.parquet, scores.csv, result.json and report.html in `run_folder`."""
-    from diffusion_lab.analysis.score_page import print_table, write_score_report
     from diffusion_lab.models.load import resolve_device
-    from diffusion_lab.tracking.files import FileTracker
+    from diffusion_lab.report.score_page import print_table, write_score_report
+    from diffusion_lab.runs.files import FileTracker
 
     device = resolve_device(config.model.device)
     config, taken = as_measured(config)
@@ -126,18 +147,18 @@ def run(config: Config, run_folder: Path) -> None:
 
 def _score_folder(config: Config, run_folder: Path, device: torch.device, files: FileTracker) -> None:
     from diffusion_lab.data.prompts import prompts_sha256
-    from diffusion_lab.encoders.bank import EncoderBank
-    from diffusion_lab.encoders.cache import FeatureCache
-    from diffusion_lab.jobs.photographs import record_photographs
-    from diffusion_lab.metrics import select
-    from diffusion_lab.metrics.evaluate import (
+    from diffusion_lab.evaluation.encoders.bank import EncoderBank
+    from diffusion_lab.evaluation.encoders.cache import FeatureCache
+    from diffusion_lab.evaluation.evaluate import (
         needed,
         reference_features,
         reference_scores,
         score,
         several_faces,
     )
-    from diffusion_lab.tracking.scored import write_scored
+    from diffusion_lab.evaluation.metrics import select
+    from diffusion_lab.jobs.photographs import record_photographs
+    from diffusion_lab.runs.scored import write_scored
 
     folder = Path(config.job.images).expanduser()
     paths = list_pictures(folder, "job.images")
@@ -195,9 +216,9 @@ def _encode(
 
     A batch at a time: a folder may hold more pixels than fit into memory.
     """
-    from diffusion_lab.metrics.evaluate import joined
-    from diffusion_lab.tracking.progress import Progress
-    from diffusion_lab.tracking.scored import thumbnail
+    from diffusion_lab.evaluation.evaluate import joined
+    from diffusion_lab.runs.scored import thumbnail
+    from diffusion_lab.system.progress import Progress
 
     kept: list[int] = []
     small: list[bytes] = []
@@ -233,7 +254,7 @@ def _describe(
     lines: Mapping[str, Mapping[Literal["ceiling", "impostor"], Summary | None]],
 ) -> None:
     """What the scores are read against, into the record; photographs without a face into the log."""
-    from diffusion_lab.metrics.evaluate import without_face
+    from diffusion_lab.evaluation.evaluate import without_face
 
     files.metrics(metrics)
     files.encoders(bank.identities())

@@ -6,10 +6,18 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion_lab.plan.into import check_output
+from diffusion_lab.plan.plan import Plan
+
 if TYPE_CHECKING:
-    from diffusion_lab.config import Config
+    from diffusion_lab.config.schema import Config
 
 log = logging.getLogger(__name__)
+
+
+def check(config: Config, run_folder: Path) -> Plan:
+    """The plan: what it reads is there, and where it writes can be written. `run_folder` stays unused."""
+    return check_output(config)
 
 
 def run(config: Config, run_folder: Path) -> None:

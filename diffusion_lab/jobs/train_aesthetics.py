@@ -6,16 +6,29 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.plan.into import check_output
+from diffusion_lab.plan.plan import Plan
+from diffusion_lab.records import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
-    from diffusion_lab.config import Config
+    from diffusion_lab.config.schema import Config
 
 log = logging.getLogger(__name__)
 
 HEAD, PLAIN = "aesthetics_head.safetensors", "aesthetics_head_unbalanced.safetensors"
+
+
+def check(config: Config, run_folder: Path) -> Plan:
+    """The plan: what it reads is there, and where it writes can be written. `run_folder` stays unused."""
+    for key, there in (("images", Path.is_dir), ("ratings", Path.is_file)):
+        given = getattr(config.job, key)
+        if not there(Path(given).expanduser()):
+            raise UserError(f"job.{key}={given}: there is no such {'folder' if key == 'images' else 'file'}")
+    return check_output(config)
 
 
 def run(config: Config, run_folder: Path) -> None:
@@ -26,19 +39,19 @@ def run(config: Config, run_folder: Path) -> None:
     import numpy as np
     import torch
 
-    from diffusion_lab.aesthetics import balance, regression
-    from diffusion_lab.aesthetics.embed import embed
-    from diffusion_lab.aesthetics.examine import examine, gain_at_extremes
-    from diffusion_lab.aesthetics.ratings import read_ratings
-    from diffusion_lab.analysis.aesthetics_page import write_page
-    from diffusion_lab.data.subjects import default_cache
-    from diffusion_lab.encoders.aesthetics import write_head
-    from diffusion_lab.encoders.bank import EncoderBank
-    from diffusion_lab.encoders.cache import FeatureCache
+    from diffusion_lab.evaluation.encoders.aesthetics import write_head
+    from diffusion_lab.evaluation.encoders.bank import EncoderBank
+    from diffusion_lab.evaluation.encoders.cache import FeatureCache
     from diffusion_lab.models.load import resolve_device
-    from diffusion_lab.tracking.atomic import write_json
-    from diffusion_lab.tracking.progress import Progress
-    from diffusion_lab.tracking.provenance import collect
+    from diffusion_lab.recipes.aesthetics import balance, regression
+    from diffusion_lab.recipes.aesthetics.embed import embed
+    from diffusion_lab.recipes.aesthetics.examine import examine, gain_at_extremes
+    from diffusion_lab.recipes.aesthetics.ratings import read_ratings
+    from diffusion_lab.report.aesthetics_page import write_page
+    from diffusion_lab.system.atomic import write_json
+    from diffusion_lab.system.cache import default_cache
+    from diffusion_lab.system.progress import Progress
+    from diffusion_lab.system.provenance import collect
 
     job, output = config.job, Path(config.job.output).expanduser()
     rated, absent = read_ratings(Path(job.ratings).expanduser(), Path(job.images).expanduser())

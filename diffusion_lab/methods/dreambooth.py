@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion_lab.checks import bounded, flag
-from diffusion_lab.interfaces import Batch, ParamGroup, UserError
-from diffusion_lab.readers import read_json, read_tensors
+from diffusion_lab.records import Batch, ParamGroup, UserError
+from diffusion_lab.system.readers import read_json, read_tensors
+from diffusion_lab.values.checks import bounded, flag
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ class DreamBooth:
 
     def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of the subject's pictures plus `prior_weight` times that of the class's."""
-        from diffusion_lab.training.losses import batch_loss
+        from diffusion_lab.families.losses import batch_loss
 
         full = self.prior_weights[1]
         return batch_loss(pipe, batch, generator, full if self.prior_weight is None else self.prior_weight)
@@ -134,7 +134,7 @@ class DreamBooth:
 
     def files(self, pipe: StableDiffusionPipeline) -> dict[str, dict[str, Tensor]]:
         """The tensors (no copies) of every file of weights that `save` writes, by path and by name in the file."""
-        from diffusion_lab.models.networks import file_name, named_tensors
+        from diffusion_lab.families.networks import file_name, named_tensors
 
         found = {}
         average = pipe.unet.average.shadow_params if self.ema else self._trained(pipe)
@@ -162,9 +162,9 @@ class DreamBooth:
         the pipeline. Parts are replaced whole. `ready`: a folder that has the same `files` already, such as the
         checkpoint of this step; they are linked where the disk can.
         """
-        from diffusion_lab.models.networks import save_network
-        from diffusion_lab.tracking import tensors
-        from diffusion_lab.tracking.atomic import replace_folder, write_json
+        from diffusion_lab.families.networks import save_network
+        from diffusion_lab.system import tensors
+        from diffusion_lab.system.atomic import replace_folder, write_json
 
         notes = {"method": self.name, **(notes or {})}
         if self.unchanged(pipe):
@@ -193,7 +193,7 @@ class DreamBooth:
         """
         import torch
 
-        from diffusion_lab.models.networks import save_pipeline
+        from diffusion_lab.families.networks import save_pipeline
 
         if not is_unchanged(folder):
             with self.evaluating(pipe):

@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffusion_lab.bounds import MOST_LAYERS
-from diffusion_lab.checks import bounded, flag, one_of
-from diffusion_lab.interfaces import Batch, ParamGroup, UserError
-from diffusion_lab.readers import read_header, read_tensors
+from diffusion_lab.records import Batch, ParamGroup, UserError
+from diffusion_lab.system.readers import read_header, read_tensors
+from diffusion_lab.values.bounds import MOST_LAYERS
+from diffusion_lab.values.checks import bounded, flag, one_of
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ class Hypernetwork:
 
     def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of one micro-batch, float32 scalar."""
-        from diffusion_lab.training.losses import batch_loss
+        from diffusion_lab.families.losses import batch_loss
 
         return batch_loss(pipe, batch, generator)
 
@@ -121,7 +121,7 @@ class Hypernetwork:
         self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
     ) -> list[Path]:
         """Writes `hypernetwork.safetensors`, whole or not at all; `notes` go into its header."""
-        from diffusion_lab.tracking import tensors
+        from diffusion_lab.system import tensors
 
         unet: Any = pipe.unet
         header = {

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.checks import bounded, closest, flag, one_of, words
-from diffusion_lab.interfaces import Batch, ParamGroup, UserError
 from diffusion_lab.methods.variants import (
     VARIANTS,
     compare,
@@ -28,7 +26,9 @@ from diffusion_lab.methods.variants import (
     save_folder,
     set_weights,
 )  # fmt: skip
-from diffusion_lab.readers import read_tensors
+from diffusion_lab.records import Batch, ParamGroup, UserError
+from diffusion_lab.system.readers import read_tensors
+from diffusion_lab.values.checks import bounded, closest, flag, one_of, words
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ class Lora:
 
     def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of one micro-batch, float32 scalar."""
-        from diffusion_lab.training.losses import batch_loss
+        from diffusion_lab.families.losses import batch_loss
 
         return batch_loss(pipe, batch, generator)
 
@@ -182,7 +182,7 @@ def _save_lora(networks: Mapping[str, Any], folder: Path, header: Mapping[str, s
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from peft import get_peft_model_state_dict
 
-    from diffusion_lab.tracking import tensors
+    from diffusion_lab.system import tensors
 
     settings: dict[str, Any] = {}
     for part, module in networks.items():

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion_lab.checks import bounded
-from diffusion_lab.interfaces import Batch, ParamGroup
 from diffusion_lab.methods.lora import LEARNING_RATES, Lora
 from diffusion_lab.methods.textual_inversion import TextualInversion
+from diffusion_lab.records import Batch, ParamGroup
+from diffusion_lab.values.checks import bounded
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ class Pivotal:
         What does not train in this phase has no part in the graph and so gets no gradient at all: the
         optimizer passes it by, weight decay and moments included.
         """
-        from diffusion_lab.training.losses import batch_loss
+        from diffusion_lab.families.losses import batch_loss
 
         first = batch.progress < (self.switches[1] if self.switch is None else self.switch)
         embedding: Any = pipe.text_encoder.get_input_embeddings()

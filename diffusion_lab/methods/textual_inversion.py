@@ -1,6 +1,6 @@
 """Textual Inversion (Gal et al. 2022, arXiv:2208.01618): a new word is learned, and nothing else.
 
-The word is new entries of the tokenizer that nothing but the word reaches (`models.learnt_words`); its vectors are a
+The word is new entries of the tokenizer that nothing but the word reaches (`families.learnt_words`); its vectors are a
 parameter of their own that takes the place of the embedding's rows on the way through, so that no optimizer ever
 touches another word (zeroing gradients would not do: weight decay moves every row). Files are the ecosystem's:
 diffusers' `learned_embeds.safetensors`, and the same vectors as A1111 reads them, which calls them by the file's name.
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion_lab.checks import bounded, flag
-from diffusion_lab.interfaces import Batch, ParamGroup, UserError
-from diffusion_lab.readers import read_tensors
+from diffusion_lab.records import Batch, ParamGroup, UserError
+from diffusion_lab.system.readers import read_tensors
+from diffusion_lab.values.checks import bounded, flag
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +58,8 @@ class TextualInversion:
         """
         from torch import nn
 
-        from diffusion_lab.data.identifiers import check_new_word
-        from diffusion_lab.models.learnt_words import learn
+        from diffusion_lab.families.learnt_words import learn
+        from diffusion_lab.families.vocabulary import check_new_word
 
         for module in (pipe.unet, pipe.vae, pipe.text_encoder):
             module.requires_grad_(False)
@@ -82,7 +82,7 @@ class TextualInversion:
 
     def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of one micro-batch, float32 scalar."""
-        from diffusion_lab.training.losses import batch_loss
+        from diffusion_lab.families.losses import batch_loss
 
         return batch_loss(pipe, batch, generator)
 
@@ -103,8 +103,8 @@ class TextualInversion:
         Plain diffusers has to be given the word as it can find it: in small letters where the tokenizer lowers
         texts, in <> where the word is a piece of the vocabulary.
         """
-        from diffusion_lab.models.learnt_words import name_in_diffusers
-        from diffusion_lab.tracking import tensors
+        from diffusion_lab.families.learnt_words import name_in_diffusers
+        from diffusion_lab.system import tensors
 
         embedding: Any = pipe.text_encoder.get_input_embeddings()
         vectors = embedding.learned.detach().float()
@@ -118,7 +118,7 @@ class TextualInversion:
         """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
         import torch
 
-        from diffusion_lab.models.learnt_words import name_in_diffusers
+        from diffusion_lab.families.learnt_words import name_in_diffusers
 
         path = folder / FILE_NAME
         if not path.is_file():

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.readers import read_json, read_tensors
+from diffusion_lab.records import UserError
+from diffusion_lab.system.readers import read_json, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,8 +86,8 @@ def save_folder(module: nn.Module, folder: Path, header: Mapping[str, str]) -> l
     """Writes peft's two files, whole or not at all."""
     from peft import get_peft_model_state_dict
 
-    from diffusion_lab.tracking import tensors
-    from diffusion_lab.tracking.atomic import replace_folder, write_json
+    from diffusion_lab.system import tensors
+    from diffusion_lab.system.atomic import replace_folder, write_json
 
     adapter: Any = module
     config = copy.copy(adapter.peft_config["default"])

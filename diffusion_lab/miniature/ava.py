@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import world
-from .scene import sample_scene
+from diffusion_lab.miniature import world
+from diffusion_lab.miniature.scene import sample_scene
 
 MEAN, SPREAD = 5.4, 0.75  # of the ratings
 VOTERS, DISAGREEMENT = 210, 1.4  # a picture, grades
@@ -71,6 +71,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from diffusion_lab.checks import command
+    from diffusion_lab.values.checks import command
 
     raise SystemExit(command(main))

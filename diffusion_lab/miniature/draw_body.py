@@ -7,10 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from .canvas import SIZE, SUPER, Canvas, Colour, Points, curve, ellipse, flat, lerp, mix
-from .draw_head import skin_colour
-from .identity import Identity
-from .scene import Scene
+from diffusion_lab.miniature.canvas import (
+    SIZE,
+    SUPER,
+    Canvas,
+    Colour,
+    Points,
+    curve,
+    ellipse,
+    flat,
+    lerp,
+    mix,
+)
+from diffusion_lab.miniature.draw_head import skin_colour
+from diffusion_lab.miniature.identity import Identity
+from diffusion_lab.miniature.scene import Scene
 
 CLOTH: dict[str, Colour] = {
     "tshirt": (206, 38, 42), "shirt": (52, 104, 196), "suit": (34, 34, 42), "sweater": (40, 124, 66),

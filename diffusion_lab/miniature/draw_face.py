@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .canvas import Canvas, Colour, Points, curve, ellipse, lerp, mix
-from .draw_head import MOODS, Layout, Mood, hair_colour, layout, outline, skin_colour
-from .identity import Identity
-from .scene import Scene
+from diffusion_lab.miniature.canvas import Canvas, Colour, Points, curve, ellipse, lerp, mix
+from diffusion_lab.miniature.draw_head import MOODS, Layout, Mood, hair_colour, layout, outline, skin_colour
+from diffusion_lab.miniature.identity import Identity
+from diffusion_lab.miniature.scene import Scene
 
 _IRIS: dict[str, Colour] = {
     "brown": (112, 66, 32), "dark": (44, 28, 22), "blue": (58, 124, 206),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .canvas import Canvas, Colour, Points, curve, ellipse, lerp, mix, points
-from .draw_head import hair_colour, half_width
-from .identity import Identity
+from diffusion_lab.miniature.canvas import Canvas, Colour, Points, curve, ellipse, lerp, mix, points
+from diffusion_lab.miniature.draw_head import hair_colour, half_width
+from diffusion_lab.miniature.identity import Identity
 
 _LONG = ("long_straight", "long_wavy", "long_curly", "bob", "ponytail")
 

@@ -9,9 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .canvas import BIG, SIZE, SUPER, Canvas, Colour, Frame, Points, ellipse, flat, lerp, mix, points
-from .identity import Identity
-from .scene import Scene
+from diffusion_lab.miniature.canvas import (
+    BIG,
+    SIZE,
+    SUPER,
+    Canvas,
+    Colour,
+    Frame,
+    Points,
+    ellipse,
+    flat,
+    lerp,
+    mix,
+    points,
+)
+from diffusion_lab.miniature.identity import Identity
+from diffusion_lab.miniature.scene import Scene
 
 Grid = NDArray[np.floating[Any]]  # [64, 64] or [64, 64, 3], on the small grid
 _SKIN: tuple[Colour, ...] = ((252, 226, 206), (238, 194, 160), (208, 154, 114), (164, 110, 76), (124, 82, 58))

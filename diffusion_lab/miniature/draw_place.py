@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .canvas import BIG, Colour, mix
+from diffusion_lab.miniature.canvas import BIG, Colour, mix
 
 _N = 128  # drawn at this size: soft after enlargement, like an unfocused background
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .canvas import Canvas, Colour, Points, curve, ellipse, flat, mix, points
-from .draw_head import half_width, layout
-from .identity import Identity
-from .scene import Scene
+from diffusion_lab.miniature.canvas import Canvas, Colour, Points, curve, ellipse, flat, mix, points
+from diffusion_lab.miniature.draw_head import half_width, layout
+from diffusion_lab.miniature.identity import Identity
+from diffusion_lab.miniature.scene import Scene
 
 
 def draw_accessory(canvas: Canvas, identity: Identity, scene: Scene) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from .canvas import SIZE
-from .scene import Scene
+from diffusion_lab.miniature.canvas import SIZE
+from diffusion_lab.miniature.scene import Scene
 
 Picture = NDArray[np.floating[Any]]  # [64, 64, 3]
 _YX = (np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5) / SIZE

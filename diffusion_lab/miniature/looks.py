@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from .identity import Identity
+from diffusion_lab.miniature.identity import Identity
 
 
 @dataclass(frozen=True, slots=True)

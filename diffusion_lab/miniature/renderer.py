@@ -6,16 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .canvas import SIZE, SUPER, Canvas, Frame
-from .draw_body import draw_body
-from .draw_face import draw_features
-from .draw_hair import draw_back_hair, draw_front_hair
-from .draw_head import draw_ears, draw_skin, half_width
-from .draw_place import draw_place
-from .draw_worn import draw_accessory
-from .effects import apply_light, apply_quality, apply_style, to_float, to_image
-from .identity import Identity
-from .scene import Scene
+from diffusion_lab.miniature.canvas import SIZE, SUPER, Canvas, Frame
+from diffusion_lab.miniature.draw_body import draw_body
+from diffusion_lab.miniature.draw_face import draw_features
+from diffusion_lab.miniature.draw_hair import draw_back_hair, draw_front_hair
+from diffusion_lab.miniature.draw_head import draw_ears, draw_skin, half_width
+from diffusion_lab.miniature.draw_place import draw_place
+from diffusion_lab.miniature.draw_worn import draw_accessory
+from diffusion_lab.miniature.effects import apply_light, apply_quality, apply_style, to_float, to_image
+from diffusion_lab.miniature.identity import Identity
+from diffusion_lab.miniature.scene import Scene
 
 HEAD_X, HEAD_Y, HEAD_UNIT = 32.0, 30.0, 19.4  # pixels of 64: middle of the head, and half its height
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .phrases import SLOTS, Phrase
+from diffusion_lab.miniature.phrases import SLOTS, Phrase
 
 QUALITY_RANGE = {"magic": (0.88, 1.0), "none": (0.52, 0.74), "spoilt": (0.02, 0.36)}
 

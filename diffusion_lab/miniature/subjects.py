@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .phrases import MAGIC, SLOTS, Phrase
-from .world import SUBJECT_SEEDS, Portrait, draw_portrait, identity_from_seed
+from diffusion_lab.miniature.phrases import MAGIC, SLOTS, Phrase
+from diffusion_lab.miniature.world import SUBJECT_SEEDS, Portrait, draw_portrait, identity_from_seed
 
 N_PORTRAITS = 28
 
@@ -131,6 +131,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from diffusion_lab.checks import command
+    from diffusion_lab.values.checks import command
 
     raise SystemExit(command(main))

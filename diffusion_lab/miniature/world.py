@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .identity import Identity, sample_identity
-from .phrases import MAGIC, NOUNS, SLOTS, SPOILT, Phrase
-from .renderer import face_box, render
-from .scene import Scene, sample_scene
+from diffusion_lab.miniature.identity import Identity, sample_identity
+from diffusion_lab.miniature.phrases import MAGIC, NOUNS, SLOTS, SPOILT, Phrase
+from diffusion_lab.miniature.renderer import face_box, render
+from diffusion_lab.miniature.scene import Scene, sample_scene
 
 __all__ = ["Portrait", "draw_portrait", "face_box", "identity_from_seed", "rating_of"]
 

@@ -17,10 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
-    from diffusion_lab.config import Model
+    from diffusion_lab.config.schema import Model
 
 Kind = Literal["cuda", "mps", "cpu"]
 

@@ -10,15 +10,17 @@ import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+    from torch import nn
 
-    from diffusion_lab.config import Model
+    from diffusion_lab.config.schema import Model
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.ckpt", "*.json")
 _PARTS = ("unet", "vae", "text_encoder")
@@ -31,7 +33,7 @@ def source_of(model: Model) -> str | None:
     """
     from diffusion_lab.models.folder import model_folder
     from diffusion_lab.models.single_file import config_folder
-    from diffusion_lab.tracking.provenance import versions
+    from diffusion_lab.system.provenance import versions
 
     try:
         place = model_folder(model)
@@ -67,9 +69,8 @@ def loaded_fingerprint(pipe: StableDiffusionPipeline) -> str:
 
     A cache that cannot be read or written costs time only.
     """
-    from diffusion_lab.data.class_pictures import fingerprint
-    from diffusion_lab.data.subjects import default_cache
-    from diffusion_lab.tracking.atomic import write_json
+    from diffusion_lab.system.atomic import write_json
+    from diffusion_lab.system.cache import default_cache
 
     source: str | None = getattr(pipe, "loaded_from", None)
     if source is None:
@@ -83,3 +84,20 @@ def loaded_fingerprint(pipe: StableDiffusionPipeline) -> str:
     with contextlib.suppress(OSError, UserError):
         write_json(path, {"source": source, "fingerprint": found})
     return found
+
+
+def fingerprint(pipe: StableDiffusionPipeline) -> str:
+    """SHA-256 over the weights of U-Net, VAE and text encoder as they are loaded: 16 hex digits."""
+    return weights_hash({name: getattr(pipe, name) for name in ("unet", "vae", "text_encoder")})
+
+
+def weights_hash(networks: Mapping[str, nn.Module]) -> str:
+    """SHA-256 over names and weights: 16 hex digits."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, network in networks.items():
+        for key, value in sorted(network.state_dict().items()):
+            digest.update(f"{name}.{key}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.checks import closest
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.models.shipped import MINIATURES, shipped_folder
-from diffusion_lab.readers import Key, read_header, read_json, refuse
+from diffusion_lab.miniature.shipped import MINIATURES, shipped_folder
+from diffusion_lab.records import UserError
+from diffusion_lab.system.readers import Key, read_header, read_json, refuse
+from diffusion_lab.values.checks import closest
 
 if TYPE_CHECKING:
-    from diffusion_lab.config import Model
+    from diffusion_lab.config.schema import Model
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
 VARIANT = re.compile(

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from diffusion_lab.interfaces import UserError
 from diffusion_lab.models.folder import PICKLED, WEIGHTS, check_configs, check_folder
+from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
-    from diffusion_lab.config import Model
+    from diffusion_lab.config.schema import Model
 
 PATIENCE = 8.0  # seconds for one question; the libraries' own retries take minutes
 CONFIGS = (

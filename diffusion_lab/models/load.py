@@ -9,20 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.miniature.shipped import MINIATURES, shipped_folder
 from diffusion_lab.models.devices import bf16_slowdown
 from diffusion_lab.models.fingerprints import source_of
 from diffusion_lab.models.folder import check_folder, variant_of
 from diffusion_lab.models.hub import cached_model
-from diffusion_lab.models.shipped import MINIATURES, shipped_folder
 from diffusion_lab.models.single_file import PICKLED, SD1_CONFIG, check_file, load_file
+from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DDPMScheduler, StableDiffusionPipeline
     from torch import nn
 
-    from diffusion_lab.config import Model
+    from diffusion_lab.config.schema import Model
 
 log = logging.getLogger(__name__)
 

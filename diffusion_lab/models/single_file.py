@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.interfaces import UserError
 from diffusion_lab.models.folder import check_configs
+from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-    from diffusion_lab.config import Model
+    from diffusion_lab.config.schema import Model
 
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 PREFIXES = {

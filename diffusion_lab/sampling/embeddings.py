@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.training.modes import eval_mode
+from diffusion_lab.system.modes import eval_mode
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -33,7 +33,7 @@ class PromptEmbeddings:
     def encode(self, pipe: StableDiffusionPipeline, texts: Sequence[str]) -> Tensor:
         """[len(texts), tokens, d] on the text encoder's device, in its dtype; a text over 77 tokens is cut.
 
-        Uses the pipeline's own `encode_prompt`. Learnt words are the tokenizer's business: `models.learnt_words`.
+        Uses the pipeline's own `encode_prompt`. Learnt words are the tokenizer's business: `families.learnt_words`.
         """
         state = _state(pipe.text_encoder)
         if state is None or state != self._state:

@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.interfaces import TrainingDiverged, UserError
+from diffusion_lab.records import TrainingDiverged, UserError
 from diffusion_lab.sampling.embeddings import PromptEmbeddings
 from diffusion_lab.sampling.noise import image_seed, initial_noise
-from diffusion_lab.training.modes import eval_mode
-from diffusion_lab.training.rng import preserved_rng
+from diffusion_lab.system.modes import eval_mode
+from diffusion_lab.system.rng import preserved_rng
 
 if TYPE_CHECKING:
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    from diffusion_lab.config import Prompts
-    from diffusion_lab.interfaces import Pixels, Prompt, PromptSet
+    from diffusion_lab.config.schema import Prompts
+    from diffusion_lab.records import Pixels, Prompt, PromptSet
 
 _DECODE_PIXELS = 8 * 512 * 512  # decoded at once: the VAE needs about 1 GB per 512-pixel image in float32
 

@@ -28,13 +28,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffusion_lab.failures import is_memory
-from diffusion_lab.interfaces import Stateful, UserError
 from diffusion_lab.models.load import modules
-from diffusion_lab.tracking import tensors
-from diffusion_lab.tracking.atomic import replace_folder, write_json, writing
+from diffusion_lab.records import Stateful, UserError
+from diffusion_lab.system import tensors
+from diffusion_lab.system.atomic import replace_folder, write_json, writing
+from diffusion_lab.system.failures import is_memory
+from diffusion_lab.system.rng import RngState, preserved_rng
 from diffusion_lab.training.meter import Since
-from diffusion_lab.training.rng import RngState, preserved_rng
 
 if TYPE_CHECKING:
     from diffusion_lab.training.state import TrainingState

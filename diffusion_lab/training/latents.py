@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.data.pictures import fit, to_tensor
-from diffusion_lab.interfaces import Picture, UserError
+from diffusion_lab.records import Picture, UserError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -141,9 +141,9 @@ def _on_disk(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from diffusion_lab.data.class_pictures import weights_hash
-    from diffusion_lab.data.subjects import default_cache
-    from diffusion_lab.tracking import tensors
+    from diffusion_lab.models.fingerprints import weights_hash
+    from diffusion_lab.system import tensors
+    from diffusion_lab.system.cache import default_cache
 
     place = (folder or default_cache() / "latents") / weights_hash({"vae": vae})
 

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffusion_lab.interfaces import TrainingDiverged
+from diffusion_lab.config.schedule import evaluation_steps
 from diffusion_lab.models.load import modules
+from diffusion_lab.records import TrainingDiverged
+from diffusion_lab.system.modes import eval_mode, training_mode
+from diffusion_lab.system.rng import RngState, preserved_rng
 from diffusion_lab.training.meter import Since
-from diffusion_lab.training.modes import eval_mode, training_mode
-from diffusion_lab.training.rng import RngState, preserved_rng
 
 if TYPE_CHECKING:
-    from diffusion_lab.config import Steps
+    from diffusion_lab.config.schema import Steps
     from diffusion_lab.training.state import TrainingState
 
 MOST_SKIPPED_STEPS = 50  # fp16: its loss scale halves at each skipped step; 2^16 is used up long before
@@ -48,15 +49,15 @@ def train(
     Raises TrainingDiverged before a step with a loss or gradient that is not finite is taken: the weights
     are those of the last good step, and `state.step` is its number.
     """
-    if steps.total is None or steps.every is None:
-        raise ValueError("steps.total and steps.every are not filled in: see config.fill_defaults")
+    schedule = evaluation_steps(steps)
+    total, evaluations = schedule[-1], frozenset(schedule)
     pipe, meter = state.pipe, state.meter
     first, skipped = state.step, 0
     with preserved_rng(), training_mode(*state.trained_modules):
         state.global_streams.restore()
         try:
-            for step in range(state.step, steps.total + 1):  # N + 1 times: the ends are ordinary evaluations
-                evaluated = step % steps.every == 0 or step == steps.total
+            for step in range(state.step, total + 1):  # N + 1 times: the ends are ordinary evaluations
+                evaluated = step in evaluations
                 due = _checkpointed(steps, step, evaluated) and (step > first or step == 0)
                 if checkpoint is not None and due:
                     state.global_streams = RngState.capture()
@@ -70,7 +71,7 @@ def train(
                     ):
                         evaluate(step)
                     _check_float32(state)
-                if step == steps.total:
+                if step == total:
                     break
                 with meter.phase("training"):
                     loss, norm = training_step(state, steps)
@@ -81,7 +82,7 @@ def train(
                 state.since.losses.append(loss)
                 state.since.images += steps.batch_size * steps.gradient_accumulation * state.processes
                 on_step(state.step)
-                if state.step % steps.log_every == 0 or state.step == steps.total:
+                if state.step % steps.log_every == 0 or state.step == total:
                     on_log(state.step, _log_values(state, norm))
                     state.since = Since(seconds=meter.seconds["training"])
         finally:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from diffusion_lab.checks import one_of
-from diffusion_lab.interfaces import ParamGroup, UserError
+from diffusion_lab.records import ParamGroup, UserError
+from diffusion_lab.values.checks import one_of
 
 
 def build_optimizer(
@@ -65,7 +65,7 @@ def _imported(package: str, optimizer: str) -> Any:
 
     try:
         return importlib.import_module(package)
-    except ImportError as error:  # preflight has looked whether it is there; it may still not load
+    except ImportError as error:  # the plan has looked whether it is there; it may still not load
         raise UserError(
             f"steps.optimizer={optimizer}: {package} cannot be loaded ({error}); "
             "pip install 'diffusion-lab[optimizers]', or use steps.optimizer=adamw"

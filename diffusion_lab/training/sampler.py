@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from diffusion_lab.training.rng import stream_seed
+from diffusion_lab.system.rng import stream_seed
 
 
 @dataclass(slots=True)

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.environment import neutral
-from diffusion_lab.interfaces import Batch, Method, ParamGroup, Picture, Subject, UserError
-from diffusion_lab.models import kohya
-from diffusion_lab.models.artefacts import notes as artefact_notes
+from diffusion_lab.artefacts import kohya
+from diffusion_lab.artefacts.artefact import notes as artefact_notes
 from diffusion_lab.models.fingerprints import loaded_fingerprint
 from diffusion_lab.models.load import (
     cast_frozen,
@@ -22,14 +20,16 @@ from diffusion_lab.models.load import (
     resolution_of,
     training_scheduler,
 )
-from diffusion_lab.models.memory import recompute_activations
-from diffusion_lab.processes import WAIT
+from diffusion_lab.records import Batch, Method, ParamGroup, Picture, Subject, UserError
+from diffusion_lab.system.environment import neutral
+from diffusion_lab.system.modes import eval_mode
+from diffusion_lab.system.processes import WAIT
+from diffusion_lab.system.rng import RngState, generator, preserved_rng, seeded, stream_seed
 from diffusion_lab.training.checkpoint import digest
 from diffusion_lab.training.latents import Latents, encode_pictures, encode_text, tokenize
+from diffusion_lab.training.memory import recompute_activations
 from diffusion_lab.training.meter import Meter, Since
-from diffusion_lab.training.modes import eval_mode
 from diffusion_lab.training.optimizers import build_optimizer
-from diffusion_lab.training.rng import RngState, generator, preserved_rng, seeded, stream_seed
 from diffusion_lab.training.sampler import EpochSampler
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
     from diffusers import DDPMScheduler, StableDiffusionPipeline
 
-    from diffusion_lab.config import Config
+    from diffusion_lab.config.schema import Config
 
 
 @dataclass(slots=True)
@@ -253,7 +253,7 @@ def _class_pictures(
     config: Config, pipe: StableDiffusionPipeline, subject: Subject, resolution: int
 ) -> tuple[Picture, ...]:
     """What the untouched model draws of the class, where the method asks for it."""
-    from diffusion_lab.data.class_pictures import class_pictures
+    from diffusion_lab.training.class_pictures import class_pictures
 
     if getattr(config.method, "prior_weight", 0.0) == 0.0:
         return ()
@@ -276,7 +276,7 @@ def _prior(
     pictures: Sequence[Picture],
     text_runs: bool,
 ) -> Prior | None:
-    from diffusion_lab.data.class_pictures import class_prompt
+    from diffusion_lab.training.class_pictures import class_prompt
 
     if not pictures:
         return None

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from diffusion_lab.__main__ import main
-from diffusion_lab.config import Metrics
-from diffusion_lab.encoders.bank import EncoderBank
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.config.schema import Metrics
+from diffusion_lab.evaluation.encoders.bank import EncoderBank
 from diffusion_lab.miniature import ava, world
+from diffusion_lab.records import UserError
 
 SHORT = ["job=train_aesthetics", "job.epochs=3", "job.hidden=[8]", "tracker.progress=off"]
 
@@ -89,8 +89,8 @@ def test_what_is_missing_is_named_before_anything_is_loaded(
 
 
 def test_pictures_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
-    from diffusion_lab.aesthetics.embed import embed
-    from diffusion_lab.encoders.cache import FeatureCache
+    from diffusion_lab.evaluation.encoders.cache import FeatureCache
+    from diffusion_lab.recipes.aesthetics.embed import embed
 
     (tmp_path / "a.jpg").write_text("no picture")
     with pytest.raises(UserError, match="none of the 1 rated pictures"):

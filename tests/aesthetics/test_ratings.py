@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_lab.aesthetics.balance import MOST, weights
-from diffusion_lab.aesthetics.ratings import read_ratings
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.recipes.aesthetics.balance import MOST, weights
+from diffusion_lab.recipes.aesthetics.ratings import read_ratings
+from diffusion_lab.records import UserError
 
 # The first line of the published AVA.txt.
 FIRST = "1 953619 0 1 5 17 38 36 15 6 5 1 1 22 1396"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
-from diffusion_lab.aesthetics import balance, regression
-from diffusion_lab.aesthetics.examine import examine, gain_at_extremes
-from diffusion_lab.encoders.aesthetics import AestheticsHead, write_head
+from diffusion_lab.evaluation.encoders.aesthetics import AestheticsHead, write_head
+from diffusion_lab.recipes.aesthetics import balance, regression
+from diffusion_lab.recipes.aesthetics.examine import examine, gain_at_extremes
 
 
 def world(n: int = 1500, noise: float = 0.6) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from diffusion_lab.analysis import stop
-from diffusion_lab.interfaces import Evaluation, Prompt, PromptSet, ScoreRow, Summary
-from diffusion_lab.tracking.files import FileTracker
+from diffusion_lab.records import Evaluation, Prompt, PromptSet, ScoreRow, Summary
+from diffusion_lab.runs.files import FileTracker
 
 N = 20  # images an evaluation
 LABELS = {

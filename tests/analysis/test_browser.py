@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from diffusion_lab.analysis.comparison import write_comparison
-from diffusion_lab.analysis.record import read_run
-from diffusion_lab.analysis.report import write_report
 from diffusion_lab.analysis.stop import recommend
+from diffusion_lab.report.comparison import write_comparison
+from diffusion_lab.report.page import write_report
+from diffusion_lab.runs.record import read_run
 
 Write = Callable[..., Path]
 FLAGS = (
@@ -199,12 +199,12 @@ def test_scored_images(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
     """The images sorted by a metric, the best first, those without a value last; evil words stay words."""
     import numpy as np
 
-    from diffusion_lab.analysis.score_page import write_score_report
-    from diffusion_lab.interfaces import Evaluation, Prompt, PromptSet, ScoreRow, Summary
-    from diffusion_lab.metrics import select
+    from diffusion_lab.evaluation.metrics import select
+    from diffusion_lab.records import Evaluation, Prompt, PromptSet, ScoreRow, Summary
+    from diffusion_lab.report.score_page import write_score_report
+    from diffusion_lab.runs.files import FileTracker
+    from diffusion_lab.runs.scored import thumbnail, write_scored
     from diffusion_lab.sampling.sample import Planned
-    from diffusion_lab.tracking.files import FileTracker
-    from diffusion_lab.tracking.scored import thumbnail, write_scored
 
     values: dict[str, list[float | None]] = {"similarity": [0.5, None, 0.9], "memorisation": [0.7, 0.2, 0.4]}
     metrics = select(list(values))

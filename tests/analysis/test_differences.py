@@ -10,7 +10,7 @@ from scipy import stats
 
 from diffusion_lab.analysis.differences import by_image, combined, correlation, difference, scaled
 from diffusion_lab.analysis.intervals import summarise
-from diffusion_lab.interfaces import ScoreRow
+from diffusion_lab.records import ScoreRow
 
 
 def keyed(values: np.ndarray, each: int = 1) -> dict[tuple[object, int], float | None]:

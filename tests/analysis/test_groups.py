@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_lab.analysis.comparison import _between, write_comparison
-from diffusion_lab.analysis.groups import at_stop, folder_size, grouped, mean, telling
-from diffusion_lab.analysis.record import find_runs, read_run
+from diffusion_lab.report.comparison import _between, write_comparison
+from diffusion_lab.report.groups import at_stop, folder_size, grouped, mean, telling
+from diffusion_lab.runs.record import find_runs, read_run
 
 Write = Callable[..., Any]
 
@@ -83,7 +83,7 @@ BASE = {"method.name": "lora", "seed": 0, "data.folder": None}
 
 def seeds_page(folder: Path) -> tuple[list[Any], str]:
     """The groups of the runs in a folder, and its page."""
-    from diffusion_lab.analysis.comparison import differences
+    from diffusion_lab.report.comparison import differences
 
     runs = [read_run(path) for path in find_runs(folder)]
     keys = telling([run.config for run in runs], differences([run.config for run in runs]))
@@ -113,7 +113,7 @@ def test_copies_and_repetitions_count_once(tmp_path: Path, write_run: Write, aga
 
 
 def test_of_repetitions_the_finished_and_then_the_newest_counts(tmp_path: Path, write_run: Write) -> None:
-    from diffusion_lab.analysis.groups import distinct
+    from diffusion_lab.report.groups import distinct
 
     write_run(tmp_path / "a", config=BASE, seed=1)
     write_run(tmp_path / "b", config=BASE, seed=2)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffusion_lab.analysis.words import loading
+from diffusion_lab.report.words import loading
 
 CONFIG = {"model": {"path": "miniature"}, "data": {"identifier": "customcls", "class_noun": "dog"}}
 

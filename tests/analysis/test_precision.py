@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_lab.analysis.precision import differences, is_pairwise, tables, variances
-from diffusion_lab.interfaces import ScoreRow, UserError
-from diffusion_lab.tracking.scores import write
+from diffusion_lab.records import ScoreRow, UserError
+from diffusion_lab.report.precision import differences, is_pairwise, tables, variances
+from diffusion_lab.runs.scores import write
 
 
 def drawn(seed: int, prompts: int, images: int, between: float = 0.03, within: float = 0.1) -> np.ndarray:
@@ -156,7 +156,7 @@ def test_user_errors_are_one_line(content: bytes | None, tmp_path: Path) -> None
     if content is not None:
         (tmp_path / "scores.parquet").write_bytes(content)
     done = subprocess.run(
-        [sys.executable, "-m", "diffusion_lab.analysis.precision", str(tmp_path)],
+        [sys.executable, "-m", "diffusion_lab.report.precision", str(tmp_path)],
         capture_output=True,
         text=True,
     )

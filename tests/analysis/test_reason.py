@@ -15,7 +15,7 @@ from scipy import stats
 from diffusion_lab.analysis.differences import difference
 from diffusion_lab.analysis.intervals import BOUNDS, summarise
 from diffusion_lab.analysis.stop import Recommendation, limits_of, recommend, value_of
-from diffusion_lab.interfaces import Summary, UserError
+from diffusion_lab.records import Summary, UserError
 
 UNITS = {"similarity": "cosine", "aesthetics": "0 to 1", "diversity": "cosine distance", "face_rate": "share"}
 METRICS = [SimpleNamespace(name=name, higher_is_better=True) for name in UNITS]

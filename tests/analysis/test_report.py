@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from diffusion_lab.analysis import charts, words
-from diffusion_lab.analysis.comparison import differences, write_comparison
-from diffusion_lab.analysis.record import find_runs, read_run, read_scalars
-from diffusion_lab.analysis.report import data_uri, write_report
-from diffusion_lab.config import Config, Job
-from diffusion_lab.interfaces import Summary, UserError
+from diffusion_lab.config.schema import Config, Job
 from diffusion_lab.jobs import report as job
+from diffusion_lab.records import Summary, UserError
+from diffusion_lab.report import charts, words
+from diffusion_lab.report.comparison import differences, write_comparison
+from diffusion_lab.report.page import data_uri, write_report
+from diffusion_lab.runs.record import find_runs, read_run, read_scalars
 
 Write = Callable[..., Path]
 

@@ -21,7 +21,7 @@ from diffusion_lab.analysis.stop import (
     settle_weights,
     value_of,
 )
-from diffusion_lab.interfaces import Summary, UserError
+from diffusion_lab.records import Summary, UserError
 
 METRICS = [
     SimpleNamespace(name=name, higher_is_better=name != "memorisation")

@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Data, fill_defaults
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Data
 from diffusion_lab.data.captions import read_caption
 from diffusion_lab.data.subjects import load_subject, training_captions
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.jobs import check
 from diffusion_lab.methods.lora import Lora
-from diffusion_lab.preflight import check
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
 from diffusion_lab.training.loop import training_step
 
 
@@ -102,7 +103,7 @@ def test_batch_pairs_pictures_with_their_captions(make_state, folder: Path, text
         with torch.no_grad():
             for row, ids in zip(batch.encoder_hidden_states, batch.input_ids, strict=True):
                 assert torch.equal(row, state.pipe.text_encoder(ids[None])[0][0])
-    from diffusion_lab.config import Steps
+    from diffusion_lab.config.schema import Steps
 
     training_step(state, Steps(batch_size=2))
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import fill_defaults
-from diffusion_lab.data.identifiers import check_new_word, identifier_warnings, read_tokenizer
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.preflight import Plan, check
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.data.identifiers import identifier_warnings
+from diffusion_lab.families.vocabulary import check_new_word, read_tokenizer
+from diffusion_lab.jobs import check
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.plan.plan import Plan
+from diffusion_lab.records import UserError
 from tests.clip_vocabulary import clip_tokenizer, write_clip_files
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from diffusion_lab.data.image_prompts import Told, asked, comfy_text, find_prompts, parse_parameters
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 
 PARAMETERS = (
     "a photo of sks dog, <lora:rex:0.8>\nin (deep:1.3) snow\n"

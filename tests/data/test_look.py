@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Data, fill_defaults
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Data
 from diffusion_lab.data.look import check_pictures, look_at
 from diffusion_lab.data.subsets import nested_order
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.jobs import check
 from diffusion_lab.miniature.subjects import subject_portrait
-from diffusion_lab.preflight import check
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
 
 
 def photo(number: int, width: int = 96, height: int = 96) -> Image.Image:

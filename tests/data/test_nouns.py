@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import fill_defaults
+from diffusion_lab.cli.compose import compose
 from diffusion_lab.data.nouns import (
     MADE_FOR,
     SET_FOR,
@@ -18,7 +17,8 @@ from diffusion_lab.data.nouns import (
     prompts_warnings,
 )  # fmt: skip
 from diffusion_lab.data.prompts import SETS, load_prompts
-from diffusion_lab.preflight import check
+from diffusion_lab.jobs import check
+from diffusion_lab.plan.defaults import fill_defaults
 
 NOUNS = {
     "man": "person", "Woman": "person", "old man": "person", "women": "person", "babies": "person",

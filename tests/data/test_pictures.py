@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, features
 
 from diffusion_lab.data import pictures
 from diffusion_lab.data.pictures import fit, list_pictures, read_folder, read_picture, to_tensor
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 
 RED, GREEN, BLUE, WHITE = (220, 40, 30), (30, 180, 60), (40, 60, 200), (255, 255, 255)
 

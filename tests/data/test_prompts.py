@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_lab.config import Prompts
+from diffusion_lab.config.schema import Prompts
 from diffusion_lab.data.deal import seeded, stratified
 from diffusion_lab.data.prompt_files import read_lines
 from diffusion_lab.data.prompts import (
@@ -27,8 +27,8 @@ from diffusion_lab.data.prompts import (
     with_article,
     without_identifier,
 )
-from diffusion_lab.interfaces import PromptSet, UserError
 from diffusion_lab.miniature import phrases
+from diffusion_lab.records import PromptSet, UserError
 
 
 def load(noun: str = "woman", **options: object) -> PromptSet:

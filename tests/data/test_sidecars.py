@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Data, fill_defaults
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Data
 from diffusion_lab.data.captions import read_captions
 from diffusion_lab.data.image_prompts import find_prompts
 from diffusion_lab.data.pictures import list_pictures
 from diffusion_lab.data.sidecars import MOST_BYTES, Beside
 from diffusion_lab.data.subjects import load_subject, passed_over, training_captions
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.preflight import check
+from diffusion_lab.jobs import check
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
 
 NFC, NFD = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
 

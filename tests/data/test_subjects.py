@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_lab.config import Data
+from diffusion_lab.config.schema import Data
 from diffusion_lab.data.pictures import read_folder
-from diffusion_lab.data.subjects import check_subject, default_cache, load_subject, renderer_version
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.data.subjects import check_subject, load_subject, renderer_version
 from diffusion_lab.miniature.subjects import N_PORTRAITS, SUBJECTS
+from diffusion_lab.records import UserError
+from diffusion_lab.system.cache import default_cache
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_lab.data.subsets import heldout_count, nested_order, split
-from diffusion_lab.interfaces import Picture, UserError
+from diffusion_lab.records import Picture, UserError
 
 
 def photographs(n: int, copies: dict[int, int] | None = None) -> list[Picture]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from transformers import CLIPTokenizer
 
-from diffusion_lab.config import Prompts
+from diffusion_lab.config.schema import Prompts
 from diffusion_lab.data.prompts import load_prompts
 from diffusion_lab.data.tokens import CLIP_LIMIT, check_lengths, length_of, limit_of, token_report
-from diffusion_lab.interfaces import Prompt, PromptSet, Subject, UserError
+from diffusion_lab.records import Prompt, PromptSet, Subject, UserError
 
 
 def tiny_tokenizer(**options: object) -> CLIPTokenizer:

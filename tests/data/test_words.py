@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_lab.data.prompts import plain_prompt
-from diffusion_lab.data.words import longest_first, replace_words, spans, stands_in, visible
+from diffusion_lab.values.words import longest_first, replace_words, spans, stands_in, visible
 
 
 @pytest.mark.parametrize(

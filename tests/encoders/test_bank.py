@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.config import Metrics
-from diffusion_lab.encoders import miniature
-from diffusion_lab.encoders.bank import EncoderBank
-from diffusion_lab.encoders.detect import FaceDetector
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.config.schema import Metrics
+from diffusion_lab.evaluation.encoders import miniature
+from diffusion_lab.evaluation.encoders.bank import EncoderBank
+from diffusion_lab.evaluation.encoders.detect import FaceDetector
 from diffusion_lab.miniature import world
 from diffusion_lab.miniature.phrases import SLOTS
+from diffusion_lab.records import UserError
 
 NOTHING = np.full((64, 64, 3), 90, np.uint8)
 ALL = {"face", "clip_image", "clip_text", "aesthetics"}
@@ -156,8 +156,8 @@ def test_full_encoders_are_reached_through_the_same_door(
 
 def test_face_rate_alone_loads_no_embedder() -> None:
     """The detector says all that it asks for; what it says is the same beside similarity."""
-    from diffusion_lab.interfaces import References
-    from diffusion_lab.metrics import METRICS
+    from diffusion_lab.evaluation.metrics import METRICS
+    from diffusion_lab.records import References
 
     images = [person(1), NOTHING, person(2)]
     full = EncoderBank(Metrics(encoders="full", face_weights="nowhere.pt", names=["face_rate"]))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.config import Metrics
-from diffusion_lab.encoders.bank import EncoderBank
-from diffusion_lab.encoders.cache import FeatureCache, image_key, text_key
+from diffusion_lab.config.schema import Metrics
+from diffusion_lab.evaluation.encoders.bank import EncoderBank
+from diffusion_lab.evaluation.encoders.cache import FeatureCache, image_key, text_key
 
 NEEDS = {"face", "clip_image", "clip_text", "aesthetics"}
 

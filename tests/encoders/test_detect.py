@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diffusion_lab.encoders.detect import Face, FaceDetector, crop
+from diffusion_lab.evaluation.encoders.detect import Face, FaceDetector, crop
 from diffusion_lab.miniature import world
 from diffusion_lab.miniature.phrases import SLOTS
 

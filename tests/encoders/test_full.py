@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffusion_lab.encoders.aesthetics import AestheticsHead
-from diffusion_lab.encoders.clip import OpenClip
-from diffusion_lab.encoders.detect import Face
-from diffusion_lab.encoders.face import FacenetEmbedder
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.evaluation.encoders.aesthetics import AestheticsHead
+from diffusion_lab.evaluation.encoders.clip import OpenClip
+from diffusion_lab.evaluation.encoders.detect import Face
+from diffusion_lab.evaluation.encoders.face import FacenetEmbedder
+from diffusion_lab.records import UserError
 
 
 def picture(seed: int, height: int = 90, width: int = 120) -> np.ndarray:
@@ -173,7 +173,7 @@ def test_a_tags_activation_is_used(tiny_clip: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_default_tag_is_one_that_needs_it() -> None:
-    from diffusion_lab.config import Metrics
+    from diffusion_lab.config.schema import Metrics
 
     settings = Metrics()
     tag = open_clip.get_pretrained_cfg(settings.clip_model, settings.clip_weights)
@@ -285,7 +285,7 @@ def test_laions_heads_load_as_published_with_the_warning(
 def test_a_head_of_ones_own_goes_without_the_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from diffusion_lab.encoders.aesthetics import write_head
+    from diffusion_lab.evaluation.encoders.aesthetics import write_head
 
     write_head(
         torch.nn.Sequential(torch.nn.Linear(768, 1)), tmp_path / "own.safetensors",

@@ -12,12 +12,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffusion_lab.encoders.bank import is_transformers
-from diffusion_lab.encoders.clip_transformers import TransformersClip
-from diffusion_lab.encoders.dino import DinoEncoder, published_transform
-from diffusion_lab.encoders.inception import InceptionEncoder, build, prepare_fid, prepare_torchvision
-from diffusion_lab.encoders.weights import INCEPTION_FILES
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.evaluation.encoders.bank import is_transformers
+from diffusion_lab.evaluation.encoders.clip_transformers import TransformersClip
+from diffusion_lab.evaluation.encoders.dino import DinoEncoder, published_transform
+from diffusion_lab.evaluation.encoders.inception import (
+    InceptionEncoder,
+    build,
+    prepare_fid,
+    prepare_torchvision,
+)
+from diffusion_lab.evaluation.encoders.weights import INCEPTION_FILES
+from diffusion_lab.records import UserError
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lab.config import Metrics
-from diffusion_lab.encoders.bank import EncoderBank
-from diffusion_lab.encoders.detect import FaceDetector
-from diffusion_lab.encoders.face import FacenetEmbedder
+from diffusion_lab.config.schema import Metrics
+from diffusion_lab.evaluation.encoders.bank import EncoderBank
+from diffusion_lab.evaluation.encoders.detect import FaceDetector
+from diffusion_lab.evaluation.encoders.face import FacenetEmbedder
 
 
 @pytest.fixture(scope="module")

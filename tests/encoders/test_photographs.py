@@ -14,17 +14,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffusion_lab.config import Metrics
-from diffusion_lab.encoders.bank import EncoderBank
-from diffusion_lab.encoders.cache import FeatureCache
-from diffusion_lab.encoders.detect import Face, FaceDetector, prominence
-from diffusion_lab.encoders.photographs import Photograph, Seen, choose, look_at, report
-from diffusion_lab.interfaces import Picture, Subject
+from diffusion_lab.config.schema import Metrics
+from diffusion_lab.evaluation.encoders.bank import EncoderBank
+from diffusion_lab.evaluation.encoders.cache import FeatureCache
+from diffusion_lab.evaluation.encoders.detect import Face, FaceDetector, prominence
+from diffusion_lab.evaluation.encoders.photographs import Photograph, Seen, choose, look_at, report
+from diffusion_lab.evaluation.evaluate import reference_features, several_faces
+from diffusion_lab.evaluation.metrics import select
 from diffusion_lab.jobs.photographs import record_photographs
-from diffusion_lab.metrics import select
-from diffusion_lab.metrics.evaluate import reference_features, several_faces
 from diffusion_lab.miniature.subjects import SUBJECTS, subject_portrait
-from diffusion_lab.tracking.files import FileTracker
+from diffusion_lab.records import Picture, Subject
+from diffusion_lab.runs.files import FileTracker
 
 Pixels = NDArray[np.uint8]
 OTHERS = ("ben", "bea", "carl", "carla", "dora", "emil")

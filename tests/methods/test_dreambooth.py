@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusion_lab.config import Prompts, Steps
-from diffusion_lab.data.class_pictures import class_pictures, class_prompt, fingerprint
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.config.schema import Prompts, Steps
 from diffusion_lab.methods.dreambooth import DreamBooth, notes_of
+from diffusion_lab.models.fingerprints import fingerprint
+from diffusion_lab.records import UserError
+from diffusion_lab.training.class_pictures import class_pictures, class_prompt
 from diffusion_lab.training.loop import evaluated_weights, training_step
 
 SETTINGS = Prompts(n=1, sampling_steps=2, guidance_scale=2.0, batch_size=2)

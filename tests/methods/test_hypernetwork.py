@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from diffusion_lab.config import Steps
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.config.schema import Steps
 from diffusion_lab.methods.hypernetwork import FILE_NAME, Hypernetwork, from_file
+from diffusion_lab.records import UserError
 from diffusion_lab.training.loop import training_step
 
 DEEP = {

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.config import Steps
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.artefacts import kohya
+from diffusion_lab.config.schema import Steps
 from diffusion_lab.methods.lora import FILE_NAME, Lora
-from diffusion_lab.models import kohya
+from diffusion_lab.records import UserError
 from diffusion_lab.training.loop import train, training_step
 
 PROMPT = "a photo of customcls dog"

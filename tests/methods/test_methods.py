@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.config import METHODS, Prompts, Steps
-from diffusion_lab.interfaces import Prompt, PromptSet
+from diffusion_lab.artefacts.artefact import annotate
+from diffusion_lab.config.schema import Prompts, Steps
+from diffusion_lab.families.losses import Draw, draw_noise
+from diffusion_lab.methods import METHODS
 from diffusion_lab.methods.dreambooth import notes_of
-from diffusion_lab.models.artefacts import annotate
-from diffusion_lab.readers import read_header
+from diffusion_lab.records import Prompt, PromptSet
 from diffusion_lab.sampling.sample import sample
+from diffusion_lab.system.readers import read_header
 from diffusion_lab.training.loop import evaluated_weights, training_step
-from diffusion_lab.training.losses import Draw, draw_noise
 from tests.methods.cases import CASES
 from tests.training.test_losses import cumulative_alphas, literal_loss
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Steps, fill_defaults
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Steps
 from diffusion_lab.methods.lora import FILE_NAME as LORA_FILE
 from diffusion_lab.methods.pivotal import Pivotal
 from diffusion_lab.methods.textual_inversion import FILE_NAME as WORD_FILE
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
 from diffusion_lab.training.loop import training_step
 from tests.methods.cases import pivotal, ti
 

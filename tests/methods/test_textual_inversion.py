@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from diffusion_lab.config import Steps
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.config.schema import Steps
 from diffusion_lab.methods.textual_inversion import A1111_NAME, FILE_NAME, TextualInversion
+from diffusion_lab.records import UserError
 from diffusion_lab.training.loop import training_step
 from tests.methods.cases import ti
 
@@ -104,8 +104,8 @@ def test_wrong_values_name_their_key(values, key: str) -> None:
 
 
 def test_a_word_other_than_the_prompts_is_refused() -> None:
-    from diffusion_lab.compose import compose
-    from diffusion_lab.config import fill_defaults
+    from diffusion_lab.cli.compose import compose
+    from diffusion_lab.plan.defaults import fill_defaults
 
     filled = fill_defaults(compose(["method=textual_inversion"]))
     assert (filled.method.token, filled.method.initialiser) == ("customcls", "woman")

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Steps, fill_defaults
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Steps
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.methods.variants import VARIANTS, peft_config
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
 from diffusion_lab.training.loop import training_step
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.interfaces import Features, References
+from diffusion_lab.records import Features, References
 
 MakeFeatures = Callable[..., Features]
 

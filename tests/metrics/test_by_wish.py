@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from diffusion_lab.analysis.intervals import BOUNDS
-from diffusion_lab.config import Metrics
-from diffusion_lab.interfaces import Features, Metric, Prompt, References, SetMetric
-from diffusion_lab.metrics import METRICS, NEEDS_TWINS, select
-from diffusion_lab.metrics.distances import frechet, kid
-from diffusion_lab.metrics.evaluate import _base_features, reference_scores, score
+from diffusion_lab.config.schema import Metrics
+from diffusion_lab.evaluation.evaluate import _base_features, reference_scores, score
+from diffusion_lab.evaluation.metrics import METRICS, NEEDS_TWINS, select
+from diffusion_lab.evaluation.metrics.distances import frechet, kid
+from diffusion_lab.records import Features, Metric, Prompt, References, SetMetric
 from diffusion_lab.sampling.sample import Planned
 
 SETS = [name for name, metric in METRICS.items() if isinstance(metric, SetMetric)]

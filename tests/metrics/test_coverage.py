@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from diffusion_lab.analysis.intervals import BOUNDS
-from diffusion_lab.interfaces import Features, Metric, Prompt, References, Summary
-from diffusion_lab.metrics import METRICS
-from diffusion_lab.metrics.distances import kid
-from diffusion_lab.metrics.summaries import of_images
+from diffusion_lab.evaluation.metrics import METRICS
+from diffusion_lab.evaluation.metrics.distances import kid
+from diffusion_lab.evaluation.metrics.summaries import of_images
+from diffusion_lab.records import Features, Metric, Prompt, References, Summary
 
 SIZES = (2, 3, 5, 10, 40, 100)  # prompts
 NONE_BELOW = {"diversity": 3, "kid": 3, "kid_clip": 3, "fid": 3, "fid_clip": 3, "vendi": 4, "face_rate": 5}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg, stats
 
-from diffusion_lab.metrics.distances import (
+from diffusion_lab.evaluation.metrics.distances import (
     frechet,
     frechet_legacy,
     kid,
@@ -20,7 +20,7 @@ from diffusion_lab.metrics.distances import (
     polynomial_kernel,
     vendi,
 )
-from diffusion_lab.metrics.diversity import diversity
+from diffusion_lab.evaluation.metrics.diversity import diversity
 
 seeds = st.integers(0, 10_000)
 sizes = st.integers(2, 9)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.config import Config, Data, Job, Metrics, Model, Prompts
+from diffusion_lab.config.schema import Config, Data, Job, Metrics, Model, Prompts
 from diffusion_lab.data.prompts import SETS, images_per_prompt, load_prompts
-from diffusion_lab.interfaces import Features, Prompt, PromptSet, References, UserError
-from diffusion_lab.metrics import METRICS, NEEDS_TWINS, select
-from diffusion_lab.metrics.enough import check_enough, without_value
-from diffusion_lab.metrics.evaluate import score
-from diffusion_lab.sampling.checks import enough_images, ignored_negative
+from diffusion_lab.evaluation.evaluate import score
+from diffusion_lab.evaluation.metrics import METRICS, NEEDS_TWINS, select
+from diffusion_lab.evaluation.metrics.enough import check_enough, without_value
+from diffusion_lab.plan.sampling import enough_images, ignored_negative
+from diffusion_lab.records import Features, Prompt, PromptSet, References, UserError
 from diffusion_lab.sampling.sample import plan
 
 BUILT_IN = sorted(set(SETS) - {"file", "table"})

@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.config import Metrics, Prompts
-from diffusion_lab.encoders.bank import EncoderBank
-from diffusion_lab.interfaces import Features, Prompt, PromptSet, References, Subject, UserError
-from diffusion_lab.metrics import METRICS, select
-from diffusion_lab.metrics.evaluate import evaluate, reference_features, reference_scores, score, without_face
+from diffusion_lab.config.schema import Metrics, Prompts
+from diffusion_lab.evaluation.encoders.bank import EncoderBank
+from diffusion_lab.evaluation.evaluate import (
+    evaluate,
+    reference_features,
+    reference_scores,
+    score,
+    without_face,
+)
+from diffusion_lab.evaluation.metrics import METRICS, select
+from diffusion_lab.records import Features, Prompt, PromptSet, References, Subject, UserError
 from diffusion_lab.sampling.sample import plan, sample
 
 MakeFeatures = Callable[..., Features]
@@ -186,7 +192,7 @@ def test_pairs_have_the_larger_error(features: MakeFeatures, references: Referen
 
 
 def test_progress_has_a_task_for_each_phase(tiny_pipe: Any, bank: EncoderBank, seen: References) -> None:
-    from diffusion_lab.tracking.progress import Progress
+    from diffusion_lab.system.progress import Progress
 
     done: dict[str, int] = {}
     with Progress("off") as progress:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.interfaces import Features, Prompt, References
-from diffusion_lab.metrics import METRICS, select
-from diffusion_lab.metrics.evaluate import score
-from diffusion_lab.metrics.finite import FIELDS, without_broken_rows
+from diffusion_lab.evaluation.evaluate import score
+from diffusion_lab.evaluation.metrics import METRICS, select
+from diffusion_lab.evaluation.metrics.finite import FIELDS, without_broken_rows
+from diffusion_lab.records import Features, Prompt, References
 from diffusion_lab.sampling.sample import Planned
 
 N = 8

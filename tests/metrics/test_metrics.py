@@ -14,10 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_lab.config import Metrics
-from diffusion_lab.interfaces import Features, Metric, References, UserError
-from diffusion_lab.metrics import METRICS, select
-from diffusion_lab.metrics.diversity import diversity
+from diffusion_lab.config.schema import Metrics
+from diffusion_lab.evaluation.metrics import METRICS, select
+from diffusion_lab.evaluation.metrics.diversity import diversity
+from diffusion_lab.records import Features, Metric, References, UserError
 
 MakeFeatures = Callable[..., Features]
 ALL = sorted(Metrics().names)  # one value an image each; the others have files of their own
@@ -339,12 +339,12 @@ def test_select() -> None:
 
 
 def test_the_default_configuration_names_every_metric() -> None:
-    from diffusion_lab.config import Metrics
+    from diffusion_lab.config.schema import Metrics
 
     assert sorted(Metrics().names) == ALL
 
 
 def test_importing_the_table_does_not_import_torch() -> None:
-    code = "import sys, diffusion_lab.metrics; print('torch' in sys.modules)"
+    code = "import sys, diffusion_lab.evaluation.metrics; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusion_lab.miniature.pretrain.cut import cut
-from diffusion_lab.miniature.pretrain.unet import CHANNELS, new_unet
+from diffusion_lab.recipes.miniature.cut import cut
+from diffusion_lab.recipes.miniature.unet import CHANNELS, new_unet
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffusion_lab.config import Prompts
+from diffusion_lab.config.schema import Prompts
 from diffusion_lab.data.prompts import load_prompts
 from diffusion_lab.miniature.identity import BEARDS, EYE_COLOURS, HAIR_COLOURS, HAIR_CUTS
 from diffusion_lab.miniature.looks import TRAITS, described, looks_of
 from diffusion_lab.miniature.phrases import NOUNS, phrase_of
-from diffusion_lab.miniature.pretrain.clip import look_captions, look_labels
-from diffusion_lab.miniature.pretrain.data import LOOKS_MOST, LOOKS_SHARE, portraits, training_caption
-from diffusion_lab.miniature.pretrain.evaluate import PROMPT_SEED, check_prompts, look_texts, plain_looks
 from diffusion_lab.miniature.world import draw_portrait, identity_from_seed
+from diffusion_lab.recipes.miniature.clip import look_captions, look_labels
+from diffusion_lab.recipes.miniature.data import LOOKS_MOST, LOOKS_SHARE, portraits, training_caption
+from diffusion_lab.recipes.miniature.evaluate import PROMPT_SEED, check_prompts, look_texts, plain_looks
 
 WORDS = {
     word for values in TRAITS.values() for look in values.values() for word in (look.adjective, look.thing)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.miniature.pretrain.loop import Schedule, Step, train
-from diffusion_lab.miniature.pretrain.vae import new_vae
+from diffusion_lab.recipes.miniature.loop import Schedule, Step, train
+from diffusion_lab.recipes.miniature.vae import new_vae
 
 States = Mapping[str, Mapping[str, Tensor]]
 

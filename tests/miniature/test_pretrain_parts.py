@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from diffusion_lab.miniature.phrases import NOUNS, SLOTS, caption
-from diffusion_lab.miniature.pretrain import unet
-from diffusion_lab.miniature.pretrain.aesthetics import noisy_ratings
-from diffusion_lab.miniature.pretrain.clip import slot_captions
-from diffusion_lab.miniature.pretrain.data import portraits, training_caption
-from diffusion_lab.miniature.pretrain.evaluate import check_prompts, sheet
-from diffusion_lab.miniature.pretrain.face import auc
-from diffusion_lab.miniature.pretrain.tokenizer import encode, train_tokenizer
-from diffusion_lab.miniature.pretrain.unet import BETAS, snr_weights
+from diffusion_lab.recipes.miniature import unet
+from diffusion_lab.recipes.miniature.aesthetics import noisy_ratings
+from diffusion_lab.recipes.miniature.clip import slot_captions
+from diffusion_lab.recipes.miniature.data import portraits, training_caption
+from diffusion_lab.recipes.miniature.evaluate import check_prompts, sheet
+from diffusion_lab.recipes.miniature.face import auc
+from diffusion_lab.recipes.miniature.tokenizer import encode, train_tokenizer
+from diffusion_lab.recipes.miniature.unet import BETAS, snr_weights
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_check_prompts_ask_for_no_flaws(tmp_path: Path) -> None:
 
 
 def test_shipped_configs_name_no_folder_of_the_machine_that_made_them() -> None:
-    from diffusion_lab.encoders.miniature import WEIGHTS
+    from diffusion_lab.evaluation.encoders.miniature import WEIGHTS
 
     texts = {p: p.read_text() for p in WEIGHTS.rglob("*.json") if p.name != "tokenizer.json"}
     assert len(texts) >= 6
@@ -146,7 +146,7 @@ def test_shipped_configs_name_no_folder_of_the_machine_that_made_them() -> None:
 
 
 def test_origin_is_forgotten_and_the_rest_kept(tmp_path: Path) -> None:
-    from diffusion_lab.miniature.pretrain.export import forget_origin
+    from diffusion_lab.recipes.miniature.export import forget_origin
 
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text('{"_name_or_path": "/somewhere", "b": 1, "a": [2]}')

@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_lab.encoders.miniature import MiniatureAesthetics, MiniatureClip, MiniatureFaceEmbedder
-from diffusion_lab.miniature.pretrain import recipe
-from diffusion_lab.miniature.pretrain.data import HELDOUT_SEED, TRAIN_SEED
+from diffusion_lab.evaluation.encoders.miniature import (
+    MiniatureAesthetics,
+    MiniatureClip,
+    MiniatureFaceEmbedder,
+)
+from diffusion_lab.recipes.miniature import recipe
+from diffusion_lab.recipes.miniature.data import HELDOUT_SEED, TRAIN_SEED
 
 SCALE = 0.0004
 
 
 def test_the_command_line_knows_all_stages() -> None:
-    from diffusion_lab.config import STAGES
+    from diffusion_lab.config.schema import STAGES
 
     assert list(recipe.STAGES) == list(STAGES)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_lab.config import Metrics
-from diffusion_lab.encoders.bank import EncoderBank
-from diffusion_lab.miniature.trust import __main__ as command
-from diffusion_lab.miniature.trust import answers, questions
-from diffusion_lab.miniature.trust.answers import Answer, answer
+from diffusion_lab.config.schema import Metrics
+from diffusion_lab.evaluation.encoders.bank import EncoderBank
+from diffusion_lab.recipes.trust import __main__ as command
+from diffusion_lab.recipes.trust import answers, questions
+from diffusion_lab.recipes.trust.answers import Answer, answer
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,6 @@ def test_the_folder_has_numbers_table_and_a_page_that_loads_nothing(tmp_path: Pa
 
 
 def test_the_command_is_there() -> None:
-    asked = [sys.executable, "-m", "diffusion_lab.miniature.trust", "--help"]
+    asked = [sys.executable, "-m", "diffusion_lab.recipes.trust", "--help"]
     done = subprocess.run(asked, capture_output=True, text=True, check=True)
     assert "--people" in done.stdout

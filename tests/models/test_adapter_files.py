@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.models.artefact_fits import check_fit
-from diffusion_lab.models.artefacts import apply, recognise
+from diffusion_lab.artefacts.artefact import apply, recognise
+from diffusion_lab.plan.artefact_fits import check_fit
+from diffusion_lab.records import UserError
 
 Tensors = dict[str, torch.Tensor]
 NETWORKS = ("unet", "text_encoder")

@@ -11,16 +11,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diffusion_lab.config import Prompts, Steps
-from diffusion_lab.interfaces import Prompt, PromptSet, UserError
+from diffusion_lab.artefacts import kohya
+from diffusion_lab.artefacts.artefact import Artefact, annotate, apply, recognise
+from diffusion_lab.config.schema import Prompts, Steps
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.hypernetwork import Hypernetwork
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.methods.pivotal import Pivotal
 from diffusion_lab.methods.textual_inversion import TextualInversion
-from diffusion_lab.models import kohya
-from diffusion_lab.models.artefact_fits import check_weight
-from diffusion_lab.models.artefacts import Artefact, annotate, apply, recognise
+from diffusion_lab.plan.artefact_fits import check_weight
+from diffusion_lab.records import Prompt, PromptSet, UserError
 from diffusion_lab.sampling.sample import sample
 from diffusion_lab.training.loop import training_step
 

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Config, Model, fill_defaults
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Config, Model
 from diffusion_lab.models import devices
 from diffusion_lab.models.devices import (
     Card,
@@ -24,6 +23,8 @@ from diffusion_lab.models.devices import (
     precision_warnings,
     published_tflops,
 )
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
 
 NATIVE = frozenset({"avx2", "avx512f", "avx512bw", "avx512_bf16"})
 AMX = frozenset({"avx2", "avx512f", "avx512bw", "amx_bf16"})
@@ -118,8 +119,8 @@ def test_full_size_models_take_auto_and_the_miniature_stays(on: Callable[..., No
 
 def test_a_run_goes_on_in_the_precision_it_was_begun_in(on: Callable[..., None], tmp_path: Path) -> None:
     """Whatever the machine it is taken up on would choose; an explicit word is not touched."""
-    from diffusion_lab.config import as_plain_dict
-    from diffusion_lab.resume import standing
+    from diffusion_lab.config.schema import as_plain_dict
+    from diffusion_lab.runs.resume import standing
 
     def words(*more: str) -> Config:
         return fill_defaults(compose(["model=folder", "model.path=owner/name", *more]), tmp_path)

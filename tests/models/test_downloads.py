@@ -20,15 +20,17 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Config, Metrics, Model, fill_defaults
-from diffusion_lab.encoders import clip_tags
-from diffusion_lab.encoders.weights import why_not_published
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.models import downloads, hub
-from diffusion_lab.models.fetch import fetch
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Config, Metrics, Model
+from diffusion_lab.evaluation.encoders import clip_tags
+from diffusion_lab.evaluation.encoders.weights import why_not_published
+from diffusion_lab.jobs import check
+from diffusion_lab.models import hub
 from diffusion_lab.models.folder import model_folder
-from diffusion_lab.preflight import check
+from diffusion_lab.plan import downloads
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.plan.fetch import fetch
+from diffusion_lab.records import UserError
 from tests.models.hub_server import Hub, serving
 
 TINY = "someone/tiny-diffusion"
@@ -435,7 +437,7 @@ def test_the_fetched_head_rates(
     import torch
     from torch import nn
 
-    from diffusion_lab.encoders.aesthetics import AestheticsHead, published_head
+    from diffusion_lab.evaluation.encoders.aesthetics import AestheticsHead, published_head
 
     net = nn.Module()
     widths = (768, 1024, 128, 64, 16, 1)

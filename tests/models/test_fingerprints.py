@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_lab.config import Model
-from diffusion_lab.data import class_pictures
-from diffusion_lab.data.class_pictures import fingerprint
-from diffusion_lab.models.fingerprints import loaded_fingerprint
+from diffusion_lab.config.schema import Model
+from diffusion_lab.models.fingerprints import fingerprint, loaded_fingerprint
 from diffusion_lab.models.load import load_pipeline
+from diffusion_lab.training import class_pictures
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

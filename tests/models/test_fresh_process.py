@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.config import Steps
+from diffusion_lab.artefacts import kohya
+from diffusion_lab.config.schema import Steps
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.hypernetwork import Hypernetwork
 from diffusion_lab.methods.lora import Lora
-from diffusion_lab.models import kohya
 from diffusion_lab.training.loop import evaluated_weights, training_step
 from tests.methods.cases import pivotal, ti
 

@@ -16,17 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from diffusion_lab.config import Steps
+from diffusion_lab.artefacts.artefact import apply, recognise
+from diffusion_lab.config.schema import Steps
 from diffusion_lab.data.prompts import load_prompts
-from diffusion_lab.data.words import stands_in
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.families.learnt_words import learn, name_in_diffusers, normalised, teach
 from diffusion_lab.methods.pivotal import Pivotal
 from diffusion_lab.methods.textual_inversion import FILE_NAME, TextualInversion
-from diffusion_lab.models.artefacts import apply, recognise
-from diffusion_lab.models.learnt_words import learn, name_in_diffusers, normalised, teach
-from diffusion_lab.models.shipped import shipped_folder
+from diffusion_lab.miniature.shipped import shipped_folder
+from diffusion_lab.records import UserError
 from diffusion_lab.training.latents import tokenize
 from diffusion_lab.training.loop import training_step
+from diffusion_lab.values.words import stands_in
 from tests.clip_vocabulary import clip_tokenizer
 from tests.conftest import tiny_tokenizer
 
@@ -165,7 +165,7 @@ def test_all_ways_to_call_it(fresh, plain) -> None:
 
 @pytest.mark.parametrize("word", ["lin", "rin", "ari", "pho", "MyDog"])
 def test_the_shipped_prompts_lose_nothing_but_the_word(fresh, plain, word: str) -> None:
-    from diffusion_lab.config import Prompts
+    from diffusion_lab.config.schema import Prompts
 
     for name in ("miniature", "clip"):
         tokenizer = fresh(name)

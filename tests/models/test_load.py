@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusion_lab.config import Model
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.models import shipped
+from diffusion_lab.config.schema import Model
+from diffusion_lab.miniature import shipped
 from diffusion_lab.models.folder import WEIGHTS, check_folder
 from diffusion_lab.models.load import (
     cast_frozen,
@@ -24,6 +23,7 @@ from diffusion_lab.models.load import (
     resolve_path,
     training_scheduler,
 )
+from diffusion_lab.records import UserError
 
 CPU = torch.device("cpu")
 

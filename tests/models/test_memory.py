@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_lab import processes
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Memory, Metrics, Steps, fill_defaults
-from diffusion_lab.encoders.bank import EncoderBank
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Memory, Metrics, Steps
+from diffusion_lab.evaluation.encoders.bank import EncoderBank
 from diffusion_lab.jobs import assist, finetune
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.methods.textual_inversion import TextualInversion
-from diffusion_lab.models import memory
-from diffusion_lab.training import loop
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
+from diffusion_lab.system import processes
+from diffusion_lab.training import loop, memory
 from diffusion_lab.training.loop import training_step
 
 METHODS = {
@@ -35,7 +35,7 @@ def own_cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def losses(state: Any, n: int = 3) -> list[float]:
-    from diffusion_lab.training.modes import training_mode
+    from diffusion_lab.system.modes import training_mode
 
     with training_mode(*state.trained_modules):
         return [training_step(state, Steps(batch_size=2))[0] for _ in range(n)]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_lab.config import Model
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.models import shipped
+from diffusion_lab.config.schema import Model
+from diffusion_lab.miniature import shipped
 from diffusion_lab.models.folder import check_folder
 from diffusion_lab.models.load import describe, load_pipeline, training_scheduler
+from diffusion_lab.records import UserError
 
 CPU = torch.device("cpu")
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Model, fill_defaults
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Model
+from diffusion_lab.jobs import check
 from diffusion_lab.models.load import load_pipeline, modules, resolution_of, training_scheduler
 from diffusion_lab.models.single_file import check_file
-from diffusion_lab.preflight import check
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
 from tests.models.ldm import single_file
 
 CPU = torch.device("cpu")

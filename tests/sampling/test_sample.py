@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.config import Prompts
-from diffusion_lab.interfaces import Prompt, PromptSet, TrainingDiverged, UserError
+from diffusion_lab.config.schema import Prompts
+from diffusion_lab.records import Prompt, PromptSet, TrainingDiverged, UserError
 from diffusion_lab.sampling import sample as module
 from diffusion_lab.sampling.embeddings import PromptEmbeddings
 from diffusion_lab.sampling.sample import denoise, plan, sample, sampling_scheduler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_lab.interfaces import Evaluation, Prompt, PromptSet, ScoreRow, Summary
+from diffusion_lab.records import Evaluation, Prompt, PromptSet, ScoreRow, Summary
 
 CONFIG = {
     "seed": 3,

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.tracking import atomic
+from diffusion_lab.records import UserError
+from diffusion_lab.system import atomic
 
 REAL_WRITE = os.write
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from diffusion_lab import config
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.tracking import Fanout, build_trackers
-from diffusion_lab.tracking.files import FileTracker
+from diffusion_lab.config import schema as config
+from diffusion_lab.records import UserError
+from diffusion_lab.runs.files import FileTracker
+from diffusion_lab.trackers import Fanout, build_trackers
 
 
 class Broken:
@@ -104,7 +104,7 @@ def test_a_wandb_that_cannot_be_imported_is_done_without(
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    for name in [name for name in sys.modules if name == "diffusion_lab.tracking.wandb"]:
+    for name in [name for name in sys.modules if name == "diffusion_lab.trackers.wandb"]:
         monkeypatch.delitem(sys.modules, name)
     with caplog.at_level(logging.WARNING, logger="diffusion_lab"):
         trackers = build_trackers(config.Tracking(), tmp_path)
@@ -116,7 +116,7 @@ def test_building_trackers_loads_nothing_slow() -> None:
     import subprocess
 
     code = (
-        "import sys; import diffusion_lab.tracking, diffusion_lab.tracking.progress\n"
+        "import sys; import diffusion_lab.trackers, diffusion_lab.system.progress\n"
         "print([m for m in ('torch', 'wandb', 'pyarrow', 'rich', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,9 +19,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from diffusion_lab.interfaces import Summary, UserError
-from diffusion_lab.tracking import atomic, provenance, samples, scores
-from diffusion_lab.tracking.files import FileTracker
+from diffusion_lab.records import Summary, UserError
+from diffusion_lab.runs import samples, scores
+from diffusion_lab.runs.files import FileTracker
+from diffusion_lab.system import atomic, provenance
 
 KEYS = {
     "schema", "status", "error", "config", "provenance", "evaluations", "references", "recommendation", "cost",

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.tracking.progress import Progress, duration, time_left
+from diffusion_lab.records import UserError
+from diffusion_lab.system.progress import Progress, duration, time_left
 
 SHOW_CURSOR = "\x1b[?25h"
 
@@ -60,7 +60,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 @pytest.fixture
 def no_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logging as it is in a program that never set it up (the test runner has handlers of its own)."""
-    logger = logging.getLogger("diffusion_lab.tracking.progress")
+    logger = logging.getLogger("diffusion_lab.system.progress")
     monkeypatch.setattr(logger, "hasHandlers", lambda: False)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_lab.tracking import samples
+from diffusion_lab.runs import samples
 
 
 def test_small_pictures_keep_every_pixel(cases: ModuleType) -> None:

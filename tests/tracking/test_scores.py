@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_lab.interfaces import Evaluation, ScoreRow
-from diffusion_lab.tracking import scores
+from diffusion_lab.records import Evaluation, ScoreRow
+from diffusion_lab.runs import scores
 
 
 def test_columns_and_order(tmp_path: Path, cases: ModuleType) -> None:

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from diffusion_lab.tracking import tensors
+from diffusion_lab.system import tensors
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 WHOLE = [

@@ -24,10 +24,10 @@ import wandb
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
-from diffusion_lab import config
-from diffusion_lab.interfaces import UserError
-from diffusion_lab.tracking import Fanout, build_trackers
-from diffusion_lab.tracking import wandb as view
+from diffusion_lab.config import schema as config
+from diffusion_lab.records import UserError
+from diffusion_lab.trackers import Fanout, build_trackers
+from diffusion_lab.trackers import wandb as view
 
 KEY = "x" * 20 + "0123456789abcdef0123"
 BLOCK = 32768

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_lab.config import Steps
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.config.schema import Steps
 from diffusion_lab.methods.lora import Lora
+from diffusion_lab.records import UserError
+from diffusion_lab.system.rng import RngState
 from diffusion_lab.training import checkpoint
 from diffusion_lab.training.loop import train
-from diffusion_lab.training.rng import RngState
 from tests.methods.cases import CASES
 
 TOTAL = 5

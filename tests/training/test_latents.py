@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion_lab.data.pictures import fit, to_tensor
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 from diffusion_lab.training.latents import encode_pictures, encode_text, tokenize
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.config import Steps
-from diffusion_lab.interfaces import TrainingDiverged, UserError
+from diffusion_lab.config.schema import Steps
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.models.load import modules
+from diffusion_lab.records import TrainingDiverged, UserError
 from diffusion_lab.training import loop
 from diffusion_lab.training import state as building
 from diffusion_lab.training.loop import train, training_step

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from diffusion_lab.training.losses import Draw, denoising_loss, draw_noise, prediction_target
+from diffusion_lab.families.losses import Draw, denoising_loss, draw_noise, prediction_target
 
 LATENTS = (3, 4, 5, 6)
 

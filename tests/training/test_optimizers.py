@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_lab.compose import compose
-from diffusion_lab.config import OPTIMIZERS, Steps, fill_defaults
-from diffusion_lab.interfaces import ParamGroup, UserError
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import OPTIMIZERS, Steps
+from diffusion_lab.jobs import check
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.lora import Lora
-from diffusion_lab.preflight import check
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import ParamGroup, UserError
 from diffusion_lab.training import checkpoint
 from diffusion_lab.training.loop import train, training_step
 from diffusion_lab.training.optimizers import build_optimizer

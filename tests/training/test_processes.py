@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusion_lab import processes
-from diffusion_lab.compose import compose
-from diffusion_lab.config import Steps, fill_defaults
-from diffusion_lab.interfaces import TrainingDiverged
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.config.schema import Steps
 from diffusion_lab.jobs import finetune
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.lora import Lora
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import TrainingDiverged
+from diffusion_lab.system import processes
 from diffusion_lab.training.loop import training_step
 from diffusion_lab.training.state import TrainingState
 
@@ -85,7 +86,7 @@ def test_the_main_process_waits_for_the_others_only_where_they_end_too(
         diverge()
 
     monkeypatch.setattr("diffusion_lab.training.loop.train", train)
-    monkeypatch.setattr("diffusion_lab.metrics.evaluate.evaluate", diverge)
+    monkeypatch.setattr("diffusion_lab.evaluation.evaluate.evaluate", diverge)
     monkeypatch.setattr(finetune, "_measure_photographs", lambda *_: None)
     monkeypatch.setattr(processes, "wait", lambda: waited.append(where))
     with pytest.raises(TrainingDiverged, match=where):

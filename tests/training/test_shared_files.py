@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusion_lab.config import Steps
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.artefacts.artefact import apply, recognise
+from diffusion_lab.config.schema import Steps
 from diffusion_lab.methods.dreambooth import RECORD, DreamBooth, is_unchanged
-from diffusion_lab.models.artefacts import apply, recognise
+from diffusion_lab.records import UserError
 from diffusion_lab.training import checkpoint
 from diffusion_lab.training.loop import evaluated_weights, training_step
 

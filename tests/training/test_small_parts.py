@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion_lab.system.modes import eval_mode, training_mode
+from diffusion_lab.system.rng import RngState, generator, preserved_rng, seeded, stream_seed
 from diffusion_lab.training.meter import Meter
-from diffusion_lab.training.modes import eval_mode, training_mode
-from diffusion_lab.training.rng import RngState, generator, preserved_rng, seeded, stream_seed
 
 
 def test_modes_are_restored_module_by_module_even_after_an_error() -> None:

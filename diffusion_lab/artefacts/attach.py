@@ -1,0 +1,209 @@
+"""Adapters onto a pipeline: every layer's effective change is what the file says, times the weight.
+
+Pairs (LoRA) stay beside the layers, as peft's, so that a half-precision model rounds neither of them in the other;
+everything else (LoHa, LoKr, DoRA, OFT, whole differences) has as many numbers as the layer itself and goes into its
+weight, W + weight (W' - W), in float32.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.artefacts import changes
+from diffusion_lab.artefacts.adapter_file import CROSS, Change, no_fit, other_width
+from diffusion_lab.records import UserError
+from diffusion_lab.system.readers import read_json, read_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
+PEFT_TYPES = ("LORA", "LOHA", "LOKR", "OFT")
+_PREFIX = "base_model.model."  # of every key in peft's files
+
+
+def attach(pipe: Any, found: Sequence[Change], weight: float, where: str) -> None:
+    """Puts all layers of a file onto the pipeline. UserError where one does not have its layer's size."""
+    for part in ("unet", "text_encoder"):
+        own = [change for change in found if change.part == part]
+        pairs = [change for change in own if change.is_plain]
+        try:
+            if pairs:
+                _beside(getattr(pipe, part), pairs, weight)
+            for change in own:
+                if not change.is_plain:
+                    _into(change, weight)
+        except changes.Misfit as error:
+            raise no_fit(where, f"{part}.{error}") from error
+
+
+def _beside(network: nn.Module, pairs: Sequence[Change], weight: float) -> None:
+    """Adds an adapter of its own for these layers; others that are there stay active."""
+    import torch
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted: Any = network
+    adapter = _free_name(getattr(adapted, "peft_config", {}))
+    shaped = {}
+    by_rank: dict[int, list[str]] = {}
+    for change in pairs:
+        try:
+            shaped[change.name] = changes.pair(change.tensors, change.module.weight)
+        except changes.Misfit as error:
+            raise changes.Misfit(f"{change.name} has {error}") from error
+        by_rank.setdefault(len(shaped[change.name][0]), []).append(re.escape(change.name))
+    config = LoraConfig(
+        r=1,
+        lora_alpha=1,
+        target_modules="|".join(name for names in by_rank.values() for name in names),
+        rank_pattern={f"^({'|'.join(names)})": rank for rank, names in by_rank.items()},
+        init_lora_weights=False,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
+        adapted.add_adapter(config, adapter)
+    modules = dict(network.named_modules())
+    for change in pairs:
+        layer: Any = modules[change.name]
+        down, up = shaped[change.name]
+        with torch.no_grad():
+            for side, value in ((layer.lora_A, down), (layer.lora_B, up)):
+                side[adapter].weight = torch.nn.Parameter(value.to(change.module.weight.device), False)
+        layer.lora_alpha[adapter] = changes.scale(change.tensors, stabilised=change.stabilised) * len(down)
+        layer.set_scale(adapter, weight)
+    for module in modules.values():
+        if isinstance(module, BaseTunerLayer):
+            module.set_adapter(list(adapted.peft_config))
+
+
+def _free_name(taken: Mapping[str, Any]) -> str:
+    number, name = 1, "artefact"
+    while name in taken:
+        number += 1
+        name = f"artefact_{number}"
+    return name
+
+
+def _into(change: Change, weight: float) -> None:
+    import torch
+
+    own: Tensor = change.module.weight
+    tensors = {role: value.to(own.device) for role, value in change.tensors.items()}
+    bias = tensors.get("diff_b", tensors.get("bias"))
+    try:
+        with torch.no_grad():
+            whole = changes.changed(tensors, own, stabilised=change.stabilised)
+            own.copy_(torch.lerp(own.float(), whole, weight))
+            if bias is not None:
+                if change.module.bias is None or change.module.bias.shape != bias.shape:
+                    raise changes.Misfit(f"a bias of {list(bias.shape)}, which the layer has not")
+                factor = 1.0 if "diff_b" in tensors else changes.scale(tensors, stabilised=change.stabilised)
+                change.module.bias.add_(bias.float(), alpha=factor * weight)
+    except changes.Misfit as error:
+        raise changes.Misfit(f"{change.name} has {error}") from error
+
+
+# --- peft's folders ---------------------------------------------------------------------------------------
+
+
+def kind_of(folder: Path, where: str) -> str:
+    """peft's name for what the folder holds. UserError where it is none of `PEFT_TYPES`."""
+    kind = read_json(folder / CONFIG, where).get("peft_type")
+    if kind not in PEFT_TYPES:
+        raise UserError(
+            f"{where}: {folder / CONFIG} has peft_type {kind}; of peft's adapters {', '.join(PEFT_TYPES)} are read here"
+        )
+    return str(kind)
+
+
+def merge_folder(pipe: Any, part: str, folder: Path, weight: float, where: str) -> None:
+    """Puts peft's folder (LoRA, LoHa, LoKr, OFT) into the weights of the network `part`, by peft's own arithmetic.
+
+    UserError where a tensor of it has no place, or a layer that its settings name has no tensor.
+    """
+    import torch
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    kind = kind_of(folder, where)
+    network: Any = getattr(pipe, part)
+    if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
+        raise UserError(f"{where}: another adapter lies on the {part} already; put peft's folders on first")
+    weights = read_tensors(folder / WEIGHTS, where)
+    if not hasattr(network, "text_model"):  # a level that transformers has given up
+        weights = {key.replace(f"{_PREFIX}text_model.", _PREFIX, 1): value for key, value in weights.items()}
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        adapted: Any = get_peft_model(network, config)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise no_fit(where, f"{folder / CONFIG}: {reason}") from error
+    tuned = {name: module for name, module in adapted.named_modules() if isinstance(module, BaseTunerLayer)}
+    _check_sizes(adapted, weights, pipe, part, where)
+    result: Any = set_peft_model_state_dict(adapted, dict(weights))
+    _check_complete(result, len(weights), part, where)
+    if kind == "OFT":
+        _check_rotations(tuned, where)
+    if weight != 1 and config.modules_to_save:
+        raise UserError(
+            f"{where}: holds whole layers (modules_to_save), which have no strength: job.weight must be 1"
+        )
+    kept = [
+        (parameter, parameter.detach().clone())
+        for module in tuned.values()
+        for parameter in (module.get_base_layer().parameters() if weight != 1 else ())
+    ]
+    with torch.no_grad():
+        merged = adapted.merge_and_unload(safe_merge=True)
+        for parameter, before in kept:
+            parameter.copy_(torch.lerp(before, parameter, weight))
+    setattr(pipe, part, merged)
+
+
+def _check_sizes(adapted: Any, weights: Mapping[str, Tensor], pipe: Any, part: str, where: str) -> None:
+    from peft import get_peft_model_state_dict
+
+    own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    for key, value in weights.items():
+        if key not in own or own[key].shape == value.shape:
+            continue
+        name = key.removeprefix(_PREFIX)
+        ours = int(pipe.unet.config.cross_attention_dim)
+        if (
+            part == "unet"
+            and re.search(r"attn2\.to_[kv]\.(lora_A|hada_w1_b)", key)
+            and value.shape[1] != ours
+        ):
+            raise other_width(where, CROSS, int(value.shape[1]), ours)
+        raise no_fit(where, f"{part}.{name} is {list(value.shape)}, and {list(own[key].shape)} is needed")
+
+
+def _check_complete(result: Any, total: int, part: str, where: str) -> None:
+    missing = [key for key in result.missing_keys if ".default" in key]
+    if result.unexpected_keys:
+        strange = result.unexpected_keys
+        raise no_fit(
+            where, f"{len(strange)} of its {total} tensors have no place in the {part}, such as {strange[0]}"
+        )
+    if missing:
+        raise UserError(
+            f"{where}: {CONFIG} names layers that {WEIGHTS} lacks, such as {missing[0].replace('.default', '')}; copy "
+            "the folder again"
+        )
+
+
+def _check_rotations(tuned: Mapping[str, Any], where: str) -> None:
+    """peft 0.21 puts rotated patches together by adding them where they overlap: not what the adapter learned."""
+    from torch import nn
+
+    for name, module in tuned.items():
+        base = module.get_base_layer()
+        if isinstance(base, nn.Conv2d) and max(base.kernel_size) > 1:
+            raise UserError(f"{where}: rotates the convolution {name}, which peft does not merge rightly; OFT of linear "
+                            "layers only is read")  # fmt: skip

@@ -1,0 +1,220 @@
+"""From words on a command line to a checked `Config`, through the files under `conf/`.
+
+This module, `texts.py`, `yaml_texts.py`, `explain.py` and `__main__.py` are the only ones that know Hydra and OmegaConf.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from diffusion_lab.cli.sweep_names import job_folder, limited
+from diffusion_lab.config.schema import Config
+from diffusion_lab.config.texts import exact, recorded
+from diffusion_lab.methods import METHODS
+from diffusion_lab.records import UserError
+from diffusion_lab.values.checks import closest
+
+
+def conf_folder() -> Path:
+    """Where the YAML files are: beside the package in a checkout, inside it when installed from a wheel."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise UserError(f"config.yaml is missing beside {package}: install the package anew")
+
+
+def register() -> None:
+    """Makes the schemas and our resolvers known to Hydra. Harmless when repeated."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    schema = OmegaConf.structured(Config)
+    schema.method = None  # else the default method's type stands there, and no other fits
+    for table in (schema.metrics.weights, schema.metrics.ranges, schema.as_typed):
+        OmegaConf.set_struct(table, False)  # metrics.weights.similarity=2 without a plus
+    store.store(name="schema", node=schema)
+    for name, method in METHODS.items():
+        store.store(group="schema/method", name=name, node=method)
+    OmegaConf.register_new_resolver("readable", readable, replace=True)
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True, use_cache=True)
+
+
+def readable(text: str) -> str:
+    """A text as a folder's name: no slashes, no blanks, at most 80 long."""
+    return limited(str(text))
+
+
+def _sweep_name(group: str | None) -> str:
+    """The sweep's folder: date and time, after the tracker's group where one is given."""
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return f"{readable(group)}_{now}" if group else now
+
+
+def groups() -> dict[str, dict[str, str]]:
+    """Group -> option -> its one-line description (the first comment of its file)."""
+    found: dict[str, dict[str, str]] = {}
+    order = list(defaults())
+    folders = [folder for folder in conf_folder().iterdir() if folder.is_dir() and folder.name != "hydra"]
+    for folder in sorted(
+        folders, key=lambda f: (order.index(f.name) if f.name in order else len(order), f.name)
+    ):
+        found[folder.name] = {file.stem: _description(file) for file in sorted(folder.glob("*.yaml"))}
+    return found
+
+
+def defaults() -> dict[str, str]:
+    """Group -> the option that config.yaml takes, in its order."""
+    listed = OmegaConf.load(conf_folder() / "config.yaml").defaults
+    pairs = (next(iter(entry.items())) for entry in listed if isinstance(entry, DictConfig))
+    return {str(group): str(option) for group, option in pairs if " " not in str(group)}
+
+
+def _description(file: Path) -> str:
+    comments = (line[2:] for line in file.read_text("utf-8").splitlines() if line.startswith("# "))
+    return next((line for line in comments if not line.startswith("@")), "")
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra initialised on our folder; whatever was initialised before is put back."""
+    from hydra import initialize_config_dir
+
+    register()
+    with initialize_config_dir(str(conf_folder()), job_name="run", version_base="1.3"):
+        yield
+
+
+def compose_raw(overrides: Sequence[str] = ()) -> DictConfig:
+    """The composed configuration with Hydra's own node, unchecked. Raises Hydra's errors."""
+    from hydra import compose as hydra_compose
+
+    with _hydra():
+        return hydra_compose("config", overrides=exact(overrides)[0], return_hydra_config=True)
+
+
+def compose(overrides: Sequence[str] = ()) -> Config:
+    """The configuration that the words of a command line stand for: `compose(["data.n_images=4"])`.
+
+    Raises UserError where a value is not allowed, Hydra's errors for wrong keys, options and types.
+    """
+    return to_config(compose_exact(overrides)[0])
+
+
+def compose_exact(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """`compose_raw`, and the overrides that it takes: texts of a person's own YAML files are among them where
+    YAML has read something else into them.
+    """
+    from diffusion_lab.cli.yaml_texts import misread
+
+    words = exact(overrides)[0]
+    composed = compose_raw(words)
+    if found := misread(composed):
+        words = [*(word for _, word in found.values()), *words]
+        composed = compose_raw(words)
+    return composed, words
+
+
+def to_config(composed: DictConfig) -> Config:
+    """The real dataclasses, their values checked. Raises UserError.
+
+    Of the jobs that take up what another run has recorded, `job.given` says which keys were set by hand.
+    """
+    plain = copy.deepcopy(composed)
+    if plain.job.name in ("generate", "score"):
+        plain.job.given = _given(composed)
+    with open_dict(plain):
+        plain.pop("hydra", None)
+    for key in sorted(OmegaConf.missing_keys(plain)):
+        raise UserError(f"{key} is missing: give it as {key}=VALUE")
+    _refuse_unknown(plain)
+    return cast(Config, OmegaConf.to_object(plain))
+
+
+def _given(composed: DictConfig) -> list[str]:
+    """Keys and whole groups that the words of the command line set, and what an experiment among them changes."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if "hydra" in composed:
+        words = [str(word) for word in composed.hydra.overrides.task]
+    elif HydraConfig.initialized():
+        words = [str(word) for word in HydraConfig.get().overrides.task]
+    else:
+        return []
+    keys = {word.partition("=")[0].lstrip("+~").partition("@")[0] for word in words}
+    if "experiment" in keys:
+        node = composed.hydra if "hydra" in composed else HydraConfig.get()
+        usual = defaults()
+        keys |= {
+            group for group, option in node.runtime.choices.items() if usual.get(group, option) != option
+        }
+        without = compose_raw([word for word in words if not word.lstrip("+").startswith("experiment")])
+        keys |= {key for key, value in _flat(composed).items() if _flat(without).get(key, keys) != value}
+    return sorted(keys)
+
+
+def _flat(composed: DictConfig) -> dict[str, Any]:
+    """ "prompts.n" -> 100, of the groups with settings of their own."""
+    found: dict[str, Any] = {}
+    for group in ("model", "prompts", "data", "metrics"):
+        plain = OmegaConf.to_container(composed[group])
+        found |= {f"{group}.{key}": value for key, value in cast(dict[str, Any], plain).items()}
+    return found
+
+
+def _refuse_unknown(node: DictConfig, at: str = "") -> None:
+    """Keys that no dataclass has: what `+data.n_image=4` leaves behind."""
+    kind = OmegaConf.get_type(node)
+    if not dataclasses.is_dataclass(kind):
+        return
+    known = [part.name for part in dataclasses.fields(kind)]
+    for key in map(str, node):
+        name = f"{at}{key}"
+        if key not in known:
+            within = at.rstrip(".") or "the configuration"
+            raise UserError(f"{name}: no such key; {within} has {', '.join(known)}{closest(key, known)}")
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            _refuse_unknown(child, f"{name}.")
+
+
+def single_valued(overrides: Sequence[str]) -> list[str]:
+    """The overrides that are the same in every job, whichever sweeper makes up the others."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = exact(overrides, sweep=True)[0]
+    parsed = OverridesParser.create().parse_overrides(words)
+    return [word for word, override in zip(words, parsed, strict=True) if not override.is_sweep_override()]
+
+
+def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
+    """The overrides of every job of a sweep over lists, ranges and globs, in Hydra's order.
+
+    Empty where another sweeper than Hydra's basic one decides (Optuna draws its values as it goes).
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if sweeper is not None and not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
+        return []
+    params = [f"{key}={value}" for key, value in ((sweeper or {}).get("params") or {}).items()]
+    with _hydra():
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(
+            exact([*params, *overrides], sweep=True)[0]
+        )
+        for override in parsed:
+            if override.is_sweep_override() and not list(override.sweep_string_iterator()):
+                raise UserError(f"{override.input_line}: has no value, so the sweep would have no job")
+        return [recorded(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]

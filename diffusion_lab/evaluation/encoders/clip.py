@@ -1,0 +1,98 @@
+"""Full-size CLIP through open_clip, with the preprocessing that belongs to its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from diffusion_lab.evaluation.encoders import clip_tags
+from diffusion_lab.evaluation.encoders.weights import fingerprint
+from diffusion_lab.models.hub import cached, from_cache
+from diffusion_lab.records import UserError
+
+
+def _is_cached(name: str, tag: str) -> bool:
+    place = clip_tags.repository(name, tag)
+    if place is None or not place[0]:
+        return False
+    names = [place[1]] if place[1] else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    return any(cached(place[0], file) is not None for file in names)
+
+
+class OpenClip:
+    """Images and texts -> unit vectors in one space."""
+
+    def __init__(
+        self, model: Any, preprocess: Any, tokenizer: Any, *, name: str, device: str = "cpu"
+    ) -> None:
+        self._model = model.to(device).eval()
+        self._preprocess = preprocess
+        self._tokenizer = tokenizer
+        self.name = name
+        self.version = fingerprint(model)
+        self.device = torch.device(device)
+        self.preprocessing = " ".join(str(preprocess).split())
+
+    @classmethod
+    def load(cls, model: str, weights: str, device: str = "cpu") -> Self:
+        """``model``: open_clip's name; ``weights``: its tag, or a local file.
+
+        OpenAI's weights need the activation QuickGELU. Their tag says so and it is switched on here
+        (open_clip itself only warns); a file says nothing, so that for OpenAI's the model's name must,
+        "ViT-L-14-quickgelu".
+        """
+        import open_clip
+
+        name = model.replace("/", "-")
+        if name not in open_clip.list_models():
+            near = ", ".join(known for known in open_clip.list_models() if known.startswith(name[:5]))
+            raise UserError(
+                f"metrics.clip_model={model} is not a model of open_clip; near it: {near or 'nothing'}"
+            )
+        tag = open_clip.get_pretrained_cfg(name, weights)
+        file = Path(weights).expanduser()
+        if not tag and not file.is_file():
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+            raise UserError(f"metrics.clip_weights={weights} is neither a file nor a tag of {name}: {tags}")
+        quick = bool(tag.get("quick_gelu", False)) if tag else False
+        text_from_hub = "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]
+        try:
+            with from_cache(bool(tag) and not text_from_hub and _is_cached(name, weights)):
+                net, _, preprocess = open_clip.create_model_and_transforms(
+                    name, pretrained=weights if tag else str(file), force_quick_gelu=quick, device="cpu"
+                )
+        except Exception as error:  # no network, a wrong file
+            raise UserError(
+                f"metrics.clip_weights={weights} could not be downloaded or read for {name} ({error}). "
+                "Where there is no network, set metrics.clip_weights to a local file of this model "
+                "(safetensors preferred)"
+            ) from error
+        return cls(net, preprocess, open_clip.get_tokenizer(name), name=f"open_clip {name}", device=device)
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[NDArray[np.uint8]], batch: int = 32) -> Tensor:
+        """uint8 arrays [h, w, 3] of any sizes -> float32 [n, d] of unit norm, on the CPU."""
+        parts = []
+        for start in range(0, len(images), batch):
+            pixels = torch.stack(
+                [self._preprocess(Image.fromarray(image)) for image in images[start : start + batch]]
+            )
+            parts.append(normalize(self._model.encode_image(pixels.to(self.device)).float(), dim=-1).cpu())
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str], batch: int = 128) -> Tensor:
+        """Texts (cut at the model's length) -> float32 [n, d] of unit norm, on the CPU."""
+        parts = []
+        for start in range(0, len(texts), batch):
+            tokens = self._tokenizer(list(texts[start : start + batch])).to(self.device)
+            parts.append(normalize(self._model.encode_text(tokens).float(), dim=-1).cpu())
+        return torch.cat(parts)

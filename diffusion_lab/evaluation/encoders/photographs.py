@@ -1,0 +1,317 @@
+"""Which face of a photograph is the subject's, where it shows several.
+
+The person is sought who is there in most of the subject's pictures. Every face of every picture is a
+candidate, and every picture with a face that is similar enough to be the same person counts for it: 1, and `PROMINENT`
+times the share of prominence (size, centre: `detect.prominence`) that this face has in the picture. So being there
+outweighs being large: a person in all pictures is taken before a larger one who is in up to three quarters of
+them. Where two people are in all pictures, or there is only one picture, size and centre decide. Single faces are
+what they are: nothing changes for them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.evaluation.encoders.detect import Face, prominence
+
+if TYPE_CHECKING:
+    from diffusion_lab.evaluation.encoders.bank import EncoderBank
+    from diffusion_lab.evaluation.encoders.detect import FaceDetector
+    from diffusion_lab.records import Picture, Pixels, Subject
+
+log = logging.getLogger(__name__)
+
+MOST = 8  # faces of one photograph that are looked at, the most prominent ones
+DETAIL = 480  # pixels of the shorter side at which small faces are looked for
+CLOSE = 0.05  # cosines that differ by less say nothing: the more prominent face is taken
+PROMINENT = 0.5  # weight of a face's share of prominence, beside 1 for being in the picture at all
+_SAME_PLACE = 0.3  # overlap (intersection over union) from which two boxes are one face
+_NAMED = 3  # pictures that a warning names
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One face of a photograph."""
+
+    face: Face  # in pixels of the picture as it is compared
+    embedding: Tensor  # float32 [d], unit norm; NaN where it is not finite
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """What was found in one photograph, and which face is taken for the subject's."""
+
+    path: Path
+    faces: tuple[Face, ...]  # the most prominent first
+    chosen: int | None  # number of the face taken; None where there is none
+    embedding: Tensor  # float32 [d] of the chosen face, NaN where there is none
+    likeness: float | None = None  # largest cosine to the chosen faces of the person's other photographs
+    unlike: bool = False  # `likeness` is below what the embedder needs for one person
+
+
+def look_at(subject: Subject, bank: EncoderBank, resolution: int) -> dict[str, list[Photograph]]:
+    """The faces of the subject's photographs and of the others', by "train", "heldout" and "impostors".
+
+    Training and held-out pictures show one person and decide together; of the others each folder does.
+    """
+    own = _chosen([*subject.train, *subject.heldout], bank, resolution)
+    impostors: list[Photograph] = []
+    for folder in dict.fromkeys(picture.path.parent for picture in subject.impostors):
+        group = [picture for picture in subject.impostors if picture.path.parent == folder]
+        impostors += _chosen(group, bank, resolution)
+    by_path = {photograph.path: photograph for photograph in impostors}
+    n = len(subject.train)
+    return {
+        "train": own[:n],
+        "heldout": own[n:],
+        "impostors": [by_path[picture.path] for picture in subject.impostors],
+    }
+
+
+def _chosen(pictures: Sequence[Picture], bank: EncoderBank, resolution: int) -> list[Photograph]:
+    from diffusion_lab.data.pictures import fit
+
+    if not pictures:
+        return []
+    fitted = [fit(picture.pixels, resolution) for picture in pictures]
+    sides = [max(resolution, min(DETAIL, *picture.pixels.shape[:2])) for picture in pictures]
+    detailed = [
+        small if side == resolution else fit(picture.pixels, side)
+        for picture, small, side in zip(pictures, fitted, sides, strict=True)
+    ]
+    seen = bank.all_faces(fitted, detailed)
+    return choose([picture.path for picture in pictures], seen, resolution, bank.same_person)
+
+
+def choose(
+    paths: Sequence[Path], seen: Sequence[Sequence[Seen]], side: int, same_person: float
+) -> list[Photograph]:
+    """One face a photograph. ``side``: of the square pictures in pixels; ``same_person``: a cosine."""
+    finite = [
+        [number for number, one in enumerate(some) if bool(one.embedding.isfinite().all())] for some in seen
+    ]
+    shares = [_shares([one.face for one in some], side) for some in seen]
+    rows = [
+        [some[number].embedding.double() for number in kept] for some, kept in zip(seen, finite, strict=True)
+    ]
+    stacked = [torch.stack(some) if some else None for some in rows]
+    person = _person(
+        stacked, [[share[i] for i in kept] for share, kept in zip(shares, finite, strict=True)], same_person
+    )
+    width = next((one.embedding.shape[0] for some in seen for one in some), 1)
+    found: list[tuple[int | None, Tensor]] = []
+    for picture, some in enumerate(seen):
+        number = _in_picture(picture, stacked, person, same_person)
+        chosen = finite[picture][number] if number is not None else (0 if some else None)
+        nothing = torch.full((width,), torch.nan)
+        found.append((chosen, nothing if chosen is None else some[chosen].embedding))
+    everyone = range(len(found))
+    likeness = _likeness([embedding for _, embedding in found], person if len(person) > 1 else everyone)
+    return [
+        Photograph(
+            path=path,
+            faces=tuple(one.face for one in some),
+            chosen=chosen,
+            embedding=embedding,
+            likeness=near,
+            unlike=near is not None and near < same_person,
+        )
+        for path, some, (chosen, embedding), near in zip(paths, seen, found, likeness, strict=True)
+    ]
+
+
+def _shares(faces: Sequence[Face], side: int) -> list[float]:
+    """Each face's share of the picture's prominence: they sum to 1."""
+    weights = [prominence(face, side, side) for face in faces]
+    return [weight / sum(weights) for weight in weights]
+
+
+def _person(
+    stacked: Sequence[Tensor | None], shares: Sequence[Sequence[float]], same_person: float
+) -> dict[int, Tensor]:
+    """By picture the face of the person with the most support; empty where there is no face at all."""
+    best, most = dict[int, Tensor](), -1.0
+    for some in stacked:
+        for candidate in some if some is not None else ():
+            support, members = 0.0, dict[int, Tensor]()
+            for picture, others in enumerate(stacked):
+                if others is None:
+                    continue
+                cosines = others @ candidate
+                if float(cosines.max()) >= same_person:
+                    number = _nearest(cosines)
+                    support += 1 + PROMINENT * shares[picture][number]
+                    members[picture] = others[number]
+            if support > most + 1e-9:  # of equals the first
+                best, most = members, support
+    return best
+
+
+def _in_picture(
+    picture: int, stacked: Sequence[Tensor | None], person: Mapping[int, Tensor], same_person: float
+) -> int | None:
+    """Number of the picture's face that is most like the person in the other pictures; None: nothing says so."""
+    own = stacked[picture]
+    others = [face for number, face in person.items() if number != picture]
+    if own is None or not others:
+        return None
+    cosines = own @ torch.stack(others).T
+    if float(cosines.max()) < same_person:
+        return None
+    return _nearest(cosines.mean(dim=1))
+
+
+def _nearest(cosines: Tensor) -> int:
+    """Number of the largest, or of one hardly smaller that is more prominent, since those come first."""
+    return int((cosines >= cosines.max() - CLOSE).nonzero()[0])
+
+
+def _likeness(chosen: Sequence[Tensor], among: Iterable[int]) -> list[float | None]:
+    """Largest cosine of each face to the others ``among`` the pictures; None where there is none to compare."""
+    of = list(among)
+    there = [bool(embedding.isfinite().all()) for embedding in chosen]
+    found: list[float | None] = []
+    for number, embedding in enumerate(chosen):
+        others = [chosen[i] for i in of if i != number and there[i]]
+        if not there[number] or not others:
+            found.append(None)
+        else:
+            found.append(float((torch.stack(others).double() @ embedding.double()).max()))
+    return found
+
+
+# --- what is said about it ------------------------------------------------------------------------------
+
+
+def report(photographs: Mapping[str, Sequence[Photograph]]) -> list[str]:
+    """Warnings: the subject's pictures with several faces, and those whose face is unlike all others."""
+    own = [*photographs.get("train", ()), *photographs.get("heldout", ())]
+    said = []
+    crowded = [one for one in own if len(one.faces) > 1]
+    if crowded:
+        places = [f"{one.path.name} ({len(one.faces)} faces, taken: {_place(one)})" for one in crowded]
+        said.append(
+            f"{_listed(places)}: several faces; the one is taken that the other pictures show too, else by size "
+            "and centre (framed in samples/training.png); crop a picture where that is wrong"
+        )
+    faces = [one for one in own if one.likeness is not None]
+    odd = [one for one in faces if one.unlike]
+    if len(odd) > 2 and len(odd) == len(faces):
+        said.append(
+            f"the faces found in the subject's {len(faces)} pictures are all unlike each other: is it one person? For "
+            "a subject without a face leave similarity out of metrics.names and use clip_image or dino"
+        )
+    elif odd:
+        named = [f"{one.path.name} ({one.likeness:.2f})" for one in odd]
+        said.append(
+            f"{_listed(named)}: the face is unlike that of the other pictures (largest cosine in brackets); "
+            "replace it if it shows somebody else"
+        )
+    return said
+
+
+def describe(photographs: Mapping[str, Sequence[Photograph]]) -> dict[str, list[dict[str, object]]]:
+    """For the record: of each group the pictures that have several faces, or one that is unlike all others."""
+    return {
+        group: [
+            {
+                "file": one.path.name,
+                "faces": len(one.faces),
+                "box": None if one.chosen is None else [round(v, 1) for v in one.faces[one.chosen].box],
+                "likeness": None if one.likeness is None else round(one.likeness, 4),
+                "unlike": one.unlike,
+            }
+            for one in some
+            if len(one.faces) > 1 or one.unlike
+        ]
+        for group, some in photographs.items()
+    }
+
+
+def _place(photograph: Photograph) -> str:
+    """Which of the faces: "the 2nd from the left"."""
+    assert photograph.chosen is not None
+    order = sorted(range(len(photograph.faces)), key=lambda number: photograph.faces[number].box[0])
+    place = order.index(photograph.chosen) + 1
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(place, "th")
+    return f"the {place}{ending} from the left"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+# --- finding them ---------------------------------------------------------------------------------------
+
+
+def of_both(detector: FaceDetector, image: Pixels, detail: Pixels) -> list[Face]:
+    """The faces of ``image``, and those that only its larger version shows, in pixels of ``image``."""
+    (found,) = detector.detect_all([image])
+    height, width = image.shape[:2]
+    if detail.shape != image.shape:
+        scale = width / detail.shape[1]
+        (more,) = detector.detect_all([detail])
+        found = _merged(found, [_scaled(face, scale) for face in more])
+        found.sort(key=lambda face: -prominence(face, width, height))
+    return found[:MOST]
+
+
+def _merged(found: Sequence[Face], more: Sequence[Face]) -> list[Face]:
+    """A face in both keeps its first box and the larger probability."""
+    faces = list(found)
+    for face in more:
+        if face.box[2] - face.box[0] < 2:  # pixels: nothing to embed
+            continue
+        overlaps = [_overlap(face.box, one.box) for one in faces]
+        near = max(range(len(faces)), key=lambda number: overlaps[number], default=None)
+        if near is None or overlaps[near] < _SAME_PLACE:
+            faces.append(face)
+        else:
+            faces[near] = Face(faces[near].box, max(faces[near].probability, face.probability))
+    return faces
+
+
+def _scaled(face: Face, scale: float) -> Face:
+    left, top, right, bottom = face.box
+    return Face((left * scale, top * scale, right * scale, bottom * scale), face.probability)
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Intersection over union of two boxes."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = ((one[2] - one[0]) * (one[3] - one[1]) for one in (a, b))
+    return width * height / (sum(areas) - width * height)
+
+
+def packed(found: Sequence[Sequence[Face]], embeddings: Tensor) -> Tensor:
+    """float32 [n, MOST, 5 + d]: box, probability and embedding; ``embeddings``: of all faces in order."""
+    rows = torch.full((len(found), MOST, 5 + embeddings.shape[1]), torch.nan)
+    number = 0
+    for picture, faces in enumerate(found):
+        for place, face in enumerate(faces):
+            rows[picture, place, :5] = torch.tensor([*face.box, face.probability])
+            rows[picture, place, 5:] = embeddings[number]
+            number += 1
+    return rows
+
+
+def unpacked(row: Tensor) -> list[Seen]:
+    """What `packed` put into one picture's row."""
+    faces = []
+    for one in row.reshape(MOST, -1):  # the cache keeps it flat
+        if bool(one[:5].isnan().any()):
+            break
+        left, top, right, bottom, probability = (float(v) for v in one[:5])
+        faces.append(Seen(Face((left, top, right, bottom), probability), one[5:].clone()))
+    return faces

@@ -1,0 +1,44 @@
+"""Would people call it a good picture?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from diffusion_lab.evaluation.metrics.cosines import joined
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusion_lab.records import Features, References
+
+
+class Aesthetics:
+    """The head's rating of 0 to 10, divided by 10. NaN where no head is configured."""
+
+    name = "aesthetics"
+    version = "1"
+    higher_is_better = True
+    needs: tuple[str, ...] = ("aesthetics",)
+    label = "Aesthetics"
+    unit = "0 to 1"
+    can_miss = False
+    pairwise: frozenset[str] = frozenset()
+    over: Literal["subject", "class"] = "subject"
+
+    def __call__(self, generated: Features, references: References) -> Tensor:
+        if generated.aesthetics is None:
+            import torch
+
+            return torch.full((generated.n,), torch.nan)
+        return generated.aesthetics / 10
+
+    def ceiling(self, references: References) -> Tensor | None:
+        """The subject's own photographs, trained on or held out. A model may well draw better ones."""
+        ratings = joined(
+            references.train.aesthetics, references.heldout.aesthetics if references.heldout else None
+        )
+        return None if ratings is None else ratings / 10
+
+    def impostor(self, references: References) -> Tensor | None:
+        """None: it does not depend on the subject."""
+        return None

@@ -1,0 +1,82 @@
+"""What tuning did to the class itself: images of prompts without the identifier, slot `identifier` =
+"without".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from diffusion_lab.evaluation.metrics.cosines import mean_cosine, or_none, undefined
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusion_lab.records import Features, References
+
+
+class ClassDrift:
+    """1 - cos(image, the untouched model's image of the same prompt and noise), on CLIP: 0 at step 0.
+
+    NaN without the untouched model's images (step 0 was not evaluated).
+    """
+
+    name = "class_drift"
+    version = "1-clip"
+    higher_is_better = False
+    needs: tuple[str, ...] = ("clip_image",)
+    label = "How far the class moved from the base model"
+    unit = "cosine distance"
+    can_miss = False
+    pairwise: frozenset[str] = frozenset()
+    over: Literal["subject", "class"] = "class"
+
+    def __call__(self, generated: Features, references: References) -> Tensor:
+        assert generated.clip_image is not None
+        base = None if references.base is None else references.base.clip_image
+        if base is None:
+            return undefined(generated.n, generated.clip_image)
+        if base.shape != generated.clip_image.shape:
+            raise ValueError(
+                f"{len(base)} images of the untouched model for {generated.n}: not the same prompts"
+            )
+        # Half the squared chord of two unit vectors is 1 - cos, and exactly 0 for equal ones.
+        moved = (generated.clip_image.double() - base.double()).square().sum(1).div(2).float()
+        return moved.where(moved.isfinite(), float("nan"))
+
+    def ceiling(self, references: References) -> Tensor | None:
+        """None: photographs did not move."""
+        return None
+
+    def impostor(self, references: References) -> Tensor | None:
+        """None: it does not depend on the subject."""
+        return None
+
+
+class ClassLeak:
+    """Mean over the training pictures t of cos(class image, t), on CLIP: the class became the subject as far
+    as it rises above its value at step 0.
+    """
+
+    name = "class_leak"
+    version = "1-clip"
+    higher_is_better = False
+    needs: tuple[str, ...] = ("clip_image",)
+    label = "How much the class became the subject"
+    unit = "cosine"
+    can_miss = False
+    pairwise: frozenset[str] = frozenset()
+    over: Literal["subject", "class"] = "class"
+
+    def __call__(self, generated: Features, references: References) -> Tensor:
+        assert generated.clip_image is not None
+        return mean_cosine(generated.clip_image, references.train.clip_image)
+
+    def ceiling(self, references: References) -> Tensor | None:
+        """None: there is nothing to reach; step 0 is the line to compare with."""
+        return None
+
+    def impostor(self, references: References) -> Tensor | None:
+        """Photographs of other subjects against the training pictures: the class in real life."""
+        if references.impostors is None or references.impostors.clip_image is None:
+            return None
+        return or_none(mean_cosine(references.impostors.clip_image, references.train.clip_image))

@@ -1,0 +1,49 @@
+"""Features that are not numbers: the image counts as missing for the metrics that need them, and is named."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from diffusion_lab.records import Features
+
+log = logging.getLogger(__name__)
+
+FIELDS = ("face", "clip_image", "clip_text", "aesthetics", "dino", "inception", "inception_logits")
+MAY_LACK = frozenset({"face", "clip_text"})  # all NaN: no face found (where nobody counted), no prompt
+MOST_NAMES = 5
+
+
+def without_broken_rows(features: Features, names: Sequence[str]) -> Features:
+    """The same with NaN for every row that holds a number that is not finite; the images are named in a warning.
+
+    ``names``: of the images, in order. An encoder overflows on a single image, in half precision for example; the other
+    images of the evaluation are worth no less for it.
+    """
+    mended: dict[str, Any] = {}
+    for field in FIELDS:
+        rows = getattr(features, field)
+        if rows is None:
+            continue
+        flat = rows.reshape(len(rows), -1)
+        broken = ~flat.isfinite().all(dim=1)
+        told = broken
+        if field == "face" and features.faces is not None:
+            told = broken & (features.faces > 0)
+        elif field in MAY_LACK:
+            told = broken & ~flat.isnan().all(dim=1)
+        if bool(told.any()):
+            numbers = told.nonzero().flatten().tolist()
+            shown = ", ".join(names[number] for number in numbers[:MOST_NAMES])
+            more = f" and {len(numbers) - MOST_NAMES} more" if len(numbers) > MOST_NAMES else ""
+            log.warning(
+                "%s: %d of %d images have features that are not finite and count as missing: %s%s",
+                field, len(numbers), len(rows), shown, more,
+            )  # fmt: skip
+        if bool((broken & ~flat.isnan().all(dim=1)).any()):
+            kept = rows.clone()
+            kept[broken] = float("nan")
+            mended[field] = kept
+    return replace(features, **mended) if mended else features

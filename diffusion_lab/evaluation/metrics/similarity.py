@@ -1,0 +1,99 @@
+"""Does it look like the subject? Cosine of faces with every training picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from diffusion_lab.evaluation.metrics.cosines import leave_one_out, mean_cosine, or_none, undefined
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusion_lab.records import Features, References
+
+
+class Similarity:
+    """s(x) = mean over the training pictures t of cos(face(x), face(t)).
+
+    NaN for an image without a face, and for all images where no training picture has one. Training pictures
+    without a face are left out of the pairs; the ceiling keeps a NaN for each, so that its summary counts
+    them.
+    """
+
+    name = "similarity"
+    version = "1"
+    higher_is_better = True
+    needs: tuple[str, ...] = ("face",)
+    label = "Similarity to the training pictures"
+    unit = "cosine"
+    can_miss = True
+    pairwise: frozenset[str] = frozenset({"ceiling"})
+    over: Literal["subject", "class"] = "subject"
+
+    def __call__(self, generated: Features, references: References) -> Tensor:
+        assert generated.face is not None
+        return mean_cosine(generated.face, references.train.face)
+
+    def ceiling(self, references: References) -> Tensor | None:
+        """Each training picture against the others."""
+        return leave_one_out(references.train.face)
+
+    def impostor(self, references: References) -> Tensor | None:
+        """Photographs of other subjects against the training pictures."""
+        if references.impostors is None or references.impostors.face is None:
+            return None
+        return or_none(mean_cosine(references.impostors.face, references.train.face))
+
+    def pair_rows(
+        self, kind: Literal["values", "ceiling"], generated: Features, references: References
+    ) -> Tensor | None:
+        """The ceiling's embeddings, which are compared with each other."""
+        return references.train.face
+
+
+class SimilarityHeldout:
+    """The same against photographs that were never trained on, the same ones for every n.
+
+    `similarity` moves with the number of training pictures, because they are what it compares with; this
+    does not.
+    """
+
+    name = "similarity_heldout"
+    version = "1"
+    higher_is_better = True
+    needs: tuple[str, ...] = ("face",)
+    label = "Similarity to held-out pictures"
+    unit = "cosine"
+    can_miss = True
+    pairwise: frozenset[str] = frozenset({"ceiling"})
+    over: Literal["subject", "class"] = "subject"
+
+    def __call__(self, generated: Features, references: References) -> Tensor:
+        assert generated.face is not None
+        if references.heldout is None:
+            return undefined(generated.n, generated.face)
+        return mean_cosine(generated.face, references.heldout.face)
+
+    def ceiling(self, references: References) -> Tensor | None:
+        """Held-out pictures against each other; a single one with a face against the training pictures."""
+        if references.heldout is None or references.heldout.face is None:
+            return None
+        among = leave_one_out(references.heldout.face)
+        return (
+            among
+            if among is not None
+            else or_none(mean_cosine(references.heldout.face, references.train.face))
+        )
+
+    def impostor(self, references: References) -> Tensor | None:
+        """Photographs of other subjects against the held-out pictures."""
+        if references.heldout is None or references.impostors is None or references.impostors.face is None:
+            return None
+        return or_none(mean_cosine(references.impostors.face, references.heldout.face))
+
+    def pair_rows(
+        self, kind: Literal["values", "ceiling"], generated: Features, references: References
+    ) -> Tensor | None:
+        """The ceiling's embeddings, which are compared with each other; None where one alone has a face."""
+        found = None if references.heldout is None else references.heldout.face
+        return found if leave_one_out(found) is not None else None

@@ -1,0 +1,319 @@
+"""How long a run will take and how much memory it will need: a model of a few constants, for the plan only.
+
+Miniature: the seconds of a step and of a U-Net pass are those of a trial on two CPU cores with float32; scoring, start
+and a GPU's advantage are assumed. Full size: arithmetic of Stable Diffusion at the run's resolution, divided by the share of a
+device's published peak that a U-Net reaches. That share is assumed, so the plan says by how much it may be off.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from diffusion_lab.miniature.shipped import MINIATURES
+from diffusion_lab.models import devices
+from diffusion_lab.models.devices import cores, has_gpu
+from diffusion_lab.plan import footprint
+from diffusion_lab.records import UserError
+
+if TYPE_CHECKING:
+    from diffusion_lab.config.schema import Config
+    from diffusion_lab.plan.numbers import Planned
+
+# Miniature, two cores
+STEP_SECONDS = 0.2  # training step at batch 4
+FORWARD_SECONDS = 0.012  # one image through the U-Net
+SCORE_SECONDS = 0.04  # one image through VAE decoder, detector and encoders
+START_SECONDS = 15.0  # imports, model, encoders, reference pictures
+
+# Stable Diffusion 1.5, 512 pixels
+UNET_TFLOP, ENCODE_TFLOP, DECODE_TFLOP = 0.803, 1.12, 2.51  # one image
+ATTENTION_TFLOP = (
+    0.13  # of UNET_TFLOP what grows with the square of the positions: self-attention's two products
+)
+SCORE_TFLOP = 0.25  # detector, face embedder, CLIP ViT-L/14: the same for every size of image
+BACKWARD = 2.0  # cost of the backward pass, in forward passes
+RECOMPUTING = 1.0  # more with gradient checkpointing, in forward passes
+LORA_FLOP = (
+    24.0  # a unit of rank and of `footprint.sums`' transformer part: two small products at seven layers
+)
+PROCESS_BYTES = 1.2e9  # on the CPU: Python and the libraries themselves
+# The share of a peak that a U-Net in eager mode reaches: of tensor cores, of float32 arithmetic. Assumed; published
+# timings of SD 1.5 lie between a fifth and a half of the peak.
+TENSOR_SHARE, FLOAT_SHARE = 0.3, 0.6
+CALL_SECONDS = 0.025  # a U-Net call on a card, at least: 900 kernels, launched one after another
+# One CPU core, TFLOP/s in float32: a 3x3 convolution of 640 channels at 64x64 ran at 0.11 on an AMD EPYC with AVX-512
+# (docs/benchmarks.md); a whole U-Net reaches less.
+CORE_TFLOPS = 0.06
+BF16_GAIN = 2.0  # of a CPU that has bf16, over float32: the same convolution
+# Of an optimizer step on a CPU, one core, for a trained number; 8-bit AdamW is meant for cards. Measured in the rehearsal
+# on a busy machine, so rather too much.
+OPTIMIZER_SECONDS = {"adamw": 1e-8, "adamw8bit": 1e-7, "prodigy": 3e-8}
+WITHIN = {"card": 2.0, "unknown card": 4.0, "cpu": 3.0}  # what the estimate may be off by, as a factor
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Estimates. `seconds` includes the start."""
+
+    device: str
+    training_seconds: float
+    evaluation_seconds: float
+    start_seconds: float
+    memory_bytes: float
+    disk_bytes: int
+    peaks: Mapping[str, float] = field(default_factory=dict)  # bytes, of training and of evaluation
+    process_bytes: float = 0.0  # what the process takes beside them
+    within: float = 1.5  # the true time may be so many times more or less
+    assumed: str = ""  # said in the plan where the device is not known
+
+    @property
+    def seconds(self) -> float:
+        return self.training_seconds + self.evaluation_seconds + self.start_seconds
+
+
+def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -> Cost:
+    """Cost of a fine-tuning run, defaults filled. `forwards`: images through the denoiser in sampling."""
+    found = speeds(config)
+    whole = hasattr(config.method, "complete")  # saves whole networks, not adapters
+    model = footprint.architecture(config.model)
+    peaks = footprint.peaks(config, model)
+    process = 0.0 if found.gpu else PROCESS_BYTES
+    memory = max(peaks.values()) + process
+    if config.model.path in MINIATURES:
+        training, evaluation = _miniature(config, forwards, sampled, found)
+        disk = _disk(config, evaluations, sampled, 64, 50e6 if whole else 2e6, 150e6 if whole else 6e6)
+        return Cost(found.device, training, evaluation, START_SECONDS, memory, disk, peaks, process)
+    training, evaluation = _full_size(config, model, forwards, sampled, found)
+    trained = footprint.trained_numbers(config, model)
+    average = trained * footprint.FULL if getattr(config.method, "ema", False) else 0.0
+    checkpoint = trained * (footprint.FULL + footprint.OPTIMIZER_BYTES[config.steps.optimizer]) + average
+    adapter = trained * footprint.FULL * (1 if whole else 2)  # a LoRA also in kohya's keys
+    rest = footprint.FULL * sum(model.parameters.values()) - adapter if whole else 0.0
+    disk = _disk(config, evaluations, sampled, config.model.resolution or 512, adapter, checkpoint, rest)
+    return Cost(
+        found.device, training, evaluation, 4 * START_SECONDS, memory, disk, peaks, process, found.within,
+        found.assumed,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """What the device is taken to do, in TFLOP/s: in the run's precision, and in float32."""
+
+    device: str
+    gpu: bool
+    chosen: float
+    float32: float
+    call: float = 0.0  # seconds that a U-Net call takes at least
+    within: float = 2.0
+    assumed: str = ""  # what the plan has to say about it
+
+
+def speeds(config: Config) -> Speeds:
+    """By the card's name or the CPU's cores; of a card that is not in the table by its generation."""
+    if config.model.device == "cpu" or not has_gpu():
+        number = cores()
+        float32 = CORE_TFLOPS * number
+        slower = devices.bf16_slowdown()
+        factor = {"bf16": BF16_GAIN if slower == 1.0 else 1 / slower}.get(config.model.precision, 1.0)
+        name = f"{number} CPU core{'s' if number != 1 else ''}"
+        return Speeds(name, False, float32 * factor, float32, within=WITHIN["cpu"])
+    card = devices.card(config.model.device)
+    half, single = card.tflops if card is not None else devices.UNKNOWN
+    float32 = single * FLOAT_SHARE
+    if config.model.precision == "fp32" or half <= single:
+        chosen = float32
+    elif (
+        config.model.precision == "bf16"
+        and card is not None
+        and 0 < card.capability < devices.BF16_CAPABILITY
+    ):
+        chosen = float32 / 2
+    else:
+        chosen = max(half * TENSOR_SHARE, float32)
+    if card is None:
+        told = f"a card that nvidia-smi does not describe is taken to do {chosen:.0f} TFLOP/s"
+        return Speeds("a GPU", True, chosen, float32, CALL_SECONDS, WITHIN["unknown card"], told)
+    told = "" if card.known else f"{card.name} is in no table here and is taken to do {chosen:.0f} TFLOP/s"
+    within = WITHIN["card" if card.known else "unknown card"]
+    return Speeds(card.name, True, chosen, float32, CALL_SECONDS, within, told)
+
+
+def _miniature(config: Config, forwards: int, sampled: int, found: Speeds) -> tuple[float, float]:
+    """Seconds of training and of evaluation."""
+    steps = (config.steps.total or 0) * config.steps.gradient_accumulation
+    speed = 10.0 if found.gpu else min(cores(), 8) / 2
+    training = steps * STEP_SECONDS * config.steps.batch_size / 4 / speed
+    return training, (forwards * FORWARD_SECONDS + sampled * SCORE_SECONDS) / speed
+
+
+def _full_size(
+    config: Config, model: footprint.Architecture, forwards: int, sampled: int, found: Speeds
+) -> tuple[float, float]:
+    """Seconds of training and of evaluation."""
+    steps = (config.steps.total or 0) * config.steps.gradient_accumulation
+    area = ((config.model.resolution or 512) / 512) ** 2
+    passed = (UNET_TFLOP - ATTENTION_TFLOP) * area + ATTENTION_TFLOP * area**2  # TFLOP of one image
+    prior = getattr(config.method, "prior_weight", 0.0) != 0.0
+    pictures = config.steps.batch_size * (2 if prior else 1)
+    ways = 1 + BACKWARD + (RECOMPUTING if config.memory.gradient_checkpointing else 0.0)
+    rank = float(getattr(config.method, "rank", 0))
+    side = (config.model.resolution or 512) // model.factor
+    adapters = LORA_FLOP * rank * footprint.sums(model.unet, side)[1] / 1e12
+    step = max(pictures * (passed + adapters) * ways / found.chosen, ways * found.call)
+    if not found.gpu:
+        update = footprint.trained_numbers(config, model) * OPTIMIZER_SECONDS[config.steps.optimizer]
+        step += update / cores() / config.steps.gradient_accumulation
+    training = steps * step + config.data.n_images * ENCODE_TFLOP * area / found.float32
+    if prior:
+        # Pictures of the class, drawn by the model as it is loaded, unless an earlier run has drawn them.
+        guided = 2 if config.prompts.guidance_scale > 1 else 1
+        drawn = config.prompts.sampling_steps * guided * passed + (DECODE_TFLOP + ENCODE_TFLOP) * area
+        training += getattr(config.method, "prior_images", 0) * drawn / found.float32
+    # Whole networks that train are sampled as they are, in float32.
+    speed = found.float32 if hasattr(config.method, "complete") else found.chosen
+    together = max(1, config.prompts.batch_size) * (2 if config.prompts.guidance_scale > 1 else 1)
+    evaluation = forwards * max((passed + adapters) / speed, found.call / together)
+    evaluation += sampled * (DECODE_TFLOP * area / found.chosen + SCORE_TFLOP / found.float32)
+    return training, evaluation
+
+
+def keeps_best_only(config: Config) -> bool:
+    """Whether adapters that can no longer be recommended are removed: see `steps.keep_adapters`."""
+    whole = hasattr(config.method, "complete")  # saves whole networks
+    return config.steps.keep_adapters == "best" or (config.steps.keep_adapters == "auto" and whole)
+
+
+def _disk(
+    config: Config, evaluations: int, sampled: int, resolution: int, adapter: float, checkpoint: float,
+    rest: float = 0.0,
+) -> int:  # fmt: skip
+    """Bytes of adapters, checkpoints, grids of at most 128 pixels a picture, tables, the report with the grids inside.
+
+    `rest`: what artefact/ has beside the recommended adapter, which it shares with adapters/. One checkpoint more
+    than is kept is the best one, one is being written; and of adapters one, or artefact/ as it is put together.
+    Whole networks' adapters of the best and of the newest step are their checkpoints' own files.
+    """
+    side = min(resolution, 128)
+    kept = min(evaluations, 2) if keeps_best_only(config) else evaluations
+    checkpoints = config.steps.keep_checkpoints + 2 if config.steps.checkpoint_every != 0 else 0
+    shared = 2 if hasattr(config.method, "files") and config.steps.checkpoint_every is None else 0
+    large = (kept + 1 - min(kept, shared)) * adapter + rest + checkpoints * checkpoint
+    return int(large + sampled * (side * side * 3 + 2000) * 2 + 20e6)
+
+
+def device_bytes(config: Config) -> float | None:
+    """Memory of the device that the run will use: a card's by nvidia-smi, the machine's; None if unknown."""
+    if config.model.device == "cpu" or not has_gpu():
+        import psutil
+
+        return (
+            None if config.model.device.startswith(("cuda", "mps")) else float(psutil.virtual_memory().total)
+        )
+    card = devices.card(config.model.device)
+    return card.memory_bytes or None if card is not None else None
+
+
+# What makes a run smaller, the least costly first.
+SAVINGS = (
+    "memory.offload=true", "memory.gradient_checkpointing=true", "steps.optimizer=adamw8bit", "steps.batch_size=1",
+    "prompts.batch_size=1",
+)  # fmt: skip
+HOPELESS = 8.0  # times the device's memory: beyond any error of the estimate
+
+
+def remedies(config: Config) -> tuple[list[str], float]:
+    """Settings not yet made that lower the peak, each added to those before, and the peak with all of them."""
+    changed, found = copy.deepcopy(config), list[str]()
+    model = footprint.architecture(config.model)
+    best = max(footprint.peaks(changed, model).values())
+    precision = devices.best_precision(config.model.device)
+    savings = SAVINGS if precision == "fp32" else (f"model.precision={precision}", *SAVINGS)
+    for saving in savings * 2:  # what does not help at first may when another phase is the peak
+        key, _, value = saving.partition("=")
+        group, _, name = key.partition(".")
+        trial = copy.deepcopy(changed)
+        setattr(getattr(trial, group), name, {"true": True, "1": 1}.get(value, value))
+        if trial.memory.cache == "off":
+            trial.memory.cache = "memory"
+        peak = max(footprint.peaks(trial, model).values())
+        if saving not in found and peak < 0.99 * best:
+            changed, best, found = trial, peak, [*found, saving]
+    return found, best
+
+
+def memory_row(cost: Cost) -> str:
+    """The peak of the run, and of its phases."""
+    parts = ", ".join(
+        f"{name} {(size + cost.process_bytes) / footprint.GIB:.1f}" for name, size in cost.peaks.items()
+    )
+    return f"about {cost.memory_bytes / footprint.GIB:.1f} GiB, estimated ({parts})"
+
+
+def time_rows(cost: Cost, duration: Callable[[float], str]) -> tuple[str, ...]:
+    """What the plan says of the time: the estimate, how far it may be off, and what was assumed for it."""
+    told = (
+        f"about {duration(cost.seconds)} on {cost.device}, within a factor of {cost.within:g} (estimated): "
+        f"training {duration(cost.training_seconds)}, evaluation {duration(cost.evaluation_seconds)}"
+    )
+    return (told, f"{cost.assumed}; the run measures it at its start") if cost.assumed else (told,)
+
+
+def memory_warnings(config: Config, cost: Cost) -> list[str]:
+    """Says so where the run will not fit the device, and what would help. UserError where nothing could."""
+    there = device_bytes(config)
+    if there is None or cost.memory_bytes < 0.95 * there or not cost.peaks:
+        return []
+    found, best = remedies(config)
+    told = f"about {cost.memory_bytes / footprint.GIB:.1f} GiB of memory are needed, and there are {there / footprint.GIB:.1f}"
+    if found:
+        with_all = best + cost.process_bytes
+        told += f"; {' '.join(found)} bring it to about {with_all / footprint.GIB:.1f}"
+        told += ", still too much" if with_all >= 0.95 * there else ""
+    if hasattr(config.method, "complete"):
+        told += "; method=lora needs less"
+    if cost.memory_bytes > HOPELESS * there:
+        raise UserError(f"{_culprit(config, cost)}: {told}")
+    return [told]
+
+
+def _culprit(config: Config, cost: Cost) -> str:
+    """The setting that asks for most of the memory."""
+    model = footprint.architecture(config.model)
+    phase = max(cost.peaks, key=lambda name: cost.peaks[name])
+    least: dict[str, float] = {}
+    for key in ("steps.batch_size", "prompts.batch_size", "method.rank", "model.resolution"):
+        group, _, name = key.partition(".")
+        trial = copy.deepcopy(config)
+        value = getattr(getattr(trial, group), name, None)
+        if value is not None:
+            setattr(getattr(trial, group), name, min(value, 64) if key == "model.resolution" else 1)
+            least[f"{key}={value}"] = footprint.peaks(trial, model)[phase]
+    return min(least, key=lambda key: least[key])
+
+
+def of_run(config: Config, numbers: Planned) -> Cost:
+    """`estimate` of a run with these evaluations."""
+    return estimate(
+        config,
+        forwards=numbers.forwards,
+        sampled=numbers.sampled,
+        evaluations=len(numbers.evaluations),
+    )
+
+
+def phases(config: Config, numbers: Planned) -> dict[str, dict[str, float]]:
+    """The estimate beside which a record puts what was measured: seconds and bytes of each phase."""
+    cost = of_run(config, numbers)
+    seconds = {
+        "start": cost.start_seconds,
+        "training": cost.training_seconds,
+        "evaluation": cost.evaluation_seconds,
+    }
+    return {
+        phase: {"seconds": spent, "peak_memory_bytes": cost.peaks[phase] + cost.process_bytes}
+        for phase, spent in seconds.items()
+    }

@@ -1,0 +1,139 @@
+"""The rules behind the nulls of the configuration."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.data.nouns import fitting_set
+from diffusion_lab.miniature.shipped import MINIATURES
+from diffusion_lab.models.devices import best_precision
+from diffusion_lab.records import UserError
+
+if TYPE_CHECKING:
+    from diffusion_lab.config.schema import Config, Data, Metrics, Model
+
+SMALL = 256  # pixels; a folder's model made for less is trained like the miniature
+
+
+def fill_defaults(config: Config, run_folder: Path | None = None) -> Config:
+    """A copy with the nulls that stand for a rule replaced by the numbers that the rule gives.
+
+    A run that `run_folder` holds goes on in the precision in which it was begun, where `auto` would be another one.
+
+    What only the model or the pictures know (a hub model's resolution, the number of held-out pictures,
+    the prompt set's own negative prompt, the device) stays null or `auto`; the run's record has it.
+    """
+    filled = copy.deepcopy(config)
+    steps, data, model = filled.steps, filled.data, filled.model
+    own = 64 if model.path in MINIATURES else _resolution_of(Path(model.config or model.path).expanduser())
+    small = own is not None and own < SMALL
+    if model.resolution is None:
+        model.resolution = own
+    if model.precision == "auto":
+        model.precision = _begun_in(run_folder) or best_precision(model.device)
+    if steps.total is None:
+        steps.total = 300 if small else 100 * data.n_images
+    if steps.every is None:
+        steps.every = math.ceil(steps.total / 6)  # rounded up: never a seventh, shorter stretch
+    if data.source == "folder":
+        data.subject = data.subject or Path(str(data.folder)).expanduser().resolve().name
+    if data.class_noun is None:
+        data.class_noun = _noun_of(data)
+    if filled.prompts.name == "auto":
+        filled.prompts.name = fitting_set(data.class_noun)
+    _fill_metrics(filled.metrics)
+    _fill_method(filled.method, small, free=steps.optimizer == "prodigy")
+    _fill_token(filled)
+    return filled
+
+
+def _begun_in(run_folder: Path | None) -> str | None:
+    """The precision of the run that the folder holds."""
+    if run_folder is None:
+        return None
+    try:
+        record = json.loads((run_folder / "result.json").read_text("utf-8"))
+        found = record["config"]["model"]["precision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if found in ("fp32", "bf16", "fp16") else None
+
+
+def _fill_token(config: Config) -> None:
+    """A method that learns a word learns the one that stands in the prompts."""
+    method: Any = config.method
+    data = config.data
+    if not hasattr(method, "token"):
+        return
+    if method.token not in (None, data.identifier):
+        raise UserError(
+            f"method.token={method.token}: the prompts say data.identifier={data.identifier}; set that one"
+        )
+    method.token = data.identifier
+    if method.initialiser is None:
+        method.initialiser = data.class_noun
+
+
+def _fill_metrics(metrics: Metrics) -> None:
+    """`auto`: the published aesthetics head where it fits the CLIP, else none (the miniature has its own)."""
+    from diffusion_lab.evaluation.encoders.weights import PUBLISHED, why_not_published
+
+    if metrics.aesthetics_weights == "auto":
+        fits = metrics.encoders == "full" and not why_not_published(metrics.clip_model, metrics.clip_weights)
+        metrics.aesthetics_weights = PUBLISHED if fits else None
+
+
+def _fill_method(method: Any, small: bool, free: bool) -> None:
+    """Learning rates are 1 where the optimizer finds them (`free`), else from the method's own pair
+    `learning_rates` (small, full-size), as do weight of the prior and switch. Alpha and targets by the method's rule.
+    """
+    rates = ("learning_rate", "text_encoder_learning_rate", "token_learning_rate")
+    for key in rates if free else ():
+        if getattr(method, key, 0.0) is None:
+            setattr(method, key, 1.0)
+    if getattr(method, "learning_rate", 0.0) is None:
+        method.learning_rate = method.learning_rates[0 if small else 1]
+    if getattr(method, "token_learning_rate", 0.0) is None:
+        method.token_learning_rate = method.token_learning_rates[0 if small else 1]
+    if getattr(method, "prior_weight", 0.0) is None:
+        method.prior_weight = method.prior_weights[0 if small else 1]
+    if getattr(method, "switch", 0.0) is None:
+        method.switch = method.switches[0 if small else 1]
+    if getattr(method, "text_encoder_learning_rate", 0.0) is None:
+        method.text_encoder_learning_rate = method.learning_rate / 10
+    if getattr(method, "alpha", 0.0) is None:
+        method.alpha = method.default_alpha
+    if getattr(method, "targets", "") is None:
+        method.targets = method.default_targets(small)
+
+
+def _noun_of(data: Data) -> str | None:
+    """What the miniature or the folder says the subject is; None where they do not: the plan's case."""
+    from diffusion_lab.data.subjects import check_subject
+
+    try:
+        return check_subject(data)
+    except UserError:
+        return None
+
+
+def is_full_size(model: Model) -> bool:
+    """Whether the model is neither a miniature nor, as far as its configs tell, of such a size."""
+    if model.path in MINIATURES:
+        return False
+    side = _resolution_of(Path(model.config or model.path).expanduser())
+    return side is None or side >= SMALL
+
+
+def _resolution_of(folder: Path) -> int | None:
+    """Pixels a side that a diffusers folder was made for, or None where its configs do not tell."""
+    try:
+        unet = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
+        vae = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
+        return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None

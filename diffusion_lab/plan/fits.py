@@ -1,0 +1,260 @@
+"""Do device, model and method fit each other? Asked of headers and configs, before torch is imported.
+
+The same questions are asked again of what was loaded (`models/load.py`, the methods' `attach`); here the answers
+come in milliseconds, so that a run folder is not made for a run that cannot begin.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import struct
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.miniature.shipped import MINIATURES, shipped_folder
+from diffusion_lab.models.folder import model_folder
+from diffusion_lab.records import UserError
+from diffusion_lab.values.checks import closest
+
+if TYPE_CHECKING:
+    from diffusion_lab.config.schema import Config, Model
+
+Shapes = Mapping[str, tuple[int, ...]]  # of the weights of linear and convolution layers, by the layer's name
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+LDM_UNET = "model.diffusion_model."  # before the U-Net's names in a single file
+# Ends of layers' names in single files, and in diffusers. The attention's are the same in both.
+LDM_ENDS = {
+    "in_layers.2": "conv1", "out_layers.3": "conv2", "emb_layers.1": "time_emb_proj", "skip_connection": "conv_shortcut",
+    ".0.op": ".0.conv", "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
+}  # fmt: skip
+CARD_SIGNS = ("/proc/driver/nvidia/gpus", "/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+
+def check_device(model: Model) -> None:
+    """UserError for `model.device=cuda` or `mps` where there is none.
+
+    Where nothing on the machine speaks of a card, that is answered at once; else torch is asked, which takes seconds
+    to import and has to be imported for that run anyway.
+    """
+    device = model.device
+    if device in ("auto", "cpu"):
+        return
+    if device == "mps" and (sys.platform != "darwin" or platform.machine() != "arm64"):
+        raise UserError(
+            "model.device=mps: is for Macs with Apple's own processors, and this is none; use model.device=auto"
+        )
+    if device.startswith("cuda") and not may_have_card():
+        raise UserError(f"model.device={device}: no GPU is visible on this machine; use model.device=auto")
+    from diffusion_lab.models.load import resolve_device
+
+    resolve_device(device)
+
+
+def may_have_card() -> bool:
+    """Whether anything speaks of a CUDA or ROCm card; False only where there surely is none to be used."""
+    from diffusion_lab.models.devices import has_gpu
+
+    if sys.platform == "darwin":
+        return False
+    return (
+        has_gpu() or any(Path(sign).exists() for sign in CARD_SIGNS) or not sys.platform.startswith("linux")
+    )
+
+
+def check_method(config: Config, configs: Path | None) -> list[str]:
+    """Warnings about model and method. `configs`: the folder with the model's configs, None if only a hub has them.
+
+    Raises UserError for another kind of model than Stable Diffusion 1.x and 2.x, a resolution it cannot make, targets
+    that name no layer, a rank beyond every layer's width, and words that a new word cannot start from.
+    """
+    if configs is not None:
+        _check_configs(config.model, configs)
+        check_initialiser(config, configs / "tokenizer")
+    return check_targets(config)
+
+
+def _check_configs(model: Model, configs: Path) -> None:
+    unet, vae = (_read(configs / part / "config.json") for part in ("unet", "vae"))
+    scheduler = _read(configs / "scheduler" / "scheduler_config.json")
+    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    name = "model.path" if model.config is None else "model.config"
+    given = model.path if model.config is None else model.config
+    if channels != latents or unet.get("addition_embed_type") is not None:
+        raise UserError(
+            f"{name}={given}: not a text-to-image Stable Diffusion 1.x or 2.x ({channels} input channels for "
+            f"{latents} latent ones{', additional embeddings' if unet.get('addition_embed_type') else ''}); give a "
+            "model of that kind"
+        )
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction not in PREDICTION_TYPES:
+        raise UserError(
+            f"{name}={given}: prediction_type {prediction} of its scheduler is not one of "
+            f"{', '.join(PREDICTION_TYPES)}; use another model"
+        )
+    unet_blocks, vae_blocks = (part.get("block_out_channels") for part in (unet, vae))
+    if model.resolution is None or not isinstance(unet_blocks, list) or not isinstance(vae_blocks, list):
+        return
+    multiple: int = 2 ** (max(len(vae_blocks) - 1, 0) + max(len(unet_blocks) - 1, 0))
+    if model.resolution % multiple:
+        near = max(multiple, round(model.resolution / multiple) * multiple)
+        raise UserError(
+            f"model.resolution={model.resolution}: must be a multiple of {multiple} for this model; set "
+            f"model.resolution={near}"
+        )
+
+
+# --- a new word's start ---------------------------------------------------------------------------------
+
+
+def check_initialiser(config: Config, tokenizer: Path) -> None:
+    """UserError unless `method.initialiser` has tokens for the new word to start from. `tokenizer`: its folder.
+
+    A method without a new word, or a model without CLIP's tokenizer, has nothing to check.
+    """
+    method: Any = config.method
+    if getattr(method, "initialiser", None) is None:
+        return
+    from diffusion_lab.families.vocabulary import read_tokenizer
+
+    known = read_tokenizer(tokenizer)
+    if known is None:
+        return
+    pieces = known.encode(method.initialiser, add_special_tokens=False).tokens
+    from_noun = method.initialiser == config.data.class_noun
+    given = f"method.initialiser={method.initialiser!r}" + (" (from data.class_noun)" if from_noun else "")
+    if not pieces:
+        raise UserError(f"{given}: has no token; give a word or several")
+    if method.vectors == 1 and len(pieces) > 1:
+        shown = " + ".join(piece.removesuffix("</w>") for piece in pieces[:6])
+        raise UserError(
+            f"{given}: is {len(pieces)} tokens ({shown}) and the new word has one vector to start from it; set "
+            f"method.initialiser to a common word of one token, or method.vectors={min(32, len(pieces))}"
+        )
+
+
+# --- layers that an adapter goes beside -----------------------------------------------------------------
+
+
+def check_targets(config: Config) -> list[str]:
+    """Warnings about `method.targets` and `method.rank`; UserError where no layer has that name or is so wide.
+
+    The layers are those of the weights' header; of a model on a hub those of the miniature, whose layers have the
+    same names, so that only names are checked.
+    """
+    method: Any = config.method
+    targets = getattr(method, "targets", None)
+    if not targets:
+        return []
+    own = unet_layers(config.model)
+    shapes = own or layers_of(shipped_folder(MINIATURES[0]) / "unet")
+    ends = sorted({end for name in shapes for end in _ends(name)})
+    chosen: dict[str, tuple[int, ...]] = {}
+    for target in targets:
+        found = {
+            name: shape for name, shape in shapes.items() if name == target or name.endswith(f".{target}")
+        }
+        if not found and "blocks." in target and not _is_folder(config.model):
+            continue  # a whole name, and the names at hand are another model's or another format's
+        if not found:
+            raise UserError(
+                f"method.targets={_listed(targets)}: the U-Net has no linear or convolution layer named {target!r}"
+                f"{closest(target, ends)}; the attention has to_q, to_k, to_v, to_out.0"
+            )
+        if getattr(method, "variant", "lora") == "oft" and any(
+            max(shape[2:], default=1) > 1 for shape in found.values()
+        ):
+            raise UserError(
+                f"method.targets={_listed(targets)}: method.variant=oft rotates linear layers, and {target} is a "
+                "convolution; leave it out, or use another variant"
+            )
+        chosen |= found
+    return _check_rank(method, chosen) if own else []
+
+
+def _check_rank(method: Any, chosen: Shapes) -> list[str]:
+    """The rank of a change is at most the smaller of a layer's widths; more trains numbers that change nothing."""
+    widths = {name: min(shape[0], math.prod(shape[1:])) for name, shape in chosen.items()}
+    widest, narrow = max(widths.values()), [name for name, width in widths.items() if width < method.rank]
+    if method.rank > widest:
+        raise UserError(
+            f"method.rank={method.rank}: no layer among method.targets is wider than {widest}, and a change cannot have "
+            f"a higher rank than its layer; set method.rank={widest} or less"
+        )
+    if not narrow or getattr(method, "variant", "lora") != "lora":
+        return []
+    least = min(narrow, key=lambda name: widths[name])
+    return [
+        f"method.rank={method.rank}: {len(narrow)} of {len(widths)} layers are narrower, such as {least} "
+        f"({widths[least]}); beyond its width a layer learns nothing more"
+    ]
+
+
+def unet_layers(model: Model) -> Shapes:
+    """The U-Net's linear and convolution layers by diffusers' names (of a single file: by the ends of these).
+
+    Empty where no safetensors file tells: a model on a hub, pickled weights.
+    """
+    place = model_folder(model)
+    if place is None:
+        return {}
+    if place.is_dir():
+        return layers_of(place / "unet")
+    found = {}
+    for name, shape in _layers([place]).items():
+        if name.startswith(LDM_UNET):
+            renamed = name.removeprefix(LDM_UNET)
+            for old, new in LDM_ENDS.items():
+                if renamed.endswith(old):
+                    renamed = renamed.removesuffix(old) + new
+            found[renamed] = shape
+    return found
+
+
+def layers_of(folder: Path) -> Shapes:
+    """Of the safetensors files in a network's folder; shards and variants together."""
+    return _layers(sorted(folder.glob("*.safetensors")))
+
+
+def _layers(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                (length,) = struct.unpack("<Q", opened.read(8))
+                header = json.loads(opened.read(min(length, 100_000_000)))
+            for name, entry in header.items():
+                layer, dot, kind = name.rpartition(".")
+                if dot and kind == "weight" and len(entry["shape"]) in (2, 4):
+                    found[layer] = tuple(entry["shape"])
+        except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
+            continue  # a damaged file is refused where the folder is checked
+    return found
+
+
+def _is_folder(model: Model) -> bool:
+    place = model_folder(model)
+    return place is not None and place.is_dir()
+
+
+def _ends(name: str) -> list[str]:
+    """What a target may be called: the last one or two parts of a layer's name, not beginning with a number."""
+    parts = name.split(".")
+    ends = (".".join(parts[-count:]) for count in (1, 2) if len(parts) >= count)
+    return [end for end in ends if not end[0].isdigit()]
+
+
+def _listed(targets: Iterable[str]) -> str:
+    return f"[{','.join(targets)}]"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # refused where the folder is checked
+    return content if isinstance(content, dict) else {}

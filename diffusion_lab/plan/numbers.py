@@ -1,0 +1,35 @@
+"""How often a run evaluates and how many images it samples: the one place that plan, loop and record ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffusion_lab.config.schedule import evaluation_steps
+from diffusion_lab.data.prompts import images_per_prompt
+
+if TYPE_CHECKING:
+    from diffusion_lab.config.schema import Config
+    from diffusion_lab.records import PromptSet
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The evaluations of a run."""
+
+    evaluations: tuple[int, ...]  # the steps at which the model is evaluated
+    per_evaluation: int  # images
+    forwards: int  # images through the denoiser in all evaluations, guidance counted twice
+
+    @property
+    def sampled(self) -> int:
+        """Images of all evaluations."""
+        return self.per_evaluation * len(self.evaluations)
+
+
+def planned(config: Config, prompts: PromptSet) -> Planned:
+    """Of a run with these prompts; defaults filled."""
+    evaluations = evaluation_steps(config.steps)
+    per_evaluation = len(prompts) * images_per_prompt(config.prompts, prompts)
+    passes = config.prompts.sampling_steps * (2 if config.prompts.guidance_scale > 1 else 1)
+    return Planned(evaluations, per_evaluation, per_evaluation * len(evaluations) * passes)

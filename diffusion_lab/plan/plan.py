@@ -1,0 +1,87 @@
+"""The plan of a job: what a person reads before anything slow is loaded, and the place where it may write."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lab.models.wanted import Wanted
+from diffusion_lab.plan.costs import Cost
+from diffusion_lab.plan.shown import duration, room
+from diffusion_lab.records import UserError
+from diffusion_lab.runs.resume import Standing
+
+WORDS: dict[Standing, str] = {
+    "empty": "no run",
+    "unfinished": "an unfinished run, which is resumed",
+    "incomplete": "a run that is trained to its end; what is missing in its folder is made again",
+    "finished": "a finished run, which is left alone",
+    "diverged": "a run that diverged, which is left alone",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a job will do. `rows` is what a person reads; the numbers are there for fine-tuning only."""
+
+    rows: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...] = ()
+    images: int = 0  # trained on
+    prompts: int = 0
+    steps: int = 0
+    evaluations: tuple[int, ...] = ()  # the steps at which the model is evaluated
+    images_sampled: int = 0  # in all evaluations
+    unet_forwards: int = 0  # images through the U-Net while sampling, guidance counted twice
+    cost: Cost | None = None
+    downloads: tuple[Wanted, ...] = ()  # files from elsewhere, those that are here too
+    standing: Standing = "empty"  # of the run folder
+    needed_bytes: int = 0  # of disk, beside what the folder has already
+
+    def summary(self) -> str:
+        """One line for the log."""
+        if self.cost is None:
+            return "; ".join(f"{name}: {value}" for name, value in self.rows)
+        return (
+            f"{self.steps} steps on {self.images} pictures, {len(self.evaluations)} evaluations of "
+            f"{self.images_sampled // len(self.evaluations)} images, about {duration(self.cost.seconds)}"
+        )
+
+
+def check_new_folder(run_folder: Path) -> None:
+    if (run_folder / "result.json").exists():
+        raise UserError(
+            f"{run_folder}: a run is recorded there already; choose another folder with hydra.run.dir "
+            "(hydra.sweep.dir with -m)"
+        )
+
+
+def check_place(folder: Path, needed: int, key: str, less: str = "") -> None:
+    """Can `folder` be made and written, with `needed` bytes free? It only looks: the first write decides.
+
+    `less`: a setting that would need less.
+    """
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{key}={folder}: {existing} is a file; choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={folder}: {existing} cannot be written; choose another folder")
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"{key}={folder}: {room(free)} are free and the run needs about {room(needed)}; "
+            f"free some space or choose another folder{less and f', or set {less}'}"
+        )
+
+
+def check_downloads(files: list[Wanted]) -> tuple[Wanted, ...]:
+    """The files, once there is room for those that have to be fetched."""
+    needed = sum(file.size or 0 for file in files if file.path is None and file.repo)
+    if needed:
+        from huggingface_hub import constants
+
+        check_place(Path(constants.HF_HUB_CACHE), int(needed), "HF_HOME")
+    return tuple(files)

@@ -1,0 +1,31 @@
+"""What a plan says about its evaluations before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusion_lab.config.schema import Config, Prompts
+    from diffusion_lab.records import PromptSet
+
+
+def enough_images(config: Config, prompts: PromptSet) -> list[str]:
+    """Warnings about metrics without a value and evaluations of few images. UserError where a metric cannot be asked."""
+    from diffusion_lab.data.prompts import images_per_prompt
+    from diffusion_lab.evaluation.metrics import select
+    from diffusion_lab.evaluation.metrics.enough import check_enough, without_value
+
+    metrics = select(config.metrics.names)
+    seen = [prompt for prompt in prompts for _ in range(images_per_prompt(config.prompts, prompts))]
+    check_enough(metrics, seen)
+    return without_value(metrics, seen, config.data.n_images)
+
+
+def ignored_negative(settings: Prompts, prompts: PromptSet) -> list[str]:
+    """A warning where a negative prompt has no effect: it is the other branch of guidance, which 1 or less leaves out."""
+    if not prompts.negative or settings.guidance_scale > 1:
+        return []
+    return [
+        f"prompts.guidance_scale={settings.guidance_scale:g}: there is no guidance at 1 or less, so the negative prompt "
+        "is ignored; raise it above 1, or set prompts.negative=''"
+    ]

@@ -1,0 +1,114 @@
+"""The page of job=train_aesthetics: what a head says against what people said, with and without balancing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from diffusion_lab.report import charts
+from diffusion_lab.report.page import save
+
+EDGES = np.linspace(0, 10, 21)  # half grades
+FEWEST = 5  # pictures of a bin whose mean is drawn
+ROWS = {
+    "mean_absolute_error": "mean absolute error, grades",
+    "root_mean_squared_error": "root mean squared error, grades",
+    "spearman": "rank correlation (Spearman)",
+    "pearson": "correlation (Pearson)",
+    "worst_rated_error": "mean absolute error of the 5 % rated lowest",
+    "best_rated_error": "mean absolute error of the 5 % rated highest",
+    "worst_rated_bias": "called too good by, the 5 % rated lowest",
+    "best_rated_bias": "called too good by, the 5 % rated highest",
+    "spread": "spread of what is said over that of the ratings",
+    "slope": "slope of ratings on what is said",
+}
+
+
+def write_page(
+    path: Path,
+    result: Mapping[str, Any],
+    ratings: NDArray[np.float64],
+    rated: NDArray[np.float64],
+    said: Mapping[str, NDArray[np.float64]],
+    verdict: str,
+) -> Path:
+    """``ratings``: of all pictures; ``rated`` and ``said`` (by balance): of those that were only measured on."""
+    names = {kind: "not balanced" if kind == "none" else f"balanced by {kind}" for kind in said}
+    figures = {
+        "distribution": _distribution(rated, said, names),
+        "calibration": _by_bin(rated, said, names, lambda told, truth: told.mean(), "said, mean"),
+        "error": _by_bin(
+            rated, said, names, lambda told, truth: np.abs(told - truth).mean(), "mean absolute error"
+        ),
+    }
+    figures["calibration"].add_scatter(
+        x=[rated.min(), rated.max()], y=[rated.min(), rated.max()], mode="lines", hoverinfo="skip",
+        line={"color": charts.MUTED, "width": 1, "dash": "dot"},
+    )  # fmt: skip
+    return save(
+        path,
+        "aesthetics",
+        {
+            "title": "Aesthetics head",
+            "facts": [
+                f"{result['pictures']} rated pictures", f"{result['trained_on']} trained on",
+                f"{len(rated)} only measured on", f"ratings {ratings.mean():.2f} ± {ratings.std():.2f}",
+            ],
+            "verdict": verdict,
+            "names": names,
+            "hues": {kind: charts.SPARE_HUES[i] for i, kind in enumerate(said)},
+            "rows": [(label, [f"{result['test'][kind][key]:.3f}" for kind in said]) for key, label in ROWS.items()],
+            "details": [(key.replace("_", " "), str(result[key])) for key in ("clip", "balance", "exponent", "absent", "unreadable")],
+            "data": {
+                "figures": {name: charts.as_json(figure) for name, figure in figures.items()},
+                "dark": dict(charts.DARK),
+            },
+        },
+    )  # fmt: skip
+
+
+def _distribution(
+    rated: NDArray[np.float64], said: Mapping[str, NDArray[np.float64]], names: Mapping[str, str]
+) -> go.Figure:
+    figure = charts.empty_figure()
+    for name, values, colour in (
+        ("ratings", rated, charts.MUTED),
+        *((names[kind], said[kind], charts.SPARE_HUES[i]) for i, kind in enumerate(said)),
+    ):
+        share = np.histogram(values, EDGES)[0] / len(values)
+        figure.add_scatter(
+            x=(EDGES[:-1] + EDGES[1:]) / 2, y=share, mode="lines", line={"color": colour, "width": 2, "shape": "hvh"},
+            hovertemplate=f"{name}, %{{x:.2f}}: %{{y:.1%}}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title_text="grade")
+    figure.update_yaxes(title_text="share of pictures", tickformat=".0%")
+    return figure
+
+
+def _by_bin(
+    rated: NDArray[np.float64],
+    said: Mapping[str, NDArray[np.float64]],
+    names: Mapping[str, str],
+    of: Any,
+    title: str,
+) -> go.Figure:
+    """``of(said, rated)`` of the pictures in each half grade of the rating."""
+    figure = charts.empty_figure()
+    at = np.clip(np.digitize(rated, EDGES) - 1, 0, len(EDGES) - 2)
+    bins = [i for i in range(len(EDGES) - 1) if (at == i).sum() >= FEWEST]
+    for i, (kind, told) in enumerate(said.items()):
+        figure.add_scatter(
+            x=[float(rated[at == b].mean()) for b in bins],
+            y=[float(of(told[at == b], rated[at == b])) for b in bins],
+            customdata=[int((at == b).sum()) for b in bins],
+            mode="lines+markers", line={"color": charts.SPARE_HUES[i], "width": 2},
+            hovertemplate=f"{names[kind]}<br>rated %{{x:.2f}}: <b>%{{y:.2f}}</b>, %{{customdata}} pictures<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title_text="rated")
+    figure.update_yaxes(title_text=title)
+    return figure

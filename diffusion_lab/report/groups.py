@@ -1,0 +1,144 @@
+"""Runs that differ by their seed alone, taken together: means over runs with intervals between runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffusion_lab.analysis.intervals import ALIKE, student_t
+from diffusion_lab.analysis.limits import value_of
+from diffusion_lab.runs.record import Run
+from diffusion_lab.runs.recorded import flatten
+from diffusion_lab.runs.resume import folder_size, run_id
+
+SEEDS = ("seed", "data.subset_seed", "prompts.seed", "prompts.noise_seed")
+FIRST = ("method.name", "method.variant", "model.name", "data.subject", "data.n_images")  # told before others
+COSTS: Mapping[str, tuple[str, str]] = {  # name -> label, unit
+    "training_seconds": ("Training", "s"),
+    "evaluation_seconds": ("Evaluation", "s"),
+    "training_memory": ("Peak memory of training", "MiB"),
+    "artefact_size": ("Artefact", "MiB"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over runs with half its 95 % interval (Student's t between runs; None for a single run)."""
+
+    mean: float
+    half: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs with the same settings but for their seeds, and what came of them at their recommended stops."""
+
+    settings: Mapping[str, Any]
+    runs: int
+    values: Mapping[str, Mean | None]  # by metric or cost
+
+
+def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
+    """Every run once, in their order, and the copies and repetitions with the run that counts in their place.
+
+    A run is its configuration and its seeds, whatever its folder is called. Of several records of one run a
+    completed one counts, then one with more evaluations, then the newest. Records without a configuration, of jobs
+    that ended before their run began, are all kept.
+    """
+    best: dict[str, Run] = {}
+    ids = [run_id(run.config) if run.config else str(run.folder) for run in runs]
+    for name, run in zip(ids, runs, strict=True):
+        if name not in best or _rank(run) > _rank(best[name]):
+            best[name] = run
+    kept = [run for name, run in zip(ids, runs, strict=True) if best[name] is run]
+    repeated = [(run, best[name]) for name, run in zip(ids, runs, strict=True) if best[name] is not run]
+    return kept, repeated
+
+
+def _rank(run: Run) -> tuple[bool, int, str, str]:
+    return run.status == "completed", len(run.summaries), run.finished, run.started
+
+
+def telling(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
+    """Those of `keys` that tell the runs apart: one that follows from those before it is left out.
+
+    With five methods compared each one's own settings differ too; the method's name says it all.
+    """
+    flat = [flatten(config) for config in configs]
+    ordered = [key for key in FIRST if key in keys] + [key for key in keys if key not in FIRST]
+    taken: list[str] = []
+    parts: list[tuple[str, ...]] = [() for _ in flat]
+    for key in ordered:
+        finer = [(*part, json.dumps(c.get(key), default=str)) for part, c in zip(parts, flat, strict=True)]
+        if len(set(finer)) > len(set(parts)):
+            taken, parts = [*taken, key], finer
+    return taken
+
+
+def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
+    """One group for each combination of `keys` without the seeds; only runs that have a recommended stop.
+
+    A run that is there several times counts once: see `distinct`.
+    """
+    runs, _ = distinct(runs)
+    keys = [key for key in keys if key not in SEEDS]
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.recommendation is not None:
+            flat = flatten(run.config)
+            members.setdefault(json.dumps([flat.get(key) for key in keys], default=str), []).append(run)
+    groups = []
+    for some in members.values():
+        flat = flatten(some[0].config)
+        found = [at_stop(run) for run in some]
+        names = {name: None for values in found for name in values}
+        groups.append(
+            Group(
+                settings={key: flat.get(key) for key in keys},
+                runs=len(some),
+                values={name: mean([v[name] for v in found if v.get(name) is not None]) for name in names},
+            )
+        )
+    return groups
+
+
+def mean(values: Sequence[float | None]) -> Mean | None:
+    """Mean and half interval of values of independent runs, None of no values.
+
+    No interval of one run, and of runs that came to the same: that says nothing about how far others would differ.
+    """
+    known = [value for value in values if value is not None]
+    n = len(known)
+    if n == 0:
+        return None
+    middle = math.fsum(known) / n
+    if n == 1:
+        return Mean(middle, None, 1)
+    error = math.sqrt(math.fsum((value - middle) ** 2 for value in known) / (n - 1) / n)
+    if error <= ALIKE * max(abs(middle), 1e-12):
+        return Mean(middle, None, n)
+    return Mean(middle, student_t(n - 1) * error, n)
+
+
+def at_stop(run: Run) -> dict[str, float | None]:
+    """Every metric at the recommended step (images without a face are counted), and what the run cost."""
+    if run.recommendation is None:
+        return {}
+    summaries = run.summaries[run.recommendation.step]
+    return {name: value_of(summary) for name, summary in summaries.items()} | costs(run)
+
+
+def costs(run: Run) -> dict[str, float | None]:
+    """Seconds, and MiB (2^20 bytes), by the names of `COSTS`; None where the record has none."""
+    training, evaluation = (run.cost.get(part) or {} for part in ("training", "evaluation"))
+    memory, size = training.get("peak_memory_bytes"), folder_size(run.folder / "artefact")
+    return {
+        "training_seconds": training.get("seconds"),
+        "evaluation_seconds": evaluation.get("seconds"),
+        "training_memory": memory / 2**20 if memory else None,
+        "artefact_size": size / 2**20 if size else None,
+    }

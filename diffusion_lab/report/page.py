@@ -1,0 +1,253 @@
+"""One self-contained HTML page of a run, made from its files alone.
+
+Nothing in the page is fetched: plotly.js, style, script, figures and pictures are inside, and a content
+security policy forbids the rest. All text is escaped by the template; script runs only if its hash is the
+page's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import io
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.offline
+from markupsafe import Markup
+
+from diffusion_lab.analysis.limits import limits_of, value_of
+from diffusion_lab.analysis.reason import rules_of_thumb, spoken
+from diffusion_lab.analysis.stop import StepScore
+from diffusion_lab.records import Summary
+from diffusion_lab.report import charts, words
+from diffusion_lab.runs.record import MetricInfo, Run, lost, read_run, read_scalars
+from diffusion_lab.system import atomic
+
+log = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).with_name("templates")
+KEEP_BYTES = 1_500_000  # a picture up to this size goes into the page as it is
+MAX_WIDTH = 1400  # pixels; wider pictures are reduced
+TRAINING_CURVES = (
+    ("train/loss", "loss", "#0072b2", True),
+    ("train/learning_rate", "learning rate", "#5f6875", False),
+)
+
+
+def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> Path:
+    """Writes `report.html` into the folder of a run, finished or not, and returns its path.
+
+    ``result``: what result.json is about to say, of a run that is being closed.
+
+    Raises:
+        UserError: (job.runs) where the folder holds no run or cannot be written.
+    """
+    run = read_run(Path(run_folder), result)
+    run = dataclasses.replace(run, lost=lost(run.folder, result))
+    return save(run.folder / "report.html", "report", view(run))
+
+
+def save(path: Path, template: str, values: Mapping[str, Any], *, charts: bool = True) -> Path:
+    """Renders `template`.html with its script and style, and puts it in place in one move.
+
+    ``charts``: with plotly.js, some megabytes.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    scripts = [(TEMPLATES / f"{template}.js").read_text()]
+    if charts:
+        scripts = [plotly.offline.get_plotlyjs(), (TEMPLATES / "common.js").read_text(), *scripts]
+    page = environment.get_template(f"{template}.html").render(
+        **values,
+        scripts=[Markup(script) for script in scripts],
+        hashes=[base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts],
+        style=Markup((TEMPLATES / "style.css").read_text()),
+    )
+    atomic.write_text(path, page)
+    return path
+
+
+def view(run: Run) -> dict[str, Any]:
+    """What the template shows, in plain values."""
+    recommended = run.recommendation
+    stop = None if recommended is None else recommended.step
+    scalars = list(read_scalars(run.folder, run.id))
+    training = [
+        (title, charts.training_figure(scalars, key, title=title, colour=colour, smooth=smooth))
+        for key, title, colour, smooth in TRAINING_CURVES
+    ]
+    cards = [_card(run, info, stop) for info in run.metrics.values() if run.summaries]
+    pictures = [
+        {"step": step, "src": source}
+        for step in run.steps
+        if (source := _source(run, f"samples/step-{step:06d}.png")) is not None
+    ]
+    figures = {f"metric-{c['name']}": c.pop("figure") for c in cards}
+    figures |= {f"training-{i}": charts.as_json(f) for i, (_, f) in enumerate(training) if f is not None}
+    if recommended is not None:
+        figures["score"] = charts.as_json(charts.score_figure(recommended.scores, stop))
+    reason = run.reason or ("" if recommended is None else recommended.reason)
+    sentences = re.split(r"(?<=\.) (?=[A-Z])", reason.replace(" %", "\N{NO-BREAK SPACE}%"))
+    sentences[0] = re.sub(
+        r"^Stop at step \d+(, the last)?: f", "F", sentences[0]
+    )  # the heading says it already
+    return {
+        "run": run,
+        "run_id": run.id,
+        "title": words.title(run),
+        "facts": words.facts(run),
+        "status": run.status,
+        "status_words": words.status(run),
+        "stop": stop,
+        "reason": " ".join(sentences[:2]),
+        "notes": " ".join(sentences[2:]),
+        "cautions": [*words.cautions(run, stop), *_lost(run)],
+        "cards": cards,
+        "training": [f"training-{i}" for i, (_, f) in enumerate(training) if f is not None],
+        "pictures": pictures,
+        "taught": _source(run, "samples/training.png"),
+        "table": _table(run),
+        "costs": words.costs(run),
+        "provenance": words.provenance(run),
+        "files": words.files(run.folder),
+        "loading": words.loading(run),
+        "rules": {} if "Rules of thumb" in reason else rules_of_thumb(*words.taught(run)),
+        "data": {
+            "steps": run.steps,
+            "recommended": stop,
+            "metrics": [] if recommended is None else _rule(run, recommended.weights, recommended.scores),
+            "pictures": [p["step"] for p in pictures],
+            "figures": figures,
+            "dark": dict(charts.DARK),
+        },
+    }
+
+
+def _rule(run: Run, weights: Mapping[str, float], scores: tuple[StepScore, ...]) -> list[dict[str, Any]]:
+    """The stop rule's numbers for the page: scaled values, and half intervals on the same scale."""
+    assert run.recommendation is not None
+    rule = []
+    for name, (low, high) in run.recommendation.ranges.items():
+        sides = [_sides(at.get(name)) for at in run.summaries.values()]
+        below, above = ([None if s is None else s[k] / (high - low) for s in sides] for k in (0, 1))
+        if not run.metrics[name].higher_is_better:
+            below, above = above, below
+        rule.append(
+            {
+                "name": name,
+                "spoken": spoken(name),
+                "hue": charts.hue(name),
+                "weight": weights.get(name, 0.0),
+                "scaled": [score.scaled.get(name) for score in scores],
+                "below": below,
+                "above": above,
+                "text": [_text(at.get(name)) for at in run.summaries.values()],
+            }
+        )
+    return rule
+
+
+def _sides(summary: Summary | None) -> tuple[float, float] | None:
+    """How far a value's interval reaches below and above it."""
+    value, limits = (None, None) if summary is None else (value_of(summary), limits_of(summary))
+    return None if value is None or limits is None else (value - limits[0], limits[1] - value)
+
+
+def _text(summary: Summary | None) -> str:
+    if summary is None or (value := value_of(summary)) is None:
+        return "no value"
+    limits = limits_of(summary)
+    return f"{value:.3f}" + ("" if limits is None else f" ({limits[0]:.3f} to {limits[1]:.3f})")
+
+
+def _card(run: Run, info: MetricInfo, stop: int | None) -> dict[str, Any]:
+    summaries = {step: at[info.name] for step, at in run.summaries.items() if info.name in at}
+    defined = any(s.mean is not None for s in summaries.values())
+    figure = charts.metric_figure(info, summaries, run.references.get(info.name, {}), stop)
+    return {
+        "name": info.name,
+        "label": info.label,
+        "better": "higher is better" if info.higher_is_better else "lower is better",
+        "hue": charts.hue(info.name),
+        "defined": defined,
+        "imputed": words.counted_as(summaries),
+        "missing": words.missing(info.name, summaries, faces=_faces(run)),
+        "note": next((s.note for s in reversed(summaries.values()) if s.note), ""),
+        "figure": charts.as_json(figure) if defined else None,
+    }
+
+
+def _faces(run: Run) -> bool:
+    """True where a face was found in some image."""
+    rates = [at["face_rate"].mean for at in run.summaries.values() if "face_rate" in at]
+    return any(rate for rate in rates)
+
+
+def _table(run: Run) -> dict[str, Any]:
+    names = list(run.metrics)
+    rows = [
+        {"step": step, "name": f"{step}", "cells": [_cell(at.get(name)) for name in names]}
+        for step, at in run.summaries.items()
+    ]
+    for kind, label in (("ceiling", "ceiling: real photographs"), ("impostor", "impostor: other subjects")):
+        found = [run.references.get(name, {}).get(kind) for name in names]
+        if any(found):
+            rows.append({"step": None, "name": label, "cells": [_cell(s) for s in found]})
+    return {"heads": [(i.label, i.unit) for i in run.metrics.values()], "rows": rows}
+
+
+def _cell(s: Summary | None) -> dict[str, str]:
+    if s is None:
+        return {"mean": "-", "error": "", "count": ""}
+    return {
+        "mean": "no value" if s.mean is None else f"{s.mean:.3f}",
+        "error": "" if s.standard_error is None else f"± {s.standard_error:.3f}",
+        "count": f"n {s.n}" + (f", {s.missing} missing" if s.missing else ""),
+    }
+
+
+def _lost(run: Run) -> list[str]:
+    """What a reader misses here because its file is gone or is not what it was."""
+    if not run.lost:
+        return []
+    names = ", ".join(run.lost[:5]) + (f" and {len(run.lost) - 5} more" if len(run.lost) > 5 else "")
+    return [
+        f"Missing or damaged since the run wrote them: {names}. This page is without them; giving the run's command "
+        "again (resume=FOLDER) makes again what can be made."
+    ]
+
+
+def _source(run: Run, name: str) -> str | None:
+    """A sheet of pictures for the page, None where it is missing, damaged or another run's."""
+    path = run.folder / name
+    if name in run.lost or not path.is_file():
+        return None
+    try:
+        return data_uri(path)
+    except Exception as error:  # whatever Pillow raises for a damaged file
+        log.warning("%s is damaged and left out of the report: %s", path, error)
+        return None
+
+
+def data_uri(path: Path, kind: str = "png") -> str:
+    """A picture for the page: as it is where it is small, else reduced and as WebP. ``kind``: the file's own."""
+    content = path.read_bytes()
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()  # raises where the file was cut
+        if len(content) > KEEP_BYTES or image.width > MAX_WIDTH:
+            reduced = image.convert("RGB")
+            reduced.thumbnail((MAX_WIDTH, 16000), Image.Resampling.LANCZOS)
+            buffer = io.BytesIO()
+            reduced.save(buffer, format="WEBP", quality=85)
+            content, kind = buffer.getvalue(), "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

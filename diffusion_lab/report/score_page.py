@@ -1,0 +1,196 @@
+"""The page and the table of job=score, made from its files alone."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.records import Summary, UserError
+from diffusion_lab.report import words
+from diffusion_lab.report.page import data_uri, save
+from diffusion_lab.runs.record import MetricInfo, Run, read_run
+from diffusion_lab.runs.scored import EXTREMES, PICTURES, SHOWN, TABLE, extremes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def write_score_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
+    """Writes `report.html` into the folder of a job=score and returns its path. UserError where it is none.
+
+    ``result``: what result.json is about to say, of a job that is being closed.
+    """
+    run = read_run(folder, result)
+    images = read_images(folder)
+    return save(folder / "report.html", "score", view(run, images), charts=False)
+
+
+def read_images(folder: Path) -> list[dict[str, str]]:
+    """Rows of scores.csv: file, prompt, and a metric's value as text, "" where undefined."""
+    try:
+        with (folder / TABLE).open(encoding="utf-8", newline="") as lines:
+            return list(csv.DictReader(lines))
+    except OSError as error:
+        raise UserError(f"job.runs: {folder} has no {TABLE} ({error.strerror or error})") from error
+
+
+def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
+    """What the template shows, in plain values."""
+    summaries = run.summaries.get(0, {})
+    named = [info for info in run.metrics.values() if any(row.get(info.name) for row in images)]
+    source = {n: uri for n in range(len(images)) if (uri := _picture(run.folder, n))}
+    taught = run.folder / "samples" / "training.png"
+    job = words.get(run.config, "job.images")
+    lines = [
+        _line(run, info, summaries[info.name]) for info in run.metrics.values() if info.name in summaries
+    ]
+    return {
+        "title": Path(str(job)).name or str(job),
+        "run": run,
+        "facts": [
+            f"{len(images)} image{'' if len(images) == 1 else 's'}",
+            *([f"{several} with several faces"] if (several := run.several_faces.get(0)) else []),
+            f"against {words.title(run)}",
+            *([f"begun {run.started[:16].replace('T', ' ')}"] if run.started else []),
+        ],
+        "lines": lines,
+        "impostors": any(line["impostor"] != "-" for line in lines),
+        "ends": [end for info in named if (end := _ends(info, images, source))],
+        "images": [
+            {
+                "number": number,
+                "name": row["file"],
+                "prompt": row["prompt"],
+                "src": source[number],
+                "values": [(info.name, _short(row[info.name])) for info in named],
+            }
+            for number, row in enumerate(images[:SHOWN])
+            if number in source
+        ],
+        "total": len(images),
+        "taught": data_uri(taught) if taught.is_file() else None,
+        "encoders": [(role, str(identity)) for role, identity in run.encoders.items()],
+        "provenance": words.provenance(run),
+        "data": {
+            "metrics": [
+                {
+                    "name": info.name,
+                    "higher": info.higher_is_better,
+                    "values": [_number(row[info.name]) for row in images[:SHOWN]],
+                }
+                for info in named
+            ]
+        },
+    }
+
+
+def _picture(folder: Path, number: int) -> str | None:
+    path = folder / PICTURES / f"{number:05d}.webp"
+    return data_uri(path, "webp") if path.is_file() else None
+
+
+def _line(run: Run, info: MetricInfo, found: Summary) -> dict[str, Any]:
+    """One metric's row, and where its value lies between the impostors' and the ceiling, in per cent."""
+    lines = run.references.get(info.name, {})
+    ceiling, impostor = (_mean(lines.get(kind)) for kind in ("ceiling", "impostor"))
+    place = None
+    if ceiling is not None and impostor is not None and found.mean is not None and ceiling > impostor:
+        place = round(100 * min(1.0, max(0.0, (found.mean - impostor) / (ceiling - impostor))))
+    return {
+        "label": info.label,
+        "name": info.name,
+        "unit": info.unit,
+        "better": "higher is better" if info.higher_is_better else "lower is better",
+        "mean": _written(found.mean),
+        "error": "" if found.standard_error is None else f"± {found.standard_error:.3f}",
+        "interval": "" if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}",
+        "n": found.n,
+        "missing": found.missing,
+        **_counting_missing(found),
+        "ceiling": "-" if ceiling is None else f"{ceiling:.3f}",
+        "impostor": "-" if impostor is None else f"{impostor:.3f}",
+        "place": place,
+        "note": found.note or "",
+    }
+
+
+def _counting_missing(found: Summary) -> dict[str, str]:
+    """The mean over all images and the share that has a face; "" where none is missing or none can be.
+
+    A mean over the few images with a face says nothing of the others.
+    """
+    if found.penalised is None or not found.missing:
+        return {"penalised": "", "penalised_interval": "", "imputed": "", "rate": ""}
+    low, high = found.penalised_low, found.penalised_high
+    return {
+        "penalised": f"{found.penalised:.3f}",
+        "penalised_interval": "" if low is None or high is None else f"{low:.3f} to {high:.3f}",
+        "imputed": f"{found.imputed:.2f}" if found.imputed else "0",
+        "rate": f"{100 * found.n / (found.n + found.missing):.0f} %",
+    }
+
+
+def _ends(info: MetricInfo, images: list[dict[str, str]], source: Mapping[int, str]) -> dict[str, Any] | None:
+    """Best and worst images of a metric; None where fewer than two have a value or all have the same, and of a
+    yes or no, which has no order.
+    """
+    values = [_number(row[info.name]) for row in images]
+    if {value for value in values if value is not None} <= {0.0, 1.0}:
+        return None
+    ranked = [number for number in extremes(values, info.higher_is_better) if number in source]
+    if len(ranked) < 2 or values[ranked[0]] == values[ranked[-1]]:
+        return None
+    half = min(EXTREMES, len(ranked) // 2)
+    shown = [
+        {"name": images[n]["file"], "src": source[n], "value": _short(images[n][info.name]), "prompt": images[n]["prompt"]}
+        for n in [*ranked[:half], *ranked[-half:]]
+    ]  # fmt: skip
+    return {"label": info.label, "best": shown[:half], "worst": shown[half:]}
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _short(text: str) -> str:
+    return f"{float(text):.3f}" if text else "-"
+
+
+def _mean(summary: Summary | None) -> float | None:
+    return None if summary is None else summary.mean
+
+
+def _written(value: float | None) -> str:
+    return "no value" if value is None else f"{value:.3f}"
+
+
+def print_table(folder: Path, console: Console | None = None) -> None:
+    """The scores on the terminal, one line per metric, and the notes below."""
+    from rich.console import Console, JustifyMethod
+    from rich.table import Table
+
+    run = read_run(folder)
+    lines = view(run, read_images(folder))["lines"]
+    table = Table(box=None, padding=(0, 1), pad_edge=False)  # 80 columns, whatever the metric's name
+    for name in ("metric", "mean", "95 % interval", "images", "ceiling", "impostor"):
+        justify: JustifyMethod = "left" if name in ("metric", "mean") else "right"
+        table.add_column(name, justify=justify, no_wrap=name == "metric", overflow="fold")
+    for line in lines:
+        total = line["n"] + line["missing"]
+        images = f"{line['n']} of {total}" if line["missing"] else str(line["n"])
+        mean = f"{line['mean']} {line['error']}"
+        table.add_row(line["name"], mean, line["interval"], images, line["ceiling"], line["impostor"])
+        if line["penalised"]:  # a mean over some of the images says nothing of the others
+            table.add_row("  over all", line["penalised"], line["penalised_interval"], str(total))
+    console = console or Console()
+    console.print(table)
+    for line in lines:
+        said = [line["note"]] if line["note"] else []
+        if line["penalised"]:
+            counts = f"each one without counts as {line['imputed']} in the mean over all"
+            said.insert(0, f"a face in {line['rate']} of the images; {counts}")
+        for text in said:
+            told = f"{line['name']}: {text}"
+            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,258 @@
+"""The words of a run's page: what it was, what went wrong, what it cost, how to use what it made."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.analysis.reason import spoken
+from diffusion_lab.miniature.shipped import MINIATURES
+from diffusion_lab.records import Summary
+from diffusion_lab.runs.record import NO_RECORD, Run
+
+STATUS = {
+    "completed": "The run came to its end.",
+    "interrupted": "The run was interrupted; what it had measured until then is here.",
+    "diverged": "The training diverged: the loss or a gradient was no longer a finite number.",
+    "failed": "The run failed.",
+    "running": "The run was still under way when this page was made, or was killed.",
+    NO_RECORD: "The run ended before it wrote any result.",
+}
+FACE_METRICS = ("similarity", "similarity_heldout")
+MOST_FILES = 200
+
+
+def get(config: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key, None where there is none."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def title(run: Run) -> str:
+    """ "anna, 14 pictures"."""
+    subject, n = get(run.config, "data.subject"), get(run.config, "data.n_images")
+    if subject is None:
+        return run.folder.resolve().name
+    return str(subject) if n is None else f"{subject}, {n} picture{'' if n == 1 else 's'}"
+
+
+def taught(run: Run) -> tuple[int | None, str | None]:
+    """How many pictures of what class noun."""
+    return get(run.config, "data.n_images"), get(run.config, "data.class_noun")
+
+
+def facts(run: Run) -> list[str]:
+    """Method, model, steps and so on, in a few words each."""
+    method, model = get(run.config, "method.name"), get(run.config, "model.path")
+    rank, seed = get(run.config, "method.rank"), get(run.config, "seed")
+    found = [
+        method and (f"{method}, rank {rank}" if rank else f"{method}"),
+        model and f"model {model}",
+        run.steps_done is not None and f"{run.steps_done} steps",
+        f"{len(run.steps)} evaluation{'' if len(run.steps) == 1 else 's'}",
+        seed is not None and f"seed {seed}",
+        run.started and f"begun {run.started[:16].replace('T', ' ')}",
+    ]
+    return [text for text in found if text]
+
+
+def status(run: Run) -> str:
+    return STATUS.get(run.status, f"Status: {run.status}.")
+
+
+def missing(name: str, summaries: Mapping[int, Summary], *, faces: bool = False) -> str:
+    """ "No face found in 100 of 100 images", of the step where most are missing; "" where none is."""
+    worst = max(summaries.items(), key=lambda item: item[1].missing, default=None)
+    if worst is None or not worst[1].missing:
+        return ""
+    step, s = worst
+    what = "no face found" if name in FACE_METRICS else "no value"
+    if name in FACE_METRICS and faces and not s.n:
+        return "no face found in the photographs to compare with"
+    everywhere = all(other.n == 0 for other in summaries.values())
+    where = "at every step" if everywhere else f"at step {step}" if len(summaries) > 1 else ""
+    return f"{what} in {s.missing} of {s.n + s.missing} images {where}".strip()
+
+
+def counted_as(summaries: Mapping[int, Summary]) -> str:
+    """What an image without a face counts: "0", "-0.12", or "-0.12 to 0" where that differs by step."""
+    values = sorted({0.0 if s.imputed is None else s.imputed for s in summaries.values() if s.missing})
+    said = [f"{value:.2f}" if value else "0" for value in values]
+    return " to ".join(dict.fromkeys([said[0], said[-1]])) if said else ""
+
+
+def _surely_above(here: Summary, ceiling: Summary) -> bool:
+    """Whether the interval of the difference excludes 0; of a ceiling without an interval the mean alone counts."""
+    if here.mean is None or here.low is None or here.high is None or ceiling.mean is None:
+        return False
+    reach = 0.0 if ceiling.low is None or ceiling.high is None else (ceiling.high - ceiling.low) / 2
+    return here.mean - ceiling.mean > math.hypot(here.mean - here.low, reach)
+
+
+def cautions(run: Run, stop: int | None) -> list[str]:
+    """What a reader should know before believing the curves."""
+    said = []
+    for name in ("similarity", "similarity_heldout"):
+        here = run.summaries.get(stop, {}).get(name) if stop is not None else None
+        ceiling = run.references.get(name, {}).get("ceiling")
+        if here and ceiling and _surely_above(here, ceiling):
+            said.append(
+                f"At step {stop} {spoken(name)} lies above what real photographs reach among themselves"
+                f" ({here.mean:.2f} against {ceiling.mean:.2f}): a sign of copied pictures."
+            )
+    said += _photographs(run)
+    crowded = {step: n for step, n in run.several_faces.items() if n}
+    if crowded:
+        said.append(
+            f"Up to {max(crowded.values())} images of an evaluation show several faces: the most prominent one, by "
+            "size and centre, is measured."
+        )
+    if run.summaries and 0 not in run.summaries:
+        said.append("Step 0 was not evaluated, so there is no floor to compare with.")
+    return said
+
+
+def _photographs(run: Run) -> list[str]:
+    """The subject's pictures that show several faces, or one unlike all others."""
+    own = [one for group in ("train", "heldout") for one in run.photographs.get(group, ())]
+    said = []
+    several = [str(one.get("file")) for one in own if one.get("faces", 0) > 1]
+    if several:
+        said.append(
+            f"Several faces in {_first(several)}: compared is the one that the other pictures show too, else by size "
+            "and centre; the sheet of training pictures frames it."
+        )
+    odd = [str(one.get("file")) for one in own if one.get("unlike")]
+    if odd:
+        said.append(f"The face in {_first(odd)} is unlike that of the subject's other pictures.")
+    return said
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def seconds(value: Any) -> str:
+    """ "41 s", "3 min 5 s", "2 h 10 min"."""
+    if not isinstance(value, (int, float)):
+        return "unknown"
+    if value < 60:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(value: Any) -> str:
+    """Bytes in a unit one can read, powers of 1024."""
+    if not isinstance(value, (int, float)):
+        return "unknown"
+    for unit in ("bytes", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
+
+
+def costs(run: Run) -> list[tuple[str, str, str]]:
+    """(what, how long, peak memory) of start, training and evaluation, and of the evaluation's parts."""
+    rows = [
+        (part, seconds(cost.get("seconds")), size(cost.get("peak_memory_bytes")))
+        for part in ("start", "training", "evaluation")
+        if isinstance(cost := run.cost.get(part), Mapping) and cost
+    ]
+    parts: dict[str, float] = {}
+    for spent in run.seconds.values():
+        for part, value in spent.items():
+            parts[part] = parts.get(part, 0.0) + value
+    return rows + [(f"of it {part}", seconds(total), "") for part, total in parts.items()]
+
+
+def provenance(run: Run) -> list[tuple[str, str]]:
+    """Name and value of what ran where, in the record's order; versions come last."""
+    rows = []
+    for key, value in run.provenance.items():
+        if isinstance(value, Mapping):
+            continue
+        if isinstance(value, bool) or value is None:
+            value = {True: "yes", False: "no", None: "unknown"}[value]
+        if key.endswith("_bytes"):
+            key, value = key.removesuffix("_bytes"), size(value)
+        rows.append((key.replace("_", " "), str(value)))
+    if run.finished:
+        rows.append(("finished", run.finished[:19].replace("T", " ")))
+    for key, value in run.provenance.items():
+        if isinstance(value, Mapping):
+            rows.append((key.replace("_", " "), ", ".join(f"{k} {v}" for k, v in value.items())))
+    return rows
+
+
+def files(folder: Path) -> list[tuple[str, str]]:
+    """(path, size) of the run's files, the first 200; hidden ones left out."""
+    found: list[tuple[str, str]] = []
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(where, name)
+            if not name.startswith(".") and not name.endswith(".part") and path.is_file():
+                found.append((path.relative_to(folder).as_posix(), size(path.stat().st_size)))
+    return found[:MOST_FILES]
+
+
+def loading(run: Run) -> str:
+    """Lines of Python that load the artefact, in plain diffusers where it can; "" where there is none."""
+    artefact = run.folder / "artefact"
+    lora = sorted(artefact.rglob("pytorch_lora_weights.safetensors"))
+    embeds = sorted(artefact.rglob("learned_embeds.safetensors"))
+    whole = sorted(artefact.rglob("model_index.json"))
+    adapters = sorted(path.parent for path in artefact.rglob("adapter_config.json"))
+    networks = sorted(artefact.rglob("hypernetwork.safetensors"))
+    notes = artefact / "dreambooth.json"  # beside no weights: the base model, unchanged
+    if not (lora or embeds or whole or adapters or networks or notes.is_file()):
+        return ""
+    model = str(get(run.config, "model.path"))
+    lines = ["from diffusers import StableDiffusionPipeline", ""]
+    folder = repr(model)
+    if whole:
+        folder = repr(whole[0].parent.relative_to(run.folder).as_posix())
+    elif model in MINIATURES:
+        lines = ["from diffusion_lab.models.shipped import shipped_folder", "", *lines]
+        folder = f"shipped_folder({model!r})"
+    lines.append(f"pipe = StableDiffusionPipeline.from_pretrained({folder})")
+    lines += [f"pipe.load_lora_weights({p.parent.relative_to(run.folder).as_posix()!r})" for p in lora[:1]]
+    lines += [f"pipe.load_textual_inversion({p.relative_to(run.folder).as_posix()!r})" for p in embeds[:1]]
+    for place in adapters:  # LoHa, LoKr, OFT
+        part, where = place.name, place.relative_to(run.folder).as_posix()
+        lines.append(f"pipe.{part} = PeftModel.from_pretrained(pipe.{part}, {where!r})")
+    for path in networks[:1]:
+        lines += [
+            f"network = from_file({path.relative_to(run.folder).as_posix()!r})",
+            "network.attach(pipe)",
+            f"network.load(pipe, Path({path.parent.relative_to(run.folder).as_posix()!r}))",
+        ]
+    if adapters:
+        lines.insert(0, "from peft import PeftModel")
+    if networks:
+        lines[:0] = ["from pathlib import Path", "from diffusion_lab.methods.hypernetwork import from_file"]
+    identifier, noun = get(run.config, "data.identifier"), get(run.config, "data.class_noun")
+    if embeds:  # plain diffusers may have to call the word otherwise
+        identifier = _word_in(embeds[0]) or identifier
+    prompt = " ".join(str(word) for word in ("a photo of", identifier, noun) if word)
+    return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]"])
+
+
+def _word_in(embedding: Path) -> str | None:
+    """The word that a file in diffusers' format is loaded by; None where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(embedding, framework="np") as file:
+            return next(iter(file.keys()), None)
+    except (OSError, SafetensorError):
+        return None

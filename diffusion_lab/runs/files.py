@@ -1,0 +1,411 @@
+"""The record of a run: plain files in its folder, whole after every evaluation and after any kill::
+
+config.yaml        the resolved configuration
+result.json        status, configuration, provenance and what every evaluation came to
+scores.parquet     one row an image and metric
+events.jsonl       one line an event, with its time
+prompts.json       the prompts
+record.zip         a second copy of all these
+run.log            what the program said
+samples/           training.png and one labelled sheet an evaluation; every image too with tracker.keep_images
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml  # type: ignore[import-untyped]
+
+from diffusion_lab.records import AnyMetric, Evaluation, PromptSet, ScoreRow, Status, Summary, UserError
+from diffusion_lab.runs import backup, samples, scores, taking_up, vouched
+from diffusion_lab.runs.earlier import Earlier
+from diffusion_lab.runs.record import summary
+from diffusion_lab.runs.recorded import recorded
+from diffusion_lab.runs.resume import differences, run_id
+from diffusion_lab.runs.run_log import RunLog
+from diffusion_lab.system import atomic, provenance
+
+if TYPE_CHECKING:
+    from diffusion_lab.records import Pixels
+
+SCHEMA = 1  # of result.json
+VOUCHED = (  # beside each evaluation's adapter and pictures
+    *backup.MEMBERS[1:], "samples/training.png", "artefact", "scores.csv", "pictures",
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+def empty_result() -> dict[str, Any]:
+    """What result.json says before anything has happened."""
+    return {
+        "schema": SCHEMA,
+        "run": "",  # the run's id, which its other files have too: resume.run_id
+        "status": "running",
+        "error": None,
+        "config": {},
+        "provenance": {},
+        "evaluations": [],
+        "references": {},
+        "recommendation": None,
+        "cost": {},
+        "metrics": {},
+        "encoders": {},
+        "prompts": {},
+        "started": None,
+        "finished": None,
+        "steps_done": 0,
+        "files": {},  # fingerprints of what the record vouches for, see vouched.py
+    }
+
+
+class FileTracker:
+    """Writes the files above. Each call leaves whole files behind it.
+
+    Raises UserError where the disk is full or the folder cannot be written: a run without its record is
+    worth nothing, so it stops.
+    """
+
+    essential = True
+
+    def __init__(
+        self,
+        run_folder: Path | str,
+        *,
+        device: str = "cpu",
+        keep_images: bool = False,
+        resume_step: int | None = None,
+    ) -> None:
+        """`resume_step`: the run that the folder holds goes on after that step; -1: after nothing at all."""
+        self.resume_step = resume_step
+        self.folder = Path(run_folder).absolute()
+        self.device = device
+        self.keep_images = keep_images
+        self.result = empty_result()
+        self._rows: list[ScoreRow] = []
+        self._lines: list[str] = []  # of events.jsonl
+        self._copies: dict[str, bytes] = {}  # files that record.zip has as they are
+        self._closed = False
+        self._log = RunLog(self.folder / "run.log")
+
+    # --- Tracker ------------------------------------------------------------------------------------
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Claims the folder, or takes up the run in it. Raises UserError for a run that was not asked for."""
+        if self.resume_step is None and (self.folder / "result.json").exists():
+            raise UserError(
+                f"{self.folder} already holds a run: choose another folder with hydra.run.dir=FOLDER "
+                "(hydra.sweep.dir=FOLDER with -m), or move the old one away"
+            )
+        run = run_id(config)
+        before = None
+        if self.resume_step is not None:
+            known = recorded(self.folder, lambda theirs: not differences(theirs, config))
+            run = str((known.result.get("run") if known else None) or run)
+            before = taking_up.kept(self.folder, self.resume_step, config, run)
+        atomic.check_writable(self.folder)
+        self._log.open()
+        self.result |= {
+            "run": run,
+            "config": dict(config),
+            "provenance": provenance.collect(self.device),
+            "started": _now(),
+        }
+        if before is not None and self.resume_step is not None:
+            self._take_up(before, self.resume_step)
+        self._write_copied(backup.CONFIG, _yaml(config))
+        self._save()
+        if self.resume_step is None:
+            self.event("start", run=run)
+        else:
+            self.event("resume", after=self.resume_step, run=run)
+            self.back_up()
+
+    def _take_up(self, before: Earlier, step: int) -> None:
+        """Keeps what was recorded up to `step`, in all files alike; what came after it comes again."""
+        self._rows = before.rows
+        self._copies = before.kept
+        self.result |= {"evaluations": before.evaluations, "steps_done": max(step, 0)}
+        self.result["started"] = before.result.get("started") or self.result["started"]
+        self.result["prompts"] = before.result.get("prompts") or {}
+        self.result["files"] = taking_up.of_steps(
+            before.result.get("files") or {}, [entry["step"] for entry in before.evaluations]
+        )
+        code = before.result.get("provenance") or {}
+        if code and _code(code) != _code(self.result["provenance"]):
+            log.warning("the run is resumed with other code or libraries than it was begun with")
+            self.result["provenance"] = {**code, "resumed_with": self.result["provenance"]}
+        if self._rows or (self.folder / backup.SCORES).exists():
+            scores.write(self.folder / backup.SCORES, self._rows)
+            self.vouch(backup.SCORES)
+        base = self.folder / backup.BASE
+        if backup.BASE in self._copies and self._copies[backup.BASE] != _bytes(base):
+            log.warning("%s: it is missing or damaged, and is restored from %s", base, backup.NAME)
+            atomic.write_bytes(base, self._copies[backup.BASE])
+        self._write_events(before.events)
+
+    def _write_events(self, events: Iterable[Mapping[str, Any]]) -> None:
+        self._lines = [atomic.dumps({"time": _now(), **event}) + "\n" for event in events]
+        atomic.write_text(self.folder / backup.EVENTS, "".join(self._lines))
+
+    def reopen(self, before: Earlier) -> None:
+        """Takes up a record that was closed, or whose end was cut off, as it is."""
+        known = {name: value for name, value in before.result.items() if name != "traceback"}
+        self.result |= known | {"evaluations": before.evaluations}
+        self._rows, self._copies = before.rows, dict(before.kept)
+        self._lines = [atomic.dumps(event) + "\n" for event in before.events]
+        self._log.open()
+
+    @property
+    def copies(self) -> Mapping[str, bytes]:
+        """Files that record.zip has as they are."""
+        return self._copies
+
+    def restore(self, config: Mapping[str, Any]) -> None:
+        """Writes those files of a record that was reopened that do not say what it says."""
+        self._copies[backup.CONFIG] = _yaml(config)
+        wanted = {backup.EVENTS: "".join(self._lines).encode(), **self._copies}
+        if self._rows:
+            wanted[backup.SCORES] = scores.encoded(self._rows)
+        for name, content in wanted.items():
+            path = self.folder / name
+            known = self.result["files"].get(name)
+            whole = path.is_file() and vouched.fingerprint(path) == known
+            if not whole and _bytes(path) != content:
+                log.warning("%s: it was missing or damaged, and is restored", path)
+                atomic.write_bytes(path, content)
+
+    def close(self) -> None:
+        """Lets go of a record that could not be taken to its end; what it says stays as it is."""
+        self._closed = True
+        self._log.close()
+
+    def measured(self) -> dict[int, dict[str, Summary]]:
+        """What every evaluation so far came to, by step and metric."""
+        return {
+            entry["step"]: {name: summary(values) for name, values in entry["metrics"].items()}
+            for entry in self.result["evaluations"]
+        }
+
+    def evaluation_seconds(self, step: int) -> float:
+        """What the evaluation at `step` took; 0 where there was none."""
+        entries = [entry for entry in self.result["evaluations"] if entry["step"] == step]
+        return float(sum(value for entry in entries for value in entry["seconds"].values()))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.result["steps_done"] = max(self.result["steps_done"], step)
+        self.event("scalars", step=step, values=dict(values))
+
+    def evaluation(self, evaluation: Evaluation, prompts: PromptSet) -> None:
+        """Scores first, result.json last: whatever result.json tells of is there.
+
+        A step that is measured again replaces what stood for it.
+        """
+        step = evaluation.step
+        self._rows = [row for row in self._rows if row.step != step] + list(evaluation.rows)
+        scores.write(self.folder / backup.SCORES, self._rows)
+        samples.write(
+            self.folder / "samples", evaluation, prompts, _title(evaluation, prompts), each=self.keep_images
+        )
+        entry = {
+            "step": step,
+            "metrics": {name: dataclasses.asdict(item) for name, item in evaluation.summaries.items()},
+            "seconds": dict(evaluation.seconds),
+        }
+        if evaluation.several_faces is not None:
+            entry["several_faces"] = evaluation.several_faces
+        self.result["prompts"] = {
+            "name": prompts.name, "n": len(prompts), "sha256": prompts.sha256, "negative": prompts.negative,
+        }  # fmt: skip
+        kept = [other for other in self.result["evaluations"] if other["step"] != step]
+        self.result["evaluations"] = sorted([*kept, entry], key=lambda one: int(one["step"]))
+        self.result["steps_done"] = max(self.result["steps_done"], step)
+        name = f"step-{step:06d}"
+        self.vouch(backup.SCORES, f"adapters/{name}", f"samples/{name}.png", f"samples/{name}")
+        base = _bytes(self.folder / backup.BASE)
+        if base is not None and (step == 0 or backup.BASE not in self._copies):
+            self._copies[backup.BASE] = base
+        self._save()
+        means = {name: item.mean for name, item in evaluation.summaries.items()}
+        self.event("evaluation", step=step, values=means, seconds=dict(evaluation.seconds))
+        self.back_up()
+
+    def finish(self, status: Status, summary: Mapping[str, Any]) -> None:
+        """Closes the record. Of `summary` it keeps recommendation, cost, error and steps_done.
+
+        Only the first call counts: a second one, in somebody's `finally`, changes nothing. The status is written
+        last of all, in result.json: whoever reads it there finds everything that it vouches for.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.result = self.closing(status, summary)
+            if not self._ends_with(status):  # a record that was reopened may have ended before
+                self.event("finish", status=status, error=self.result["error"])
+            self.vouch(*VOUCHED)
+            self.back_up()
+            self._save()
+        finally:
+            self._log.close()
+
+    def _ends_with(self, status: Status) -> bool:
+        last = json.loads(self._lines[-1]) if self._lines else {}
+        return bool(last.get("event") == "finish" and last.get("status") == status)
+
+    def closing(self, status: Status, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """What result.json will say once `finish` has been called with the same."""
+        result = dict(self.result)
+        for name in ("recommendation", "cost", "error", "steps_done"):
+            if summary.get(name) is not None:
+                result[name] = summary[name]
+        if status == "completed":
+            result["error"] = None
+        return result | {"status": status, "finished": result["finished"] or _now()}
+
+    # --- what else belongs to the record ------------------------------------------------------------
+
+    def metrics(self, metrics: Iterable[AnyMetric]) -> None:
+        """What each score means: a number without its definition is none."""
+        self.result["metrics"] = {
+            metric.name: {
+                "version": metric.version,
+                "label": metric.label,
+                "unit": metric.unit,
+                "higher_is_better": metric.higher_is_better,
+            }
+            for metric in metrics
+        }
+        self._save()
+
+    def encoders(self, encoders: Mapping[str, Any]) -> None:
+        """Which encoders measured, by name: file, checksum, preprocessing."""
+        self.result["encoders"] = dict(encoders)
+        self._save()
+
+    def references(
+        self, ceilings: Mapping[str, Summary | None], impostors: Mapping[str, Summary | None]
+    ) -> None:
+        """What photographs of the subject and of others score, by metric."""
+        self.result["references"] = {
+            name: {"ceiling": _asdict(ceilings.get(name)), "impostor": _asdict(impostors.get(name))}
+            for name in [*ceilings, *(name for name in impostors if name not in ceilings)]
+        }
+        self._save()
+
+    def recommendation(self, recommendation: Mapping[str, Any] | None) -> None:
+        """The step at which to stop, and why."""
+        self.result["recommendation"] = None if recommendation is None else dict(recommendation)
+        self._save()
+
+    def conclusion(
+        self, recommendation: Mapping[str, Any] | None, cost: Mapping[str, Any], steps_done: int
+    ) -> None:
+        """What training and measuring came to, before the artefact and the report are made from it."""
+        self.result["recommendation"] = None if recommendation is None else dict(recommendation)
+        self.result |= {"cost": dict(cost), "steps_done": steps_done}
+        self._save()
+
+    def cost(self, training: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
+        """`seconds` and `peak_memory_bytes` of training and of evaluation, apart."""
+        self.result["cost"] = {"training": dict(training), "evaluation": dict(evaluation)}
+        self._save()
+
+    def error(self, text: str) -> None:
+        """What went wrong, for the one who reads the record; set before `finish`."""
+        self.result["error"] = text
+        self._save()
+
+    def training_pictures(
+        self,
+        pictures: Sequence[Pixels],
+        names: Sequence[str],
+        frames: Sequence[Sequence[samples.Frame]] = (),
+    ) -> None:
+        """The sheet samples/training.png of the pictures trained on, with a name under each, faces framed."""
+        title = f"{len(pictures)} training pictures"
+        sheet = samples.sheet(pictures, names, title=title, frames=frames)
+        atomic.write_bytes(self.folder / "samples" / "training.png", samples.png(sheet))
+
+    def photographs(self, described: Mapping[str, Any]) -> None:
+        """Of the photographs, by group, those with several faces or with a face unlike all others."""
+        self.result["photographs"] = dict(described)
+        self._save()
+
+    def prompts(self, prompts: PromptSet) -> None:
+        """prompts.json: the prompts as they are."""
+        self._write_copied(
+            backup.PROMPTS, (atomic.dumps(dataclasses.asdict(prompts), indent=2) + "\n").encode()
+        )
+
+    def event(self, event: str, **values: Any) -> None:
+        """One line of events.jsonl: time, event, and what belongs to it; all but the training curve's are flushed."""
+        line = atomic.dumps({"time": _now(), "event": event, **values}) + "\n"
+        atomic.append_line(self.folder / backup.EVENTS, line, flush=event != "scalars")
+        self._lines.append(line)
+
+    def vouch(self, *names: str) -> None:
+        """Notes the fingerprints of the files at `names` and below them, as they are now."""
+        known = self.result["files"]
+        kept = {
+            name: value
+            for name, value in known.items()
+            if not any(name == given or name.startswith(f"{given}/") for given in names)
+        }
+        self.result["files"] = kept | vouched.fingerprints(self.folder, names)
+
+    def back_up(self) -> None:
+        """Writes record.zip: the record as it is now, from memory, whatever has become of the files."""
+        members = {
+            backup.RESULT: (atomic.dumps(self.result, indent=2) + "\n").encode(),
+            backup.EVENTS: "".join(self._lines).encode(),
+            **self._copies,
+        }
+        if self._rows:
+            members[backup.SCORES] = scores.encoded(self._rows)
+        backup.write(self.folder, members)
+
+    # --- inside -------------------------------------------------------------------------------------
+
+    def _write_copied(self, name: str, content: bytes) -> None:
+        atomic.write_bytes(self.folder / name, content)
+        self._copies[name] = content
+
+    def _save(self) -> None:
+        atomic.write_json(self.folder / backup.RESULT, self.result)
+
+
+def _asdict(summary: Summary | None) -> dict[str, Any] | None:
+    return None if summary is None else dataclasses.asdict(summary)
+
+
+def _code(provenance: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(provenance.get(name) for name in ("commit", "versions", "python"))
+
+
+def _yaml(config: Mapping[str, Any]) -> bytes:
+    return str(yaml.safe_dump(atomic.plain(config), sort_keys=False, allow_unicode=True)).encode()
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _title(evaluation: Evaluation, prompts: PromptSet) -> str:
+    means = [
+        f"{name} {item.mean:.3f}" for name, item in evaluation.summaries.items() if item.mean is not None
+    ]
+    return "   ".join([f"step {evaluation.step}", f"{len(prompts)} prompts", *means])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

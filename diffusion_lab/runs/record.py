@@ -1,0 +1,242 @@
+"""Reading what a run left behind. Nothing here needs the process that made it, nor torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from diffusion_lab.analysis.stop import Recommendation, recommend
+from diffusion_lab.records import Summary, UserError
+
+RESULT, SCORES, EVENTS, COPY = "result.json", "scores.parquet", "events.jsonl", "record.zip"
+NO_RECORD = "no record"  # composed by Hydra and ended before its record began
+
+
+@dataclass(frozen=True, slots=True)
+class MetricInfo:
+    """A metric as the record describes it."""
+
+    name: str
+    version: str
+    label: str
+    unit: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run's record; parts that a run never reached are empty."""
+
+    folder: Path
+    status: str  # interfaces.Status, "running" (or killed while it ran), or "no record"
+    error: str | None
+    config: Mapping[str, Any]
+    config_text: str  # config.yaml as it is
+    provenance: Mapping[str, Any]
+    cost: Mapping[str, Any]  # "training" and "evaluation": "seconds", "peak_memory_bytes"
+    metrics: Mapping[str, MetricInfo]
+    encoders: Mapping[str, Any]  # by role, its identity
+    summaries: Mapping[int, Mapping[str, Summary]]  # by step, ascending
+    seconds: Mapping[int, Mapping[str, float]]  # by step: "sampling", "encoding", "metrics"
+    references: Mapping[str, Mapping[str, Summary | None]]  # metric -> "ceiling", "impostor"
+    recommendation: Recommendation | None  # by the rule, from the recorded weights and ranges
+    reason: str  # as recorded
+    started: str
+    finished: str
+    steps_done: int | None
+    photographs: Mapping[str, Sequence[Mapping[str, Any]]]  # by group, those with several faces or an odd one
+    several_faces: Mapping[int, int]  # by step: images with more than one face, where faces were looked for
+    id: str = ""  # resume.run_id of its configuration
+    lost: tuple[str, ...] = ()  # files of the record that are missing or damaged, where that was asked
+
+    @property
+    def steps(self) -> list[int]:
+        return list(self.summaries)
+
+
+def is_run(folder: Path) -> bool:
+    """True for a folder with a run's record or what is left of one, or with Hydra's notes of a job without one."""
+    if is_scored(folder):
+        return False
+    return (folder / RESULT).is_file() or _begun(folder) or _fine_tuning(_hydra_config(folder))
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there are a run's files, though result.json may be lost."""
+    return any((folder / name).is_file() for name in (SCORES, EVENTS, COPY))
+
+
+def is_scored(folder: Path) -> bool:
+    """True for the folder of a job=score: a record too, but of no training."""
+    return (folder / "result.json").is_file() and (folder / "scores.csv").is_file()
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Folders of runs at or below `folder`, in natural order (2 before 10); hidden folders are not looked into."""
+    from diffusion_lab.data.pictures import natural_key
+
+    found: list[Path] = []
+    for where, folders, _ in os.walk(folder):
+        if is_run(Path(where)):
+            found.append(Path(where))
+            folders.clear()
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    return sorted(found, key=lambda path: [natural_key(part) for part in path.parts])
+
+
+def _hydra_config(folder: Path) -> dict[str, Any]:
+    path = folder / ".hydra" / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _fine_tuning(config: Mapping[str, Any]) -> bool:
+    job = config.get("job")
+    return isinstance(job, Mapping) and job.get("name") == "finetune" and not job.get("dry_run")
+
+
+def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
+    """Reads `result.json` and `config.yaml`; `result` is read instead of the first where it is given.
+
+    Raises:
+        UserError: (job.runs) where there is no run, or where `result.json` is missing or cannot be read.
+    """
+    folder = Path(folder)
+    if not is_run(folder) and not is_scored(folder):
+        raise UserError(f"job.runs: {folder} is no run's folder: it has no {RESULT}")
+    path = folder / RESULT
+    try:
+        if result is None:
+            if not path.is_file() and _begun(folder):
+                raise ValueError("it is missing")
+            result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(result, dict):
+            raise ValueError("it is not a JSON object")
+        return _run(folder, result)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"job.runs: {path} cannot be read as a run's result ({error}); resume={folder} makes it again from "
+            f"{COPY} where it can"
+        ) from error
+
+
+def _run(folder: Path, result: Mapping[str, Any]) -> Run:
+    evaluations = sorted(result.get("evaluations") or [], key=lambda e: int(e["step"]))
+    summaries = {
+        int(e["step"]): {name: summary(values) for name, values in e["metrics"].items()} for e in evaluations
+    }
+    names = {name: None for metrics in summaries.values() for name in metrics}
+    described = result.get("metrics") or {}
+    metrics = {name: _info(name, described.get(name) or {}) for name in {**described, **names}}
+    references = {
+        name: {kind: None if values is None else summary(values) for kind, values in kinds.items()}
+        for name, kinds in (result.get("references") or {}).items()
+    }
+    config = result.get("config") or _hydra_config(folder)
+    recorded = result.get("recommendation") or {}
+    wanted = config.get("metrics") or {}
+    data = config.get("data") or {}
+    return Run(
+        folder=folder,
+        status=str(result.get("status") or NO_RECORD),
+        error=result.get("error"),
+        config=config,
+        config_text=_config_text(folder / "config.yaml", config),
+        provenance=result.get("provenance") or {},
+        cost=result.get("cost") or {},
+        metrics=metrics,
+        encoders=result.get("encoders") or {},
+        summaries=summaries,
+        seconds={int(e["step"]): e.get("seconds") or {} for e in evaluations},
+        references=references,
+        recommendation=recommend(
+            summaries,
+            recorded.get("weights")
+            or {k: v for k, v in (wanted.get("weights") or {}).items() if k in metrics},
+            recorded.get("ranges") or wanted.get("ranges") or {},
+            metrics.values(),
+            references=references,
+            n_images=data.get("n_images"),
+            class_noun=data.get("class_noun"),
+        ),
+        reason=str(recorded.get("reason") or ""),
+        started=str(result.get("started") or ""),
+        finished=str(result.get("finished") or ""),
+        steps_done=result.get("steps_done"),
+        id=str(result.get("run") or ""),
+        photographs=result.get("photographs") or {},
+        several_faces={
+            int(e["step"]): int(n) for e in evaluations if (n := e.get("several_faces")) is not None
+        },
+    )
+
+
+def _config_text(path: Path, config: Mapping[str, Any]) -> str:
+    """config.yaml as it is, or written anew from result.json's configuration where it does not say the same."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not config or yaml.safe_load(text) == config:
+            return text
+    except (OSError, ValueError, yaml.YAMLError):
+        pass
+    return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)) if config else ""
+
+
+def lost(folder: Path, result: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Files that the record vouches for and that are missing or not what they were. `result`: as in `read_run`."""
+    from diffusion_lab.runs.vouched import damaged
+
+    if result is None:
+        path = folder / RESULT
+        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    files = result.get("files")
+    return tuple(damaged(folder, files)) if isinstance(files, Mapping) else ()
+
+
+def summary(values: Mapping[str, Any]) -> Summary:
+    """A `Summary` from its JSON form; keys of newer records are passed over."""
+    known = {f.name for f in fields(Summary)}
+    absent: dict[str, Any] = {
+        "mean": None,
+        "n": 0,
+        "missing": 0,
+        "standard_error": None,
+        "low": None,
+        "high": None,
+    }
+    return Summary(**{**absent, **{k: v for k, v in values.items() if k in known}})
+
+
+def _info(name: str, described: Mapping[str, Any]) -> MetricInfo:
+    return MetricInfo(
+        name=name,
+        version=str(described.get("version", "")),
+        label=str(described.get("label") or name),
+        unit=str(described.get("unit", "")),
+        higher_is_better=bool(described.get("higher_is_better", True)),
+    )
+
+
+def read_scalars(folder: Path, run: str = "") -> Iterator[dict[str, float]]:
+    """Training's scalars from `events.jsonl` in order, the step among them as "step"; none of another run's log.
+
+    Lines that cannot be read, as a kill may leave one, are passed over. `run`: the run's id.
+    """
+    from diffusion_lab.runs.earlier import parse_events
+
+    try:
+        events, _ = parse_events((folder / EVENTS).read_bytes(), run)
+    except (OSError, ValueError):
+        return
+    for event in events:
+        if event["event"] == "scalars":
+            yield {"step": event["step"], **event.get("values", {})}

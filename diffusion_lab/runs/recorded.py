@@ -1,0 +1,158 @@
+"""Which run a folder holds, and whether everything that its record vouches for is there. Fast: no torch, no pyarrow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from diffusion_lab.records import UserError
+from diffusion_lab.runs import backup, vouched
+from diffusion_lab.runs.earlier import ANOTHER, parse_result
+
+REPORT = "report.html"
+CHECKPOINTS = "checkpoints"
+NOTES = ("config.yaml", "hydra.yaml", "overrides.yaml")  # in .hydra
+ENDED = ("completed", "diverged")  # nothing is left to train
+_HEAD_BYTES = 4096  # of report.html: they name the run
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A run's record, from whichever file has it."""
+
+    result: dict[
+        str, Any
+    ]  # what result.json says or should say; of a lost one perhaps only status and config
+    problem: str | None = None  # why it is not result.json's own content
+
+    @property
+    def failed_early(self) -> bool:
+        """The job ended before its run began: only its error is noted."""
+        return not self.result.get("config") and "traceback" in self.result
+
+
+def recorded(folder: Path, same: Callable[[Mapping[str, Any]], bool]) -> Recorded | None:
+    """The record of the run in `folder`, None where none was begun. `same`: whether a configuration is the wanted one.
+
+    A result.json that is lost, damaged or from another run is made up for by record.zip, or by config.yaml.
+    Raises UserError where neither says what was run.
+    """
+    path = folder / backup.RESULT
+    main, problem = _read(path)
+    started = begun(folder)
+    if main is not None and not main.get("config") and started and main.get("status") not in ENDED:
+        main, problem = None, "it does not say what was run"
+    if main is not None and (not main.get("config") or same(main["config"])):
+        return Recorded(main)
+    if main is None and problem is None and not started:
+        return None
+    others = [found for found in (backup.read_result(folder), _from_yaml(folder)) if found is not None]
+    for found in others:
+        if same(found["config"]):
+            return Recorded(found, problem or ("it is missing" if main is None else ANOTHER))
+    if main is not None:
+        return Recorded(main)
+    if others:
+        return Recorded(others[0], problem or "it is missing")
+    raise UserError(
+        f"{path}: {problem or 'it is missing'}, and neither {backup.NAME} nor {backup.CONFIG} says what was run; "
+        "put it back from a copy, or choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER "
+        "with -m)"
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The record, or None and what is wrong with it; None and None where there is no file."""
+    try:
+        return parse_result(path.read_bytes()), None
+    except (FileNotFoundError, NotADirectoryError):
+        return None, None
+    except (OSError, ValueError) as error:
+        return None, f"it cannot be read ({error})"
+
+
+def _from_yaml(folder: Path) -> dict[str, Any] | None:
+    try:
+        config = yaml.safe_load((folder / backup.CONFIG).read_bytes())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return {"config": config, "status": "running"} if isinstance(config, dict) and config else None
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run has left anything there beside its configuration."""
+    if any((folder / name).exists() for name in (backup.SCORES, backup.EVENTS, backup.NAME)):
+        return True
+    return any((folder / CHECKPOINTS).glob("step-*"))
+
+
+def concluding(result: Mapping[str, Any]) -> bool:
+    """True where all is trained and measured, and the run was stopped while its record was being closed."""
+    total = ((result.get("config") or {}).get("steps") or {}).get("total")
+    measured = {entry["step"] for entry in result.get("evaluations") or []}
+    return result.get("status") not in ENDED and total in measured and bool(result.get("cost"))
+
+
+def missing(folder: Path, result: Mapping[str, Any]) -> list[str]:
+    """Files that belong to a run that has ended and are not there, damaged or another run's."""
+    if "schema" not in result:  # no run's record but a job's, which vouches for nothing
+        return []
+    files = result.get("files")
+    lost = vouched.damaged(folder, files if isinstance(files, Mapping) else {})
+    stop = result.get("recommendation")
+    if isinstance(stop, Mapping) and not any(path.is_file() for path in (folder / "artefact").rglob("*")):
+        lost = [name for name in lost if not name.startswith("artefact/")] + ["artefact"]
+    if not _whole_page(folder / REPORT, str(result.get("run") or "")):
+        lost.append(REPORT)
+    copy = backup.read(folder)
+    if backup.RESULT not in copy or (_run_of(copy[backup.RESULT]) != result.get("run")):
+        lost.append(backup.NAME)
+    notes = folder / ".hydra"
+    lost += [f".hydra/{name}" for name in NOTES if notes.is_dir() and not _is_yaml(notes / name)]
+    return lost
+
+
+def _run_of(content: bytes) -> Any:
+    try:
+        return parse_result(content).get("run")
+    except ValueError:
+        return None
+
+
+def _whole_page(path: Path, run: str) -> bool:
+    """Whether the page is there to its end, and is this run's."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 64))
+            tail = file.read()
+    except OSError:
+        return False
+    named = re.search(rb'<meta name="run" content="(\w*)">', head)
+    return tail.rstrip().endswith(b"</html>") and (
+        not run or (named is not None and named[1].decode() == run)
+    )
+
+
+def _is_yaml(path: Path) -> bool:
+    try:
+        return yaml.safe_load(path.read_bytes()) is not None
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"data": {"n_images": 4}} -> {"data.n_images": 4}; lists and empty mappings stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,69 @@
+"""What job=score leaves besides the usual record: a table a person can open, and small pictures for its page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from diffusion_lab.records import Metric, ScoreRow
+from diffusion_lab.runs.scores import by_image
+from diffusion_lab.system import atomic
+
+if TYPE_CHECKING:
+    from diffusion_lab.records import AnyMetric, Pixels
+    from diffusion_lab.sampling.sample import Planned
+
+TABLE = "scores.csv"
+PICTURES = "pictures"
+SIDE = 192  # pixels, of a small picture
+SHOWN = 200  # the first images, all on the page
+EXTREMES = 6  # best, and worst, images of each metric: always on the page
+
+
+def thumbnail(pixels: Pixels) -> bytes:
+    """WebP, at most 192 pixels a side."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", quality=80)
+    return buffer.getvalue()
+
+
+def write_scored(
+    folder: Path,
+    rows: Iterable[ScoreRow],
+    planned: Sequence[Planned],
+    metrics: Sequence[AnyMetric],
+    small: Sequence[bytes],
+) -> None:
+    """scores.csv, a row an image in their order: file, prompt, then a column a metric, empty where undefined;
+    and pictures/00000.webp by that order, of the images that the page shows.
+    """
+    values = by_image(rows)
+    named = [metric for metric in metrics if isinstance(metric, Metric)]
+    found = [values.get((item.prompt.id, item.index), {}) for item in planned]
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["file", "prompt", *(metric.name for metric in named)])
+    for item, at in zip(planned, found, strict=True):
+        cells = ["" if (value := at.get(metric.name)) is None else f"{value:.6g}" for metric in named]
+        table.writerow([item.prompt.slots["file"], item.prompt.text, *cells])
+    atomic.write_text(folder / TABLE, text.getvalue())
+    shown = set(range(min(SHOWN, len(planned))))
+    for metric in named:
+        shown |= set(extremes([at.get(metric.name) for at in found], metric.higher_is_better))
+    for number in sorted(shown):
+        atomic.write_bytes(folder / PICTURES / f"{number:05d}.webp", small[number])
+
+
+def extremes(values: Sequence[float | None], higher_is_better: bool) -> list[int]:
+    """Numbers of the images with a value, best first: the 6 best and the 6 worst, or all of fewer than 12."""
+    there = [number for number, value in enumerate(values) if value is not None]
+    ranked = sorted(there, key=lambda number: values[number] or 0.0, reverse=higher_is_better)
+    return ranked if len(ranked) <= 2 * EXTREMES else ranked[:EXTREMES] + ranked[-EXTREMES:]

@@ -1,0 +1,78 @@
+"""A run that is resumed: what it must have measured, and which of it can be kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.records import UserError
+from diffusion_lab.runs import backup, vouched
+from diffusion_lab.runs.earlier import Earlier, earlier
+
+log = logging.getLogger(__name__)
+
+
+def kept(folder: Path, step: int, config: Mapping[str, Any], run: str) -> Earlier:
+    """The record up to `step`, from all files that have it. `run`: the run's id.
+
+    An evaluation at `step` itself whose adapter or pictures are lost is left out, and so made again.
+    Raises UserError where something is lost that neither another file holds nor the run makes again.
+    """
+    found = earlier(folder, step, run=run, due=_due(config, step))
+    files = found.result.get("files") or {}
+    steps = [entry["step"] for entry in found.evaluations]
+    for name in vouched.damaged(folder, of_steps(files, [at for at in steps if at != step])):
+        log.warning("%s: it is missing or damaged, and no other file holds it", folder / name)
+    _check_base(folder, step, config, found)
+    if step not in steps or not vouched.damaged(folder, of_steps(files, [step])):
+        return found
+    return dataclasses.replace(
+        found,
+        evaluations=[entry for entry in found.evaluations if entry["step"] != step],
+        rows=[row for row in found.rows if row.step != step],
+        events=[e for e in found.events if e["event"] != "evaluation" or e["step"] != step],
+    )
+
+
+def _due(config: Mapping[str, Any], step: int) -> range:
+    """The evaluations that a run has made before it came to `step`."""
+    every = (config.get("steps") or {}).get("every")
+    return range(0, step, every) if every else range(0)
+
+
+def of_steps(files: Mapping[str, str], steps: Iterable[int]) -> dict[str, str]:
+    """Those of the fingerprints that belong to evaluations at these steps."""
+    names = {f"step-{step:06d}" for step in steps}
+    return {
+        name: known
+        for name, known in files.items()
+        if name.startswith(("samples/", "adapters/")) and names & set(Path(name).with_suffix("").parts)
+    }
+
+
+def _check_base(folder: Path, step: int, config: Mapping[str, Any], found: Earlier) -> None:
+    """What the untouched model drew: only step 0 makes it, and class_drift has no value without it."""
+    names = (config.get("metrics") or {}).get("names") or ()
+    path = folder / backup.BASE
+    if step <= 0 or "class_drift" not in names or backup.BASE in found.kept or _is_safetensors(path):
+        return
+    raise UserError(
+        f"{path}: is missing or damaged, and class_drift compares with it; put it back from a copy, or begin again: in "
+        f"another folder with hydra.run.dir=FOLDER, or in this one after removing {folder / 'checkpoints'}"
+    )
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file is as long as its header says."""
+    try:
+        content = path.read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return False
+    return len(content) == 8 + size + max(ends, default=0)

@@ -1,0 +1,114 @@
+"""What libraries read from the environment: the configuration decides, or the record says so.
+
+`docs/environment.md` has the table. Variables that would change a run beside its configuration are taken out of the
+environment while the program works; those that change numbers or speed and have no key are recorded by name and
+value; those that only say where caches lie, and secrets, by name at most.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from diffusion_lab.system import processes
+
+IGNORED: dict[str, str] = {
+    r"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "steps.gradient_accumulation",
+    r"ACCELERATE_MIXED_PRECISION": "model.precision",
+    r"ACCELERATE_DOWNCAST_BF16": "model.precision",
+    r"ACCELERATE_(USE_CPU|TORCH_DEVICE)": "model.device",
+    r"ACCELERATE_DYNAMO_\w+": "memory.compile",
+    r"ACCELERATE_(?!CPU_AFFINITY|DEBUG_MODE)\w+": "",  # FSDP, DeepSpeed, Megatron, FP8: not supported
+    r"FSDP_\w+": "",
+    r"WANDB_(PROJECT|RUN_GROUP|NAME|TAGS)": "tracker.project, tracker.group, tracker.run_name, tracker.tags",
+    r"WANDB_(RUN_ID|RESUME\w*|DIR|RUN_DIR|JOB_TYPE|SWEEP_ID|SWEEP_PARAM_PATH|CONFIG_PATHS|MAGIC|LAUNCH\w*)": "",
+    r"WANDB_(SAVE_CODE|DISABLE_CODE|DISABLE_GIT|CONSOLE|SILENT|QUIET|PROGRAM|NOTEBOOK_NAME|REINIT)": "",
+    r"USE_SAFETENSORS": "",  # the only format that is loaded unless model.allow_pickle says otherwise
+    r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "",  # would let files run code when they are read
+    r"DIFFUSERS_TRUST_REMOTE_\w+|TRUST_REMOTE_CODE": "",  # the same for code from a hub
+}
+"""Pattern of a name -> the keys that decide instead; "" where the program settles it."""
+SINGLE = re.compile(r"(LOCAL_|GROUP_|ROLE_)?RANK|LOCAL_WORLD_SIZE|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+")
+"""Ignored where WORLD_SIZE tells of no second process: left over from a launcher, accelerate would wait for others."""
+RECORDED = re.compile(
+    r"(OMP|KMP|GOMP|MKL|OPENBLAS|VECLIB|ATEN|DNNL|ONEDNN|TORCH|TORCHDYNAMO|TORCHINDUCTOR|TRITON|PYTORCH|CUBLAS|"
+    r"CUBLASLT|CUDNN|CUDA|NCCL|GLOO|HIP|ROCR|HSA|MIOPEN|ROCM|XLA|ACCELERATE|DIFFUSERS|TRANSFORMERS)_\w+"
+    r"|NVIDIA_(TF32_OVERRIDE|VISIBLE_DEVICES)|USE_HUB_KERNELS|FLASH_ATTENTION_DETERMINISTIC|TOKENIZERS_PARALLELISM"
+    r"|WORLD_SIZE|PYTHONHASHSEED|PYTHONOPTIMIZE|GLIBC_TUNABLES|HF_HUB_OFFLINE|HF_ENDPOINT|HF_ENABLE_PARALLEL_LOADING"
+    r"|WANDB_(MODE|DISABLED)"
+)
+NAMED = re.compile(
+    r"(HF|HUGGINGFACE|DIFFUSION_LAB|TORCH|TORCHINDUCTOR|TRITON|PYTORCH|CUDA|CUDNN|ROCM|TRANSFORMERS)"
+    r"_\w*(HOME|CACHE|DIR|PATH|FILE)\w*|XDG_CACHE_HOME|LD_PRELOAD"
+)
+"""Where things lie: recorded by name only, since a record may be shown to others."""
+SECRET = re.compile(r"\w*(TOKEN(?!IZERS)|API_KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)\w*")
+FOLDERS = (
+    "DIFFUSION_LAB_CACHE", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME", "WANDB_CACHE_DIR", "WANDB_DATA_DIR",
+    "WANDB_CONFIG_DIR",
+)  # fmt: skip
+"""Made absolute at the start: hydra.job.chdir must not move a cache."""
+USUAL = ("", "0", "1", "no", "none", "false", "default")  # what launchers set for a feature that is off
+
+
+def kind(name: str) -> str | None:
+    """ "ignored", "secret", "named" or "recorded"; None of a variable that no library of ours reads for its numbers."""
+    if any(re.fullmatch(pattern, name) for pattern in IGNORED):
+        return "ignored"
+    if SECRET.fullmatch(name):
+        return "secret"
+    if NAMED.fullmatch(name):
+        return "named"
+    return "recorded" if RECORDED.fullmatch(name) else None
+
+
+@contextmanager
+def neutral() -> Iterator[dict[str, str]]:
+    """Inside, variables that would change a run beside its configuration are not there. Yields those that were."""
+    alone = processes.count() == 1
+    taken = {
+        name: value
+        for name, value in os.environ.items()
+        if kind(name) == "ignored" or (alone and SINGLE.fullmatch(name))
+    }
+    moved = {name: os.environ[name] for name in FOLDERS if _relative(os.environ.get(name, ""))}
+    for name in taken:
+        del os.environ[name]
+    for name, value in moved.items():
+        os.environ[name] = os.path.abspath(value)
+    try:
+        yield taken
+    finally:
+        os.environ.update({**taken, **moved})
+
+
+def _relative(folder: str) -> bool:
+    return bool(folder) and not os.path.isabs(os.path.expanduser(folder))
+
+
+def told(taken: dict[str, str]) -> list[str]:
+    """What a person should know of variables that were set for something and have no effect here."""
+    return [
+        f"{name}={value} in the environment has no effect; {_instead(name)}"
+        for name, value in sorted(taken.items())
+        if value.casefold() not in USUAL and kind(name) == "ignored" and not name.startswith("WANDB_")
+    ]
+
+
+def _instead(name: str) -> str:
+    keys = next(keys for pattern, keys in IGNORED.items() if re.fullmatch(pattern, name))
+    return f"{keys} decides" if keys else "this program does not use it"
+
+
+def recorded() -> dict[str, str]:
+    """The variables that may change numbers or speed, by name; "(set)" for folders, nothing of secrets."""
+    found = {}
+    for name, value in sorted(os.environ.items()):
+        of = kind(name)
+        if of == "recorded" and not re.search(r"(^|[=:])[/~]", value.replace("://", "")):
+            found[name] = re.sub(r"://[^/\s@]*@", "://", value)[:500]
+        elif of in ("named", "recorded"):
+            found[name] = "(set)"
+    return found

@@ -1,0 +1,75 @@
+"""Errors of the machine that a person can do something about: full disks and full memory, whoever reports them."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+
+from diffusion_lab.system import atomic
+
+# How libraries say that memory could not be had: torch's allocator, C++, the system, the loader.
+_MEMORY = re.compile(
+    r"DefaultCPUAllocator|not enough memory|can't allocate memory|cannot allocate memory|bad_alloc|out of memory"
+    r"|can't start new thread|failed to map segment|unable to mmap|array is too big"
+    r"|could not create a (primitive|memory)(?! desc)",  # oneDNN
+    re.IGNORECASE,
+)
+MEMORY_REMEDY = (
+    "lower steps.batch_size, prompts.batch_size or metrics.batch_size, set memory.offload=true, close other "
+    "programs, or raise the limit (ulimit -v); the same command resumes the run"
+)
+DEVICE_REMEDY = (
+    "lower steps.batch_size, prompts.batch_size or metrics.batch_size, or set model.precision=bf16"
+)
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether memory, the machine's or the device's, could not be had."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    kinds = (RuntimeError, ImportError, SystemError)
+    return (isinstance(error, kinds) or type(error).__name__ == "SafetensorError") and bool(
+        _MEMORY.search(str(error))
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error, or one that it was raised from, is about memory."""
+    return any(map(is_memory, _chain(error)))
+
+
+def told(error: BaseException) -> str | None:
+    """One line for a person: what is full and the remedy; None for any other error.
+
+    Looks at the error and at those that it was raised from.
+    """
+    for one in _chain(error):
+        if type(one).__name__ == "OutOfMemoryError":  # torch's, which may not have been imported
+            return f"the device's memory is full: {DEVICE_REMEDY} ({_short(one)})"
+        if is_memory(one):
+            return f"the machine's memory is full: {MEMORY_REMEDY} ({_short(one)})"
+        system = atomic.os_error(one)
+        if system is not None and (isinstance(one, OSError) or system.errno in atomic.FULL):
+            name = one.filename if isinstance(one, OSError) and one.filename else "a file"
+            message = atomic.remedy(str(name), system)
+            if message is not None:
+                return message
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        yield current
+        seen.add(id(current))
+        current = current.__cause__
+
+
+def _short(error: BaseException) -> str:
+    """The first line of what the library says, without its stack."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return " ".join(first.split())[:200] or type(error).__name__

@@ -1,0 +1,227 @@
+"""How far the work is and how long it will take: bars on a terminal, a few lines in a log.
+
+::
+
+    with Progress(config.tracker.progress) as progress:
+        with progress.task("training", 300) as training:
+            with progress.task("sampling", 100) as sampling:
+                sample(..., progress=sampling.advance)
+            training.advance()
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from diffusion_lab.records import UserError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+MODES = ("auto", "bars", "lines", "off")
+INTERVAL = 30.0  # seconds between lines of one task
+TASKS_SHORTER = 5.0  # seconds: such tasks have no closing line
+
+log = logging.getLogger(__name__)
+
+
+def time_left(
+    elapsed: float, done: int, total: int, *, paused: float = 0.0, breaks: int = 0, breaks_total: int = 0
+) -> float | None:
+    """Seconds still to go at the mean speed so far; None before the first step.
+
+    `paused` of the `elapsed` seconds went into `breaks` of `breaks_total` breaks, in which no step was done;
+    those that are still to come will take as long.
+    """
+    if done <= 0:
+        return None
+    to_come = paused / breaks * max(0, breaks_total - breaks) if breaks else 0.0
+    return (elapsed - paused) * (total - done) / done + to_come
+
+
+def duration(seconds: float | None) -> str:
+    """Such as "2:05" or "1:02:05"; "-:--" for the unknown."""
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Task:
+    """One piece of work of `total` steps; it ends with its `with` block or with `close`."""
+
+    def __init__(self, progress: Progress, name: str, total: int, breaks: int = 0) -> None:
+        self.name, self.total, self.done = name, total, 0
+        self._breaks_total, self._breaks, self._paused = breaks, 0, 0.0
+        self._progress = progress
+        self._started = self._spoke = progress.clock()
+        self._closed = False
+        self._bar: TaskID | None = progress.bar(name, total, self.left)
+
+    def left(self, elapsed: float) -> float | None:
+        """Seconds still to go."""
+        return time_left(
+            elapsed, self.done, self.total,
+            paused=self._paused, breaks=self._breaks, breaks_total=self._breaks_total,
+        )  # fmt: skip
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """One of the task's breaks: other work, which says nothing of this task's speed."""
+        started = self._progress.clock()
+        try:
+            yield
+        finally:
+            self._paused += self._progress.clock() - started
+            self._breaks += 1
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more steps are done. Fits as a callback `progress: Callable[[int], None]`."""
+        self.done += n
+        if self._bar is not None:
+            self._progress.move(self._bar, self.done)
+        elif self._progress.mode == "lines":
+            now = self._progress.clock()
+            if now - self._spoke >= self._progress.interval and self.done < self.total:
+                self._spoke = now
+                elapsed = now - self._started
+                left = duration(self.left(elapsed))
+                self._progress.say(
+                    f"{self.name} {self.done}/{self.total}, {duration(elapsed)} gone, {left} left"
+                )
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._bar is not None:
+            self._progress.remove(self._bar)
+        elapsed = self._progress.clock() - self._started
+        if self._progress.mode != "off" and elapsed >= self._progress.shortest:
+            self._progress.say(f"{self.name} {self.done}/{self.total} in {duration(elapsed)}")
+
+    def __enter__(self) -> Task:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Progress:
+    """One display for all tasks; leaving it, by an error or Ctrl-C too, gives the terminal back.
+
+    mode: auto (bars on a terminal, lines elsewhere), bars, lines, off. Lines go to the log
+    `diffusion_lab.system.progress` at level INFO, and to `stream` where no logging is set up.
+    """
+
+    def __init__(
+        self,
+        mode: str = "auto",
+        *,
+        stream: TextIO | None = None,
+        interval: float = INTERVAL,
+        shortest: float = TASKS_SHORTER,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if mode not in MODES:
+            raise UserError(f"tracker.progress={mode!r}: choose one of {', '.join(MODES)}")
+        self.stream = stream if stream is not None else sys.stderr
+        self.interval, self.shortest, self.clock = interval, shortest, clock
+        self.mode = ("bars" if _draws_bars(self.stream) else "lines") if mode == "auto" else mode
+        self._bars: Bars | None = None
+        self._moved: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
+
+    def __enter__(self) -> Progress:
+        if self.mode == "bars":
+            self._bars = _bars(self.stream)
+            self._bars.start()
+            self._lift_log_lines()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            for handler, stream in self._moved:
+                handler.setStream(stream)
+            self._moved.clear()
+            self._bars.stop()
+            self._bars = None
+
+    def task(self, name: str, total: int, breaks: int = 0) -> Task:
+        """A new task, shown below those that are open; `breaks`: how often `Task.pause` will be used."""
+        return Task(self, name, total, breaks)
+
+    # --- for Task -----------------------------------------------------------------------------------
+
+    def bar(self, name: str, total: int, left: Callable[[float], float | None]) -> TaskID | None:
+        return self._bars.add_task(name, total=total, left=left) if self._bars is not None else None
+
+    def move(self, bar: TaskID, done: int) -> None:
+        if self._bars is not None:
+            self._bars.update(bar, completed=done)
+
+    def remove(self, bar: TaskID) -> None:
+        if self._bars is not None:
+            self._bars.remove_task(bar)
+
+    def say(self, line: str) -> None:
+        if log.hasHandlers():
+            log.info(line)
+        elif self.mode == "lines":
+            print(line, file=self.stream, flush=True)
+
+    def _lift_log_lines(self) -> None:
+        """Log handlers opened before the bars hold the bare stream and would write into them.
+
+        While the bars are there they get rich's own, which prints above.
+        """
+        proxies: dict[object, TextIO] = {sys.__stdout__: sys.stdout, sys.__stderr__: sys.stderr}
+        for stream in (sys.stdout, sys.stderr):  # what rich stands before may itself stand before another
+            bare = getattr(stream, "rich_proxied_file", None)
+            if bare is not None:
+                proxies[bare] = stream
+        for handler in logging.getLogger().handlers:
+            own = getattr(handler, "stream", None)
+            proxy = proxies.get(own)
+            if isinstance(handler, logging.StreamHandler) and proxy is not None and proxy is not own:
+                self._moved.append((handler, handler.stream))
+                handler.setStream(proxy)
+
+
+def _draws_bars(stream: TextIO) -> bool:
+    from rich.console import Console
+
+    console = Console(file=stream)
+    return (console.is_terminal and not console.is_dumb_terminal) or console.is_jupyter
+
+
+def _bars(stream: TextIO) -> Bars:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+    from rich.progress import Task as RichTask
+    from rich.text import Text
+
+    class Left(ProgressColumn):
+        """Time gone and time left; rich's own forecast forgets the pauses of an outer task."""
+
+        def render(self, task: RichTask) -> Text:
+            gone = task.elapsed or 0.0
+            left = task.fields["left"](gone)
+            return Text(f"{duration(gone)} gone, {duration(left)} left", style="progress.remaining")
+
+    # Even where the terminal was only said to be one ("bars" into a file), draw as if it were.
+    console = Console(file=stream, force_terminal=True)
+    return RichProgress(
+        TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), Left(),
+        console=console, transient=True, refresh_per_second=4,
+    )  # fmt: skip

@@ -1,0 +1,82 @@
+"""Tensors as a safetensors file that is the same, byte for byte, whenever and wherever it is written.
+
+The library orders the metadata anew in each process, and reports a full disk as an error of its own kind. The
+format is short (https://github.com/huggingface/safetensors#format): the header's length in 8 bytes, little
+endian; the header as JSON, filled up with spaces to a multiple of 8; the tensors without gaps. The tensors' order
+is the library's: wide number formats first, so that all are aligned, then by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_lab.system import atomic
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# In the library's order, narrow ones first.
+NAMES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "uint16": "U16", "float16": "F16",
+    "bfloat16": "BF16", "int32": "I32", "uint32": "U32", "float32": "F32", "float64": "F64", "int64": "I64",
+    "uint64": "U64",
+}  # fmt: skip
+
+
+def write(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Writes `tensors`, on whatever device, to `path` in one step; returns the file's SHA-256 in hexadecimal.
+
+    `dtype`: floating point numbers are written in this format. Nothing in the file depends on the order of the
+    two mappings. One tensor at a time is copied to the CPU's memory. Raises UserError as `atomic.write_bytes`.
+    """
+    return atomic.write_pieces(path, _pieces(tensors, metadata, dtype))
+
+
+def save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The content of the file that `write` would write."""
+    return b"".join(_pieces(tensors, metadata, None))
+
+
+def _pieces(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, dtype: torch.dtype | None
+) -> Iterator[bytes | memoryview]:
+    import torch
+
+    def format_of(value: Tensor) -> torch.dtype:
+        return dtype if dtype is not None and value.is_floating_point() else value.dtype
+
+    order = list(NAMES)
+    formats = {name: str(format_of(value)).removeprefix("torch.") for name, value in tensors.items()}
+    unknown = sorted(set(formats.values()) - NAMES.keys())
+    if unknown:
+        raise ValueError(f"tensors of {', '.join(unknown)} cannot be written")
+    names = sorted(tensors, key=lambda name: (-order.index(formats[name]), name))
+    header: dict[str, object] = {}
+    if metadata is not None:
+        header["__metadata__"] = {str(key): str(metadata[key]) for key in sorted(metadata)}
+    end = 0
+    for name in names:
+        value = tensors[name]
+        start, end = end, end + math.prod(value.shape) * format_of(value).itemsize
+        header[name] = {
+            "dtype": NAMES[formats[name]], "shape": list(value.shape), "data_offsets": [start, end],
+        }  # fmt: skip
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for name in names:
+        value = tensors[name].detach().to("cpu", format_of(tensors[name])).contiguous()
+        if value.numel():
+            yield value.reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,314 @@
+"""Weights & Biases as a view of the record: it may be missing, offline or broken, and the run goes on.
+
+One step axis for everything (`step`, the optimizer's steps): rows carry it as a value and `wandb.log`'s own
+`step=` is never used, because rows logged behind it would be dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from diffusion_lab.config import paths
+from diffusion_lab.config.wandb_names import LONGEST, LONGEST_TAG
+from diffusion_lab.records import Evaluation, PromptSet, Status, Summary, UserError
+from diffusion_lab.runs import scores
+from diffusion_lab.system import atomic
+from diffusion_lab.trackers import wandb_history as history
+
+if TYPE_CHECKING:
+    import wandb
+
+MODES = ("auto", "online", "offline", "disabled")
+EXIT_CODES: dict[str, int] = {"completed": 0, "failed": 1, "diverged": 3, "interrupted": 130}
+REACH_SECONDS = 4.0  # for a first connection to the server
+INIT_SECONDS = 20.0  # for the server to accept the run
+FINISH_SECONDS = 120.0  # for the last uploads; what is left stays on disk for `wandb sync`
+
+log = logging.getLogger(__name__)
+
+
+def has_credentials() -> bool:
+    """Whether wandb would find a key without asking: environment, netrc entry of its host, settings file."""
+    from wandb.sdk.lib import wbauth
+
+    settings = _settings()
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.api_key:
+        return True
+    try:
+        return bool(wbauth.read_netrc_auth(host=settings.base_url))
+    except Exception as error:  # a malformed key, whatever the library calls it
+        log.warning("Weights & Biases: the netrc entry cannot be used (%s)", error)
+        return False
+
+
+def _settings() -> wandb.Settings:
+    """Settings as wandb reads them from files and environment, without its messages."""
+    import wandb
+
+    return wandb.setup(wandb.Settings(silent=True)).settings
+
+
+def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
+    """Whether something answers at `url`'s host and port, or at the proxy that leads there.
+
+    In a thread of its own: looking up a name on a machine without network can take far longer than any
+    timeout that a socket knows.
+    """
+    target = urlsplit(url)
+    proxy = getproxies().get(target.scheme)
+    if proxy and not proxy_bypass(target.hostname or ""):
+        target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = target.port or (443 if target.scheme == "https" else 80)
+    answered = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((target.hostname or "", port), timeout=seconds).close()
+        except OSError:
+            return
+        answered.set()
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()
+
+
+def resolve_mode(mode: str) -> str:
+    """online, offline or disabled. Raises UserError for an unknown mode, or online without credentials."""
+    if mode not in MODES:
+        raise UserError(f"tracker.wandb={mode!r}: choose one of {', '.join(MODES)}")
+    if mode in ("offline", "disabled"):
+        return mode
+    wish = _settings().mode  # WANDB_MODE, or what `wandb offline` left in a settings file
+    if mode == "auto" and wish in ("offline", "dryrun", "disabled"):
+        return "disabled" if wish == "disabled" else "offline"
+    if not has_credentials():
+        if mode == "online":
+            raise UserError(
+                "tracker.wandb=online needs credentials: run `wandb login`, or set WANDB_API_KEY, or choose "
+                "tracker.wandb=auto"
+            )
+        return "offline"
+    if not reachable(_settings().base_url):
+        log.warning("Weights & Biases does not answer: the run is kept offline, `wandb sync` uploads it")
+        return "offline"
+    return "online"
+
+
+class WandbTracker:
+    """One W&B run, in `run_folder`/wandb, closed with the status it had.
+
+    Its id is kept there, so that a resumed run is the same one. Offline every session leaves a log of its own; that
+    of a resumed run has the whole history, and stands in the place of those before it: see `wandb_history`.
+
+    Its methods may raise what wandb raises; `Fanout` sees to it that a run never stops for it.
+    """
+
+    essential = False
+    label = "Weights & Biases"
+
+    def __init__(
+        self,
+        run_folder: Path | str,
+        *,
+        mode: str = "auto",
+        project: str = "diffusion_lab",
+        entity: str | None = None,
+        group: str | None = None,
+        name: str | None = None,
+        job_type: str = "finetune",
+        tags: Sequence[str] = (),
+        images: int = 16,
+        resumed: bool = False,
+    ) -> None:
+        """`resumed`: the record in the folder, cut to where the run is resumed, has a history to be told first."""
+        self.resumed = resumed
+        self.folder = Path(run_folder).absolute()
+        self.mode = resolve_mode(mode)
+        self.images = images
+        self._identity: dict[str, Any] = {
+            "project": project, "entity": entity, "group": group and group[:LONGEST], "name": name,
+            "job_type": job_type,
+            "tags": [tag[:LONGEST_TAG] for tag in tags if tag],
+        }  # fmt: skip
+        self.run: wandb.Run | None = None
+
+    # --- Tracker ------------------------------------------------------------------------------------
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        if self.mode == "disabled":
+            return
+        plain = atomic.plain(paths.as_typed(config))  # a server need not know this machine's folders
+        run_id = self._id()
+        # Online the server has the history, unless a session before this one was kept offline.
+        again = self.resumed and (self.mode == "offline" or bool(history.unsynced(self.folder, run_id)))
+        with history.put_aside(self.folder, run_id) if again else contextlib.nullcontext():
+            try:
+                self.run = self._init(plain)
+            except Exception as error:
+                if self.mode == "offline":
+                    raise
+                log.warning("Weights & Biases refused the run, which is kept offline: %s", error)
+                self.mode = "offline"
+                import wandb
+
+                wandb.teardown()  # its service takes the refused run's id for one in use
+                self.run = self._init(plain)
+            self.run.define_metric("step")
+            self.run.define_metric("*", step_metric="step")
+            if again:
+                self._tell_again()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if self.run is not None:
+            self.run.log({"step": step, **values})
+
+    def evaluation(self, evaluation: Evaluation, prompts: PromptSet) -> None:
+        """Curves first, pictures after: a picture that cannot be kept costs no curve."""
+        if self.run is None:
+            return
+        self.run.log({"step": evaluation.step, **curves(evaluation.summaries, evaluation.seconds)})
+        if self.images > 0 and evaluation.images:
+            table = self._table(evaluation, prompts)
+            with _staging(self.folder / "wandb" / "data"):
+                self.run.log({"step": evaluation.step, "eval/samples": table})
+
+    def _tell_again(self) -> None:
+        """What the record holds of the run so far, row by row as it was logged."""
+        assert self.run is not None
+        for step, values, entry in history.earlier_rows(self.folder):
+            if entry is None:
+                self.run.log({"step": step, **(values or {})})
+                continue
+            self.run.log({"step": step, **curves(history.summaries(entry), entry["seconds"])})
+            table = history.kept_table(self.folder, step) if self.images > 0 else None
+            if table is not None:
+                with _staging(self.folder / "wandb" / "data"):
+                    self.run.log({"step": step, "eval/samples": table})
+
+    def finish(self, status: Status, summary: Mapping[str, Any]) -> None:
+        """Closes the run with exit code 0 for completed, 130 interrupted, 3 diverged, 1 failed."""
+        run, self.run = self.run, None
+        if run is None:
+            return
+        try:
+            run.summary.update(flatten({"status": status, **summary}))
+        finally:
+            run.finish(exit_code=EXIT_CODES.get(status, 1))
+
+    # --- inside -------------------------------------------------------------------------------------
+
+    def _id(self) -> str:
+        path = self.folder / "wandb" / "run-id.txt"
+        if not path.exists():
+            atomic.write_text(path, secrets.token_hex(4) + "\n")
+        return path.read_text(encoding="utf-8").strip()
+
+    def _init(self, config: dict[str, Any]) -> wandb.Run:
+        import wandb
+
+        # Its own debug.log has what it says; it would fill the console and run.log too.
+        logging.getLogger("wandb").propagate = False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return wandb.init(
+            **self._identity,
+            id=self._id(),
+            resume="allow",
+            dir=self.folder,
+            config=config,
+            mode="online" if self.mode == "online" else "offline",
+            # Every job of a multirun has a run of its own; no global run is left for the next one.
+            reinit="create_new",
+            settings=wandb.Settings(
+                silent=True,
+                quiet=True,
+                console="off",  # the progress bars and run.log are ours
+                symlink=False,
+                save_code=False,
+                disable_git=True,  # config and provenance name the commit; a remote's URL may hold a token
+                x_disable_meta=True,  # host, person, paths
+                x_disable_machine_info=True,
+                host="",
+                x_save_requirements=False,  # result.json has the versions that matter
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+            ),
+        )
+
+    def _table(self, evaluation: Evaluation, prompts: PromptSet) -> wandb.Table:
+        """step, image's number, prompt, image, then one column a metric."""
+        import wandb
+
+        texts = {prompt.id: prompt.text for prompt in prompts}
+        measured = scores.by_image(evaluation.rows)
+        names = sorted({row.metric for row in evaluation.rows})
+        columns = ["step", "number", "prompt", "image", *names]
+        rows = []
+        keys = scores.images_of(evaluation, prompts)
+        for number, key in list(enumerate(keys))[: self.images]:
+            values = measured.get(key, {})
+            rows.append(
+                [
+                    evaluation.step,
+                    number,
+                    texts[key[0]],
+                    evaluation.images[number],
+                    *(values.get(name) for name in names),
+                ]
+            )
+        history.keep_table(self.folder, evaluation.step, columns, rows)
+        table = wandb.Table(columns=[*columns])
+        for row in rows:
+            table.add_data(*row[:3], wandb.Image(row[3]), *row[4:])
+        return table
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[None]:
+    """wandb keeps a table's pictures in the home folder until they are uploaded, for an offline run for ever.
+
+    Inside, it keeps them in `folder`, so that the run's folder has all of the run. It asks only the
+    environment for the place.
+    """
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        os.environ.pop("WANDB_DATA_DIR", None)
+
+
+def curves(summaries: Mapping[str, Summary], seconds: Mapping[str, float]) -> dict[str, float]:
+    """eval/METRIC with _low, _high, _missing and _penalised, and seconds; what is undefined is left out."""
+    found: dict[str, float] = {}
+    for name, item in summaries.items():
+        values = {
+            "": item.mean, "_low": item.low, "_high": item.high, "_penalised": item.penalised,
+            "_missing": item.missing,
+        }  # fmt: skip
+        found |= {f"eval/{name}{ending}": value for ending, value in values.items() if value is not None}
+    return found | {f"seconds/{name}": value for name, value in seconds.items()}
+
+
+def flatten(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested mappings as "a/b" keys, None left out."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{above}{key}/")
+        elif value is not None:
+            flat[f"{above}{key}"] = value
+    return flat

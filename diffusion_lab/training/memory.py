@@ -1,0 +1,132 @@
+"""What makes a model fit a small card: recomputed activations, parts that rest in the main memory, compiled blocks.
+
+Attention needs no switch: diffusers and transformers go through torch's `scaled_dot_product_attention`, which
+picks the card's own memory-saving kernel.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from torch import nn
+
+    from diffusion_lab.config.schema import Memory
+    from diffusion_lab.training.state import TrainingState
+
+log = logging.getLogger(__name__)
+GRADIENTS_AGREE = 0.02  # relative distance of compiled from eager gradients; bf16's rounding is near 0.005
+
+
+class HasNetworks(Protocol):
+    """The metrics' encoders: whatever rests while the model trains."""
+
+    def networks(self) -> Sequence[nn.Module]: ...
+
+
+def recompute_activations(pipe: StableDiffusionPipeline, settings: Memory) -> None:
+    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), block by block, where the config asks for it.
+
+    Activations are computed again on the way back instead of being kept: less memory, about a third more time.
+    """
+    if not settings.gradient_checkpointing:
+        return
+    pipe.unet.enable_gradient_checkpointing()
+    if any(parameter.requires_grad for parameter in pipe.text_encoder.parameters()):
+        pipe.text_encoder.activation_checkpointing_enable()
+
+
+def idle_networks(state: TrainingState, bank: HasNetworks | None) -> list[nn.Module]:
+    """What a training step does not touch: the VAE, a text encoder whose answers are kept, the metrics' encoders."""
+    found: list[nn.Module] = [state.pipe.vae]
+    if state.hidden is not None:
+        found.append(state.pipe.text_encoder)
+    return [*found, *(bank.networks() if bank is not None else [])]
+
+
+def to_device(networks: Sequence[nn.Module], device: torch.device) -> None:
+    """Moves them and gives freed memory of the card back."""
+    import torch
+
+    for network in networks:
+        network.to(device)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
+def rest(state: TrainingState, bank: HasNetworks | None, settings: Memory) -> None:
+    """With `memory.offload`: what a training step does not touch leaves the device."""
+    import torch
+
+    if settings.offload:
+        to_device(idle_networks(state, bank), torch.device("cpu"))
+
+
+@contextmanager
+def awake(state: TrainingState, bank: HasNetworks | None, settings: Memory) -> Iterator[None]:
+    """Everything is on the device inside; afterwards, with `memory.offload`, what trains is there alone."""
+    if settings.offload:
+        to_device(idle_networks(state, bank), state.device)
+    try:
+        yield
+    finally:
+        rest(state, bank, settings)
+
+
+def compile_blocks(state: TrainingState, settings: Memory, **options: Any) -> bool:
+    """torch.compile on the U-Net's repeated transformer blocks; kept only where its gradients are eager's.
+
+    Compiled U-Nets have given right losses with wrong gradients, so all gradients of one batch are compared
+    first. Returns whether the blocks are compiled; the run's random streams stay as they were. `options` go to
+    torch.compile.
+    """
+    if not settings.compile:
+        return False
+    unet = state.pipe.unet
+    plain = _gradients(state)
+    unet.compile_repeated_blocks(**options)
+    try:
+        distance = _distance(plain, _gradients(state))
+        reason = f"its gradients are {distance:.1%} off eager's" if distance > GRADIENTS_AGREE else ""
+    except Exception as error:  # a compiler that is missing or fails; what it raises is its own
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if reason:
+        for module in unet.modules():
+            module._compiled_call_impl = None
+        log.warning("memory.compile=true: not compiled, %s", reason)
+    return not reason
+
+
+def _gradients(state: TrainingState) -> list[torch.Tensor]:
+    """Of all that trains, for the run's next batch, which stays the next."""
+    import copy
+
+    noise = state.noise_stream.get_state()
+    latent = state.latent_stream.get_state()
+    samplers = [state.sampler, *([state.prior.sampler] if state.prior is not None else [])]
+    places = [copy.copy(sampler) for sampler in samplers]
+    try:
+        with state.accelerator.autocast():
+            loss = state.method.loss(state.pipe, state.next_batch(1), state.noise_stream)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return [p.grad.clone() for p in state.trained if p.grad is not None]
+    finally:
+        state.optimizer.zero_grad()
+        state.noise_stream.set_state(noise)
+        state.latent_stream.set_state(latent)
+        for sampler, place in zip(samplers, places, strict=True):
+            sampler.epoch, sampler.position = place.epoch, place.position
+
+
+def _distance(plain: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """|a - b| / |a| over all of them together; infinite where a gradient is missing."""
+    if len(plain) != len(other):
+        return float("inf")
+    apart = sum(float((a - b).double().pow(2).sum()) for a, b in zip(plain, other, strict=True))
+    size = sum(float(a.double().pow(2).sum()) for a in plain)
+    return float((apart / max(size, 1e-30)) ** 0.5)
