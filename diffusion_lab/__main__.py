@@ -206,8 +206,7 @@ def _refuse_reference(folder: Path, named: str) -> None:
 def _single(words: list[str], overrides: list[str], composed: Any) -> int:
     from diffusion_lab.cli.compose import to_config
     from diffusion_lab.plan.fetch import fetch
-    from diffusion_lab.plan.plan import WORDS
-    from diffusion_lab.plan.shown import show
+    from diffusion_lab.plan.plan import WORDS, show
 
     text("hydra.run.dir", composed.hydra.run.dir)
     wanted = Path(paths.absolute(composed.hydra.run.dir, Path.cwd()))

@@ -20,11 +20,12 @@ from diffusion_lab.config.schema import Config
 from diffusion_lab.jobs import check
 from diffusion_lab.models import devices
 from diffusion_lab.models.devices import has_gpu
-from diffusion_lab.models.folder import model_folder
+from diffusion_lab.models.place import model_folder
 from diffusion_lab.plan import costs, plan, shown
 from diffusion_lab.plan.costs import estimate
 from diffusion_lab.plan.defaults import fill_defaults
-from diffusion_lab.plan.shown import duration, show
+from diffusion_lab.plan.plan import show
+from diffusion_lab.plan.shown import duration
 from diffusion_lab.records import UserError
 
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}

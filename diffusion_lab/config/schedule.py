@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from diffusion_lab.config.schema import Steps
+from typing import Protocol
 
 
-def evaluation_steps(steps: Steps) -> tuple[int, ...]:
+class HasSteps(Protocol):
+    """`config.schema.Steps`."""
+
+    total: int | None
+    every: int | None
+
+
+def evaluation_steps(steps: HasSteps) -> tuple[int, ...]:
     """Every multiple of `every` below `total`, and `total`; defaults filled. ValueError where they are not."""
     if steps.total is None or steps.every is None:
         raise ValueError("steps.total and steps.every are not filled in: see plan.defaults.fill_defaults")

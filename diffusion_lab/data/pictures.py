@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffusion_lab.data.sidecars import without_masks
 from diffusion_lab.records import Picture, UserError
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from diffusion_lab.records import Pixels
 
 log = logging.getLogger(__name__)
+MASK = re.compile(r"(?i)(.+)-(mask|cond)label")  # of OneTrainer, with the picture's stem before it
 
 SUFFIXES = frozenset(
     {
@@ -51,6 +51,18 @@ COMPANIONS = frozenset(
 JUNK = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx"})
 KEPT_SHORT_SIDE = 1024
 """Large photographs are box-reduced by a whole factor that keeps the short side at or above this, pixels."""
+
+
+def mask_of(stem: str) -> str | None:
+    """The stem of the picture that a file of this stem is the mask of; None where its name says no such thing."""
+    found = MASK.fullmatch(stem)
+    return found[1] if found else None
+
+
+def without_masks(pictures: list[Path]) -> list[Path]:
+    """`pictures` less the masks (`01-masklabel.png`) of others among them."""
+    stems = {path.stem for path in pictures}
+    return [path for path in pictures if mask_of(path.stem) not in stems]
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

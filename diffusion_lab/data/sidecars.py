@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab.data.pictures import SUFFIXES as PICTURES
+from diffusion_lab.data.pictures import mask_of
 from diffusion_lab.records import UserError
 from diffusion_lab.values.words import nfc
 
@@ -35,7 +37,6 @@ NOT_CAPTIONS = frozenset({"class_noun.txt"})
 MOST_BYTES = 64 * 1024
 """Of a caption. CLIP reads 77 tokens, and none of its 49,408 is longer than 70 bytes: 5 KB at most are read. The rest
 of the room is for what web UIs write beside a picture, prompt, settings and all."""
-MASK = re.compile(r"(?i)(.+)-(mask|cond)label")  # of OneTrainer, with the picture's stem before it
 _KOHYA_FOLDER = re.compile(r"(\d+)_(.+)")
 _OTHER_TABLES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".parquet", ".yaml", ".yml", ".toml", ".xml"})
 _CACHES = frozenset({".npz", ".npy"})
@@ -253,18 +254,6 @@ def decode(content: bytes) -> str:
     return text
 
 
-def mask_of(stem: str) -> str | None:
-    """The stem of the picture that a file of this stem is the mask of; None where its name says no such thing."""
-    found = MASK.fullmatch(stem)
-    return found[1] if found else None
-
-
-def without_masks(pictures: list[Path]) -> list[Path]:
-    """`pictures` less the masks (`01-masklabel.png`) of others among them."""
-    stems = {path.stem for path in pictures}
-    return [path for path in pictures if mask_of(path.stem) not in stems]
-
-
 def names(found: Sequence[str], most: int = 3) -> str:
     """ "a.txt, b.txt", "a.txt, b.txt, c.txt and 4 more"."""
     return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
@@ -282,8 +271,6 @@ def _entries(folder: Path) -> Iterable[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    from diffusion_lab.data.pictures import SUFFIXES as PICTURES
-
     return path.suffix.casefold() in PICTURES and not path.name.startswith(".")
 
 

@@ -26,8 +26,8 @@ def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet
     from diffusion_lab.data.prompts import load_prompts
     from diffusion_lab.data.subjects import load_subject
     from diffusion_lab.data.tokens import check_lengths
-    from diffusion_lab.models.folder import model_folder
     from diffusion_lab.models.load import load_pipeline
+    from diffusion_lab.models.place import model_folder
 
     subject = load_subject(config.data)
     prompts = load_prompts(config.prompts, identifier=subject.identifier, class_noun=subject.class_noun)
@@ -47,7 +47,8 @@ def build(
 ) -> TrainingState:
     """The run at its beginning, or where the checkpoint has it."""
     from diffusion_lab.runs.resume import bound
-    from diffusion_lab.training.checkpoint import digest, restore
+    from diffusion_lab.training.checkpoint import restore
+    from diffusion_lab.training.digest import digest
     from diffusion_lab.training.state import build_state
 
     state = build_state(config, pipe, subject)

@@ -21,7 +21,7 @@ from diffusion_lab.config import paths
 from diffusion_lab.config.schema import Config
 from diffusion_lab.data.prompts import images_per_prompt
 from diffusion_lab.models.devices import precision_row, precision_warnings
-from diffusion_lab.models.folder import check_model
+from diffusion_lab.models.place import check_model
 from diffusion_lab.plan.artefact_fits import check_fit, check_weight
 from diffusion_lab.plan.downloads import of_model, rows
 from diffusion_lab.plan.fits import check_device
@@ -93,7 +93,7 @@ def order(config: Config) -> Order:
 
 def _check_base(model: Model) -> None:
     """UserError where the model that the artefact was made for has been moved, or is another machine's."""
-    from diffusion_lab.models.folder import model_folder
+    from diffusion_lab.models.place import model_folder
 
     try:
         model_folder(model)

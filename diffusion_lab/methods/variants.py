@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import read_json, read_tensors
@@ -20,12 +20,25 @@ from diffusion_lab.system.readers import read_json, read_tensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from diffusion_lab.methods.lora import Lora
 
 VARIANTS = ("lora", "loha", "lokr", "oft")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
 PREFIX = "base_model.model."  # of every key in peft's files
 PLAIN_RANK = 8  # rank at which a rank-stabilised adapter of default alpha has the scale 1
+
+
+class Settings(Protocol):
+    """What the variants read of a method's settings; see `Lora`."""
+
+    variant: str
+    rank: int
+    alpha: float | None
+    rank_stabilised: bool
+    dora: bool
+    dropout: float
+
+    @property
+    def default_alpha(self) -> float | None: ...
 
 
 def default_alpha(variant: str, rank: int, rank_stabilised: bool) -> float | None:
@@ -35,7 +48,7 @@ def default_alpha(variant: str, rank: int, rank_stabilised: bool) -> float | Non
     return math.sqrt(PLAIN_RANK) if rank_stabilised else float(rank)
 
 
-def peft_config(method: Lora, targets: list[str]) -> Any:
+def peft_config(method: Settings, targets: list[str]) -> Any:
     """peft's configuration of the method's variant.
 
     LoRA: Hu et al. 2021, arXiv:2106.09685; rank-stabilised: Kalajdzievski 2023, arXiv:2312.03732; DoRA: Liu et al.

@@ -31,7 +31,7 @@ def source_of(model: Model) -> str | None:
 
     To be asked before the model is loaded: a file that changes meanwhile has another time afterwards.
     """
-    from diffusion_lab.models.folder import model_folder
+    from diffusion_lab.models.place import model_folder
     from diffusion_lab.models.single_file import config_folder
     from diffusion_lab.system.provenance import versions
 

@@ -6,15 +6,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.miniature.shipped import MINIATURES, shipped_folder
 from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import Key, read_header, read_json, refuse
-from diffusion_lab.values.checks import closest
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Model
 
-HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
 VARIANT = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.safetensors\.index)?\.([\w-]+?)(?:-\d+-of-\d+)?\.(?:safetensors|json)"
 )
@@ -29,50 +26,6 @@ PICKLED = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "pytorch_model",
 }
-
-
-def check_model(model: Model, warnings: list[str]) -> Path | None:
-    """Refuses a model that lacks a part. Returns the folder with its configs, None where only the hub has them."""
-    from diffusion_lab.models.single_file import check_file, config_folder
-
-    place = model_folder(model)
-    if place is not None and place.is_dir():
-        check_folder(place, model)
-        return place
-    if place is not None:
-        check_file(place, model)
-        configs = config_folder(model)
-        if configs is None:
-            warnings.append("model.config names no folder: the model's configs may be downloaded (kilobytes)")
-        return configs
-    if model.local_files_only:
-        raise UserError(
-            f"model.path={model.path}: it is not whole in the hub's cache on this machine; set "
-            "model.local_files_only=false to fetch it"
-        )
-    warnings.append(f"model.path={model.path} is taken for a hub id: it will be downloaded (gigabytes)")
-    return None
-
-
-def model_folder(model: Model) -> Path | None:
-    """The model's diffusers folder or single file; of a hub id its folder in the hub's cache, None where it is not
-    all there. UserError where it can be none of them.
-    """
-    if model.path in MINIATURES:
-        return shipped_folder(model.path)
-    folder = Path(model.path).expanduser()
-    if folder.exists():
-        return folder
-    if folder.suffix in (".safetensors", ".ckpt"):
-        raise UserError(f"model.path={model.path}: there is no such file")
-    if not HUB_ID.fullmatch(model.path):
-        raise UserError(
-            f"model.path={model.path}: there is no such folder, nor is it a hub id (owner/name)"
-            f"{closest(model.path, MINIATURES)}"
-        )
-    from diffusion_lab.models.hub import cached_model
-
-    return cached_model(model)
 
 
 def check_folder(folder: Path, model: Model) -> None:

@@ -27,6 +27,8 @@ CONFIGS = (
     "unet/config.json", "vae/config.json",
 )  # fmt: skip
 
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
+
 T = TypeVar("T")
 
 

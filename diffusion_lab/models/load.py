@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from diffusion_lab.miniature.shipped import MINIATURES, shipped_folder
 from diffusion_lab.models.devices import bf16_slowdown
 from diffusion_lab.models.fingerprints import source_of
 from diffusion_lab.models.folder import check_folder, variant_of
-from diffusion_lab.models.hub import cached_model
+from diffusion_lab.models.hub import HUB_ID, cached_model
 from diffusion_lab.models.single_file import PICKLED, SD1_CONFIG, check_file, load_file
 from diffusion_lab.records import UserError
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Repositories that are gone from the hub, and where the same weights are now.
 MOVED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",

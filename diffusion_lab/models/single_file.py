@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.models.folder import check_configs
+from diffusion_lab.models.hub import cached_configs
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
@@ -79,8 +80,6 @@ def load_file(path: Path, model: Model) -> StableDiffusionPipeline:
     """The pipeline, float32, through diffusers' converter. UserError where the file lacks weights."""
     import torch
     from diffusers import StableDiffusionPipeline
-
-    from diffusion_lab.models.hub import cached_configs
 
     folder = config_folder(model) or cached_configs(model.config or SD1_CONFIG)
     lacking = UserError(

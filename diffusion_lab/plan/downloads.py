@@ -71,7 +71,7 @@ def wanted(config: Config) -> list[Wanted]:
 
 def of_model(model: Model) -> list[Wanted]:
     """Of a hub model its parts, of a model in one file the configs that the hub has; nothing for a local folder."""
-    from diffusion_lab.models.folder import model_folder
+    from diffusion_lab.models.place import model_folder
     from diffusion_lab.models.single_file import SD1_CONFIG, config_folder
 
     if model.path in MINIATURES:

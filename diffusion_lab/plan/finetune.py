@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from diffusion_lab.evaluation.encoders.check import encoder_warnings
 from diffusion_lab.miniature.shipped import MINIATURES
 from diffusion_lab.models.devices import precision_row, precision_warnings
-from diffusion_lab.models.folder import check_model
+from diffusion_lab.models.place import check_model
 from diffusion_lab.plan.costs import memory_row, memory_warnings, of_run, time_rows
 from diffusion_lab.plan.downloads import rows, wanted
 from diffusion_lab.plan.inputs import check_impostors, check_metrics, check_optimizer, check_prompts

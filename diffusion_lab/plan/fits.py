@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.miniature.shipped import MINIATURES, shipped_folder
-from diffusion_lab.models.folder import model_folder
+from diffusion_lab.models.place import model_folder
 from diffusion_lab.records import UserError
 from diffusion_lab.values.checks import closest
 

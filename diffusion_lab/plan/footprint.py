@@ -71,7 +71,8 @@ SD15 = Architecture(
 
 def architecture(model: Model) -> Architecture:
     """Read from the model's own configs and its files' headers; SD 1.5's where they are not on this machine."""
-    from diffusion_lab.models.folder import WEIGHTS, model_folder
+    from diffusion_lab.models.folder import WEIGHTS
+    from diffusion_lab.models.place import model_folder
     from diffusion_lab.models.single_file import PREFIXES, config_folder
 
     place = model_folder(model)

@@ -6,12 +6,16 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffusion_lab.models.wanted import Wanted
 from diffusion_lab.plan.costs import Cost
 from diffusion_lab.plan.shown import duration, room
 from diffusion_lab.records import UserError
 from diffusion_lab.runs.resume import Standing
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WORDS: dict[Standing, str] = {
     "empty": "no run",
@@ -85,3 +89,18 @@ def check_downloads(files: list[Wanted]) -> tuple[Wanted, ...]:
 
         check_place(Path(constants.HF_HUB_CACHE), int(needed), "HF_HOME")
     return tuple(files)
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Prints the plan as a table, its warnings below."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in plan.rows:
+        table.add_row(name, escape(value))  # a folder may be called [b]
+    console.print(table)
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)

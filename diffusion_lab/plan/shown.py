@@ -1,13 +1,6 @@
-"""The plan as a person reads it: a table, with numbers as exact as estimates deserve."""
+"""Numbers of the plan as a person reads them: as exact as estimates deserve."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from diffusion_lab.plan.plan import Plan
 
 
 def shortened(steps: tuple[int, ...]) -> list[int | str]:
@@ -31,18 +24,3 @@ def duration(seconds: float) -> str:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def show(plan: Plan, console: Console) -> None:
-    """Prints the plan as a table, its warnings below."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in plan.rows:
-        table.add_row(name, escape(value))  # a folder may be called [b]
-    console.print(table)
-    for warning in plan.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)

@@ -19,7 +19,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -272,8 +272,3 @@ def prune(root: Path, now: int, *, keep: int, best: int | None) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(words: Sequence[str]) -> str:
-    """SHA-256 over texts, in their order."""
-    return hashlib.sha256("\0".join(words).encode()).hexdigest()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
     from torch import nn
 
     from diffusion_lab.config.schema import Memory
@@ -27,18 +26,6 @@ class HasNetworks(Protocol):
     """The metrics' encoders: whatever rests while the model trains."""
 
     def networks(self) -> Sequence[nn.Module]: ...
-
-
-def recompute_activations(pipe: StableDiffusionPipeline, settings: Memory) -> None:
-    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), block by block, where the config asks for it.
-
-    Activations are computed again on the way back instead of being kept: less memory, about a third more time.
-    """
-    if not settings.gradient_checkpointing:
-        return
-    pipe.unet.enable_gradient_checkpointing()
-    if any(parameter.requires_grad for parameter in pipe.text_encoder.parameters()):
-        pipe.text_encoder.activation_checkpointing_enable()
 
 
 def idle_networks(state: TrainingState, bank: HasNetworks | None) -> list[nn.Module]:

@@ -25,9 +25,9 @@ from diffusion_lab.system.environment import neutral
 from diffusion_lab.system.modes import eval_mode
 from diffusion_lab.system.processes import WAIT
 from diffusion_lab.system.rng import RngState, generator, preserved_rng, seeded, stream_seed
-from diffusion_lab.training.checkpoint import digest
+from diffusion_lab.training.activations import recompute_activations
+from diffusion_lab.training.digest import digest
 from diffusion_lab.training.latents import Latents, encode_pictures, encode_text, tokenize
-from diffusion_lab.training.memory import recompute_activations
 from diffusion_lab.training.meter import Meter, Since
 from diffusion_lab.training.optimizers import build_optimizer
 from diffusion_lab.training.sampler import EpochSampler

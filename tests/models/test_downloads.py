@@ -26,7 +26,7 @@ from diffusion_lab.evaluation.encoders import clip_tags
 from diffusion_lab.evaluation.encoders.weights import why_not_published
 from diffusion_lab.jobs import check
 from diffusion_lab.models import hub
-from diffusion_lab.models.folder import model_folder
+from diffusion_lab.models.place import model_folder
 from diffusion_lab.plan import downloads
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.plan.fetch import fetch

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from torch import Tensor
 from diffusion_lab.evaluation.encoders.detect import Face, prominence
 
 if TYPE_CHECKING:
-    from diffusion_lab.evaluation.encoders.bank import EncoderBank
     from diffusion_lab.evaluation.encoders.detect import FaceDetector
     from diffusion_lab.records import Picture, Pixels, Subject
 
@@ -56,7 +55,16 @@ class Photograph:
     unlike: bool = False  # `likeness` is below what the embedder needs for one person
 
 
-def look_at(subject: Subject, bank: EncoderBank, resolution: int) -> dict[str, list[Photograph]]:
+class FindsFaces(Protocol):
+    """What is asked of the encoders; see `bank.EncoderBank`."""
+
+    @property
+    def same_person(self) -> float: ...
+
+    def all_faces(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> list[list[Seen]]: ...
+
+
+def look_at(subject: Subject, bank: FindsFaces, resolution: int) -> dict[str, list[Photograph]]:
     """The faces of the subject's photographs and of the others', by "train", "heldout" and "impostors".
 
     Training and held-out pictures show one person and decide together; of the others each folder does.
@@ -75,7 +83,7 @@ def look_at(subject: Subject, bank: EncoderBank, resolution: int) -> dict[str, l
     }
 
 
-def _chosen(pictures: Sequence[Picture], bank: EncoderBank, resolution: int) -> list[Photograph]:
+def _chosen(pictures: Sequence[Picture], bank: FindsFaces, resolution: int) -> list[Photograph]:
     from diffusion_lab.data.pictures import fit
 
     if not pictures:

@@ -1,0 +1,11 @@
+"""One checksum of several texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+
+def digest(words: Sequence[str]) -> str:
+    """SHA-256 over texts, in their order."""
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()
