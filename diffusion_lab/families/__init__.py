@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.families.sd import StableDiffusion
+from diffusion_lab.families.sdxl import StableDiffusionXL
 
 if TYPE_CHECKING:
     from diffusion_lab.families.family import Family
@@ -13,6 +14,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         StableDiffusion(),
+        StableDiffusionXL(),
     )
 }  # fmt: skip
 
