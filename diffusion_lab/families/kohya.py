@@ -106,3 +106,33 @@ def with_original_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             layer = UNET + original_name(layer.removeprefix(UNET))
         found[f"{layer}{dot}{kind}"] = value
     return found
+
+
+ORIGINAL = re.compile(r"(input|output)_blocks_(\d+)_(\d+)_(.+)|middle_block_(\d+)_(.+)")
+
+
+def diffusers_name(layer: str) -> str:
+    """The inverse of `original_name`; other names stay as they are."""
+    tops = {original: ours for ours, original in TOP.items()}
+    if layer in tops:
+        return tops[layer]
+    found = ORIGINAL.fullmatch(layer)
+    if found is None:
+        return layer
+    if found[5] is not None:
+        place = int(found[5])
+        kind, number = ("attentions", 0) if place == 1 else ("resnets", place // 2)
+        return f"mid_block_{kind}_{number}_{_back(kind, found[6])}"
+    way, number, place, rest = found[1], int(found[2]), int(found[3]), found[4]
+    block, layer_number = divmod(number - (way == "input"), SDXL_LAYERS + 1)
+    if rest == "op":
+        return f"down_blocks_{block}_downsamplers_0_conv"
+    if rest == "conv":
+        return f"up_blocks_{block}_upsamplers_0_conv"
+    kind = "attentions" if place == 1 else "resnets"
+    return f"{'down' if way == 'input' else 'up'}_blocks_{block}_{kind}_{layer_number}_{_back(kind, rest)}"
+
+
+def _back(kind: str, rest: str) -> str:
+    names = {original: ours for ours, original in RESNET.items()}
+    return names.get(rest, rest) if kind == "resnets" else rest

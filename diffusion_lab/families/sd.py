@@ -36,9 +36,23 @@ class StableDiffusion:
     guidance_scale = 7.5
     # Where the configs of 1.x are: diffusers' own choice for such a file.
     single_file_config = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    single_file_parts: Mapping[str, tuple[str, ...]] = {
+        "unet": ("model.diffusion_model.",), "vae": ("first_stage_model.",), "text_encoder": ("cond_stage_model.",),
+    }  # fmt: skip
+    single_file_separate: frozenset[str] = frozenset()
     parameters: Mapping[str, float] = {
         "unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480,
     }  # fmt: skip
+
+    configs: Mapping[str, Config] = {
+        "unet": {
+            "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "cross_attention_dim": 768,
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, "sample_size": 64,
+        },
+        "vae": {"block_out_channels": [128, 256, 512, 512]}, "text_encoder": {"hidden_size": 768},
+    }  # fmt: skip
+    loads_half = False
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         parts = {part: configs.get(part, {}) for part in ("unet", "vae", "scheduler")}
@@ -93,8 +107,8 @@ class StableDiffusion:
         )
         return {"hidden": hidden}
 
-    def encode_negative(self, pipe: Any, text: str) -> Conditioning:
-        return self.encode_prompts(pipe, [text])
+    def unconditional(self, pipe: Any, text: str, encoded: Conditioning) -> Conditioning:
+        return encoded
 
     # --- what else the denoiser is given ---
     def training_extras(self, pipe: Any, framings: Sequence[Framing]) -> Conditioning:
@@ -134,3 +148,6 @@ class StableDiffusion:
         """`lora_te_` for the text encoder: what tools for Stable Diffusion 1.x and 2.x read."""
         found = kohya.renamed(weights, settings)
         return found and {key.replace(kohya.FIRST, "lora_te_", 1): value for key, value in found.items()}
+
+    def layer_name(self, name: str) -> str:
+        return name

@@ -52,9 +52,27 @@ class StableDiffusionXL:
     sampling_steps = 50
     guidance_scale = 5.0
     single_file_config = "stabilityai/stable-diffusion-xl-base-1.0"
+    single_file_parts: Mapping[str, tuple[str, ...]] = {
+        "unet": ("model.diffusion_model.",), "vae": ("first_stage_model.",),
+        "text_encoder": ("conditioner.embedders.0.",), "text_encoder_2": ("conditioner.embedders.1.",),
+    }  # fmt: skip
+    single_file_separate: frozenset[str] = frozenset()
     parameters: Mapping[str, float] = {
         "unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840,
     }  # fmt: skip
+
+    configs: Mapping[str, Config] = {
+        "unet": {
+            "block_out_channels": [320, 640, 1280], "layers_per_block": 2, "cross_attention_dim": 2048,
+            "transformer_layers_per_block": [1, 2, 10], "addition_embed_type": "text_time",
+            "projection_class_embeddings_input_dim": 2816,
+            "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+            "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"], "sample_size": 128,
+        },
+        "vae": {"block_out_channels": [128, 256, 512, 512]},
+        "text_encoder": {"hidden_size": 768}, "text_encoder_2": {"hidden_size": 1280},
+    }  # fmt: skip
+    loads_half = False
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         """`model_index` may be among the configs."""
@@ -135,14 +153,13 @@ class StableDiffusionXL:
         )
         return {"hidden": hidden, "pooled": pooled}
 
-    def encode_negative(self, pipe: Any, text: str) -> Conditioning:
+    def unconditional(self, pipe: Any, text: str, encoded: Conditioning) -> Conditioning:
         """ "" gives zeros where the pipeline's `force_zeros_for_empty_prompt` says so, as it does for the base model."""
         import torch
 
-        found = self.encode_prompts(pipe, [text])
         if text == "" and pipe.config.force_zeros_for_empty_prompt:
-            return {name: torch.zeros_like(value) for name, value in found.items()}
-        return found
+            return {name: torch.zeros_like(value) for name, value in encoded.items()}
+        return encoded
 
     # --- what else the denoiser is given ---
     def training_extras(self, pipe: Any, framings: Sequence[Framing]) -> Conditioning:
@@ -196,3 +213,7 @@ class StableDiffusionXL:
         """`lora_unet_` with the original code's names of layers, `lora_te1_`, `lora_te2_`: what kohya's scripts write."""
         found = kohya.renamed(weights, settings)
         return found and kohya.with_original_names(found)
+
+    def layer_name(self, name: str) -> str:
+        """Of the original code's names too, which kohya's scripts write."""
+        return kohya.diffusers_name(name)

@@ -149,7 +149,8 @@ def work(unet: Config, side: int, tokens: int = TEXT_TOKENS) -> Work:
             # 6: those layers without the text's; 12: feed-forward, 4 c wide and gated
             block = here * c * c * (6 + 12) + 2 * tokens * width * c + 2 * here * c * (here + tokens)
             macs += part.depth * block + 2 * here * c * c  # the way in and out
-    return Work(residual, transformer, positions, 2 * macs / 1e12, adapted)
+    sampled = residual / 20 + 24 * area * first
+    return Work(residual, transformer, positions, 2 * macs / 1e12, adapted, sampled)
 
 
 def _each(value: Any, number: int) -> list[Any]:
