@@ -13,6 +13,7 @@ from diffusers import StableDiffusionXLPipeline
 from diffusion_lab.families import FAMILIES, kohya
 from diffusion_lab.families.family import Framing
 from tests.families.tiny import SIDE, draw, plain, reload, sdxl
+from tests.models.ldm import unet_name
 
 FAMILY: Any = FAMILIES["sdxl"]
 PROMPT = "a photo of dog"
@@ -114,6 +115,23 @@ def test_sizes_and_crop_change_the_answer(pipe: Any) -> None:
             Framing(SIZE, (40, 0), SIZE),
         ):
             assert not torch.equal(base, answer(other))
+
+
+def test_sizes_stay_whole_in_half_precision(pipe: Any) -> None:
+    """bfloat16 has no 1365: floating-point conditioning is cast, sizes are not."""
+    pipe.unet.to(torch.bfloat16)
+    with torch.no_grad():
+        conditioning = {k: v.bfloat16() for k, v in FAMILY.encode_prompts(pipe, [PROMPT]).items()}
+        noisy = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(0)).bfloat16()
+        ids = FAMILY.training_extras(pipe, [Framing((1365, 1024), (0, 0), SIZE)])["time_ids"]
+
+        def answer(time_ids: torch.Tensor) -> torch.Tensor:
+            return FAMILY.predict(pipe, noisy, torch.tensor(500), {**conditioning, "time_ids": time_ids})
+
+        found = answer(ids)
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, answer(ids.float()))
+        assert not torch.equal(found, answer(ids.bfloat16()))
 
 
 @pytest.mark.parametrize("force_upcast", [True, False])
@@ -238,6 +256,19 @@ def test_kohyas_names_are_the_original_codes(pipe: Any) -> None:
     ):
         assert name in layers
     assert not [name for name in layers if "_blocks_" in name and ("down_" in name or "up_" in name)]
+
+
+def test_every_layers_original_name(pipe: Any) -> None:
+    """Against the names of a single checkpoint file, which the tests of such files have a table of."""
+    layers = [
+        name
+        for name, module in pipe.unet.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and not name.startswith("add_embedding")
+    ]
+    assert len(layers) > 100
+    for layer in layers:
+        expected = unet_name(f"{layer}.weight", pipe.unet.config).removesuffix(".weight")
+        assert kohya.original_name(layer.replace(".", "_")) == expected.replace(".", "_")
 
 
 def test_no_kohya_file_of_dora_or_of_unknown_layers(pipe: Any) -> None:
