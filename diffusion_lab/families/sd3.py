@@ -17,7 +17,15 @@ from diffusion_lab.interfaces import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from diffusion_lab.families.family import Conditioning, Config, Framing, Tokens, Trainable, Work
+    from diffusion_lab.families.family import (
+        Conditioning,
+        Config,
+        Framing,
+        Tokens,
+        Trainable,
+        Vocabulary,
+        Work,
+    )
 
 # The pipeline's default. diffusers' training script takes 77: a model that is sampled at 256 would be trained at
 # another length of its text than it is asked with.
@@ -35,24 +43,24 @@ class StableDiffusion3:
     title = "Stable Diffusion 3"
     pipeline = "StableDiffusion3Pipeline"
     denoiser = "transformer"
-    text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2", "tokenizer_3")
     # T5 may be left out of memory; zeros stand for its tokens, as the paper's section 5.3.3 does.
-    optional = frozenset({"text_encoder_3", "tokenizer_3"})
+    optional: frozenset[str] = frozenset({"text_encoder_3", "tokenizer_3"})
     trainable: frozenset[Trainable] = frozenset({"network", "adapter"})
     why_not: Mapping[Trainable, str] = {
         "word": "diffusers has no loader for learned words of Stable Diffusion 3",
         "hypernetwork": "hypernetworks stand before the keys and values of cross-attention, and Stable Diffusion 3 "
         "has joint attention only",
     }
-    lora_targets = (*ATTENTION, *TEXT_ATTENTION, *SECOND_ATTENTION)
-    small_lora_targets = (*lora_targets, *FEED_FORWARD)
+    lora_targets: tuple[str, ...] = (*ATTENTION, *TEXT_ATTENTION, *SECOND_ATTENTION)
+    small_lora_targets: tuple[str, ...] = (*lora_targets, *FEED_FORWARD)
     layer_hint = (
         "the attention has attn.to_q, attn.to_k, attn.to_v, attn.to_out.0 of the picture, attn.add_q_proj, "
         "attn.add_k_proj, attn.add_v_proj, attn.to_add_out of the text, and in SD 3.5 medium attn2.to_q and so on"
     )
-    lora_text_encoders = ("text_encoder", "text_encoder_2")
-    vocabularies = ()
+    lora_text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
+    vocabularies: tuple[Vocabulary, ...] = ()
     guidance: Literal["classifier_free", "embedded"] = "classifier_free"
     sampling_steps = (
         40  # SD 3.5 medium's card; SD 3.5 large: 28 at 3.5; SD 3 medium and the pipeline: 28 at 7
