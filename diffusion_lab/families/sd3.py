@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffusion_lab.families import sd3_work
+from diffusion_lab.families import clip, sd3_work, vae
 from diffusion_lab.families.flow import Flow, euler, flow
 from diffusion_lab.interfaces import UserError
 
@@ -37,7 +37,13 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_contex
 
 
 class StableDiffusion3:
-    """The `Family` of Stable Diffusion 3 and 3.5. Facts of the published model are those of SD 3.5 medium."""
+    """The `Family` of Stable Diffusion 3 and 3.5. Facts of the published model are those of SD 3.5 medium.
+
+    Conditioning of b texts:
+
+    `hidden`: both CLIPs' penultimate hidden states side by side, padded with zeros, then T5's, [b, 77 + 256, 4096];
+    `pooled`: both CLIPs' projected vectors [b, 768 + 1280].
+    """
 
     name = "sd3"
     title = "Stable Diffusion 3"
@@ -77,7 +83,7 @@ class StableDiffusion3:
     }
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
-        """See `Family`. Sizes that a config leaves out are not compared."""
+        """Sizes that a config leaves out are not compared."""
         transformer, vae = configs.get("transformer", {}), configs.get("vae", {})
         kind = transformer.get("_class_name")
         if kind != "SD3Transformer2DModel":
@@ -101,13 +107,10 @@ class StableDiffusion3:
         return None
 
     def resolution(self, configs: Mapping[str, Config]) -> int:
-        return int(configs["transformer"]["sample_size"]) * self._factor(configs)
+        return int(configs["transformer"]["sample_size"]) * vae.pixels_per_latent(configs["vae"])
 
     def multiple(self, configs: Mapping[str, Config]) -> int:
-        return self._factor(configs) * int(configs["transformer"]["patch_size"])
-
-    def _factor(self, configs: Mapping[str, Config]) -> int:
-        return int(2 ** (len(configs["vae"]["block_out_channels"]) - 1))
+        return vae.pixels_per_latent(configs["vae"]) * int(configs["transformer"]["patch_size"])
 
     def work(self, configs: Mapping[str, Config], side: int) -> Work:
         return sd3_work.work(configs["transformer"], side)
@@ -138,45 +141,39 @@ class StableDiffusion3:
     # --- texts ---
 
     def tokenize(self, pipe: Any, text: str) -> Tokens:
-        """See `Family`. The limit is that of the longest reader: with T5, CLIP reads the text's beginning."""
-        tokens: dict[str, Tensor] = {}
-        clip, t5 = int(pipe.tokenizer_max_length), pipe.text_encoder_3 is not None
-        limits = {"tokenizer": clip, "tokenizer_2": clip, **({"tokenizer_3": T5_TOKENS} if t5 else {})}
-        for name, most in limits.items():
-            tokenizer = getattr(pipe, name)
-            if most == max(limits.values()) and (given := len(tokenizer(text).input_ids)) > most:
-                raise ValueError(f"the text has {given} tokens, the model reads {most}")
-            padded = tokenizer(
-                text, padding="max_length", max_length=most, truncation=True, return_tensors="pt"
-            )
-            tokens[name] = padded.input_ids
-        return tokens
+        """CLIP's 77 tokens are cut where T5 reads the whole text, as the pipeline does; else they are the limit."""
+        most = int(pipe.tokenizer_max_length)
+        limits = {"tokenizer": most, "tokenizer_2": most}
+        if pipe.text_encoder_3 is not None:
+            limits["tokenizer_3"] = most = T5_TOKENS
+        for part in (part for part, limit in limits.items() if limit == most):
+            given = len(getattr(pipe, part)(text, truncation=False, verbose=False).input_ids)
+            if given > most:
+                raise ValueError(f"{text!r} has {given} tokens, the model reads {most}")
+        return {
+            part: getattr(pipe, part)(
+                text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+            ).input_ids
+            for part, limit in limits.items()
+        }
 
     def encode(self, pipe: Any, tokens: Tokens) -> Conditioning:
-        """See `Family`. T5 is frozen: no gradients go through it."""
         import torch
         import torch.nn.functional as F
 
         device, dtype = pipe.text_encoder.device, pipe.text_encoder.dtype
-        hidden, pooled = [], []
-        for encoder, ids in (
-            (pipe.text_encoder, tokens["tokenizer"]),
-            (pipe.text_encoder_2, tokens["tokenizer_2"]),
-        ):
-            answer = encoder(ids.to(encoder.device), output_hidden_states=True)
-            hidden.append(answer.hidden_states[-2].to(device, dtype))
-            pooled.append(answer[0].to(device))
-        clip = torch.cat(hidden, dim=-1)
+        parts = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+        found = [clip.penultimate(getattr(pipe, encoder), tokens[ids]) for encoder, ids in parts]
+        hidden = torch.cat([states.to(device, dtype) for states, _ in found], dim=-1)
         if pipe.text_encoder_3 is None:
             width = int(pipe.transformer.config.joint_attention_dim)
-            t5 = torch.zeros(len(clip), T5_TOKENS, width, device=device, dtype=dtype)
+            t5 = torch.zeros(len(hidden), T5_TOKENS, width, device=device, dtype=dtype)
         else:
-            with torch.no_grad():
-                t5 = pipe.text_encoder_3(tokens["tokenizer_3"].to(pipe.text_encoder_3.device))[0].to(device)
-        clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
+            t5 = pipe.text_encoder_3(tokens["tokenizer_3"].to(pipe.text_encoder_3.device))[0].to(device)
+        hidden = F.pad(hidden, (0, t5.shape[-1] - hidden.shape[-1]))
         return {
-            "encoder_hidden_states": torch.cat([clip, t5], dim=-2),  # [b, 77 + 256, 4096]
-            "pooled_projections": torch.cat(pooled, dim=-1),  # [b, 2048]
+            "hidden": torch.cat([hidden, t5], dim=-2),
+            "pooled": torch.cat([vector.to(device) for _, vector in found], dim=-1),
         }
 
     def encode_prompts(self, pipe: Any, texts: Sequence[str]) -> Conditioning:
@@ -188,10 +185,10 @@ class StableDiffusion3:
             do_classifier_free_guidance=False,
             max_sequence_length=T5_TOKENS,
         )
-        return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
+        return {"hidden": hidden, "pooled": pooled}
 
     def encode_negative(self, pipe: Any, text: str) -> Conditioning:
-        """See `Family`. Without a negative prompt the pipeline encodes the empty text."""
+        """Without a negative prompt the pipeline encodes the empty text."""
         return self.encode_prompts(pipe, [text])
 
     # --- what else the denoiser is given ---
@@ -207,25 +204,17 @@ class StableDiffusion3:
     # --- images and latents ---
 
     def posterior(self, pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        vae = pipe.vae
-        distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-        return distribution.mean.float(), distribution.logvar.float()
+        return vae.posterior(pipe.vae, pixels)
 
     def factors(self, pipe: Any) -> tuple[float, float]:
-        config = pipe.vae.config
-        return float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
+        return vae.factors(pipe.vae)
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
-        """See `Family`. In the VAE's own precision, as the pipeline: float16 may overflow, bfloat16 does not."""
-        scale, shift = self.factors(pipe)
-        vae = pipe.vae
-        decoded: Tensor = vae.decode((latents / scale + shift).to(vae.device, vae.dtype), return_dict=False)[
-            0
-        ]
-        return decoded.float()
+        """In the VAE's own format, as the pipeline, which does not ask `force_upcast`."""
+        return vae.decode(pipe.vae, latents)
 
     def latent_shape(self, pipe: Any, size: tuple[int, int] | None) -> tuple[int, int, int]:
-        """See `Family`. UserError for sizes that the transformer cannot make."""
+        """UserError for sizes that the transformer cannot make."""
         config = pipe.transformer.config
         if size is None:
             return int(config.in_channels), int(config.sample_size), int(config.sample_size)
@@ -250,12 +239,12 @@ class StableDiffusion3:
         return flow(pipe.scheduler.config, self._patches(pipe, size))
 
     def predict(self, pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """See `Family`. The velocity; timesteps in 0..1000 as floats, not rounded to the table of a scheduler."""
+        """The velocity; timesteps in 0..1000 as floats, not rounded to the table of a scheduler."""
         answer: Tensor = pipe.transformer(
             hidden_states=noisy,
             timestep=timesteps.to(noisy.device).expand(len(noisy)),
-            encoder_hidden_states=conditioning["encoder_hidden_states"].to(noisy.device, noisy.dtype),
-            pooled_projections=conditioning["pooled_projections"].to(noisy.device, noisy.dtype),
+            encoder_hidden_states=conditioning["hidden"].to(noisy.device, noisy.dtype),
+            pooled_projections=conditioning["pooled"].to(noisy.device, noisy.dtype),
             return_dict=False,
         )[0]
         return answer
@@ -266,7 +255,7 @@ class StableDiffusion3:
     # --- files ---
 
     def kohya(self, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """See `Family`. OneTrainer's names, which ComfyUI reads too: `lora_transformer_...`, `lora_te1_...`.
+        """OneTrainer's names, which ComfyUI reads too: `lora_transformer_...`, `lora_te1_...`.
 
         ComfyUI reads diffusers' own file of Stable Diffusion 3 as well, but not alpha in its header: it takes
         alpha = rank. kohya's names (`lora_unet_joint_blocks_...`) have queries, keys and values in one layer, and
@@ -274,7 +263,7 @@ class StableDiffusion3:
         """
         import torch
 
-        from diffusion_lab.models.kohya import scale
+        from diffusion_lab.families.kohya import scale
 
         prefixes = {
             "transformer": "lora_transformer",
@@ -285,7 +274,7 @@ class StableDiffusion3:
         for key, value in weights.items():
             part, _, rest = key.partition(".")
             layer, _, side = rest.removesuffix(".weight").rpartition(".")
-            if side not in ("lora_A", "lora_B"):
+            if part not in prefixes or side not in ("lora_A", "lora_B"):
                 return None
             name = f"{prefixes[part]}_{layer.replace('.', '_')}"
             found[f"{name}.lora_{'down' if side == 'lora_A' else 'up'}.weight"] = value.contiguous()
