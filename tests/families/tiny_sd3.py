@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 # Width of the transformer, of the text it reads and of its pooled text: all different, so that none passes for another.
 WIDTH, TEXT_WIDTH, FIRST_POOLED, SECOND_POOLED = 48, 64, 16, 24
 TRANSFORMER: dict[str, Any] = {
@@ -52,7 +54,6 @@ def t5_tokenizer() -> Any:
 
 def build(*, t5: bool = True, dual: bool = True, shift: float = 3.0, seed: int = 0) -> Any:
     """A `StableDiffusion3Pipeline`, float32, on the CPU, in eval mode. `t5` false: without the third text encoder."""
-    import torch
     from diffusers import (
         AutoencoderKL,
         FlowMatchEulerDiscreteScheduler,
@@ -139,3 +140,21 @@ def sd3(folder: Path, **options: Any) -> Any:
     """`build(**options)`, written to `folder` with safetensors and loaded again by plain diffusers."""
     build(**options).save_pretrained(folder, safe_serialization=True)
     return load(folder)
+
+
+# --- one image of the plain pipeline ---------------------------------------------------------------------
+
+STEPS, GUIDANCE = 4, 5.0
+DOG, MAN = "a photo of a dog in the snow", "the man"
+
+
+def noise(n: int = 1, seed: int = 0) -> torch.Tensor:
+    """float32 [n, 16, 16, 16]."""
+    return torch.randn(n, 16, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def plain(pipe: Any, text: str = DOG, **more: Any) -> torch.Tensor:
+    """Its latents, from `noise()`."""
+    settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "latent", **more}
+    found: torch.Tensor = pipe(text, latents=noise(), **settings).images
+    return found
