@@ -51,7 +51,7 @@ class StableDiffusion3:
     denoiser = "transformer"
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2", "tokenizer_3")
-    # T5 may be left out of memory; zeros stand for its tokens, as the paper's section 5.3.3 does.
+    # T5 may be left out of memory; the pipeline puts zeros in place of its tokens.
     optional: frozenset[str] = frozenset({"text_encoder_3", "tokenizer_3"})
     trainable: frozenset[Trainable] = frozenset({"network", "adapter"})
     why_not: Mapping[Trainable, str] = {
@@ -68,9 +68,8 @@ class StableDiffusion3:
     lora_text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     vocabularies: tuple[Vocabulary, ...] = ()
     guidance: Literal["classifier_free", "embedded"] = "classifier_free"
-    sampling_steps = (
-        40  # SD 3.5 medium's card; SD 3.5 large: 28 at 3.5; SD 3 medium and the pipeline: 28 at 7
-    )
+    # SD 3.5 medium's card. SD 3.5 large's: 28 steps at 3.5; the pipeline's own: 28 at 7.
+    sampling_steps = 40
     guidance_scale = 4.5
     single_file_config = "stabilityai/stable-diffusion-3.5-medium"
     # As the files count: the transformer's hold 2,243,171,520 parameters and a buffer of 384^2 * 1536 positions.
@@ -84,7 +83,7 @@ class StableDiffusion3:
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         """Sizes that a config leaves out are not compared."""
-        transformer, vae = configs.get("transformer", {}), configs.get("vae", {})
+        transformer, coder = configs.get("transformer", {}), configs.get("vae", {})
         kind = transformer.get("_class_name")
         if kind != "SD3Transformer2DModel":
             return f"its transformer is {kind or 'missing'}, not an SD3Transformer2DModel"
@@ -92,7 +91,7 @@ class StableDiffusion3:
         if not scheduler.startswith("FlowMatch"):
             return f"its scheduler is {scheduler}, not a FlowMatchEulerDiscreteScheduler"
         channels = transformer.get("in_channels", 16)
-        if (latents := vae.get("latent_channels", channels)) != channels:
+        if (latents := coder.get("latent_channels", channels)) != channels:
             return (
                 f"its transformer has {channels} input channels for {latents} latent ones: not text-to-image"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,7 @@ def adapted(pipe: Any, targets: tuple[str, ...], rank: int = 2, alpha: float = 6
 @pytest.mark.parametrize("targets", ["lora_targets", "small_lora_targets"])
 def test_a_lora_is_read_by_plain_diffusers(pipe: Any, targets: str, tmp_path: Path) -> None:
     """Layers' names and an alpha that is not the rank survive, in a model with and without the second attention."""
-    fresh = StableDiffusion3Pipeline(**pipe.components | {"transformer": _copy(pipe.transformer)} | {
-        part: _copy(getattr(pipe, part)) for part in CLIPS
-    })  # fmt: skip
-    other = StableDiffusion3Pipeline(**fresh.components | {"transformer": _copy(pipe.transformer)} | {
-        part: _copy(getattr(pipe, part)) for part in CLIPS
-    })  # fmt: skip
+    fresh, other = _fresh(pipe), _fresh(pipe)
     untouched = plain(pipe)
     layers = adapted(pipe, getattr(FAMILY, targets))
     named = {key.rsplit(".lora_", 1)[0] for key in layers["transformer_lora_layers"]}
@@ -81,22 +77,22 @@ def test_a_lora_is_read_by_plain_diffusers(pipe: Any, targets: str, tmp_path: Pa
     changed = plain(pipe)
     assert (changed - untouched).abs().max() > 0.05
     StableDiffusion3Pipeline.save_lora_weights(tmp_path / "with", **layers)
-    fresh.set_progress_bar_config(disable=True)
     fresh.load_lora_weights(tmp_path / "with")
     torch.testing.assert_close(plain(fresh), changed, rtol=1e-4, atol=1e-4)
     assert {key.rsplit(".lora_", 1)[0] for key in _state(fresh.transformer)} == named
     # diffusers takes alpha = rank where the header does not tell: the settings have to be in it.
     weights = {key: value for key, value in layers.items() if key.endswith("_layers")}
     StableDiffusion3Pipeline.save_lora_weights(tmp_path / "without", **weights)
-    other.set_progress_bar_config(disable=True)
     other.load_lora_weights(tmp_path / "without")
     assert (plain(other) - changed).abs().max() > 0.05
 
 
-def _copy(network: Any) -> Any:
-    import copy
-
-    return copy.deepcopy(network)
+def _fresh(pipe: Any) -> Any:
+    """A plain pipeline with copies of the networks that an adapter changes."""
+    networks = {part: copy.deepcopy(getattr(pipe, part)) for part in ("transformer", *CLIPS)}
+    found = StableDiffusion3Pipeline(**pipe.components | networks)
+    found.set_progress_bar_config(disable=True)
+    return found
 
 
 def _state(network: Any) -> dict[str, torch.Tensor]:
@@ -108,7 +104,7 @@ def _state(network: Any) -> dict[str, torch.Tensor]:
 
 def test_other_tools_names_give_the_same_image(full: Any) -> None:
     """Merged by ComfyUI's rule: weight + alpha / rank * up @ down, keys looked up layer by layer."""
-    fresh = {part: _copy(getattr(full, part)) for part in ("transformer", *CLIPS)}
+    merged = _fresh(full)
     layers = adapted(full, FAMILY.small_lora_targets)
     changed = plain(full)
     parts = ("transformer", *CLIPS)
@@ -123,16 +119,14 @@ def test_other_tools_names_give_the_same_image(full: Any) -> None:
     assert "lora_te2_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight" in file
     used = 0
     prefixes = {"transformer": "lora_transformer", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
-    for part, network in fresh.items():
-        for name, module in network.named_modules():
+    for part in parts:
+        for name, module in getattr(merged, part).named_modules():
             key = f"{prefixes[part]}_{name.replace('.', '_')}"
             if f"{key}.lora_up.weight" in file:
                 up, down = file[f"{key}.lora_up.weight"], file[f"{key}.lora_down.weight"]
                 module.weight.data += file[f"{key}.alpha"] / len(down) * up @ down
                 used += 3
     assert used == len(file)
-    merged = StableDiffusion3Pipeline(**full.components | fresh)
-    merged.set_progress_bar_config(disable=True)
     torch.testing.assert_close(plain(merged), changed, rtol=1e-4, atol=1e-4)
 
 
