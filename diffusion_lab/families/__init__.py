@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.families.sd import StableDiffusion
+from diffusion_lab.families.sd3 import StableDiffusion3
 from diffusion_lab.families.sdxl import StableDiffusionXL
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         StableDiffusion(),
         StableDiffusionXL(),
+        StableDiffusion3(),
     )
 }  # fmt: skip
 
