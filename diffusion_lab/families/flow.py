@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
     import torch

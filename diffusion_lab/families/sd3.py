@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion_lab.families import clip, sd3_work, vae
 from diffusion_lab.families.flow import Flow, euler, flow
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,6 +72,13 @@ class StableDiffusion3:
     sampling_steps = 40
     guidance_scale = 4.5
     single_file_config = "stabilityai/stable-diffusion-3.5-medium"
+    single_file_parts: Mapping[str, tuple[str, ...]] = {
+        "transformer": ("model.diffusion_model.joint_blocks.", "joint_blocks."), "vae": ("first_stage_model.",),
+        "text_encoder": ("text_encoders.clip_l.",), "text_encoder_2": ("text_encoders.clip_g.",),
+        "text_encoder_3": ("text_encoders.t5xxl.",),
+    }  # fmt: skip
+    # As published: text encoders in files of their own.
+    single_file_separate: frozenset[str] = frozenset({"vae", *text_encoders})
     # As the files count: the transformer's hold 2,243,171,520 parameters and a buffer of 384^2 * 1536 positions.
     parameters: Mapping[str, float] = {
         "transformer": 2_469_663_936,
@@ -80,6 +87,17 @@ class StableDiffusion3:
         "text_encoder_2": 694_659_840,
         "text_encoder_3": 4_762_310_656,
     }
+
+    configs: Mapping[str, Config] = {
+        "transformer": {
+            "patch_size": 2, "num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64,
+            "dual_attention_layers": list(range(13)), "joint_attention_dim": 4096, "caption_projection_dim": 1536,
+            "pooled_projection_dim": 2048, "in_channels": 16, "out_channels": 16, "sample_size": 128,
+        },
+        "vae": {"block_out_channels": [128, 256, 512, 512]}, "text_encoder": {"hidden_size": 768},
+        "text_encoder_2": {"hidden_size": 1280},
+    }  # fmt: skip
+    loads_half = True
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         """Sizes that a config leaves out are not compared."""
@@ -186,9 +204,9 @@ class StableDiffusion3:
         )
         return {"hidden": hidden, "pooled": pooled}
 
-    def encode_negative(self, pipe: Any, text: str) -> Conditioning:
+    def unconditional(self, pipe: Any, text: str, encoded: Conditioning) -> Conditioning:
         """Without a negative prompt the pipeline encodes the empty text."""
-        return self.encode_prompts(pipe, [text])
+        return encoded
 
     # --- what else the denoiser is given ---
 
@@ -280,3 +298,6 @@ class StableDiffusion3:
             if side == "lora_A":
                 found[f"{name}.alpha"] = torch.tensor(scale(settings, part) * len(value))
         return found
+
+    def layer_name(self, name: str) -> str:
+        return name

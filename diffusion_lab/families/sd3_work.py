@@ -42,4 +42,7 @@ def work(config: Mapping[str, Any], side: int) -> Work:
         positions=float(blocks * both),
         tflop=2 * multiply_adds / 1e12,
         adapted=adapted,
+        sampled=12.0
+        * both
+        * width,  # of one block: queries, keys, values, and the feed-forward's 4 widths, twice
     )

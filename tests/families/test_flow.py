@@ -14,7 +14,7 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 from scipy import stats
 
 from diffusion_lab.families.flow import Flow, dynamic_mu, euler, flow, shift_of
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 

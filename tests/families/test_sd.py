@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusion_lab.models.shipped import shipped_folder
 
 from diffusion_lab.families import FAMILIES
-from diffusion_lab.interfaces import Batch, UserError
 from diffusion_lab.methods import lora
 from diffusion_lab.models import kohya, load, single_file
-from diffusion_lab.models.shipped import shipped_folder
+from diffusion_lab.records import Batch, UserError
 from diffusion_lab.sampling import sample
 from diffusion_lab.sampling.embeddings import PromptEmbeddings
 from diffusion_lab.training import latents, losses
@@ -39,7 +39,7 @@ def test_texts(pipe: Any) -> None:
         hidden = FAMILY.encode(pipe, tokens)["hidden"]
         assert torch.equal(hidden, latents.encode_text(pipe, tokens["tokenizer"]))
         found = FAMILY.encode_prompts(pipe, PROMPTS)["hidden"]
-        negative = FAMILY.encode_negative(pipe, "blurry")["hidden"]
+        negative = FAMILY.unconditional(pipe, "blurry", FAMILY.encode_prompts(pipe, ["blurry"]))["hidden"]
     assert torch.equal(found, PromptEmbeddings().encode(pipe, PROMPTS))
     assert torch.equal(negative, PromptEmbeddings().encode(pipe, ["blurry"]))
 

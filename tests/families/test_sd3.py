@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from diffusion_lab.families.family import Family, Framing
 from diffusion_lab.families.sd3 import StableDiffusion3
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 from tests.families import tiny_sd3
 from tests.families.tiny_sd3 import DOG, GUIDANCE, MAN, STEPS, noise, plain
 
@@ -49,7 +49,10 @@ def full(folder: Path) -> Any:
 @torch.no_grad()
 def drawn(pipe: Any, text: str = DOG, negative: str = "") -> torch.Tensor:
     """Latents through the family alone, with classifier-free guidance."""
-    conditional, unconditional = FAMILY.encode_prompts(pipe, [text]), FAMILY.encode_negative(pipe, negative)
+    conditional, unconditional = (
+        FAMILY.encode_prompts(pipe, [text]),
+        FAMILY.unconditional(pipe, negative, FAMILY.encode_prompts(pipe, [negative])),
+    )
     extras = FAMILY.sampling_extras(pipe, 2, SIZE, GUIDANCE)
     both = {key: torch.cat([unconditional[key], conditional[key]]) for key in conditional} | dict(extras)
     scheduler = FAMILY.solver(pipe, STEPS, SIZE)
@@ -146,7 +149,10 @@ def test_one_text_is_encoded_as_the_pipeline_does(pipe: Any, text: str) -> None:
 
 def test_texts_keep_their_order_and_negatives_are_one(full: Any) -> None:
     with torch.no_grad():
-        both, second = FAMILY.encode_prompts(full, [DOG, MAN]), FAMILY.encode_negative(full, MAN)
+        both, second = (
+            FAMILY.encode_prompts(full, [DOG, MAN]),
+            FAMILY.unconditional(full, MAN, FAMILY.encode_prompts(full, [MAN])),
+        )
     for key in both:
         torch.testing.assert_close(both[key][1:], second[key])
         assert not torch.allclose(both[key][:1], second[key])

@@ -47,13 +47,13 @@ def test_images_are_plain_diffusers(
 def test_an_empty_negative_is_zeros_where_the_pipeline_says_so(pipe: Any) -> None:
     with torch.no_grad():
         _, zeros, _, pooled_zeros = pipe.encode_prompt(PROMPT)
-        found = FAMILY.encode_negative(pipe, "")
+        found = FAMILY.unconditional(pipe, "", FAMILY.encode_prompts(pipe, [""]))
         assert torch.equal(found["hidden"], zeros)
         assert torch.equal(found["pooled"], pooled_zeros)
         assert not found["hidden"].any()
         pipe.register_to_config(force_zeros_for_empty_prompt=False)
         _, encoded, _, pooled_encoded = pipe.encode_prompt(PROMPT)
-        found = FAMILY.encode_negative(pipe, "")
+        found = FAMILY.unconditional(pipe, "", FAMILY.encode_prompts(pipe, [""]))
     assert torch.allclose(found["hidden"], encoded, atol=1e-6)
     assert torch.allclose(found["pooled"], pooled_encoded, atol=1e-6)
     assert found["hidden"].any()

@@ -125,7 +125,9 @@ def draw(
     guided = scale > 1 and family.guidance == "classifier_free"
     conditioning = family.encode_prompts(pipe, [prompt])
     if guided:
-        conditioning = _cat(family.encode_negative(pipe, negative), conditioning)
+        conditioning = _cat(
+            family.unconditional(pipe, negative, family.encode_prompts(pipe, [negative])), conditioning
+        )
     n = 2 if guided else 1
     conditioning = {**conditioning, **family.sampling_extras(pipe, n, size, scale)}
     for t in solver.timesteps:
