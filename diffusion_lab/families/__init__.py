@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.families.flux import Flux
 from diffusion_lab.families.sd import StableDiffusion
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         StableDiffusion(),
+        Flux(),
     )
 }  # fmt: skip
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from diffusion_lab.families import flow, kohya, vae
 from diffusion_lab.families.family import Config, Framing, NoiseProcess, Trainable, Vocabulary, Work
-from diffusion_lab.interfaces import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,9 @@ class Flux:
         ):
             theirs = configs.get(part, {}).get(key)
             if theirs is not None and theirs != found[width]:
-                return f"its {part} is {theirs} wide ({key}), and its transformer reads {found[width]} ({width})"
+                return (
+                    f"its {part} is {theirs} wide ({key}), and its transformer reads {found[width]} ({width})"
+                )
         scheduler = configs.get("scheduler", {}).get("_class_name", "FlowMatchEulerDiscreteScheduler")
         if scheduler != "FlowMatchEulerDiscreteScheduler":
             return (
@@ -136,8 +138,7 @@ class Flux:
         return int(configs["vae"]["sample_size"])
 
     def multiple(self, configs: Mapping[str, Config]) -> int:
-        # 2 ** (levels - 1) pixels a latent, times the patch
-        return int(2 ** len(configs["vae"]["block_out_channels"]))
+        return PATCH * vae.pixels_per_latent(configs["vae"])
 
     def work(self, configs: Mapping[str, Config], side: int) -> Work:
         found = {**DEFAULTS, **configs["transformer"]}
@@ -153,9 +154,7 @@ class Flux:
         products += 2 * picture * found["in_channels"] * width  # into the transformer and out of it
         products += TEXT_TOKENS * found["joint_attention_dim"] * width
         embedded = 2 if found["guidance_embeds"] else 1  # timestep, guidance
-        products += (
-            embedded * (TIME_CHANNELS + width) + found["pooled_projection_dim"] + width
-        ) * width
+        products += (embedded * (TIME_CHANNELS + width) + found["pooled_projection_dim"] + width) * width
         adapted = (36 * double + 6 * single) * width
         return Work(0.0, positions * width, positions, 2 * products / 1e12, adapted)
 
@@ -175,7 +174,7 @@ class Flux:
     def pipeline_class(self) -> type[Any]:
         from diffusers import FluxPipeline
 
-        return FluxPipeline
+        return FluxPipeline  # type: ignore[no-any-return]
 
     def networks(self, pipe: Any) -> dict[str, nn.Module]:
         return {part: getattr(pipe, part) for part in ("transformer", "vae", *self.text_encoders)}
@@ -224,33 +223,24 @@ class Flux:
     # --- images and latents ---
 
     def posterior(self, pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        found = pipe.vae.encode(pixels.to(pipe.vae.device, pipe.vae.dtype)).latent_dist
-        return found.mean, found.logvar
+        return vae.posterior(pipe.vae, pixels)
 
     def factors(self, pipe: Any) -> tuple[float, float]:
-        return float(pipe.vae.config.scaling_factor), float(pipe.vae.config.shift_factor or 0.0)
+        return vae.factors(pipe.vae)
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
-        scale, shift = self.factors(pipe)
-        found: Tensor = pipe.vae.decode((latents / scale + shift).to(pipe.vae.dtype), return_dict=False)[0]
-        return found.float()
+        return vae.decode(pipe.vae, latents)
 
     def latent_shape(self, pipe: Any, size: tuple[int, int] | None) -> tuple[int, int, int]:
         factor = int(pipe.vae_scale_factor)
-        height, width = size or (int(pipe.vae.config.sample_size),) * 2
-        if any(side <= 0 or side % (factor * PATCH) for side in (height, width)):
-            raise UserError(
-                f"model.resolution is {height if height == width else f'{height}x{width}'}: this model needs a "
-                f"positive multiple of {factor * PATCH} pixels"
-            )
-        return int(pipe.transformer.config.in_channels) // PATCH**2, height // factor, width // factor
+        own = int(pipe.vae.config.sample_size)
+        height, width = (PATCH * vae.latent_side(pixels, factor * PATCH) for pixels in size or (own, own))
+        return int(pipe.transformer.config.in_channels) // PATCH**2, height, width
 
     # --- denoising ---
 
     def process(self, pipe: Any, size: tuple[int, int]) -> NoiseProcess:
-        from diffusion_lab.families.flow import flow
-
-        return flow(pipe.scheduler.config, self._tokens(pipe, size))
+        return flow.flow(pipe.scheduler.config, self._tokens(pipe, size))
 
     def predict(self, pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         import torch.nn.functional as F
@@ -270,13 +260,9 @@ class Flux:
         return F.pixel_shuffle(found.transpose(1, 2).unflatten(2, (height, width)), PATCH)
 
     def solver(self, pipe: Any, steps: int, size: tuple[int, int]) -> Any:
-        import numpy as np
-
-        from diffusion_lab.families.flow import euler
-
-        sigmas = np.linspace(1.0, 1 / steps, steps).tolist()
+        sigmas = [1 - step / steps for step in range(steps)]
         tokens = self._tokens(pipe, size)
-        return euler(pipe.scheduler.config, steps, tokens, pipe.transformer.device, sigmas)
+        return flow.euler(pipe.scheduler.config, steps, tokens, pipe.transformer.device, sigmas)
 
     def _tokens(self, pipe: Any, size: tuple[int, int]) -> int:
         """Of one picture of `size` (height, width) pixels."""
@@ -331,10 +317,7 @@ def _pairs(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[s
         if not key.endswith(".lora_A.weight"):
             continue
         layer = key.removesuffix(".lora_A.weight")
-        part, rank = layer.partition(".")[0], len(down)
-        scale = float(settings[f"{part}.lora_alpha"]) / (
-            rank**0.5 if settings.get(f"{part}.use_rslora") else rank
-        )
+        scale = kohya.scale(settings, layer.partition(".")[0])
         found[layer] = down, weights[f"{layer}.lora_B.weight"], scale
     return found if 2 * len(found) == len(weights) else None
 
@@ -378,4 +361,4 @@ def _fused(pairs: Sequence[_Pair | None], layers: Sequence[str]) -> _Pair:
         missing = rank - len(down)
         downs.append(torch.nn.functional.pad(down, (0, 0, 0, missing)))
         ups.append(torch.nn.functional.pad(up if own == scale else up * (own / scale), (0, missing)))
-    return torch.cat(downs), torch.block_diag(*ups), scale
+    return torch.cat(downs), torch.block_diag(*ups), scale  # type: ignore[no-untyped-call]
