@@ -248,7 +248,7 @@ class Flux:
         height, width = (side // PATCH for side in noisy.shape[-2:])
         hidden = conditioning["hidden"].to(noisy.dtype)
         found = pipe.transformer(
-            hidden_states=F.pixel_unshuffle(noisy, PATCH).flatten(2).transpose(1, 2),
+            hidden_states=F.pixel_unshuffle(noisy, PATCH).flatten(2).transpose(1, 2).contiguous(),
             timestep=timesteps.to(noisy.device).expand(len(noisy)).to(noisy.dtype) / 1000,
             guidance=conditioning["guidance"],
             pooled_projections=conditioning["pooled"].to(noisy.dtype),
@@ -278,6 +278,8 @@ class Flux:
         pairs = _pairs(weights, settings)
         if pairs is None:
             return None
+        import torch
+
         found: dict[str, Tensor] = {}
         for name, members in _groups(pairs):
             down, up, scale = _fused([pairs.pop(member, None) for member in members], members)
@@ -287,7 +289,7 @@ class Flux:
                 up = up.roll(len(up) // 2, 0)
             found[f"{name}.lora_down.weight"] = down.contiguous()
             found[f"{name}.lora_up.weight"] = up.contiguous()
-            found[f"{name}.alpha"] = down.new_tensor(scale * len(down))
+            found[f"{name}.alpha"] = torch.tensor(scale * len(down))
         return None if pairs else found
 
 
@@ -302,7 +304,7 @@ def _positions(height: int, width: int, device: torch.device) -> Tensor:
     import torch
 
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
-    grid = torch.cartesian_prod(rows, columns).reshape(-1, 2).float()
+    grid = torch.cartesian_prod(rows, columns).float()
     return torch.nn.functional.pad(grid, (1, 0))
 
 
@@ -317,7 +319,8 @@ def _pairs(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[s
         if not key.endswith(".lora_A.weight"):
             continue
         layer = key.removesuffix(".lora_A.weight")
-        scale = kohya.scale(settings, layer.partition(".")[0])
+        part = layer.partition(".")[0]
+        scale = kohya.scale({**settings, f"{part}.r": len(down)}, part)
         found[layer] = down, weights[f"{layer}.lora_B.weight"], scale
     return found if 2 * len(found) == len(weights) else None
 
