@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.families.flux import Flux
 from diffusion_lab.families.sd import StableDiffusion
+from diffusion_lab.families.sdxl import StableDiffusionXL
 
 if TYPE_CHECKING:
     from diffusion_lab.families.family import Family
@@ -14,6 +15,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         StableDiffusion(),
+        StableDiffusionXL(),
         Flux(),
     )
 }  # fmt: skip

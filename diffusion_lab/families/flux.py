@@ -27,10 +27,9 @@ TEXT_TOKENS = 512  # of T5, padded: they are not masked
 PATCH = 2  # latents a token, each way
 TIME_CHANNELS = 256  # of diffusers' sinusoidal embeddings of timestep and guidance
 MLP_RATIO = 4
-DEFAULTS: Config = {  # of FluxTransformer2DModel: published configs leave some out
-    "patch_size": 1, "in_channels": 64, "out_channels": None, "num_layers": 19, "num_single_layers": 38,
-    "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
-    "guidance_embeds": False,
+DEFAULTS: Config = {  # of FluxTransformer2DModel, where a config leaves them out
+    "patch_size": 1, "in_channels": 64, "out_channels": None, "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768, "guidance_embeds": False,
 }  # fmt: skip
 
 # Black Forest Labs' names of layers, which kohya's scripts and other tools read, and diffusers' layers that each of
@@ -141,7 +140,7 @@ class Flux:
         return PATCH * vae.pixels_per_latent(configs["vae"])
 
     def work(self, configs: Mapping[str, Config], side: int) -> Work:
-        found = {**DEFAULTS, **configs["transformer"]}
+        found = configs["transformer"]
         double, single = found["num_layers"], found["num_single_layers"]
         width = found["num_attention_heads"] * found["attention_head_dim"]
         picture = (side / PATCH) ** 2
@@ -185,7 +184,7 @@ class Flux:
         """CLIP's 77 tokens are cut, as the pipeline cuts them: T5 reads the whole text."""
         given = len(pipe.tokenizer_2(text, truncation=False, verbose=False).input_ids)
         if given > TEXT_TOKENS:
-            raise ValueError(f"{given} tokens, and T5 reads {TEXT_TOKENS}")
+            raise ValueError(f"{text!r} has {given} tokens, the model reads {TEXT_TOKENS}")
         limits = {"tokenizer": pipe.tokenizer_max_length, "tokenizer_2": TEXT_TOKENS}
         return {
             part: getattr(pipe, part)(

@@ -6,6 +6,7 @@ diffusers' own converter does the renaming. It writes alpha = rank whatever it w
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -47,3 +48,61 @@ def scale(settings: Mapping[str, Any], part: str) -> float:
     """What peft multiplies B A with: alpha / rank, or alpha / sqrt(rank) where rank-stabilised."""
     rank, alpha = float(settings[f"{part}.r"]), float(settings[f"{part}.lora_alpha"])
     return alpha / (math.sqrt(rank) if settings.get(f"{part}.use_rslora") else rank)
+
+
+# --- SDXL: the names of its original code ---------------------------------------------------------------
+
+RESNET = {
+    "conv1": "in_layers_2", "conv2": "out_layers_3", "time_emb_proj": "emb_layers_1",
+    "conv_shortcut": "skip_connection",
+}  # fmt: skip
+TOP = {
+    "conv_in": "input_blocks_0_0", "conv_out": "out_2", "time_embedding_linear_1": "time_embed_0",
+    "time_embedding_linear_2": "time_embed_2", "add_embedding_linear_1": "label_emb_0_0",
+    "add_embedding_linear_2": "label_emb_0_2",
+}  # fmt: skip
+SDXL_LAYERS = 2  # residual blocks of a block on the way down; one more on the way up
+BLOCKS = re.compile(
+    r"(down|up)_blocks_(\d+)_(resnets|attentions|downsamplers|upsamplers)_(\d+)_(.+)|mid_block_(resnets|attentions)_(\d+)_(.+)"
+)
+
+
+def original_name(layer: str) -> str:
+    """Of a layer of SDXL's U-Net, diffusers' name with `_` for `.`: `down_blocks_1_attentions_0_proj_in` gives
+    `input_blocks_4_1_proj_in`. ValueError for a layer that SDXL does not have.
+
+    kohya's scripts train the original code's U-Net and write its names, which A1111's web UI knows of every layer.
+    """
+    if layer in TOP:
+        return TOP[layer]
+    found = BLOCKS.fullmatch(layer)
+    if found is None:
+        raise ValueError(f"{layer} is no layer of Stable Diffusion XL's U-Net")
+    if found[6] is not None:
+        kind, number, rest = found[6], int(found[7]), found[8]
+        place = 1 if kind == "attentions" else 2 * number
+        return f"middle_block_{place}_{_within(kind, rest)}"
+    way, block, kind, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+    first = block * (SDXL_LAYERS + 1)
+    if kind == "downsamplers":
+        return f"input_blocks_{1 + first + SDXL_LAYERS}_0_op"
+    if kind == "upsamplers":  # only the blocks with attention, which comes before it, have one
+        return f"output_blocks_{first + SDXL_LAYERS}_2_conv"
+    place = 1 if kind == "attentions" else 0
+    blocks = f"input_blocks_{1 + first + number}" if way == "down" else f"output_blocks_{first + number}"
+    return f"{blocks}_{place}_{_within(kind, rest)}"
+
+
+def _within(kind: str, rest: str) -> str:
+    return RESNET[rest] if kind == "resnets" else rest
+
+
+def with_original_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`renamed`'s result for SDXL, its U-Net's layers under the original code's names."""
+    found: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        layer, dot, kind = key.partition(".")
+        if layer.startswith(UNET):
+            layer = UNET + original_name(layer.removeprefix(UNET))
+        found[f"{layer}{dot}{kind}"] = value
+    return found

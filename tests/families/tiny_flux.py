@@ -5,6 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from diffusion_lab.families.flux import Flux
+
+FLUX = Flux()
+TEXT = "a photo of sks dog"
 WORDS = ("▁a", "▁photo", "▁of", "▁dog", "▁sks", "▁in", "▁the", "▁snow", "▁red", "▁castle")
 
 
@@ -20,7 +27,6 @@ def t5_tokenizer() -> Any:
 
 def flux(folder: Path, *, seed: int = 0) -> Any:
     """Writes a model to `folder` and gives the plain pipeline, as `FluxPipeline.from_pretrained` reads it."""
-    import torch
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
@@ -60,13 +66,42 @@ def flux(folder: Path, *, seed: int = 0) -> Any:
         ),
     )  # fmt: skip
     pipe.save_pretrained(folder)
-    return plain(folder)
+    return load(folder)
 
 
-def plain(folder: Path) -> Any:
+def load(folder: Path) -> Any:
     """A fresh pipeline from the folder."""
     from diffusers import FluxPipeline
 
     pipe = FluxPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def noise(size: tuple[int, int], n: int = 1) -> Tensor:
+    shape = (n, 16, size[0] // 8, size[1] // 8)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+@torch.no_grad()
+def draw(pipe: Any, size: tuple[int, int], text: str = TEXT, steps: int = 4, scale: float = 3.5) -> Tensor:
+    """Through the family: [1, 3, h, w] in 0..1."""
+    latents = noise(size).to(pipe.transformer.dtype)
+    conditioning = {
+        **FLUX.encode_prompts(pipe, [text]), **FLUX.sampling_extras(pipe, 1, size, scale)
+    }  # fmt: skip
+    solver = FLUX.solver(pipe, steps, size)
+    for t in solver.timesteps:
+        answer = FLUX.predict(pipe, latents, t, conditioning)
+        latents = solver.step(answer, t, latents, return_dict=False)[0]
+    return (FLUX.decode(pipe, latents) / 2 + 0.5).clamp(0, 1)
+
+
+def plain(pipe: Any, size: tuple[int, int], text: str = TEXT, steps: int = 4, scale: float = 3.5) -> Tensor:
+    """Through the pipeline itself, from the same noise."""
+    packed = pipe._pack_latents(noise(size), 1, 16, size[0] // 8, size[1] // 8)
+    found: Tensor = pipe(
+        text, height=size[0], width=size[1], num_inference_steps=steps, guidance_scale=scale, latents=packed,
+        output_type="pt",
+    ).images  # fmt: skip
+    return found
