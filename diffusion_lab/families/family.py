@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     # Opaque outside of the family. Every tensor's first dimension is the text (or the picture), so that rows can be
     # cached, chosen and put together without knowing what they are.
     Tokens = Mapping[str, Tensor]  # int64 [b, tokens] of each tokenizer, by the name of the tokenizer's part
-    Conditioning = Mapping[str, Tensor]  # what the denoiser is given beside latents and timesteps
+    # What the denoiser is given beside latents and timesteps. Whole numbers (sizes in pixels) are never cast.
+    Conditioning = Mapping[str, Tensor]
 
 Trainable = Literal["network", "adapter", "word", "hypernetwork"]
 Config = Mapping[str, Any]  # a part's config.json
@@ -102,7 +103,10 @@ class Family(Protocol):
     ]  # of every part of the published model: used while none is on this machine
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
-        """Why a model with these configs (by part, "scheduler" too) is none of the family's; None where it is."""
+        """Why a model with these configs is none of the family's; None where it is.
+
+        By part, with "scheduler", and "model_index" where there is one.
+        """
 
     def resolution(self, configs: Mapping[str, Config]) -> int:
         """Pixels a side that the model was made for. KeyError where the configs do not tell."""
