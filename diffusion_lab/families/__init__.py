@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.families.flux import Flux
 from diffusion_lab.families.sd import StableDiffusion
+from diffusion_lab.families.sd3 import StableDiffusion3
 from diffusion_lab.families.sdxl import StableDiffusionXL
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         StableDiffusion(),
         StableDiffusionXL(),
+        StableDiffusion3(),
         Flux(),
     )
 }  # fmt: skip

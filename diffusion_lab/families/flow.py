@@ -1,7 +1,7 @@
 """Rectified flow: straight paths from pictures to noise, as Stable Diffusion 3 and FLUX.1 train and sample them.
 
 x_t = (1 - sigma) x + sigma noise, and the network predicts the velocity noise - x (Esser et al. 2024,
-arXiv:2403.03206, eq. 13 and section 3.1). Timesteps are sigma * num_train_timesteps, floats in 0..1000.
+arXiv:2403.03206, eq. 13). Timesteps are sigma * num_train_timesteps, floats in 0..1000.
 
 A shift moves the noise levels up at high resolutions (eq. 23): sigma = shift u / (1 + (shift - 1) u). It is
 applied to uniform or logit-normal u exactly once: the table of a fresh diffusers scheduler holds shifted

@@ -25,7 +25,7 @@ def t5_tokenizer() -> Any:
     return T5TokenizerFast(vocab=entries, extra_ids=0, model_max_length=512)
 
 
-def flux(folder: Path, *, seed: int = 0) -> Any:
+def flux(folder: Path) -> Any:
     """Writes a model to `folder` and gives the plain pipeline, as `FluxPipeline.from_pretrained` reads it."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
@@ -35,36 +35,37 @@ def flux(folder: Path, *, seed: int = 0) -> Any:
     weights = Path(pretrain.__file__).parents[1] / "weights"
     tokenizer = CLIPTokenizer.from_pretrained(weights / "sd" / "tokenizer")
     t5 = t5_tokenizer()
-    torch.manual_seed(seed)
     clip = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=77, projection_dim=32, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    pipe = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
-            max_image_seq_len=4096,
-        ),
-        vae=AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4, latent_channels=16,
-            use_quant_conv=False, use_post_quant_conv=False, sample_size=64, scaling_factor=0.3611, shift_factor=0.1159,
-        ),
-        text_encoder=CLIPTextModel(clip),
-        tokenizer=tokenizer,
-        text_encoder_2=T5EncoderModel(
-            T5Config(
-                vocab_size=len(t5), d_model=40, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
-                feed_forward_proj="gated-gelu",
-            )
-        ),
-        tokenizer_2=t5,
-        transformer=FluxTransformer2DModel(
-            in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=3,
-            joint_attention_dim=40, pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
-        ),
-    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe = FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
+                max_image_seq_len=4096,
+            ),
+            vae=AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+                block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4, latent_channels=16,
+                use_quant_conv=False, use_post_quant_conv=False, sample_size=64, scaling_factor=0.3611, shift_factor=0.1159,
+            ),
+            text_encoder=CLIPTextModel(clip),
+            tokenizer=tokenizer,
+            text_encoder_2=T5EncoderModel(
+                T5Config(
+                    vocab_size=len(t5), d_model=40, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+                    feed_forward_proj="gated-gelu",
+                )
+            ),
+            tokenizer_2=t5,
+            transformer=FluxTransformer2DModel(
+                in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=3,
+                joint_attention_dim=40, pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+            ),
+        )  # fmt: skip
     pipe.save_pretrained(folder)
     return load(folder)
 
