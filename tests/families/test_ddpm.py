@@ -10,9 +10,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 
-from diffusion_lab.families import ddpm
+from diffusion_lab.families import ddpm, losses
 from diffusion_lab.sampling import sample
-from diffusion_lab.training import losses
 
 T = 1000
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, T) ** 2

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusion_lab.models.shipped import shipped_folder
 
 from diffusion_lab.families import FAMILIES
 from diffusion_lab.methods import lora
+from diffusion_lab.miniature.shipped import shipped_folder
 from diffusion_lab.models import kohya, load, single_file
 from diffusion_lab.records import Batch, UserError
 from diffusion_lab.sampling import sample

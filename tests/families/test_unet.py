@@ -10,9 +10,9 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_lab import footprint
 from diffusion_lab.families import FAMILIES, unet
 from diffusion_lab.families.family import Work
+from diffusion_lab.plan import footprint
 
 SDXL = {
     "block_out_channels": (320, 640, 1280),
