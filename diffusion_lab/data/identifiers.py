@@ -1,7 +1,7 @@
-"""Can the identifier do its work? Asked before anything slow is loaded, with the model's tokenizer alone.
+"""Checks the identifier before anything slow is loaded, with the model's tokenizer only.
 
-It has to be seen, to be told from the class noun and from the words around it, and, where a method learns it as a new
-word, to be new. `tokenizers` reads a tokenizer in a tenth of a second; transformers would take seconds.
+It must be visible, differ from the class noun and the words around it, and, if a method learns it as a new word, be
+new. `tokenizers` reads a tokenizer in a tenth of a second; transformers would take seconds.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from diffusion_lab.config import Config
 
 RARE_WORDS = frozenset({"sks", "ohwx", "zwx"})
-"""What DreamBooth's guides call a subject: single pieces of some vocabularies, and still nothing to the models."""
+"""Identifiers recommended by DreamBooth guides: single pieces of some vocabularies, but without meaning for the models."""
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def learns_word(config: Config) -> bool:
-    """Does the method make a new word of the identifier?"""
+    """Whether the method learns the identifier as a new word."""
     return hasattr(config.method, "token")
 
 
 def check_identifier(config: Config, noun: str, prompts: PromptSet) -> list[str]:
-    """Warnings; UserError for an identifier that cannot do its work with any tokenizer."""
+    """Warnings; UserError for an identifier that cannot work with any tokenizer."""
     identifier, learnt = config.data.identifier, learns_word(config)
     key = f"data.identifier={identifier!r}"
     if not visible(identifier):
-        raise UserError(f"{key}: has no character that can be seen; give a word, such as customcls")
+        raise UserError(f"{key}: has no visible character; give a word, such as customcls")
     if learnt and len(identifier.split()) != 1:
         joined = "-".join(identifier.split())
         raise UserError(
@@ -44,12 +44,12 @@ def check_identifier(config: Config, noun: str, prompts: PromptSet) -> list[str]
     told = []
     if stands_in(identifier, noun):
         told.append(
-            f"{key}: is a word of the class noun {noun!r}, so the prompts with and without it say the same"
+            f"{key}: is a word of the class noun {noun!r}, so the prompts with and without it are the same"
         )
     elif others := [prompt.plain for prompt in prompts if stands_in(identifier, prompt.plain)]:
-        told.append(f"{key}: is an ordinary word of {_some(others)}, and means the subject there too")
+        told.append(f"{key}: is an ordinary word of {_some(others)}, where it would refer to the subject too")
     if stands_in(identifier, prompts.negative):
-        told.append(f"{key}: stands in the negative prompt, which asks for images without the subject")
+        told.append(f"{key}: stands in the negative prompt, which would suppress the subject")
     if told and learnt:
         raise UserError(f"{told[0]}; set data.identifier to a new word, such as customcls")
     return told
@@ -58,15 +58,15 @@ def check_identifier(config: Config, noun: str, prompts: PromptSet) -> list[str]
 def check_tokens(
     config: Config, model: Path, prompts: PromptSet, noun: str, captions: Mapping[Path, str]
 ) -> list[str]:
-    """Warnings about what the tokenizer in the folder `model` makes of the identifier.
+    """Warnings about how the tokenizer in the folder `model` encodes the identifier.
 
-    UserError where it cannot be learnt, where the model would read nothing or a control token in its place, or where
-    the instance prompt, a prompt or a caption has more tokens than the model reads, the new word's vectors counted.
+    UserError if it cannot be learned, if the model would read nothing or a control token in its place, or if the
+    instance prompt, a prompt or a caption has too many tokens, including the new word's vectors.
     """
     from diffusion_lab.data.subjects import instance_prompt
 
     tokenizer = read_tokenizer(model / "tokenizer")
-    if tokenizer is None:  # the job's own check has to do, as soon as it has loaded the tokenizer
+    if tokenizer is None:  # the job checks again after loading the tokenizer
         return []
     identifier = config.data.identifier
     warnings = identifier_warnings(tokenizer, identifier, learnt=learns_word(config))
@@ -82,18 +82,18 @@ def check_tokens(
 
 
 def check_new_word(tokenizer: Tokenizer, word: str) -> None:
-    """UserError where `word` is one that the vocabulary has: it means something in every other text."""
+    """UserError if the vocabulary contains `word`: it has a meaning in all other texts."""
     if _ordinary(tokenizer, word):
         candidates = (f"{word}cls", f"{word}-{word}", "customcls")
         better = next(one for one in candidates if not _ordinary(tokenizer, one))
         raise UserError(
-            f"data.identifier={word}: is a word of the model's vocabulary, and the new word would take its place in "
+            f"data.identifier={word}: is a word of the model's vocabulary, and the new word would replace it in "
             f"every prompt; a new one is needed, such as data.identifier={better}"
         )
 
 
 def identifier_warnings(tokenizer: Tokenizer, identifier: str, *, learnt: bool) -> list[str]:
-    """What to say of the identifier's tokens; UserError for what cannot work."""
+    """Warnings about the identifier's tokens; UserError if they cannot work."""
     key = f"data.identifier={identifier!r}"
     control = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
     if found := [content for content in control if content in identifier]:
@@ -106,24 +106,24 @@ def identifier_warnings(tokenizer: Tokenizer, identifier: str, *, learnt: bool) 
         raise UserError(f"{key}: the model's tokenizer reads nothing there; give a word, such as customcls")
     if _unknown(tokenizer) in ids:
         return [
-            f"{key}: the model's tokenizer does not know it, in whole or in part, and reads 'unknown' there"
+            f"{key}: the model's tokenizer does not know it, in whole or in part, and uses the token for unknown words"
         ]
     if all(_ordinary(tokenizer, word) for word in identifier.split()):
         return [
-            f"{key}: is an ordinary word to this model, and its meaning will change wherever it is said; a rare "
-            "one, such as customcls, keeps them apart"
+            f"{key}: is an ordinary word for this model, and its meaning will change in all prompts; a rare "
+            "word, such as customcls, avoids this"
         ]
     return []
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a model folder without limits, from tokenizer.json or CLIP's two files; None without."""
+    """The tokenizer of a model folder without a length limit, from tokenizer.json or CLIP's two files; None if missing."""
     from tokenizers import Tokenizer
 
     whole = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(whole)) if whole.is_file() else _clip_tokenizer(folder)
-    except Exception as error:  # `tokenizers` raises nothing more special
+    except Exception as error:  # `tokenizers` raises no specific errors
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"model.path: the tokenizer in {folder} is damaged ({reason}); copy or download the model again"
@@ -136,7 +136,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _clip_tokenizer(folder: Path) -> Tokenizer | None:
-    """As `transformers.CLIPTokenizer` builds it from the same files; None where they are not CLIP's."""
+    """Built as by `transformers.CLIPTokenizer` from the same files; None if they are not CLIP's."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     start, end = "<|startoftext|>", "<|endoftext|>"
@@ -167,7 +167,7 @@ def _clip_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _ordinary(tokenizer: Tokenizer, word: str) -> bool:
-    """One piece that means something to the model already; see `tokens.RARE`."""
+    """Whether it is one piece that already has a meaning for the model; see `tokens.RARE`."""
     ids = tokenizer.encode(word, add_special_tokens=False).ids
     known = len(ids) == 1 and ids[0] != _unknown(tokenizer)
     return known and ids[0] < RARE and word.casefold() not in RARE_WORDS
@@ -179,14 +179,14 @@ def _unknown(tokenizer: Tokenizer) -> int | None:
 
 
 def _in_diffusers(tokenizer: Tokenizer, word: str) -> list[str]:
-    """Where plain diffusers, which has only added tokens, must call a learnt word otherwise or breaks other words."""
+    """Warnings: plain diffusers, which only has added tokens, needs another name for a learned word or splits other words."""
     from diffusion_lab.models.learnt_words import name_in_diffusers
 
     name = name_in_diffusers(tokenizer, word)
     told = []
     if name != word:
         told.append(
-            f"data.identifier={word!r}: plain diffusers finds the learnt word as {name} only; say so there"
+            f"data.identifier={word!r}: plain diffusers finds the learned word as {name} only; use this name there"
         )
     inside = [
         piece.removesuffix("</w>")
@@ -196,7 +196,7 @@ def _in_diffusers(tokenizer: Tokenizer, word: str) -> list[str]:
     if name.isalpha() and (longest := max(inside, key=lambda one: (len(one), one), default="")):
         told.append(
             f"data.identifier={word!r}: plain diffusers would find it inside of other words too, such as {longest!r} "
-            f"(here it is found only as a word of its own); {word}cls, say, would be safe there"
+            f"(this program finds it only as a whole word); {word}cls, for example, would be safe there"
         )
     return told
 
@@ -204,7 +204,7 @@ def _in_diffusers(tokenizer: Tokenizer, word: str) -> list[str]:
 def _check_lengths(
     tokenizer: Tokenizer, named: Iterable[tuple[str, str]], identifier: str, vectors: int
 ) -> None:
-    """UserError for the first text that is too long. `vectors`: of the identifier as a new word; 0: it is none."""
+    """UserError for the first text that is too long. `vectors`: of the identifier as a new word; 0 if it is not one."""
     written = _identity
     if vectors:
         from diffusion_lab.models.learnt_words import Words
@@ -217,7 +217,7 @@ def _check_lengths(
         if length > CLIP_LIMIT:
             fewer = " or set a smaller method.vectors" if vectors > 1 else ""
             raise UserError(
-                f"prompts: {name} has {length} tokens with start and end, and the model reads {CLIP_LIMIT}; "
+                f"prompts: {name} has {length} tokens with start and end, but the model reads {CLIP_LIMIT}; "
                 f"shorten it{fewer}: {text[:60]!r}"
             )
 
