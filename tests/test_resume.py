@@ -160,7 +160,7 @@ import json, os, random, signal, sys, time, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from diffusion_lab.compose import compose
+from diffusion_lab.cli.compose import compose
 from diffusion_lab.config import fill_defaults
 from diffusion_lab.jobs import load, perform
 import diffusion_lab, importlib, pkgutil, scipy.stats

@@ -1,4 +1,4 @@
-"""Features that are not numbers: the image counts as missing for the metrics that need them, and is named."""
+"""Non-finite features: the image counts as missing for the metrics that need them, and a warning names it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MOST_NAMES = 5
 
 
 def without_broken_rows(features: Features, names: Sequence[str]) -> Features:
-    """The same with NaN for every row that holds a number that is not finite; the images are named in a warning.
+    """The features with NaN in every row that has a value that is not finite. A warning names the images.
 
-    ``names``: of the images, in order. An encoder overflows on a single image, in half precision for example; the other
-    images of the evaluation are worth no less for it.
+    ``names``: of the images, in order. An encoder may overflow on a single image, for example in half precision; the
+    other images of the evaluation are still valid.
     """
     mended: dict[str, Any] = {}
     for field in FIELDS:
