@@ -22,6 +22,21 @@ METHODS: dict[str, tuple[str, ...]] = {
     "flux": ("lora", "dreambooth"),
 }
 CASES = [(family, method) for family, methods in METHODS.items() for method in methods]
+LARGE = ("sdxl", "sd3", "flux")
+TEXTS = (
+    "method.text_encoder=true", "data.flip=true", "steps.gradient_accumulation=2", "memory.cache=off",
+    "memory.gradient_checkpointing=true",
+)  # fmt: skip
+HALF = (
+    "method.prior_weight=1", "method.prior_images=2", "model.precision=bf16", "memory.cache=disk",
+    "steps.gradient_accumulation=2",
+)  # fmt: skip
+# Family, method, further settings, pictures: what is killed and started again.
+KILLED = {
+    **{f"{family}-{method}": (family, method, (), "plain") for family, method in CASES},
+    **{f"{family}-lora-texts": (family, "lora", TEXTS, "captioned") for family in LARGE},
+    **{f"{family}-dreambooth-half": (family, "dreambooth", HALF, "plain") for family in LARGE},
+}
 # High enough that four steps change the images visibly.
 RATES = {
     "lora": ["method.learning_rate=1e-2"],
