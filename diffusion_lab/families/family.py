@@ -117,6 +117,7 @@ class Family(Protocol):
     parameters: Mapping[str, float]
     configs: Mapping[str, Config]  # what `work` and `resolution` need of its configs, likewise
     loads_half: bool  # denoiser and text encoders are loaded in model.precision: too large for float32
+    min_snr: bool  # steps.snr_gamma: Min-SNR weights are for models that predict noise or v
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         """Why a model with these configs is none of the family's; None where it is.

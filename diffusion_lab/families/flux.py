@@ -111,6 +111,7 @@ class Flux:
         "text_encoder": {"hidden_size": 768},
     }  # fmt: skip
     loads_half = True
+    min_snr = False
 
     # --- facts of a model ---
 

@@ -53,6 +53,7 @@ class StableDiffusion:
         "vae": {"block_out_channels": [128, 256, 512, 512]}, "text_encoder": {"hidden_size": 768},
     }  # fmt: skip
     loads_half = False
+    min_snr = True
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         parts = {part: configs.get(part, {}) for part in ("unet", "vae", "scheduler")}

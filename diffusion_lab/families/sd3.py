@@ -98,6 +98,7 @@ class StableDiffusion3:
         "text_encoder_2": {"hidden_size": 1280},
     }  # fmt: skip
     loads_half = True
+    min_snr = False
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         """Sizes that a config leaves out are not compared."""

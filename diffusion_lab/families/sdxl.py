@@ -73,6 +73,7 @@ class StableDiffusionXL:
         "text_encoder": {"hidden_size": 768}, "text_encoder_2": {"hidden_size": 1280},
     }  # fmt: skip
     loads_half = False
+    min_snr = True
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         """`model_index` may be among the configs."""
