@@ -212,10 +212,10 @@ def test_prompts_are_embedded_once_while_the_encoder_is_frozen(
 def test_a_changed_or_training_encoder_is_asked_again(tiny_pipe: Any, calls: list[list[str]]) -> None:
     cache = PromptEmbeddings()
     encoder = tiny_pipe.text_encoder.requires_grad_(False)
-    before = cache.encode(tiny_pipe, ["a dog"])
+    before = cache.encode(tiny_pipe, ["a dog"])["hidden"]
     with torch.no_grad():
         encoder.get_input_embeddings().weight.mul_(2)
-    after = cache.encode(tiny_pipe, ["a dog"])
+    after = cache.encode(tiny_pipe, ["a dog"])["hidden"]
     assert len(calls) == 2
     assert not torch.equal(before, after)
     encoder.requires_grad_(True)
@@ -227,7 +227,7 @@ def test_a_changed_or_training_encoder_is_asked_again(tiny_pipe: Any, calls: lis
 
 def test_embeddings_are_diffusers_own(tiny_pipe: Any) -> None:
     texts = ["a dog", "the woman", "a dog"]
-    ours = PromptEmbeddings().encode(tiny_pipe, texts)
+    ours = PromptEmbeddings().encode(tiny_pipe, texts)["hidden"]
     for text, embedding in zip(texts, ours, strict=True):
         expected, _ = tiny_pipe.encode_prompt(text, "cpu", 1, False)
         assert torch.allclose(embedding, expected[0], atol=1e-6)
