@@ -47,6 +47,8 @@ def work(config: Mapping[str, Any], side: int) -> Work:
         positions=float(blocks * both),
         tflop=2 * multiply_adds / 1e12,
         adapted=adapted,
-        sampled=12.0 * both * width,  # one block: queries, keys, values, and the feed-forward's 4 widths, twice
+        sampled=12.0
+        * both
+        * width,  # one block: queries, keys, values, and the feed-forward's 4 widths, twice
         second_attention=float(second * patches * width),
     )

@@ -38,9 +38,7 @@ ENCODE_TFLOP, DECODE_TFLOP = 1.12, 2.51  # the VAE, one image of 512 pixels
 SCORE_TFLOP = 0.25  # detector, face embedder, CLIP ViT-L/14: the same for every size of image
 BACKWARD = 2.0  # cost of the backward pass, in forward passes
 RECOMPUTING = 1.0  # more with gradient checkpointing, in forward passes
-LORA_FLOP = (
-    24.0  # a unit of rank and of `Work.transformer`: two small products at seven layers
-)
+LORA_FLOP = 24.0  # a unit of rank and of `Work.transformer`: two small products at seven layers
 PROCESS_BYTES = 1.2e9  # on the CPU: Python and the libraries themselves
 # The share of a peak that a U-Net in eager mode reaches: of tensor cores, of float32 arithmetic. Assumed; published
 # timings of SD 1.5 lie between a fifth and a half of the peak.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.families.family import Sizes
+from diffusion_lab.families.published import PUBLISHED, Published
 from diffusion_lab.models.folder import part_configs
 from diffusion_lab.models.parts import weight_parts
 from diffusion_lab.models.which_family import which_family
@@ -85,7 +86,13 @@ def architecture(model: Model) -> Architecture:
     from diffusion_lab.models.single_file import config_folder
 
     family = which_family(model)
-    published = Architecture(family, family.parameters, family.configs, known=False)
+    figures = PUBLISHED.get(model.path, Published())
+    published = Architecture(
+        family,
+        {**family.parameters, **figures.parameters},
+        {**family.configs, **figures.configs},
+        known=False,
+    )
     place = model_folder(model)
     folder = config_folder(model) if place is not None and place.is_file() else place
     if place is None or folder is None:
