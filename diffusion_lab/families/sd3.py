@@ -99,6 +99,9 @@ class StableDiffusion3:
     }  # fmt: skip
     loads_half = True
     min_snr = False
+    saved = sd3_work.SAVED
+    checkpointed = 0.09
+    t5_tokenizers: frozenset[str] = frozenset({"tokenizer_3"})
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         """Sizes that a config leaves out are not compared."""
