@@ -23,8 +23,10 @@ from diffusion_lab.training import loop
 
 # What the runs import on their way, with diffusion_lab itself.
 USED = (
-    "accelerate.optimizer", "diffusers.loaders.textual_inversion", "diffusers.optimization", "facenet_pytorch", "peft",
-    "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.progress", "scipy.stats",
+    "accelerate.optimizer", "diffusers.loaders.textual_inversion", "diffusers.optimization", "facenet_pytorch",
+    "hydra._internal.hydra", "hydra.main", "logging.config", "narwhals.stable.v1", "peft.tuners.lora",
+    "plotly.graph_objs._bar", "plotly.graph_objs._figure", "plotly.graph_objs._scatter", "plotly.io", "plotly.subplots",
+    "pyarrow.parquet", "rich.progress", "scipy.stats",
 )  # fmt: skip
 LAST = 3  # the step after which a run is killed; its last checkpoint is of step 2
 
@@ -71,7 +73,6 @@ def import_all() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     import_all()
-    before = set(sys.modules)
     ended = {
         name: [outcome(argv, killed=True), outcome(argv, killed=False)]
         for name, argv in json.loads(Path(sys.argv[1]).read_text("utf-8")).items()

@@ -155,7 +155,9 @@ def test_each_pictures_own_crop_reaches_the_u_net(
             with Image.open(root / "pictures" / "plain" / f"{number}.png") as picture:
                 side = min(picture.size)
                 left, top = ((length - side) // 2 for length in picture.size)
-                square = picture.crop((left, top, left + side, top + side)).resize((64, 64), Image.Resampling.LANCZOS)
+                square = picture.crop((left, top, left + side, top + side)).resize(
+                    (64, 64), Image.Resampling.LANCZOS
+                )
             if np.array_equal(np.asarray(square), ((pixels[0] + 1) * 127.5).round().permute(1, 2, 0).numpy()):
                 height, width = SIZES[number]
                 scale = 64 / side
