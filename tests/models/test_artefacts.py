@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusion_lab.artefacts import kohya
-from diffusion_lab.artefacts.artefact import Artefact, annotate, apply, recognise
+from diffusion_lab.artefacts.artefact import Artefact, apply, recognise
+from diffusion_lab.artefacts.notes import annotate
 from diffusion_lab.config.schema import Prompts, Steps
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.hypernetwork import Hypernetwork
