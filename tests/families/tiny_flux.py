@@ -30,9 +30,9 @@ def flux(folder: Path) -> Any:
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
-    from diffusion_lab.miniature import pretrain
+    from diffusion_lab import miniature
 
-    weights = Path(pretrain.__file__).parents[1] / "weights"
+    weights = Path(miniature.__file__).parent / "weights"
     tokenizer = CLIPTokenizer.from_pretrained(weights / "sd" / "tokenizer")
     t5 = t5_tokenizer()
     clip = CLIPTextConfig(
