@@ -234,7 +234,7 @@ def test_every_vector_trains_and_is_drawn_with(
         state.step += 1
     assert ((embedding.learned - before).abs().max(dim=1).values > 0).all(), "every vector moves"
     assert torch.equal(embedding.weight[: len(rows)], rows)
-    ids = tokenize(state.pipe, f"a photo of {word} dog")[0]
+    ids = tokenize(state.pipe, f"a photo of {word} dog")["tokenizer"][0]
     assert (ids >= len(rows)).sum() == vectors
     state.save(tmp_path)
     pieces = recognise(tmp_path)
