@@ -125,10 +125,7 @@ def rows(tensors: Mapping[str, Tensor], start: int, stop: int, total: int) -> di
 
     if (start, stop) == (0, total):
         return dict(tensors)
-    if set(tensors) & LOKR:  # blocks of blocks: only the whole of it has rows
-        whole = _kronecker(tensors) * scale(tensors)
-        kept = {role: value for role, value in tensors.items() if role in LENGTHS}
-        tensors = {"diff": whole, **kept}
+    tensors = _by_output(tensors)
     if {"hada_t1", "hada_t2"} & set(tensors):
         raise Misfit("a core tensor, which is a convolution's, in a layer that is taken apart")
     found = {}
@@ -146,8 +143,16 @@ def swapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The change of a layer whose outputs are two halves, for the same layer with the halves in the other order."""
     return {
         role: value.roll(len(value) // 2, 0) if role in BY_OUTPUT else value
-        for role, value in tensors.items()
+        for role, value in _by_output(tensors).items()
     }
+
+
+def _by_output(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LoKr is made of blocks of blocks: only the whole of it has a row for each output."""
+    if not set(tensors) & LOKR:
+        return dict(tensors)
+    whole = _kronecker(tensors) * scale(tensors)
+    return {"diff": whole, **{role: value for role, value in tensors.items() if role in LENGTHS}}
 
 
 def _change(tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor:
