@@ -23,6 +23,9 @@ SIGNS = {
     "sd3": re.compile(r"(^|[._])joint_blocks[._]\d"),
 }
 UNET = re.compile(r"(^|[._])((down|up|input|output)_blocks[._]\d|mid(dle)?_block[._])")
+TRANSFORMER = re.compile(
+    r"(^|[._])transformer_blocks[._]\d"
+)  # of a U-Net's attention too, after a name of `UNET`
 
 
 def no_fit(where: str, what: str) -> UserError:
@@ -46,9 +49,12 @@ def check_header(where: str, header: Mapping[str, str], family: Family) -> None:
 def check_names(where: str, keys: Iterable[str], family: Family) -> None:
     """UserError where a file's layers are called as those of another family are."""
     for key in keys:
-        theirs = next((name for name, sign in SIGNS.items() if sign.search(key)), None)
-        if theirs not in (None, family.name):
-            raise no_fit(where, f"{key} is a layer of {FAMILIES[theirs].title}, and this is {family.title}")
-        if theirs is None and UNET.search(key) and family.denoiser != "unet":
-            unets = " or ".join(one.title for one in FAMILIES.values() if one.denoiser == "unet")
-            raise no_fit(where, f"{key} is a layer of {unets}, and this is {family.title}")
+        theirs = next((FAMILIES[name] for name, sign in SIGNS.items() if sign.search(key)), None)
+        denoiser = (
+            "unet" if UNET.search(key) else "transformer" if TRANSFORMER.search(key) else family.denoiser
+        )
+        if theirs is not None and theirs is not family:
+            raise no_fit(where, f"{key} is a layer of {theirs.title}, and this is {family.title}")
+        if theirs is None and denoiser != family.denoiser:
+            like = " or ".join(one.title for one in FAMILIES.values() if one.denoiser == denoiser)
+            raise no_fit(where, f"{key} is a layer of {like}, and this is {family.title}")
