@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.artefacts.artefact import annotate
+from diffusion_lab.artefacts.notes import annotate
 from diffusion_lab.config.schema import Config
 from diffusion_lab.jobs import ignore_sigterm, reason
 from diffusion_lab.methods.method import SavesNetworks

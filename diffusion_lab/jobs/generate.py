@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab.artefacts.artefact import EMBEDDING, PIPELINE, Artefact, apply, recognise
-from diffusion_lab.artefacts.sampling_note import SAMPLER_NAME
 from diffusion_lab.config import paths
 from diffusion_lab.config.schema import Config
 from diffusion_lab.data.prompts import images_per_prompt
@@ -264,8 +263,12 @@ def parameters(item: Planned, wanted: Order, image: Pixels) -> str:
     lines = [item.prompt.text]
     if wanted.prompts.negative:
         lines.append(f"Negative prompt: {wanted.prompts.negative}")
+    family = which_family(wanted.model)
+    scale = f"{settings.guidance_scale:g}"
     facts = [
-        f"Steps: {settings.sampling_steps}", f"Sampler: {SAMPLER_NAME}", f"CFG scale: {settings.guidance_scale:g}",
+        f"Steps: {settings.sampling_steps}", f"Sampler: {family.sampler}",
+        # As Forge writes it for FLUX.1.
+        f"CFG scale: 1, Distilled CFG Scale: {scale}" if family.guidance == "embedded" else f"CFG scale: {scale}",
         f"Seed: {item.seed}", f"Size: {width}x{height}", f"Model: {Path(wanted.model.path).name}",
         *(f"Artefact: {piece.path.name}" for piece in wanted.artefacts), "Version: diffusion_lab",
     ]  # fmt: skip

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab.artefacts.sampling_note import HEADER, MODEL, SAMPLER, SET
 from diffusion_lab.data.nouns import fitting_set
 from diffusion_lab.models.devices import best_precision
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.plan.defaults import is_full_size
 from diffusion_lab.records import UserError
 
@@ -35,10 +36,10 @@ ENCODERS = (
     "encoders", "face_weights", "clip_model", "clip_weights", "aesthetics_weights", "dino_model",
     "inception_weights",
 )  # fmt: skip
-# For another tool's file, which tells nothing of this: what full-size models are usually sampled with.
+# For another tool's file, which tells nothing of this: what full-size models are usually sampled with. The guidance is
+# the family's; so are the steps, where those are fewer.
 FULL_SIZE: Mapping[str, Any] = {
-    "n": 100, "images_per_prompt": 1, "sampling_steps": 30, "guidance_scale": 7.5,
-    "batch_size": 8,
+    "n": 100, "images_per_prompt": 1, "sampling_steps": 30, "batch_size": 8,
 }  # fmt: skip
 INDEX = "generated.json"  # what the images of the folder depend on, and which file is which
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -98,10 +99,15 @@ def as_trained(
         config.model.resolution = model.get("resolution")  # what was filled in is another model's
     if config.model.path != before.model.path and not precise and is_full_size(config.model):
         config.model.precision = best_precision(config.model.device)  # the default is the miniature's
-    prompts = recorded.get("prompts") or {}
+    prompts, family = recorded.get("prompts") or {}, which_family(config.model)
+    if family is not which_family(before.model):  # what was filled in is another family's
+        own = {"sampling_steps": family.sampling_steps, "guidance_scale": family.guidance_scale}
+        config.prompts = dataclasses.replace(config.prompts, **_not_given(own, given))
     if not prompts and artefact is not None and is_full_size(config.model):
         noun = config.data.class_noun if "data.class_noun" in given else header.get("class_noun")
-        prompts = {**FULL_SIZE, "name": fitting_set(noun)}
+        steps = min(FULL_SIZE["sampling_steps"], family.sampling_steps)
+        usual = {"sampling_steps": steps, "guidance_scale": family.guidance_scale}
+        prompts = {**FULL_SIZE, **usual, "name": fitting_set(noun)}
         source = "the usual for full-size models, since the artefact tells nothing of it"
     is_other_set = any(f"prompts.{key}" in given for key in ("name", "path"))
     has_texts = any(getattr(config.job, key, None) for key in ("text", "texts", "texts_file"))
@@ -132,9 +138,15 @@ def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Gi
             continue
         if key == "precision" and value != "fp32" and _on_cpu(config) != (device == "cpu"):
             continue  # half precision is a matter of the device, and this is another one
+        if key == "quantise" and (value != "nf4" or _on_cpu(config)):
+            continue
         setattr(config.model, key, value)
         precise |= key == "precision"
     return precise
+
+
+def _not_given(values: Mapping[str, Any], given: Given) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if f"prompts.{key}" not in given}
 
 
 def _on_cpu(config: Config) -> bool:
