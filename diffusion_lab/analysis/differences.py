@@ -66,7 +66,9 @@ def correlation(a: Values, b: Values, fill_a: float | None = None, fill_b: float
     return found if len(sums) >= FEWEST else min(0.0, found)
 
 
-def by_image(rows: Iterable[ScoreRow]) -> dict[int, dict[str, dict[tuple[Hashable, int], float | None]]]:
+def values_by_step(
+    rows: Iterable[ScoreRow],
+) -> dict[int, dict[str, dict[tuple[Hashable, int], float | None]]]:
     """Step -> metric -> each image's value, of the rows of scores.parquet.
 
     Images of prompts without the identifier have a row without a value in the metrics that do not speak of them; those

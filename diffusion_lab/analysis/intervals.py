@@ -167,7 +167,7 @@ def interval_of(
 def _share(p: float, error: float, images: int, prompts: int) -> tuple[float, float]:
     """95 % interval of a share with its clustered standard error; see `shares.py`."""
     if images == prompts or p in (0.0, 1.0):
-        return wilson(p, prompts, normal())
+        return wilson(p, prompts, normal_quantile())
     effective = min(float(images), p * (1 - p) / error**2) if error > 0 else float(images)
     return wilson(p, effective, student_t(prompts - 1))
 
@@ -223,7 +223,7 @@ def _penalise(
     return replace(found, penalised=penalised, penalised_low=low, penalised_high=high, imputed=v, note=note)
 
 
-def undefined(why: str, missing: int = 0) -> Summary:
+def undefined_summary(why: str, missing: int = 0) -> Summary:
     """No value, and in words why."""
     return Summary(None, 0, missing, None, None, None, note=why)
 
@@ -257,7 +257,7 @@ def student_t(degrees: int, level: float = LEVEL) -> float:
 
 
 @lru_cache(maxsize=4)
-def normal(level: float = LEVEL) -> float:
+def normal_quantile(level: float = LEVEL) -> float:
     """The same of the normal distribution: 1.96."""
     from scipy.special import ndtri
 

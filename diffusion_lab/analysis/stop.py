@@ -15,7 +15,7 @@ from diffusion_lab.analysis.differences import Limits, Values, combined, correla
 from diffusion_lab.analysis.limits import half_width_of as half_width_of
 from diffusion_lab.analysis.limits import lacking, limits_of, missing_notes
 from diffusion_lab.analysis.limits import value_of as value_of
-from diffusion_lab.analysis.reason import Change, Moves, explain
+from diffusion_lab.analysis.reason import MetricChange, ReasonInputs, reason_text
 from diffusion_lab.records import Summary, UserError
 from diffusion_lab.values.bounds import NARROWEST
 
@@ -32,11 +32,11 @@ STUDY_RANGES: Mapping[str, tuple[float, float]] = {
 }
 
 Paired = Mapping[int, Mapping[str, Values]]  # step -> metric -> value of each image
-References = Mapping[str, Mapping[str, Summary | None]]  # metric -> "ceiling", "impostor"
+ReferenceScores = Mapping[str, Mapping[str, Summary | None]]  # metric -> "ceiling", "impostor"
 
 
-class MetricInfo(Protocol):
-    """What the rule needs to know of a metric; every `interfaces.Metric` is one."""
+class MetricLike(Protocol):
+    """What the rule needs to know of a metric; every `records.Metric` is one."""
 
     @property
     def name(self) -> str: ...
@@ -103,9 +103,9 @@ def recommend(
     summaries_by_step: Mapping[int, Mapping[str, Summary]],
     weights: Mapping[str, float],
     ranges: Mapping[str, Sequence[float]],
-    metrics: Iterable[MetricInfo],
+    metrics: Iterable[MetricLike],
     *,
-    references: References | None = None,
+    references: ReferenceScores | None = None,
     n_images: int | None = None,
     class_noun: str | None = None,
     paired: Paired | None = None,
@@ -152,18 +152,18 @@ def recommend(
     if best is None:
         return None
 
-    def change(name: str, i: int, j: int) -> Change:
+    def change(name: str, i: int, j: int) -> MetricChange:
         """Of a metric from the i-th to the j-th evaluation."""
         a, b = values[name][i], values[name][j]
         if a is None or b is None:
-            return Change(a, b, None)
+            return MetricChange(a, b, None)
         between = [v for v in values[name][i + 1 : j] if v is not None]
         steady = all(abs(v - b) < STEADY for v in between)
         x, y = limits[name][i], limits[name][j]
         if x is None or y is None:
-            return Change(a, b, None, steady)
+            return MetricChange(a, b, None, steady)
         r = _correlation(paired, summaries_by_step, name, steps[i], steps[j])
-        return Change(a, b, difference(a, x, b, y, r), steady)
+        return MetricChange(a, b, difference(a, x, b, y, r), steady)
 
     def gap(i: int) -> Limits | None:
         """95 % limits of the recommended score less the i-th."""
@@ -178,7 +178,7 @@ def recommend(
         return combined(parts)
 
     at_best = [summaries_by_step[steps[best]][m] for m in used if m in summaries_by_step[steps[best]]]
-    moves = Moves(
+    moves = ReasonInputs(
         steps=steps,
         best=best,
         scores=[s.score for s in scores],
@@ -192,14 +192,14 @@ def recommend(
         class_noun=class_noun,
         notes=tuple(notes),
     )
-    return Recommendation(steps[best], explain(moves), used, ends, scores, tuple(notes))
+    return Recommendation(steps[best], reason_text(moves), used, ends, scores, tuple(notes))
 
 
 def contenders(
     summaries_by_step: Mapping[int, Mapping[str, Summary]],
     weights: Mapping[str, float],
     ranges: Mapping[str, Sequence[float]],
-    metrics: Iterable[MetricInfo],
+    metrics: Iterable[MetricLike],
 ) -> set[int]:
     """Steps that may be the recommended one once more has been measured.
 
@@ -323,7 +323,7 @@ def _score(
     step: int,
     weights: Mapping[str, float],
     ends: Mapping[str, tuple[float, float]],
-    infos: Mapping[str, MetricInfo],
+    infos: Mapping[str, MetricLike],
     values: Mapping[str, Sequence[float | None]],
     limits: Mapping[str, Sequence[Limits | None]],
 ) -> StepScore:

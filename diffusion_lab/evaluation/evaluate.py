@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffusion_lab.analysis.intervals import undefined
+from diffusion_lab.analysis.intervals import undefined_summary
 from diffusion_lab.data.prompts import without_identifier
 from diffusion_lab.evaluation.metrics import select
 from diffusion_lab.evaluation.metrics.enough import check_enough
@@ -78,7 +78,7 @@ def evaluate(
             features = bank.features(
                 images,
                 texts=[item.prompt.plain for item in planned],
-                needs=needed(metrics),
+                needs=fields_needed(metrics),
                 progress=bar.advance if bar else None,
             )
         seconds["encoding"] = time.perf_counter() - started
@@ -118,7 +118,7 @@ def score(
         ids = [planned[number].prompt.id for number in numbers]
         if seen is None:
             said = "without" if metric.over == "class" else "with"
-            summaries[metric.name] = undefined(f"no prompt of the set is {said} the identifier")
+            summaries[metric.name] = undefined_summary(f"no prompt of the set is {said} the identifier")
             continue
         if not isinstance(metric, Metric):
             summaries[metric.name] = metric.summary(seen, references, ids)
@@ -163,7 +163,7 @@ def take(features: Features, numbers: Sequence[int]) -> Features | None:
     return Features(n=len(numbers), prompts=prompts, **fields)
 
 
-def joined(parts: Sequence[Features]) -> Features:
+def concatenate_features(parts: Sequence[Features]) -> Features:
     """The features of several batches as those of one; at least one batch."""
     import torch
 
@@ -210,7 +210,7 @@ def reference_features(
     from diffusion_lab.data.pictures import fit
     from diffusion_lab.evaluation.encoders.photographs import look_at
 
-    needs = needed(select(bank.settings.names)) - {"clip_text"}
+    needs = fields_needed(select(bank.settings.names)) - {"clip_text"}
     if faces is None and "face" in needs:
         faces = look_at(subject, bank, resolution)
 
@@ -278,6 +278,6 @@ def without_face(references: References) -> dict[str, tuple[int, int]]:
     }
 
 
-def needed(metrics: Iterable[AnyMetric]) -> set[str]:
+def fields_needed(metrics: Iterable[AnyMetric]) -> set[str]:
     """The fields of `Features` that these metrics read."""
     return {field for metric in metrics for field in metric.needs}

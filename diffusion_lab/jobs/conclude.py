@@ -169,7 +169,7 @@ def recommendation(config: Config, findings: Findings, scores: Path | None = Non
     ``scores``: every image's values, with which the reason compares the same images at two steps; the step itself
     does not depend on them.
     """
-    from diffusion_lab.analysis.differences import by_image
+    from diffusion_lab.analysis.differences import values_by_step
     from diffusion_lab.analysis.stop import recommend
     from diffusion_lab.evaluation.metrics import select
     from diffusion_lab.runs.scores import read
@@ -184,7 +184,7 @@ def recommendation(config: Config, findings: Findings, scores: Path | None = Non
         references={name: {"ceiling": ceiling} for name, ceiling in findings.ceilings.items()},
         n_images=config.data.n_images,
         class_noun=config.data.class_noun,
-        paired=by_image(read(scores)) if scores is not None and scores.is_file() else None,
+        paired=values_by_step(read(scores)) if scores is not None and scores.is_file() else None,
     )
 
 

@@ -150,7 +150,7 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     from diffusion_lab.evaluation.encoders.bank import EncoderBank
     from diffusion_lab.evaluation.encoders.cache import FeatureCache
     from diffusion_lab.evaluation.evaluate import (
-        needed,
+        fields_needed,
         reference_features,
         reference_scores,
         score,
@@ -172,7 +172,7 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     references = reference_features(subject, bank, resolution, faces)
     planned = _planned(paths, told, subject)
     started = time.perf_counter()
-    kept, features, small = _encode(config, paths, planned, bank, needed(metrics))
+    kept, features, small = _encode(config, paths, planned, bank, fields_needed(metrics))
     encoding = time.perf_counter() - started
     planned = [planned[number] for number in kept]
     _describe(files, metrics, bank, references, reference_scores(references, metrics))
@@ -216,7 +216,7 @@ def _encode(
 
     A batch at a time: a folder may hold more pixels than fit into memory.
     """
-    from diffusion_lab.evaluation.evaluate import joined
+    from diffusion_lab.evaluation.evaluate import concatenate_features
     from diffusion_lab.runs.scored import thumbnail
     from diffusion_lab.system.progress import Progress
 
@@ -243,7 +243,7 @@ def _encode(
             bar.advance(min(size, len(paths) - start))
     if not parts:
         raise UserError(f"job.images: none of the {len(paths)} images in {config.job.images} can be read")
-    return kept, joined(parts), small
+    return kept, concatenate_features(parts), small
 
 
 def _describe(

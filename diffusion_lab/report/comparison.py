@@ -18,7 +18,7 @@ from diffusion_lab.report import charts, words
 from diffusion_lab.report.groups import COSTS, Mean, at_stop, costs, distinct, grouped, telling
 from diffusion_lab.report.page import save
 from diffusion_lab.runs.record import MetricInfo, Run, find_runs, read_run
-from diffusion_lab.runs.recorded import flatten
+from diffusion_lab.values.mappings import flatten
 
 # Settings that say where and how a run was watched, not what it computed.
 UNTOLD = ("job.", "tracker.")

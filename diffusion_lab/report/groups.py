@@ -11,8 +11,8 @@ from typing import Any
 from diffusion_lab.analysis.intervals import ALIKE, student_t
 from diffusion_lab.analysis.limits import value_of
 from diffusion_lab.runs.record import Run
-from diffusion_lab.runs.recorded import flatten
 from diffusion_lab.runs.resume import folder_size, run_id
+from diffusion_lab.values.mappings import flatten
 
 SEEDS = ("seed", "data.subset_seed", "prompts.seed", "prompts.noise_seed")
 FIRST = ("method.name", "method.variant", "model.name", "data.subject", "data.n_images")  # told before others

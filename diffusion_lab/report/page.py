@@ -22,7 +22,7 @@ import plotly.offline
 from markupsafe import Markup
 
 from diffusion_lab.analysis.limits import limits_of, value_of
-from diffusion_lab.analysis.reason import rules_of_thumb, spoken
+from diffusion_lab.analysis.reason import display_name, rules_of_thumb
 from diffusion_lab.analysis.stop import StepScore
 from diffusion_lab.records import Summary
 from diffusion_lab.report import charts, words
@@ -143,7 +143,7 @@ def _rule(run: Run, weights: Mapping[str, float], scores: tuple[StepScore, ...])
         rule.append(
             {
                 "name": name,
-                "spoken": spoken(name),
+                "spoken": display_name(name),
                 "hue": charts.hue(name),
                 "weight": weights.get(name, 0.0),
                 "scaled": [score.scaled.get(name) for score in scores],

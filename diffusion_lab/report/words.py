@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.analysis.reason import spoken
+from diffusion_lab.analysis.reason import display_name
 from diffusion_lab.miniature.shipped import MINIATURES
 from diffusion_lab.records import Summary
 from diffusion_lab.runs.record import NO_RECORD, Run
@@ -102,7 +102,7 @@ def cautions(run: Run, stop: int | None) -> list[str]:
         ceiling = run.references.get(name, {}).get("ceiling")
         if here and ceiling and _surely_above(here, ceiling):
             said.append(
-                f"At step {stop} {spoken(name)} lies above what real photographs reach among themselves"
+                f"At step {stop} {display_name(name)} lies above what real photographs reach among themselves"
                 f" ({here.mean:.2f} against {ceiling.mean:.2f}): a sign of copied pictures."
             )
     said += _photographs(run)

@@ -326,7 +326,7 @@ class FileTracker:
         self,
         pictures: Sequence[Pixels],
         names: Sequence[str],
-        frames: Sequence[Sequence[samples.Frame]] = (),
+        frames: Sequence[Sequence[samples.FaceBox]] = (),
     ) -> None:
         """The sheet samples/training.png of the pictures trained on, with a name under each, faces framed."""
         title = f"{len(pictures)} training pictures"

@@ -145,14 +145,3 @@ def _is_yaml(path: Path) -> bool:
         return yaml.safe_load(path.read_bytes()) is not None
     except (OSError, ValueError, yaml.YAMLError):
         return False
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"data": {"n_images": 4}} -> {"data.n_images": 4}; lists and empty mappings stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -56,7 +56,7 @@ def labels(evaluation: Evaluation, prompts: PromptSet) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class FaceBox:
     """A box (left, top, right, bottom, each 0 to 1 of the picture) to be drawn; dashed where it was not chosen."""
 
     box: tuple[float, float, float, float]
@@ -69,7 +69,7 @@ def sheet(
     *,
     title: str = "",
     columns: int | None = None,
-    frames: Sequence[Sequence[Frame]] = (),
+    frames: Sequence[Sequence[FaceBox]] = (),
 ) -> Image.Image:
     """RGB sheet of uint8 [height, width, 3] pictures with a text of a few lines under each.
 
@@ -106,7 +106,7 @@ def sheet(
     return image
 
 
-def _draw_frame(picture: Image.Image, frame: Frame) -> None:
+def _draw_frame(picture: Image.Image, frame: FaceBox) -> None:
     """A solid green box for the chosen one, a dashed red box for another."""
     draw = ImageDraw.Draw(picture)
     width, height = picture.width - 1, picture.height - 1

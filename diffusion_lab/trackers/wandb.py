@@ -24,6 +24,7 @@ from diffusion_lab.records import Evaluation, PromptSet, Status, Summary, UserEr
 from diffusion_lab.runs import scores
 from diffusion_lab.system import atomic
 from diffusion_lab.trackers import wandb_history as history
+from diffusion_lab.values.mappings import flatten
 
 if TYPE_CHECKING:
     import wandb
@@ -203,7 +204,14 @@ class WandbTracker:
         if run is None:
             return
         try:
-            run.summary.update(flatten({"status": status, **summary}))
+            flat = flatten({"status": status, **summary}, "/")
+            run.summary.update(
+                {
+                    key: value
+                    for key, value in flat.items()
+                    if value is not None and not isinstance(value, Mapping)
+                }
+            )
         finally:
             run.finish(exit_code=EXIT_CODES.get(status, 1))
 
@@ -301,14 +309,3 @@ def curves(summaries: Mapping[str, Summary], seconds: Mapping[str, float]) -> di
         }  # fmt: skip
         found |= {f"eval/{name}{ending}": value for ending, value in values.items() if value is not None}
     return found | {f"seconds/{name}": value for name, value in seconds.items()}
-
-
-def flatten(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested mappings as "a/b" keys, None left out."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{above}{key}/")
-        elif value is not None:
-            flat[f"{above}{key}"] = value
-    return flat

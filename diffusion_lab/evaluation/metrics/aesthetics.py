@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffusion_lab.evaluation.metrics.cosines import joined
+from diffusion_lab.evaluation.metrics.cosines import concatenate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class Aesthetics:
 
     def ceiling(self, references: References) -> Tensor | None:
         """The subject's own photographs, trained on or held out. A model may well draw better ones."""
-        ratings = joined(
+        ratings = concatenate(
             references.train.aesthetics, references.heldout.aesthetics if references.heldout else None
         )
         return None if ratings is None else ratings / 10

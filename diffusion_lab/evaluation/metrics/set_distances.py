@@ -56,13 +56,13 @@ class Kid:
     def _distance(
         self, some: Features, targets: Features, prompt_ids: Sequence[Hashable] | None = None
     ) -> Summary:
-        from diffusion_lab.analysis.intervals import of_pairs, undefined
+        from diffusion_lab.analysis.intervals import of_pairs, undefined_summary
         from diffusion_lab.evaluation.metrics.distances import kid_pairs
 
         x, ids, missing = _rows(some, self.field, prompt_ids)
         y, _, _ = _rows(targets, self.field)
         if min(len(x), len(y)) < 2:
-            return undefined(_TOO_FEW, some.n)
+            return undefined_summary(_TOO_FEW, some.n)
         value, pairs = kid_pairs(x, y)
         return of_pairs(value, pairs.numpy(), ids, missing=missing)
 
@@ -105,7 +105,7 @@ class Fid:
     ) -> Summary:
         import torch
 
-        from diffusion_lab.analysis.intervals import interval_of, too_few, undefined, units
+        from diffusion_lab.analysis.intervals import interval_of, too_few, undefined_summary, units
         from diffusion_lab.analysis.pairs import FEWEST, jackknife_error
         from diffusion_lab.evaluation.metrics.distances import frechet, frechet_legacy
 
@@ -114,7 +114,7 @@ class Fid:
         x, ids, missing = _rows(some, field, prompt_ids)
         y, _, _ = _rows(targets, field)
         if min(len(x), len(y)) < 2:
-            return undefined(_TOO_FEW, some.n)
+            return undefined_summary(_TOO_FEW, some.n)
         note = few_images(len(x), len(y), x.shape[1])
         if self.legacy:
             what = "class logits" if classified else "pool features, for the weights have no classifier"

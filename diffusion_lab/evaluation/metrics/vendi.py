@@ -42,7 +42,7 @@ class Vendi:
 
         import torch
 
-        from diffusion_lab.analysis.intervals import interval_of, too_few, undefined, units
+        from diffusion_lab.analysis.intervals import interval_of, too_few, undefined_summary, units
         from diffusion_lab.analysis.pairs import jackknife_error
         from diffusion_lab.evaluation.metrics.distances import vendi
         from diffusion_lab.evaluation.metrics.set_distances import expected_of
@@ -52,7 +52,9 @@ class Vendi:
         rows, missing = generated.clip_image[there], int((~there).sum())
         n = len(rows)
         if n < 2:
-            return undefined("the Vendi score compares images with each other: it takes two", generated.n)
+            return undefined_summary(
+                "the Vendi score compares images with each other: it takes two", generated.n
+            )
         ids = list(range(generated.n)) if prompt_ids is None else list(prompt_ids)
         codes, alone = units(list(compress(ids, there.tolist())))
 

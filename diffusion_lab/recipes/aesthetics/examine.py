@@ -40,7 +40,7 @@ def examine(said: NDArray[np.float64], rated: NDArray[np.float64]) -> Examined:
     if len(rated) < 3 or np.ptp(rated) == 0:
         raise ValueError("three pictures with different ratings are needed to examine a head")
     error = said - rated
-    low, high = extremes(rated)
+    low, high = lowest_and_highest(rated)
     told = np.ptp(said) > 0
     return Examined(
         n=len(rated),
@@ -57,7 +57,7 @@ def examine(said: NDArray[np.float64], rated: NDArray[np.float64]) -> Examined:
     )
 
 
-def extremes(rated: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def lowest_and_highest(rated: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Numbers of the lowest and the highest rated pictures, `EXTREME` of all at either end, one at least."""
     order = np.argsort(rated, kind="stable")
     k = max(1, round(EXTREME * len(rated)))
@@ -72,7 +72,7 @@ def gain_at_extremes(
     Student's 95 % interval over the pictures at the ends, paired: both heads see the same ones. None where all gains
     are alike. A bootstrap of the two pictures that a small set has at its ends would be far too sure.
     """
-    ends = np.concatenate(extremes(rated))
+    ends = np.concatenate(lowest_and_highest(rated))
     found = summarise(np.abs(plain[ends] - rated[ends]) - np.abs(balanced[ends] - rated[ends]))
     assert found.mean is not None
     return found.mean, found.low, found.high

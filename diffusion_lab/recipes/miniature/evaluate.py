@@ -21,7 +21,7 @@ PROMPT_SEED = 2_900_000  # scenes of the check's prompts; held out from training
 PHOTOGRAPHIC = ("photo", "bw", "sepia")
 
 
-def check_prompts(n: int = 100, seed: int = PROMPT_SEED) -> list[tuple[str, dict[str, Phrase]]]:
+def evaluation_prompts(n: int = 100, seed: int = PROMPT_SEED) -> list[tuple[str, dict[str, Phrase]]]:
     """Nouns by turns, a phrase in every slot, no spoilt quality: (noun, phrases) of ``n`` prompts."""
     prompts = []
     for i in range(n):
@@ -87,7 +87,7 @@ def evaluate_samples(
     }
 
 
-def sheet(images: Sequence[NDArray[np.uint8]], columns: int, path: Path, enlarge: int = 1) -> None:
+def save_grid(images: Sequence[NDArray[np.uint8]], columns: int, path: Path, enlarge: int = 1) -> None:
     """A grid of equal-sized images as PNG, white lines between them."""
     height, width = images[0].shape[:2]
     rows = -(-len(images) // columns)
@@ -100,7 +100,7 @@ def sheet(images: Sequence[NDArray[np.uint8]], columns: int, path: Path, enlarge
 
 
 def prompt_texts(prompts: Sequence[tuple[str, dict[str, Phrase]]]) -> list[str]:
-    """The captions of :func:`check_prompts`."""
+    """The captions of `evaluation_prompts`."""
     return [caption(noun, phrases) for noun, phrases in prompts]
 
 
@@ -117,7 +117,7 @@ def plain_looks(
 
 
 def look_texts(prompts: Sequence[tuple[str, dict[str, Phrase]]]) -> list[str]:
-    """The captions of :func:`check_prompts` with the looks of the people in :func:`drawn`."""
+    """The captions of `evaluation_prompts` with the looks of the people in :func:`drawn`."""
     return [
         caption(noun, phrases, subject=described(noun, looks, {}))
         for (noun, phrases), looks in zip(prompts, plain_looks(prompts), strict=True)

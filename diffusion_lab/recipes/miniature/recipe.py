@@ -201,7 +201,7 @@ def run_face(made: Recipe) -> dict[str, Any]:
     """Train and measure the face embedder; a sixth of the portraits come out of the VAE."""
     data, detector = made.faces("faces"), FaceDetector()
     images = made.some_rebuilt(data, "faces", 6)
-    offsets = face.calibrate(data, detector, n=min(300, len(data)))
+    offsets = face.box_offsets(data, detector, n=min(300, len(data)))
     net = face.train_face(
         data,
         images,
@@ -242,9 +242,9 @@ def run_evaluate(made: Recipe) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(made.weights / "sd").to(made.device)
-    prompts = evaluate.check_prompts(made.sizes.prompts)
+    prompts = evaluate.evaluation_prompts(made.sizes.prompts)
     images = unet.sample(pipe, evaluate.prompt_texts(prompts), seed=made.seed)
-    evaluate.sheet(list(images[:60]), 10, made.folder / "samples" / "prompts.png")
+    evaluate.save_grid(list(images[:60]), 10, made.folder / "samples" / "prompts.png")
     found = evaluate.evaluate_samples(list(images), prompts, made.load_clip(), FaceDetector())
     described = unet.sample(pipe, evaluate.look_texts(prompts), seed=made.seed)
     return {**found, "looks": evaluate.evaluate_look_samples(list(described), prompts, made.load_clip())}

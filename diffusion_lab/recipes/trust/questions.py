@@ -13,7 +13,8 @@ from PIL import Image
 from diffusion_lab.miniature import world
 from diffusion_lab.miniature.identity import blend
 from diffusion_lab.miniature.phrases import SLOTS, caption
-from diffusion_lab.recipes.trust.answers import Answer, answer, auc, curve_of, spearman
+from diffusion_lab.recipes.auc import auc
+from diffusion_lab.recipes.trust.answers import Answer, answer, curve_of, spearman
 from diffusion_lab.recipes.trust.people import (
     FIRST_PERSON,
     Pixels,
