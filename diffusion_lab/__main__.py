@@ -256,7 +256,8 @@ def _claim(folder: Path, key: str, overrides: Sequence[str], needed: int) -> Pat
     """Makes `folder` and returns it. One made of date and time gets a number, -2 and so on, if it is taken:
     two runs begun in the same second must not share it. Raises UserError where it cannot be written.
     """
-    from diffusion_lab.system.atomic import check_writable, recoverable
+    from diffusion_lab.system.disk_errors import recoverable
+    from diffusion_lab.system.folders import check_writable
 
     if not any(word.lstrip("+").startswith(f"{key}=") for word in overrides):
         with recoverable(folder):
@@ -352,7 +353,8 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     from diffusion_lab.cli.compose import to_config
     from diffusion_lab.jobs.state import isolated
     from diffusion_lab.plan.fetch import fetch
-    from diffusion_lab.system.atomic import append_line, dumps
+    from diffusion_lab.system.atomic import append_line
+    from diffusion_lab.values.jsonable import dumps
 
     runtime = HydraConfig.get().runtime
     run_folder, begun = map(Path, (runtime.output_dir, runtime.cwd))

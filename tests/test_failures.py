@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from diffusion_lab.jobs import outcome_of
 from diffusion_lab.records import UserError
-from diffusion_lab.system import atomic, failures, streams
+from diffusion_lab.system import atomic, disk_errors, failures, streams
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,10 +94,10 @@ def test_real_errors_of_the_libraries(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SafetensorError) as place:
         safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "file" / "x")
-    assert atomic.os_error(place.value) is not None
+    assert disk_errors.os_error(place.value) is not None
     with (
         pytest.raises(UserError, match=r"something else stands in its place"),
-        atomic.recoverable(tmp_path / "file"),
+        disk_errors.recoverable(tmp_path / "file"),
     ):
         raise place.value
 
@@ -108,7 +108,7 @@ def test_a_dead_link_is_called_one(tmp_path: Path) -> None:
         pytest.raises(
             UserError, match=r"symbolic link to /nowhere/at/all, which is not there; remove the link"
         ),
-        atomic.recoverable(tmp_path / "config.yaml"),
+        disk_errors.recoverable(tmp_path / "config.yaml"),
     ):
         (tmp_path / "config.yaml").write_text("")
 
@@ -173,7 +173,7 @@ def test_descriptors_that_were_closed_are_no_error(closed: str, tmp_path: Path) 
 def test_no_file_takes_a_closed_descriptors_number(tmp_path: Path) -> None:
     """A library that writes to descriptor 1 would otherwise write into whichever file has the number now."""
     program = (
-        "import os; from diffusion_lab.tracking.streams import guarded\n"
+        "import os; from diffusion_lab.system.streams import guarded\n"
         f"with guarded():\n    with open({str(tmp_path / 'file')!r}, 'w') as file: os.write(1, b'stray'); print(file.fileno() > 2, file=file)\n"
     )
     subprocess.run(

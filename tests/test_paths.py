@@ -19,7 +19,7 @@ from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import UserError
 from diffusion_lab.runs.resume import bound, differences, expand, standing
-from diffusion_lab.system.atomic import plain
+from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.quoting import always_quoted
 
 NAMES = [

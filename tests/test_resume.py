@@ -20,8 +20,9 @@ from diffusion_lab.jobs.assist import build
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import PromptSet, Subject, UserError
 from diffusion_lab.runs.resume import differences, expand, locked, standing
-from diffusion_lab.system.atomic import clear_leftovers, plain
+from diffusion_lab.system.folders import clear_leftovers
 from diffusion_lab.training import checkpoint
+from diffusion_lab.values.jsonable import plain
 
 ROOT = Path(__file__).parents[1]
 TINY = ["experiment=debug", "metrics=debug", "steps.log_every=1", "steps.checkpoint_every=1"]
@@ -160,8 +161,8 @@ import json, os, random, signal, sys, time, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from diffusion_lab.compose import compose
-from diffusion_lab.config import fill_defaults
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.jobs import load, perform
 import diffusion_lab, importlib, pkgutil, scipy.stats
 import diffusers, peft, pyarrow.parquet, facenet_pytorch, plotly.graph_objects, accelerate

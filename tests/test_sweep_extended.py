@@ -56,7 +56,7 @@ def test_a_second_dimension_trains_nothing_twice(
 def test_the_folder_of_the_same_run(tmp_path: Path) -> None:
     """A finished one before an unfinished one, whatever it is called; another configuration or seed never."""
     from diffusion_lab.config.schema import as_plain_dict
-    from diffusion_lab.system.atomic import plain
+    from diffusion_lab.values.jsonable import plain
 
     config = fill_defaults(compose(WORDS))
 

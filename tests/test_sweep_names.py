@@ -20,7 +20,7 @@ from diffusion_lab.cli.compose import compose, expand
 from diffusion_lab.cli.sweep_names import LONGEST, by_what_varies, job_folder, settle, write
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.plan.defaults import fill_defaults
-from diffusion_lab.system.atomic import plain
+from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.quoting import always_quoted
 
 TINY = ["experiment=debug"]

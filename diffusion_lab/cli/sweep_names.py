@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.runs.resume import began_in, bound_flat, differing
-from diffusion_lab.system.atomic import plain
+from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.quoting import unquoted
 
 if TYPE_CHECKING:

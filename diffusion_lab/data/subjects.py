@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -172,7 +170,7 @@ def renderer_version() -> str:
 
 def _miniature_folder(name: str, cache: Path) -> Path:
     """`name`'s folder in the cache, written when it is not there. Two processes may do so at once."""
-    from diffusion_lab.miniature.subjects import is_complete
+    from diffusion_lab.miniature.subjects import is_complete, write_subjects
 
     folder = cache / f"subjects-{renderer_version()}" / name
     if not is_complete(folder):
@@ -181,31 +179,13 @@ def _miniature_folder(name: str, cache: Path) -> Path:
         else:
             log.info("drawing %s into %s", name, folder.parent)
         try:
-            _draw(name, folder)
+            write_subjects(folder.parent, [name])
         except OSError as error:
             raise UserError(
                 f"the miniature's pictures cannot be written to {folder} ({error.strerror or error}): free "
                 "some space, or set the environment variable DIFFUSION_LAB_CACHE to another folder"
             ) from error
     return folder
-
-
-def _draw(name: str, folder: Path) -> None:
-    """Draws in a place of its own and renames: a whole folder is never taken away from who reads it."""
-    from diffusion_lab.miniature.subjects import is_complete, write_subjects
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as beside:
-        drawn = write_subjects(Path(beside), [name]) / name
-        try:
-            os.rename(drawn, folder)
-        except OSError:
-            if is_complete(folder):  # another process was faster, and drew the same
-                return
-            if not folder.exists():
-                raise
-            os.rename(folder, Path(beside) / "damaged")
-            os.rename(drawn, folder)
 
 
 # --- impostors ------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from diffusion_lab.runs.files import VOUCHED, FileTracker
 from diffusion_lab.runs.recorded import CHECKPOINTS
 from diffusion_lab.runs.vouched import damaged
 from diffusion_lab.system import failures
-from diffusion_lab.system.atomic import dumps, replace_folder
+from diffusion_lab.system.folders import replace_folder
+from diffusion_lab.values.jsonable import dumps
 from diffusion_lab.values.quoting import pasted
 
 if TYPE_CHECKING:

@@ -26,7 +26,9 @@ from diffusion_lab.records import Evaluation, References, Status, Subject, Train
 from diffusion_lab.runs.recorded import CHECKPOINTS
 from diffusion_lab.runs.resume import Standing, find, locked, standing
 from diffusion_lab.system import processes
-from diffusion_lab.system.atomic import clear_leftovers, dumps, replace_folder, standing_folder
+from diffusion_lab.system.disk_errors import guarded_folder
+from diffusion_lab.system.folders import clear_leftovers, replace_folder
+from diffusion_lab.values.jsonable import dumps
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +57,7 @@ def run(config: Config, run_folder: Path) -> None:
         processes.shared(None)
         _leave(config, run_folder, device, stands)
         return
-    with locked(run_folder), standing_folder(run_folder):
+    with locked(run_folder), guarded_folder(run_folder):
         _run(config, run_folder, device, stands)
 
 

@@ -28,6 +28,7 @@ from diffusion_lab.records import Summary
 from diffusion_lab.report import charts, words
 from diffusion_lab.runs.record import MetricInfo, Run, lost, read_run, read_scalars
 from diffusion_lab.system import atomic
+from diffusion_lab.system.images import encoded
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +248,5 @@ def data_uri(path: Path, kind: str = "png") -> str:
         if len(content) > KEEP_BYTES or image.width > MAX_WIDTH:
             reduced = image.convert("RGB")
             reduced.thumbnail((MAX_WIDTH, 16000), Image.Resampling.LANCZOS)
-            buffer = io.BytesIO()
-            reduced.save(buffer, format="WEBP", quality=85)
-            content, kind = buffer.getvalue(), "webp"
+            content, kind = encoded(reduced, "WEBP", quality=85), "webp"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

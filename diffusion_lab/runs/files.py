@@ -29,7 +29,8 @@ from diffusion_lab.runs.record import summary
 from diffusion_lab.runs.recorded import recorded
 from diffusion_lab.runs.resume import differences, run_id
 from diffusion_lab.runs.run_log import RunLog
-from diffusion_lab.system import atomic, provenance
+from diffusion_lab.system import atomic, folders, images, provenance
+from diffusion_lab.values import jsonable
 
 if TYPE_CHECKING:
     from diffusion_lab.records import Pixels
@@ -109,7 +110,7 @@ class FileTracker:
             known = recorded(self.folder, lambda theirs: not differences(theirs, config))
             run = str((known.result.get("run") if known else None) or run)
             before = taking_up.kept(self.folder, self.resume_step, config, run)
-        atomic.check_writable(self.folder)
+        folders.check_writable(self.folder)
         self._log.open()
         self.result |= {
             "run": run,
@@ -151,7 +152,7 @@ class FileTracker:
         self._write_events(before.events)
 
     def _write_events(self, events: Iterable[Mapping[str, Any]]) -> None:
-        self._lines = [atomic.dumps({"time": _now(), **event}) + "\n" for event in events]
+        self._lines = [jsonable.dumps({"time": _now(), **event}) + "\n" for event in events]
         atomic.write_text(self.folder / backup.EVENTS, "".join(self._lines))
 
     def reopen(self, before: Earlier) -> None:
@@ -159,7 +160,7 @@ class FileTracker:
         known = {name: value for name, value in before.result.items() if name != "traceback"}
         self.result |= known | {"evaluations": before.evaluations}
         self._rows, self._copies = before.rows, dict(before.kept)
-        self._lines = [atomic.dumps(event) + "\n" for event in before.events]
+        self._lines = [jsonable.dumps(event) + "\n" for event in before.events]
         self._log.open()
 
     @property
@@ -331,7 +332,7 @@ class FileTracker:
         """The sheet samples/training.png of the pictures trained on, with a name under each, faces framed."""
         title = f"{len(pictures)} training pictures"
         sheet = samples.sheet(pictures, names, title=title, frames=frames)
-        atomic.write_bytes(self.folder / "samples" / "training.png", samples.png(sheet))
+        atomic.write_bytes(self.folder / "samples" / "training.png", images.png(sheet))
 
     def photographs(self, described: Mapping[str, Any]) -> None:
         """Of the photographs, by group, those with several faces or with a face unlike all others."""
@@ -341,12 +342,12 @@ class FileTracker:
     def prompts(self, prompts: PromptSet) -> None:
         """prompts.json: the prompts as they are."""
         self._write_copied(
-            backup.PROMPTS, (atomic.dumps(dataclasses.asdict(prompts), indent=2) + "\n").encode()
+            backup.PROMPTS, (jsonable.dumps(dataclasses.asdict(prompts), indent=2) + "\n").encode()
         )
 
     def event(self, event: str, **values: Any) -> None:
         """One line of events.jsonl: time, event, and what belongs to it; all but the training curve's are flushed."""
-        line = atomic.dumps({"time": _now(), "event": event, **values}) + "\n"
+        line = jsonable.dumps({"time": _now(), "event": event, **values}) + "\n"
         atomic.append_line(self.folder / backup.EVENTS, line, flush=event != "scalars")
         self._lines.append(line)
 
@@ -363,7 +364,7 @@ class FileTracker:
     def back_up(self) -> None:
         """Writes record.zip: the record as it is now, from memory, whatever has become of the files."""
         members = {
-            backup.RESULT: (atomic.dumps(self.result, indent=2) + "\n").encode(),
+            backup.RESULT: (jsonable.dumps(self.result, indent=2) + "\n").encode(),
             backup.EVENTS: "".join(self._lines).encode(),
             **self._copies,
         }
@@ -390,7 +391,7 @@ def _code(provenance: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _yaml(config: Mapping[str, Any]) -> bytes:
-    return str(yaml.safe_dump(atomic.plain(config), sort_keys=False, allow_unicode=True)).encode()
+    return str(yaml.safe_dump(jsonable.plain(config), sort_keys=False, allow_unicode=True)).encode()
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -19,7 +19,8 @@ from diffusion_lab.config.schema import RESUME, Config, as_plain_dict
 from diffusion_lab.methods import METHODS
 from diffusion_lab.records import UserError
 from diffusion_lab.runs.recorded import ENDED, Recorded, concluding, missing, recorded
-from diffusion_lab.system.atomic import plain, recoverable
+from diffusion_lab.system.disk_errors import recoverable
+from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.mappings import flatten
 from diffusion_lab.values.quoting import always_quoted, pasted, unquoted
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffusion_lab.runs import scores
 from diffusion_lab.system import atomic
+from diffusion_lab.system.images import png
 
 if TYPE_CHECKING:
     from diffusion_lab.records import Evaluation, Pixels, PromptSet
@@ -122,13 +122,6 @@ def _draw_frame(picture: Image.Image, frame: FaceBox) -> None:
     for y in range(top, bottom, 2 * DASH):
         for x in (left, right):
             draw.line((x, y, x, min(y + DASH, bottom)), _REJECTED, 1)
-
-
-def png(image: Image.Image) -> bytes:
-    """The same bytes for the same pixels: no time stamp, fixed compression."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=6)
-    return buffer.getvalue()
 
 
 def _fit(pixels: Pixels) -> Image.Image:

@@ -14,6 +14,7 @@ from PIL import Image
 from diffusion_lab.records import Metric, ScoreRow
 from diffusion_lab.runs.scores import by_image
 from diffusion_lab.system import atomic
+from diffusion_lab.system.images import encoded
 
 if TYPE_CHECKING:
     from diffusion_lab.records import AnyMetric, Pixels
@@ -30,9 +31,7 @@ def thumbnail(pixels: Pixels) -> bytes:
     """WebP, at most 192 pixels a side."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="WEBP", quality=80)
-    return buffer.getvalue()
+    return encoded(image, "WEBP", quality=80)
 
 
 def write_scored(

@@ -24,6 +24,7 @@ from diffusion_lab.records import Evaluation, PromptSet, Status, Summary, UserEr
 from diffusion_lab.runs import scores
 from diffusion_lab.system import atomic
 from diffusion_lab.trackers import wandb_history as history
+from diffusion_lab.values import jsonable
 from diffusion_lab.values.mappings import flatten
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class WandbTracker:
     def start(self, config: Mapping[str, Any]) -> None:
         if self.mode == "disabled":
             return
-        plain = atomic.plain(paths.as_typed(config))  # a server need not know this machine's folders
+        plain = jsonable.plain(paths.as_typed(config))  # a server need not know this machine's folders
         run_id = self._id()
         # Online the server has the history, unless a session before this one was kept offline.
         again = self.resumed and (self.mode == "offline" or bool(history.unsynced(self.folder, run_id)))

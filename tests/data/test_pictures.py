@@ -296,7 +296,7 @@ def test_the_cheap_checks_import_nothing_heavy(tmp_path: Path) -> None:
     quarters().save(tmp_path / "a.png")
     quarters().save(tmp_path / "b.png")
     program = (
-        "import sys; from diffusion_lab.config import Data, Prompts\n"
+        "import sys; from diffusion_lab.config.schema import Data, Prompts\n"
         "from diffusion_lab.data import prompts, subjects, tokens\n"
         f"data = Data(source='folder', folder={str(tmp_path)!r}, class_noun='dog', n_images=1)\n"
         "assert subjects.check_subject(data) == 'dog'\n"

@@ -136,7 +136,7 @@ def test_the_plain_set_has_no_negative_prompt_and_no_spoilt_words() -> None:
 
 def test_the_same_in_every_process() -> None:
     program = (
-        "from diffusion_lab.config import Prompts; from diffusion_lab.data.prompts import load_prompts\n"
+        "from diffusion_lab.config.schema import Prompts; from diffusion_lab.data.prompts import load_prompts\n"
         "for name in ('miniature', 'dreambooth_live'):\n"
         "    for n in (7, 100):\n"
         "        prompts = load_prompts(Prompts(name=name, n=n), identifier='customcls', class_noun='dog')\n"

@@ -22,7 +22,8 @@ from PIL import Image
 from diffusion_lab.records import Summary, UserError
 from diffusion_lab.runs import samples, scores
 from diffusion_lab.runs.files import FileTracker
-from diffusion_lab.system import atomic, provenance
+from diffusion_lab.system import provenance
+from diffusion_lab.values import jsonable
 
 KEYS = {
     "schema", "status", "error", "config", "provenance", "evaluations", "references", "recommendation", "cost",
@@ -265,7 +266,7 @@ def test_a_disk_that_fills_up_keeps_what_was_measured(
 
 WRITER = """
 import sys; sys.path.insert(0, sys.argv[1]); import cases, pathlib
-from diffusion_lab.tracking.files import FileTracker
+from diffusion_lab.runs.files import FileTracker
 tracker = FileTracker(sys.argv[2])
 tracker.start({"seed": 0})
 step = 0
@@ -379,7 +380,7 @@ def test_what_is_collected_names_nobody() -> None:
     assert found["cores"] >= 1
     assert found["memory_bytes"] > 2**28
     assert {"torch", "diffusers", "numpy"} <= set(found["versions"])
-    text = atomic.dumps(found)
+    text = jsonable.dumps(found)
     assert str(Path.home()) not in text
     if len(platform.node()) > 3:
         assert platform.node() not in text

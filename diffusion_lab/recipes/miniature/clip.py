@@ -27,9 +27,11 @@ from diffusion_lab.miniature.networks import (
 from diffusion_lab.miniature.phrases import NOUNS, SLOTS, Phrase, caption
 from diffusion_lab.recipes.miniature.aesthetics import noisy_ratings
 from diffusion_lab.recipes.miniature.data import PLAIN_LOOKS, Portraits
-from diffusion_lab.recipes.miniature.export import beside, halve
+from diffusion_lab.recipes.miniature.export import halve
 from diffusion_lab.recipes.miniature.loop import Schedule, Step, train
 from diffusion_lab.recipes.miniature.tokenizer import MAX_LENGTH, encode
+from diffusion_lab.system import tensors
+from diffusion_lab.system.folders import replace_folder
 
 BATCH = 64
 LOOKS_AT_ONCE = (
@@ -59,17 +61,11 @@ def new_clip(tokenizer: Any) -> SmallClip:
 
 def save_clip(model: SmallClip, tokenizer: Any, folder: Path) -> None:
     """`text/` in transformers' format with the tokenizer, `model.safetensors` for the rest; half precision."""
-    from safetensors.torch import save_file
-
-    with beside(folder) as temporary:
+    with replace_folder(folder) as temporary:
         model.text.save_pretrained(temporary / "text")
         tokenizer.save_pretrained(temporary / "text")
-        rest = {
-            name: value.contiguous()
-            for name, value in model.state_dict().items()
-            if not name.startswith("text.")
-        }
-        save_file(rest, temporary / "model.safetensors")
+        rest = {name: value for name, value in model.state_dict().items() if not name.startswith("text.")}
+        tensors.write(temporary / "model.safetensors", rest)
         halve(temporary)
 
 

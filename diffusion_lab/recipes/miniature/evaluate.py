@@ -16,6 +16,8 @@ from diffusion_lab.miniature.looks import described, looks_of
 from diffusion_lab.miniature.phrases import MAGIC, NOUNS, SLOTS, Phrase, caption
 from diffusion_lab.recipes.miniature.clip import guess_looks, look_captions, slot_captions, zero_shot
 from diffusion_lab.recipes.miniature.data import PLAIN_LOOKS
+from diffusion_lab.system.atomic import write_bytes
+from diffusion_lab.system.images import encoded
 
 PROMPT_SEED = 2_900_000  # scenes of the check's prompts; held out from training
 PHOTOGRAPHIC = ("photo", "bw", "sepia")
@@ -95,8 +97,7 @@ def save_grid(images: Sequence[NDArray[np.uint8]], columns: int, path: Path, enl
     for i, image in enumerate(images):
         page.paste(Image.fromarray(image), (i % columns * (width + 2), i // columns * (height + 2)))
     page = page.resize((page.width * enlarge, page.height * enlarge), Image.Resampling.NEAREST)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path, optimize=True)
+    write_bytes(path, encoded(page, "PNG", optimize=True))
 
 
 def prompt_texts(prompts: Sequence[tuple[str, dict[str, Phrase]]]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from diffusion_lab.evaluation.encoders.detect import Face, FaceDetector, crop
 from diffusion_lab.miniature.networks import DIMENSION, FACE_SIZE, FaceNet
 from diffusion_lab.recipes.auc import auc
 from diffusion_lab.recipes.miniature.data import Portraits
+from diffusion_lab.recipes.miniature.export import save_net
 from diffusion_lab.recipes.miniature.loop import Schedule, Step, train
 
 SIZE, MARGIN = FACE_SIZE, 0.35
@@ -152,12 +152,8 @@ def train_face(
 
 def save_face_net(net: FaceNet, folder: Path) -> None:
     """model.safetensors (float32) and config.json."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
     config = {"size": SIZE, "margin": MARGIN, "dimension": net.dimension}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_net(net.state_dict(), config, folder)
 
 
 def evaluate_face(embedder: Any, heldout: Portraits, detector: FaceDetector) -> dict[str, float]:

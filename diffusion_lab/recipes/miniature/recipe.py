@@ -20,9 +20,11 @@ from diffusion_lab.evaluation.encoders.detect import FaceDetector
 from diffusion_lab.evaluation.encoders.miniature import MiniatureFaceEmbedder
 from diffusion_lab.miniature.networks import load_clip
 from diffusion_lab.recipes.miniature import aesthetics, clip, evaluate, face, tokenizer, unet, vae
-from diffusion_lab.recipes.miniature.export import save_pipeline, write_json
+from diffusion_lab.recipes.miniature.export import save_part, save_pipeline
 from diffusion_lab.recipes.miniature.loop import device_of
 from diffusion_lab.recipes.miniature.settings import Recipe, Sizes
+from diffusion_lab.system.atomic import write_json
+from diffusion_lab.system.folders import replace_folder
 
 
 def run(
@@ -101,7 +103,8 @@ def run_clip(made: Recipe) -> dict[str, Any]:
         progress=made.progress,
     )
     clip.save_clip(model.cpu(), words, made.weights / "clip")
-    shutil.copytree(made.weights / "clip" / "text", made.folder / "parts" / "text", dirs_exist_ok=True)
+    with replace_folder(made.folder / "parts" / "text") as temporary:
+        shutil.copytree(made.weights / "clip" / "text", temporary, dirs_exist_ok=True)
     return clip_figures(made)
 
 
@@ -121,9 +124,7 @@ def run_vae(made: Recipe) -> dict[str, Any]:
         seed=made.seed,
         progress=made.progress,
     )
-    model.half().float().save_pretrained(
-        made.folder / "parts" / "vae"
-    )  # as shipped: rounded to half precision
+    save_part(model.half().float(), made.folder / "parts" / "vae")  # as shipped: rounded to half precision
     for stale in ("moments", "train_rebuilt", "faces_rebuilt"):
         (made.folder / "data" / f"{stale}.npy").unlink(missing_ok=True)
     figures = vae.evaluate_vae(made.load_vae(), made.heldout(), made.device)
@@ -144,7 +145,7 @@ def run_decoder(made: Recipe) -> dict[str, Any]:
         seed=made.seed,
         progress=made.progress,
     )
-    model.half().float().save_pretrained(made.folder / "parts" / "vae")
+    save_part(model.half().float(), made.folder / "parts" / "vae")
     return vae.evaluate_vae(made.load_vae(), made.heldout(), made.device)
 
 

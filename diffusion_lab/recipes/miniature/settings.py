@@ -21,6 +21,7 @@ from diffusion_lab.recipes.miniature.data import (
     Portraits,
     portraits,
 )
+from diffusion_lab.system import atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +107,8 @@ class Recipe:
         path = self.folder / "data" / f"{name}_rebuilt.npy"
         if not path.exists():
             found = vae.reconstruct(self.load_vae(), np.asarray(data.images[::every]), self.device)
-            with path.with_name("." + path.name).open("wb") as file:
-                np.save(file, found)
-            path.with_name("." + path.name).replace(path)
+            with atomic.writing(path) as sink:
+                np.save(sink, found)
         images = np.array(data.images)
         images[::every] = np.load(path)
         return images
@@ -118,9 +118,8 @@ class Recipe:
         path = self.folder / "data" / "moments.npy"
         if not path.exists():
             found = vae.encode_moments(self.load_vae(), np.asarray(data.images), self.device)
-            with path.with_name("." + path.name).open("wb") as file:
-                np.save(file, found.astype(np.float16))
-            path.with_name("." + path.name).replace(path)
+            with atomic.writing(path) as sink:
+                np.save(sink, found.astype(np.float16))
         cached: NDArray[np.float16] = np.load(path, mmap_mode="r")
         return cached
 

@@ -24,6 +24,7 @@ from diffusion_lab.recipes.trust.people import (
     reference,
     scores,
 )
+from diffusion_lab.system.images import encoded
 
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.encoders.bank import EncoderBank
@@ -233,9 +234,8 @@ def _noisy(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 def _jpeg(image: Pixels, rng: np.random.Generator) -> Pixels:
     del rng
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=60)
-    return np.asarray(Image.open(buffer).convert("RGB")).copy()
+    content = encoded(Image.fromarray(image), "JPEG", quality=60)
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).copy()
 
 
 def _shifted(image: Pixels, rng: np.random.Generator) -> Pixels:
