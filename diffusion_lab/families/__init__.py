@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.families.flux import Flux
 from diffusion_lab.families.sd import StableDiffusion
 from diffusion_lab.families.sd3 import StableDiffusion3
 from diffusion_lab.families.sdxl import StableDiffusionXL
@@ -17,6 +18,7 @@ FAMILIES: dict[str, Family] = {
         StableDiffusion(),
         StableDiffusionXL(),
         StableDiffusion3(),
+        Flux(),
     )
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tests.conftest import build_tiny_pipe, tiny_tokenizer
+from tests.families.tiny_flux import flux
 from tests.families.tiny_sd3 import sd3
 
 SIDE = 64  # pixels
@@ -91,7 +92,7 @@ def sdxl(folder: Path, prediction_type: str = "epsilon", **changes: Any) -> Any:
     return _saved(pipe, StableDiffusionXLPipeline, folder)
 
 
-FAMILY: dict[str, Callable[[Path], Any]] = {"sd": sd, "sdxl": sdxl, "sd3": sd3}
+FAMILY: dict[str, Callable[[Path], Any]] = {"sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux}
 
 
 def _saved(pipe: Any, kind: Any, folder: Path) -> Any:
