@@ -323,7 +323,7 @@ def test_each_missing_encoder_says_its_file_where_from_and_where_to(
     full: Callable[..., Config], caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     point(monkeypatch, refused_endpoint())
-    monkeypatch.setattr(published, "FACE_RELEASE", f"{refused_endpoint()}/")
+    monkeypatch.setattr(downloads, "FACE_RELEASE", f"{refused_endpoint()}/")
     monkeypatch.setattr(published, "INCEPTION_RELEASE", f"{refused_endpoint()}/")
     for names, file, place in (
         ("similarity", "20180402-114759-vggface2.pt", f"put it into {caches / 'torch' / 'checkpoints'}"),
