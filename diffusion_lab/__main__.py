@@ -56,9 +56,9 @@ def _guarded(words: list[str]) -> int:
     try:
         _refuse_broken(words)
         with environment.neutral() as ignored:
-            return _main(words, environment.told(ignored))
+            return _main(words, environment.ignored_messages(ignored))
     except UserError as error:
-        told = failures.told(error) if failures.out_of_memory(error) else None
+        told = failures.failure_message(error) if failures.out_of_memory(error) else None
         return _complain(told or str(error), 2)
     except Terminated:
         return _complain("stopped by SIGTERM", 143)
@@ -68,7 +68,7 @@ def _guarded(words: list[str]) -> int:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        message = failures.told(error)
+        message = failures.failure_message(error)
         if message is not None:
             return _complain(message, 2)
         if not isinstance(error, HydraException | OmegaConfBaseException):
@@ -221,10 +221,10 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
 
         show(plan, Console(soft_wrap=False))
         return 0
-    if plan.standing == "finished" and processes.count() == 1:
+    if plan.folder_status == "finished" and processes.count() == 1:
         print(f"{_shown(wanted)}: {WORDS['finished']}")
         return 0
-    if plan.standing == "diverged" and processes.count() == 1:
+    if plan.folder_status == "diverged" and processes.count() == 1:
         return _complain(f"{_shown(wanted)}: {WORDS['diverged']}: {resume.error_of(config, wanted)}", 3)
     fetch(config, plan.downloads)
     if config.job.name not in jobs.WITH_RUN_FOLDER:

@@ -83,7 +83,7 @@ def test_memory_is_named_with_its_remedy(error: Exception) -> None:
 
 @pytest.mark.parametrize("error", NEITHER, ids=repr)
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
-    assert failures.told(error) is None
+    assert failures.failure_message(error) is None
     assert outcome_of(error).exit_status == 1
 
 

@@ -120,9 +120,9 @@ def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
     folders: list[str] = []
 
     def run(config: Config, folder: Path) -> None:
-        from diffusion_lab.runs.resume import standing
+        from diffusion_lab.runs.resume import folder_status
 
-        if standing(config, folder) == "empty":
+        if folder_status(config, folder) == "empty":
             folders.append(folder.name)
             record = {"status": "completed", "config": plain(as_plain_dict(config))}
             (folder / "result.json").write_text(json.dumps(record))

@@ -121,7 +121,9 @@ def _certainty(m: ReasonInputs) -> str:
     for i in m.gaps:
         kinds.setdefault(_kind(m, i), []).append(i)
     parts += [
-        _said(m, kind, kinds[kind]) for kind in ("close", "less", "unknown", "nothing") if kind in kinds
+        _neighbours_text(m, kind, kinds[kind])
+        for kind in ("close", "less", "unknown", "nothing")
+        if kind in kinds
     ]
     parts[0] = parts[0][0].upper() + parts[0][1:]
     said = "; ".join(parts) + "."
@@ -139,7 +141,7 @@ def _kind(m: ReasonInputs, i: int) -> str:
     return "less" if gap[0] > 0 else "close"
 
 
-def _said(m: ReasonInputs, kind: str, neighbours: Sequence[int]) -> str:
+def _neighbours_text(m: ReasonInputs, kind: str, neighbours: Sequence[int]) -> str:
     steps = [m.steps[i] for i in neighbours]
     one = len(steps) == 1
     if kind == "nothing":

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from diffusion_lab.data.sidecars import Beside, Said
+from diffusion_lab.data.sidecars import PictureText, Sidecars
 from diffusion_lab.records import UserError
-from diffusion_lab.values.words import stands_in
+from diffusion_lab.values.word_match import contains_word
 
 
 def caption_file(picture: Path) -> Path:
@@ -19,13 +19,13 @@ def caption_file(picture: Path) -> Path:
     return picture.with_suffix(".txt")
 
 
-def read_caption(picture: Path, beside: Beside | None = None) -> Said | None:
+def read_caption(picture: Path, beside: Sidecars | None = None) -> PictureText | None:
     """What is said beside a picture, its white space reduced to single spaces; None where nothing is.
 
     `beside`: the folder's, if other pictures are in it. UserError, naming the file, where it is empty, no text, or
     could be another picture's.
     """
-    said = (beside or Beside(picture.parent, [picture])).of(picture)
+    said = (beside or Sidecars(picture.parent, [picture])).of(picture)
     if said is None:
         return None
     text = " ".join(said.text.split())
@@ -33,19 +33,21 @@ def read_caption(picture: Path, beside: Beside | None = None) -> Said | None:
         if said.table:
             return None
         raise UserError(
-            f"{said.where}: is empty; write a caption, remove the file, or set data.captions=never"
+            f"{said.source}: is empty; write a caption, remove the file, or set data.captions=never"
         )
-    return Said(text, said.where, said.slots, said.table)
+    return PictureText(text, said.source, said.slots, said.table)
 
 
-def read_captions(chosen: Sequence[Path], pictures: Sequence[Path], captions: str) -> list[Said | None]:
+def read_captions(
+    chosen: Sequence[Path], pictures: Sequence[Path], captions: str
+) -> list[PictureText | None]:
     """The caption of each chosen picture of a folder's `pictures`; None where the instance prompt serves.
 
     UserError where one must be there, or cannot be used.
     """
     if captions == "never" or not chosen:
         return [None] * len(chosen)
-    beside = Beside(chosen[0].parent, pictures)
+    beside = Sidecars(chosen[0].parent, pictures)
     found = [read_caption(picture, beside) for picture in chosen]
     missing = [caption_file(p).name for p, text in zip(chosen, found, strict=True) if text is None]
     if captions == "always" and missing:
@@ -58,7 +60,7 @@ def read_captions(chosen: Sequence[Path], pictures: Sequence[Path], captions: st
 
 def caption_warnings(captions: Mapping[Path, str], identifier: str) -> list[str]:
     """What to say of captions (by file) without the identifier: one line, or none."""
-    without = [file.name for file, text in captions.items() if not stands_in(identifier, text)]
+    without = [file.name for file, text in captions.items() if not contains_word(identifier, text)]
     if not without:
         return []
     return [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from diffusion_lab.data.tokens import CLIP_LIMIT
 from diffusion_lab.families.vocabulary import RARE, check_new_word, is_ordinary, read_tokenizer, unknown_id
 from diffusion_lab.records import PromptSet, UserError
-from diffusion_lab.values.words import stands_in, visible
+from diffusion_lab.values.word_match import contains_word, has_visible_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,7 +30,7 @@ def check_identifier(config: Config, noun: str, prompts: PromptSet) -> list[str]
     """Warnings; UserError for an identifier that cannot do its work with any tokenizer."""
     identifier, learnt = config.data.identifier, learns_word(config)
     key = f"data.identifier={identifier!r}"
-    if not visible(identifier):
+    if not has_visible_text(identifier):
         raise UserError(f"{key}: has no character that can be seen; give a word, such as customcls")
     if learnt and len(identifier.split()) != 1:
         joined = "-".join(identifier.split())
@@ -38,13 +38,13 @@ def check_identifier(config: Config, noun: str, prompts: PromptSet) -> list[str]
             f"{key}: method={config.method.name} learns one word, without spaces; set data.identifier={joined}"
         )
     told = []
-    if stands_in(identifier, noun):
+    if contains_word(identifier, noun):
         told.append(
             f"{key}: is a word of the class noun {noun!r}, so the prompts with and without it say the same"
         )
-    elif others := [prompt.plain for prompt in prompts if stands_in(identifier, prompt.plain)]:
+    elif others := [prompt.plain for prompt in prompts if contains_word(identifier, prompt.plain)]:
         told.append(f"{key}: is an ordinary word of {_some(others)}, and means the subject there too")
-    if stands_in(identifier, prompts.negative):
+    if contains_word(identifier, prompts.negative):
         told.append(f"{key}: stands in the negative prompt, which asks for images without the subject")
     if told and learnt:
         raise UserError(f"{told[0]}; set data.identifier to a new word, such as customcls")

@@ -28,7 +28,7 @@ from typing import Any
 from diffusion_lab.data.pictures import SUFFIXES as PICTURES
 from diffusion_lab.data.pictures import mask_of
 from diffusion_lab.records import UserError
-from diffusion_lab.values.words import nfc
+from diffusion_lab.values.word_match import nfc
 
 TABLES = ("metadata.csv", "metadata.jsonl")  # as the datasets library names them
 TEXT_COLUMNS = ("text", "prompt", "caption")
@@ -43,11 +43,11 @@ _CACHES = frozenset({".npz", ".npy"})
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class PictureText:
     """What a table or a text file says of a picture."""
 
     text: str  # "" for an empty cell or file
-    where: Path  # the text file, or the table and, in brackets, the picture's name
+    source: Path  # the text file, or the table and, in brackets, the picture's name
     slots: Mapping[str, str] = field(default_factory=dict)  # a table's other columns
     table: str = ""  # its name; "": a text file
 
@@ -56,7 +56,7 @@ class NoCaptions(ValueError):
     """A table that is whole and holds something else."""
 
 
-class Beside:
+class Sidecars:
     """The files of one folder that speak of its pictures. `key`: the configuration's, for messages."""
 
     def __init__(self, folder: Path, pictures: Sequence[Path], key: str = "data.folder") -> None:
@@ -78,13 +78,13 @@ class Beside:
             if suffix in SUFFIXES and path.name.casefold() not in NOT_CAPTIONS:
                 self._texts.setdefault((nfc(path.stem).casefold(), suffix), []).append(path)
 
-    def of(self, picture: Path) -> Said | None:
+    def of(self, picture: Path) -> PictureText | None:
         """What is said of a picture; None where nothing is. UserError for what cannot be used, or who is meant."""
         row = self._row(picture)
         if row is not None and row.text:
             return row
         file = self.text_file(picture)
-        return row if file is None else Said(read_text(file, self._key), file)
+        return row if file is None else PictureText(read_text(file, self._key), file)
 
     def text_file(self, picture: Path) -> Path | None:
         """The text file of a picture. UserError where two pictures or two files have the same claim."""
@@ -193,7 +193,7 @@ class Beside:
         kinds = {(nfc(file.stem).casefold(), file.suffix.casefold()) for file in files}
         return len(kinds) + self._row_says(picture) > 1
 
-    def _row(self, picture: Path) -> Said | None:
+    def _row(self, picture: Path) -> PictureText | None:
         """The table's row of the picture."""
         name = nfc(picture.name)
         if found := self._read_table[1].get(name):
@@ -205,11 +205,11 @@ class Beside:
         return row is not None and bool(row.text)
 
     @functools.cached_property
-    def _loose_rows(self) -> dict[str, Said]:
+    def _loose_rows(self) -> dict[str, PictureText]:
         return {name.casefold(): row for name, row in self._read_table[1].items()}
 
     @functools.cached_property
-    def _read_table(self) -> tuple[str, dict[str, Said], str]:
+    def _read_table(self) -> tuple[str, dict[str, PictureText], str]:
         """Name, rows by file_name, and why there are none. UserError for a damaged table."""
         for name in TABLES:
             path = self._folder / name
@@ -277,10 +277,10 @@ def _is_picture(path: Path) -> bool:
 # --- tables -------------------------------------------------------------------------------------------------
 
 
-def read_rows(path: Path) -> dict[str, Said]:
+def read_rows(path: Path) -> dict[str, PictureText]:
     """The rows of a table by file_name. NoCaptions where it is of another kind, else ValueError or csv.Error."""
     content = decode(path.read_bytes())
-    found: dict[str, Said] = {}
+    found: dict[str, PictureText] = {}
     for row in _csv_rows(content) if path.suffix == ".csv" else _json_rows(content):
         cells = {str(key): "" if value is None else str(value).strip() for key, value in row.items() if key}
         name = nfc(cells.pop("file_name", "")).removeprefix("./")
@@ -292,7 +292,7 @@ def read_rows(path: Path) -> dict[str, Said]:
             raise kind(f"it needs the columns file_name and text{' in every row' if found else ''}")
         text = cells.pop(column)
         # A name with folders in it is no picture of this one: it is told as it is, and never looked for.
-        said = Said(text, path.with_name(f"{path.name} ({name.replace('/', '|')})"), cells, path.name)
+        said = PictureText(text, path.with_name(f"{path.name} ({name.replace('/', '|')})"), cells, path.name)
         if found.setdefault(name, said) != said:
             raise ValueError(f"it has two rows for {name} that differ")
     return found

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_lab.data.captions import read_captions
 from diffusion_lab.data.pictures import list_pictures, natural_key, read_folder, read_pictures
-from diffusion_lab.data.sidecars import Beside
+from diffusion_lab.data.sidecars import Sidecars
 from diffusion_lab.data.subsets import check_counts, nested_order, split
 from diffusion_lab.records import Picture, Subject, UserError
 from diffusion_lab.system.cache import default_cache
@@ -44,7 +44,7 @@ def load_subject(config_data: Data, cache: Path | None = None) -> Subject:
     )
     captions = read_captions([p.path for p in train], [p.path for p in pictures], config_data.captions)
     train = tuple(
-        picture if said is None else replace(picture, caption=said.text, caption_from=said.where)
+        picture if said is None else replace(picture, caption=said.text, caption_from=said.source)
         for picture, said in zip(train, captions, strict=True)
     )
     return Subject(
@@ -85,12 +85,12 @@ def training_captions(config_data: Data) -> dict[Path, str]:
     order = nested_order([p.name for p in paths], subject_name(config_data), config_data.subset_seed)
     chosen = [paths[i] for i in order[: config_data.n_images]]
     found = read_captions(chosen, paths, config_data.captions)
-    return {said.where: said.text for said in found if said is not None}
+    return {said.source: said.text for said in found if said is not None}
 
 
 def passed_over(folder: Path, key: str = "data.folder", captions: str = "auto") -> list[str]:
     """One line on what lies beside a folder's pictures and is not read, or none; see `sidecars.Beside.unread`."""
-    left = Beside(folder, list_pictures(folder, key), key).unread(captions != "never")
+    left = Sidecars(folder, list_pictures(folder, key), key).unread(captions != "never")
     return [f"{key}: not read in {folder}: {'; '.join(left)}"] if left else []
 
 

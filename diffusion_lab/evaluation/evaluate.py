@@ -207,17 +207,17 @@ def reference_features(
     Photographs are compared as the model could have drawn them, at its ``resolution`` in pixels: a sharper
     picture would be another measure. ``faces``: what `look_at` chose, by default chosen here.
     """
-    from diffusion_lab.data.pictures import fit
-    from diffusion_lab.evaluation.encoders.photographs import look_at
+    from diffusion_lab.data.pictures import center_crop_resize
+    from diffusion_lab.evaluation.encoders.photographs import subject_faces
 
     needs = fields_needed(select(bank.settings.names)) - {"clip_text"}
     if faces is None and "face" in needs:
-        faces = look_at(subject, bank, resolution)
+        faces = subject_faces(subject, bank, resolution)
 
     def seen(group: str, pictures: Sequence[Picture]) -> Features | None:
         if not pictures:
             return None
-        pixels: list[Pixels] = [fit(picture.pixels, resolution) for picture in pictures]
+        pixels: list[Pixels] = [center_crop_resize(picture.pixels, resolution) for picture in pictures]
         found = bank.features(pixels, texts=None, needs=needs - {"face"})
         if faces is not None:
             found = with_faces(found, faces[group])

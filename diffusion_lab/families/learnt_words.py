@@ -14,7 +14,7 @@ from __future__ import annotations
 import types
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.values.words import longest_first, spans
+from diffusion_lab.values.word_match import without_overlaps, word_spans
 
 if TYPE_CHECKING:
     from tokenizers import NormalizedString, Tokenizer
@@ -61,11 +61,11 @@ class Words:
         found = [
             (start, end, number)
             for number, word in enumerate(self._entries)
-            for start, end in spans(read.normalized, word)
+            for start, end in word_spans(read.normalized, word)
         ]
         entries = list(self._entries.values())
         parts, at = list[str](), 0
-        for start, end, number in longest_first(found):
+        for start, end, number in without_overlaps(found):
             first = _originally(read, 0, start)
             parts += [text[at:first], entries[number]]
             at = first + _originally(read, start, end)

@@ -18,9 +18,9 @@ from diffusion_lab.methods.method import SavesNetworks
 from diffusion_lab.plan.costs import keeps_best_only, phases
 from diffusion_lab.plan.numbers import Planned, planned
 from diffusion_lab.records import Status, Summary, UserError
-from diffusion_lab.runs.files import VOUCHED, FileTracker
-from diffusion_lab.runs.recorded import CHECKPOINTS
-from diffusion_lab.runs.vouched import damaged
+from diffusion_lab.runs.checksums import damaged
+from diffusion_lab.runs.files import CHECKSUMMED, FileTracker
+from diffusion_lab.runs.folder_record import CHECKPOINTS
 from diffusion_lab.system import failures
 from diffusion_lab.system.folders import replace_folder
 from diffusion_lab.values.jsonable import dumps
@@ -95,7 +95,7 @@ def _after(status: Status, error: BaseException, files: FileTracker, part: str) 
     """The status of a run whose end was disturbed: one that had failed before keeps its own."""
     if isinstance(error, Exception):
         # A run that was complete raises the error; of one that had failed before, the first error is what counts.
-        log.error("%s could not be written: %s", part, failures.told(error) or error)
+        log.error("%s could not be written: %s", part, failures.failure_message(error) or error)
         log.debug("%s could not be written", part, exc_info=error)
     if status != "completed":
         return status
@@ -129,7 +129,7 @@ def _place(
     known = {file: value for file, value in files.result["files"].items() if file.startswith(f"{name}/")}
     if findings.state is not None and ended and (not place.is_dir() or damaged(run_folder, known)):
         rebuild_adapter(findings.state, run_folder, stop.step, means)
-        files.vouch(name)
+        files.record_checksums(name)
     _place_artefact(config, run_folder, stop.step, findings.pipe, means, needed=ended)
     return stop
 
@@ -137,7 +137,7 @@ def _place(
 def _report(run_folder: Path, files: FileTracker, status: Status, summary: Mapping[str, Any]) -> Path:
     from diffusion_lab.report.page import write_report
 
-    files.vouch(*VOUCHED)
+    files.record_checksums(*CHECKSUMMED)
     return write_report(run_folder, files.closing(status, summary))
 
 

@@ -57,7 +57,7 @@ def order(config: Config) -> Order:
 
     UserError (job.artefact, prompts.*): nothing to load there, or prompts that cannot be made.
     """
-    from diffusion_lab.data.own_texts import own_texts
+    from diffusion_lab.data.job_texts import job_texts
     from diffusion_lab.data.prompts import load_prompts
 
     job = config.job
@@ -72,7 +72,7 @@ def order(config: Config) -> Order:
         _check_base(config.model)
     if made_for and pipeline is None and not paths.same(made_for, config.model.path):
         log.warning("the artefact was made for model.path=%s, not %s", made_for, config.model.path)
-    own = own_texts(job)
+    own = job_texts(job)
     if own:
         texts = tuple(Prompt(f"p{i:03d}", text, text) for i, text in enumerate(own))
         settings = dataclasses.replace(settings, n=len(texts))  # prompts.n is for sets
@@ -106,7 +106,7 @@ def _check_base(model: Model) -> None:
 
 def unsaid(wanted: Order) -> list[str]:
     """A warning for every embedding that no prompt calls by its word, and for a LoRA without the word it goes with."""
-    from diffusion_lab.values.words import stands_in
+    from diffusion_lab.values.word_match import contains_word
 
     texts = [wanted.prompts.negative, *(prompt.text for prompt in wanted.prompts)]
     words = {piece.path: piece.header["trigger"] for piece in wanted.artefacts if piece.kind == EMBEDDING}
@@ -115,7 +115,7 @@ def unsaid(wanted: Order) -> list[str]:
         *(
             f"{path.name} is called {word!r}, which no prompt says, so it has no effect"
             for path, word in words.items()
-            if not any(stands_in(word, text) for text in texts)
+            if not any(contains_word(word, text) for text in texts)
         ),
         *(
             f"{piece.path.name} was trained with a new word, {piece.header.get('trigger', '')!r}, which is in a file "

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffusion_lab.data.pictures import fit
+from diffusion_lab.data.pictures import center_crop_resize
 from diffusion_lab.runs.samples import FaceBox
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ def record_photographs(
 
     Returns what was chosen, for `reference_features`. The sheet of training pictures is written in any case.
     """
-    from diffusion_lab.evaluation.encoders.photographs import describe, look_at, report
+    from diffusion_lab.evaluation.encoders.photographs import describe, report, subject_faces
     from diffusion_lab.evaluation.evaluate import fields_needed
 
-    faces = look_at(subject, bank, resolution) if "face" in fields_needed(metrics) else None
+    faces = subject_faces(subject, bank, resolution) if "face" in fields_needed(metrics) else None
     files.training_pictures(
-        [fit(picture.pixels, resolution) for picture in subject.train],
+        [center_crop_resize(picture.pixels, resolution) for picture in subject.train],
         [picture.path.name for picture in subject.train],
         [] if faces is None else [frames(one, resolution) for one in faces["train"]],
     )

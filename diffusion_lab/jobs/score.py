@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from diffusion_lab.config.schema import Config, Data, as_plain_dict
-from diffusion_lab.data.image_prompts import Told, asked, find_prompts
-from diffusion_lab.data.look import check_headers, look_at_subject
+from diffusion_lab.data.image_prompts import ImagePrompt, clip_text, find_prompts
+from diffusion_lab.data.picture_checks import check_headers, check_subject_pictures
 from diffusion_lab.data.pictures import list_pictures, read_picture
 from diffusion_lab.data.subjects import load_subject, subject_folder
 from diffusion_lab.evaluation.encoders.check import encoder_warnings
@@ -69,7 +69,7 @@ def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
     paths = list_pictures(folder, "job.images")
     data = scored_data(config.data)
     noun = check_subject(data)
-    warnings = look_at_subject(data, usual_side(paths))
+    warnings = check_subject_pictures(data, usual_side(paths))
     check_headers(paths[:MOST_HEADERS], data.on_corrupt)
     if "class_drift" in names:
         raise UserError(
@@ -158,7 +158,7 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     )
     from diffusion_lab.evaluation.metrics import select
     from diffusion_lab.jobs.photographs import record_photographs
-    from diffusion_lab.runs.scored import write_scored
+    from diffusion_lab.runs.score_files import write_score_files
 
     folder = Path(config.job.images).expanduser()
     paths = list_pictures(folder, "job.images")
@@ -185,14 +185,14 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
         seconds={"encoding": encoding, "metrics": time.perf_counter() - started - encoding},
         several_faces=several_faces(features),
     )  # fmt: skip
-    write_scored(run_folder, rows, planned, metrics, small)
+    write_score_files(run_folder, rows, planned, metrics, small)
     files.evaluation(found, PromptSet("images", prompts, "", prompts_sha256(prompts, "")))
     if found.several_faces:
         log.info("%d images show several faces: the most prominent one is scored", found.several_faces)
     log.info("%d images; %d features from the cache, %d made", len(planned), cache.hits, cache.misses)
 
 
-def _planned(paths: Sequence[Path], told: Sequence[Told], subject: Subject) -> list[Planned]:
+def _planned(paths: Sequence[Path], told: Sequence[ImagePrompt], subject: Subject) -> list[Planned]:
     """One entry an image; images of one prompt share its id, since they are not independent."""
     from diffusion_lab.sampling.sample import Planned
 
@@ -202,7 +202,7 @@ def _planned(paths: Sequence[Path], told: Sequence[Told], subject: Subject) -> l
     for number, (path, one) in enumerate(zip(paths, told, strict=True)):
         text = one.text or ""
         name = ids.setdefault(text, f"p{len(ids):03d}") if text else f"image{number:05d}"
-        plain = one.plain or asked(text, subject.identifier, subject.class_noun)
+        plain = one.plain or clip_text(text, subject.identifier, subject.class_noun)
         prompt = Prompt(id=name, text=text, plain=plain, slots={**one.slots, "file": path.name})
         planned.append(Planned(prompt, seen[name], one.seed))
         seen[name] += 1
@@ -217,7 +217,7 @@ def _encode(
     A batch at a time: a folder may hold more pixels than fit into memory.
     """
     from diffusion_lab.evaluation.evaluate import concatenate_features
-    from diffusion_lab.runs.scored import thumbnail
+    from diffusion_lab.runs.score_files import thumbnail
     from diffusion_lab.system.progress import Progress
 
     kept: list[int] = []
@@ -265,7 +265,9 @@ def _describe(
             log.warning("no face found in %d of %d %s photographs", missing, total, group)
 
 
-def _tell_prompts(planned: Sequence[Planned], told: Sequence[Told], summaries: dict[str, Summary]) -> None:
+def _tell_prompts(
+    planned: Sequence[Planned], told: Sequence[ImagePrompt], summaries: dict[str, Summary]
+) -> None:
     """How many images have a prompt, and from where; the rest has no clip_text, which its summary says."""
     sources = Counter(one.source for one in told if one.text)
     without = sum(not item.prompt.text for item in planned)

@@ -129,10 +129,10 @@ def at_stop(run: Run) -> dict[str, float | None]:
     if run.recommendation is None:
         return {}
     summaries = run.summaries[run.recommendation.step]
-    return {name: value_of(summary) for name, summary in summaries.items()} | costs(run)
+    return {name: value_of(summary) for name, summary in summaries.items()} | run_costs(run)
 
 
-def costs(run: Run) -> dict[str, float | None]:
+def run_costs(run: Run) -> dict[str, float | None]:
     """Seconds, and MiB (2^20 bytes), by the names of `COSTS`; None where the record has none."""
     training, evaluation = (run.cost.get(part) or {} for part in ("training", "evaluation"))
     memory, size = training.get("peak_memory_bytes"), folder_size(run.folder / "artefact")

@@ -25,8 +25,8 @@ from diffusion_lab.analysis.limits import limits_of, value_of
 from diffusion_lab.analysis.reason import display_name, rules_of_thumb
 from diffusion_lab.analysis.stop import StepScore
 from diffusion_lab.records import Summary
-from diffusion_lab.report import charts, words
-from diffusion_lab.runs.record import MetricInfo, Run, lost, read_run, read_scalars
+from diffusion_lab.report import charts, texts
+from diffusion_lab.runs.record import MetricInfo, Run, damaged_files, read_run, read_scalars
 from diffusion_lab.system import atomic
 from diffusion_lab.system.images import encoded
 
@@ -50,7 +50,7 @@ def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> P
         UserError: (job.runs) where the folder holds no run or cannot be written.
     """
     run = read_run(Path(run_folder), result)
-    run = dataclasses.replace(run, lost=lost(run.folder, result))
+    run = dataclasses.replace(run, damaged_files=damaged_files(run.folder, result))
     return save(run.folder / "report.html", "report", view(run))
 
 
@@ -103,24 +103,24 @@ def view(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "run_id": run.id,
-        "title": words.title(run),
-        "facts": words.facts(run),
+        "title": texts.title(run),
+        "facts": texts.facts(run),
         "status": run.status,
-        "status_words": words.status(run),
+        "status_words": texts.status(run),
         "stop": stop,
         "reason": " ".join(sentences[:2]),
         "notes": " ".join(sentences[2:]),
-        "cautions": [*words.cautions(run, stop), *_lost(run)],
+        "cautions": [*texts.cautions(run, stop), *_lost(run)],
         "cards": cards,
         "training": [f"training-{i}" for i, (_, f) in enumerate(training) if f is not None],
         "pictures": pictures,
         "taught": _source(run, "samples/training.png"),
         "table": _table(run),
-        "costs": words.costs(run),
-        "provenance": words.provenance(run),
-        "files": words.files(run.folder),
-        "loading": words.loading(run),
-        "rules": {} if "Rules of thumb" in reason else rules_of_thumb(*words.taught(run)),
+        "costs": texts.cost_rows(run),
+        "provenance": texts.provenance(run),
+        "files": texts.files(run.folder),
+        "loading": texts.loading(run),
+        "rules": {} if "Rules of thumb" in reason else rules_of_thumb(*texts.training_facts(run)),
         "data": {
             "steps": run.steps,
             "recommended": stop,
@@ -179,8 +179,8 @@ def _card(run: Run, info: MetricInfo, stop: int | None) -> dict[str, Any]:
         "better": "higher is better" if info.higher_is_better else "lower is better",
         "hue": charts.hue(info.name),
         "defined": defined,
-        "imputed": words.counted_as(summaries),
-        "missing": words.missing(info.name, summaries, faces=_faces(run)),
+        "imputed": texts.counted_as(summaries),
+        "missing": texts.missing_note(info.name, summaries, faces=_faces(run)),
         "note": next((s.note for s in reversed(summaries.values()) if s.note), ""),
         "figure": charts.as_json(figure) if defined else None,
     }
@@ -217,9 +217,9 @@ def _cell(s: Summary | None) -> dict[str, str]:
 
 def _lost(run: Run) -> list[str]:
     """What a reader misses here because its file is gone or is not what it was."""
-    if not run.lost:
+    if not run.damaged_files:
         return []
-    names = ", ".join(run.lost[:5]) + (f" and {len(run.lost) - 5} more" if len(run.lost) > 5 else "")
+    names = ", ".join(run.damaged_files[:5]) + (f" and {len(run.damaged_files) - 5} more" if len(run.damaged_files) > 5 else "")
     return [
         f"Missing or damaged since the run wrote them: {names}. This page is without them; giving the run's command "
         "again (resume=FOLDER) makes again what can be made."
@@ -229,7 +229,7 @@ def _lost(run: Run) -> list[str]:
 def _source(run: Run, name: str) -> str | None:
     """A sheet of pictures for the page, None where it is missing, damaged or another run's."""
     path = run.folder / name
-    if name in run.lost or not path.is_file():
+    if name in run.damaged_files or not path.is_file():
         return None
     try:
         return data_uri(path)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.records import Summary, UserError
-from diffusion_lab.report import words
+from diffusion_lab.report import texts
 from diffusion_lab.report.page import data_uri, save
 from diffusion_lab.runs.record import MetricInfo, Run, read_run
-from diffusion_lab.runs.scored import EXTREMES, PICTURES, SHOWN, TABLE, extremes
+from diffusion_lab.runs.score_files import EXTREMES, PICTURES, SHOWN, TABLE, best_and_worst
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +42,7 @@ def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
     named = [info for info in run.metrics.values() if any(row.get(info.name) for row in images)]
     source = {n: uri for n in range(len(images)) if (uri := _picture(run.folder, n))}
     taught = run.folder / "samples" / "training.png"
-    job = words.get(run.config, "job.images")
+    job = texts.get(run.config, "job.images")
     lines = [
         _line(run, info, summaries[info.name]) for info in run.metrics.values() if info.name in summaries
     ]
@@ -52,7 +52,7 @@ def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
         "facts": [
             f"{len(images)} image{'' if len(images) == 1 else 's'}",
             *([f"{several} with several faces"] if (several := run.several_faces.get(0)) else []),
-            f"against {words.title(run)}",
+            f"against {texts.title(run)}",
             *([f"begun {run.started[:16].replace('T', ' ')}"] if run.started else []),
         ],
         "lines": lines,
@@ -72,7 +72,7 @@ def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
         "total": len(images),
         "taught": data_uri(taught) if taught.is_file() else None,
         "encoders": [(role, str(identity)) for role, identity in run.encoders.items()],
-        "provenance": words.provenance(run),
+        "provenance": texts.provenance(run),
         "data": {
             "metrics": [
                 {
@@ -139,7 +139,7 @@ def _ends(info: MetricInfo, images: list[dict[str, str]], source: Mapping[int, s
     values = [_number(row[info.name]) for row in images]
     if {value for value in values if value is not None} <= {0.0, 1.0}:
         return None
-    ranked = [number for number in extremes(values, info.higher_is_better) if number in source]
+    ranked = [number for number in best_and_worst(values, info.higher_is_better) if number in source]
     if len(ranked) < 2 or values[ranked[0]] == values[ranked[-1]]:
         return None
     half = min(EXTREMES, len(ranked) // 2)

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 import yaml  # type: ignore[import-untyped]
 
 from diffusion_lab.records import AnyMetric, Evaluation, PromptSet, ScoreRow, Status, Summary, UserError
-from diffusion_lab.runs import backup, samples, scores, taking_up, vouched
-from diffusion_lab.runs.earlier import Earlier
+from diffusion_lab.runs import backup, checksums, resumed_record, samples, scores
+from diffusion_lab.runs.folder_record import read_folder_record
 from diffusion_lab.runs.record import summary
-from diffusion_lab.runs.recorded import recorded
-from diffusion_lab.runs.resume import differences, run_id
+from diffusion_lab.runs.recovery import RecoveredRecord
+from diffusion_lab.runs.resume import describe_differences, run_id
 from diffusion_lab.runs.run_log import RunLog
 from diffusion_lab.system import atomic, folders, images, provenance
 from diffusion_lab.values import jsonable
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from diffusion_lab.records import Pixels
 
 SCHEMA = 1  # of result.json
-VOUCHED = (  # beside each evaluation's adapter and pictures
+CHECKSUMMED = (  # beside each evaluation's adapter and pictures
     *backup.MEMBERS[1:], "samples/training.png", "artefact", "scores.csv", "pictures",
 )  # fmt: skip
 
@@ -62,7 +62,7 @@ def empty_result() -> dict[str, Any]:
         "started": None,
         "finished": None,
         "steps_done": 0,
-        "files": {},  # fingerprints of what the record vouches for, see vouched.py
+    XX
     }
 
 
@@ -107,9 +107,9 @@ class FileTracker:
         run = run_id(config)
         before = None
         if self.resume_step is not None:
-            known = recorded(self.folder, lambda theirs: not differences(theirs, config))
+            known = read_folder_record(self.folder, lambda theirs: not describe_differences(theirs, config))
             run = str((known.result.get("run") if known else None) or run)
-            before = taking_up.kept(self.folder, self.resume_step, config, run)
+            before = resumed_record.load(self.folder, self.resume_step, config, run)
         folders.check_writable(self.folder)
         self._log.open()
         self.result |= {
@@ -119,7 +119,7 @@ class FileTracker:
             "started": _now(),
         }
         if before is not None and self.resume_step is not None:
-            self._take_up(before, self.resume_step)
+            self._resume_from(before, self.resume_step)
         self._write_copied(backup.CONFIG, _yaml(config))
         self._save()
         if self.resume_step is None:
@@ -128,14 +128,14 @@ class FileTracker:
             self.event("resume", after=self.resume_step, run=run)
             self.back_up()
 
-    def _take_up(self, before: Earlier, step: int) -> None:
+    def _resume_from(self, before: RecoveredRecord, step: int) -> None:
         """Keeps what was recorded up to `step`, in all files alike; what came after it comes again."""
         self._rows = before.rows
-        self._copies = before.kept
+        self._copies = before.copied_files
         self.result |= {"evaluations": before.evaluations, "steps_done": max(step, 0)}
         self.result["started"] = before.result.get("started") or self.result["started"]
         self.result["prompts"] = before.result.get("prompts") or {}
-        self.result["files"] = taking_up.of_steps(
+        self.result["files"] = resumed_record.files_of_steps(
             before.result.get("files") or {}, [entry["step"] for entry in before.evaluations]
         )
         code = before.result.get("provenance") or {}
@@ -144,7 +144,7 @@ class FileTracker:
             self.result["provenance"] = {**code, "resumed_with": self.result["provenance"]}
         if self._rows or (self.folder / backup.SCORES).exists():
             scores.write(self.folder / backup.SCORES, self._rows)
-            self.vouch(backup.SCORES)
+            self.record_checksums(backup.SCORES)
         base = self.folder / backup.BASE
         if backup.BASE in self._copies and self._copies[backup.BASE] != _bytes(base):
             log.warning("%s: it is missing or damaged, and is restored from %s", base, backup.NAME)
@@ -155,11 +155,11 @@ class FileTracker:
         self._lines = [jsonable.dumps({"time": _now(), **event}) + "\n" for event in events]
         atomic.write_text(self.folder / backup.EVENTS, "".join(self._lines))
 
-    def reopen(self, before: Earlier) -> None:
+    def reopen(self, before: RecoveredRecord) -> None:
         """Takes up a record that was closed, or whose end was cut off, as it is."""
         known = {name: value for name, value in before.result.items() if name != "traceback"}
         self.result |= known | {"evaluations": before.evaluations}
-        self._rows, self._copies = before.rows, dict(before.kept)
+        self._rows, self._copies = before.rows, dict(before.copied_files)
         self._lines = [jsonable.dumps(event) + "\n" for event in before.events]
         self._log.open()
 
@@ -177,7 +177,7 @@ class FileTracker:
         for name, content in wanted.items():
             path = self.folder / name
             known = self.result["files"].get(name)
-            whole = path.is_file() and vouched.fingerprint(path) == known
+            whole = path.is_file() and checksums.file_checksum(path) == known
             if not whole and _bytes(path) != content:
                 log.warning("%s: it was missing or damaged, and is restored", path)
                 atomic.write_bytes(path, content)
@@ -228,7 +228,7 @@ class FileTracker:
         self.result["evaluations"] = sorted([*kept, entry], key=lambda one: int(one["step"]))
         self.result["steps_done"] = max(self.result["steps_done"], step)
         name = f"step-{step:06d}"
-        self.vouch(backup.SCORES, f"adapters/{name}", f"samples/{name}.png", f"samples/{name}")
+        self.record_checksums(backup.SCORES, f"adapters/{name}", f"samples/{name}.png", f"samples/{name}")
         base = _bytes(self.folder / backup.BASE)
         if base is not None and (step == 0 or backup.BASE not in self._copies):
             self._copies[backup.BASE] = base
@@ -250,7 +250,7 @@ class FileTracker:
             self.result = self.closing(status, summary)
             if not self._ends_with(status):  # a record that was reopened may have ended before
                 self.event("finish", status=status, error=self.result["error"])
-            self.vouch(*VOUCHED)
+            self.record_checksums(*CHECKSUMMED)
             self.back_up()
             self._save()
         finally:
@@ -351,7 +351,7 @@ class FileTracker:
         atomic.append_line(self.folder / backup.EVENTS, line, flush=event != "scalars")
         self._lines.append(line)
 
-    def vouch(self, *names: str) -> None:
+    def record_checksums(self, *names: str) -> None:
         """Notes the fingerprints of the files at `names` and below them, as they are now."""
         known = self.result["files"]
         kept = {
@@ -359,7 +359,7 @@ class FileTracker:
             for name, value in known.items()
             if not any(name == given or name.startswith(f"{given}/") for given in names)
         }
-        self.result["files"] = kept | vouched.fingerprints(self.folder, names)
+        self.result["files"] = kept | checksums.checksums_of(self.folder, names)
 
     def back_up(self) -> None:
         """Writes record.zip: the record as it is now, from memory, whatever has become of the files."""

@@ -53,7 +53,9 @@ class Run:
     photographs: Mapping[str, Sequence[Mapping[str, Any]]]  # by group, those with several faces or an odd one
     several_faces: Mapping[int, int]  # by step: images with more than one face, where faces were looked for
     id: str = ""  # resume.run_id of its configuration
-    lost: tuple[str, ...] = ()  # files of the record that are missing or damaged, where that was asked
+    damaged_files: tuple[
+        str, ...
+    ] = ()  # files of the record that are missing or damaged, where that was asked
 
     @property
     def steps(self) -> list[int]:
@@ -62,7 +64,7 @@ class Run:
 
 def is_run(folder: Path) -> bool:
     """True for a folder with a run's record or what is left of one, or with Hydra's notes of a job without one."""
-    if is_scored(folder):
+    if is_score_run(folder):
         return False
     return (folder / RESULT).is_file() or _begun(folder) or _fine_tuning(_hydra_config(folder))
 
@@ -72,7 +74,7 @@ def _begun(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (SCORES, EVENTS, COPY))
 
 
-def is_scored(folder: Path) -> bool:
+def is_score_run(folder: Path) -> bool:
     """True for the folder of a job=score: a record too, but of no training."""
     return (folder / "result.json").is_file() and (folder / "scores.csv").is_file()
 
@@ -111,7 +113,7 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
         UserError: (job.runs) where there is no run, or where `result.json` is missing or cannot be read.
     """
     folder = Path(folder)
-    if not is_run(folder) and not is_scored(folder):
+    if not is_run(folder) and not is_score_run(folder):
         raise UserError(f"job.runs: {folder} is no run's folder: it has no {RESULT}")
     path = folder / RESULT
     try:
@@ -191,9 +193,9 @@ def _config_text(path: Path, config: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)) if config else ""
 
 
-def lost(folder: Path, result: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+def damaged_files(folder: Path, result: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Files that the record vouches for and that are missing or not what they were. `result`: as in `read_run`."""
-    from diffusion_lab.runs.vouched import damaged
+    from diffusion_lab.runs.checksums import damaged
 
     if result is None:
         path = folder / RESULT
@@ -231,7 +233,7 @@ def read_scalars(folder: Path, run: str = "") -> Iterator[dict[str, float]]:
 
     Lines that cannot be read, as a kill may leave one, are passed over. `run`: the run's id.
     """
-    from diffusion_lab.runs.earlier import parse_events
+    from diffusion_lab.runs.recovery import parse_events
 
     try:
         events, _ = parse_events((folder / EVENTS).read_bytes(), run)

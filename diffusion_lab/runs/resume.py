@@ -18,7 +18,13 @@ from diffusion_lab.config import paths
 from diffusion_lab.config.schema import RESUME, Config, as_plain_dict
 from diffusion_lab.methods import METHODS
 from diffusion_lab.records import UserError
-from diffusion_lab.runs.recorded import ENDED, Recorded, concluding, missing, recorded
+from diffusion_lab.runs.folder_record import (
+    ENDED,
+    FolderRecord,
+    is_concluding,
+    missing_files,
+    read_folder_record,
+)
 from diffusion_lab.system.disk_errors import recoverable
 from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.mappings import flatten
@@ -26,7 +32,7 @@ from diffusion_lab.values.quoting import always_quoted, pasted, unquoted
 
 log = logging.getLogger(__name__)
 
-Standing = Literal["empty", "unfinished", "incomplete", "finished", "diverged"]
+FolderStatus = Literal["empty", "unfinished", "incomplete", "finished", "diverged"]
 
 FREE = (
     "resume", "as_typed", "job.dry_run", "job.given", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints",
@@ -36,7 +42,7 @@ FREE = (
 ELSEWHERE = "choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
 
 
-def standing(config: Config, run_folder: Path) -> Standing:
+def folder_status(config: Config, run_folder: Path) -> FolderStatus:
     """What the folder holds.
 
     empty: nothing was begun there; unfinished: a run that can be resumed; incomplete: it was trained to its end,
@@ -45,7 +51,7 @@ def standing(config: Config, run_folder: Path) -> Standing:
     Raises UserError for resume=never where there is a record, for resume=must where there is none, and
     where the record has another configuration: its keys are named.
     """
-    found = find(config, run_folder)
+    found = find_record(config, run_folder)
     if found is None:
         if config.resume == "must":
             raise UserError(
@@ -59,33 +65,37 @@ def standing(config: Config, run_folder: Path) -> Standing:
     if found.failed_early:
         return "empty"
     before = result.get("config")
-    changed = differences(before, as_plain_dict(config), began_in(run_folder)) if before else []
+    changed = describe_differences(before, as_plain_dict(config), began_in(run_folder)) if before else []
     if changed:
         raise UserError(
             f"{run_folder}: the run there was begun with another configuration: {'; '.join(changed)}. "
             f"Give the same values to resume it, or {ELSEWHERE}"
         )
-    if concluding(result):
+    if is_concluding(result):
         return "incomplete"
     if status not in ENDED:
         return "unfinished"
-    if found.problem is not None or missing(run_folder, result):
+    if found.problem is not None or missing_files(run_folder, result):
         return "incomplete"
     return "diverged" if status == "diverged" else "finished"
 
 
-def find(config: Config, run_folder: Path) -> Recorded | None:
+def find_record(config: Config, run_folder: Path) -> FolderRecord | None:
     """The record in the folder, wherever it is still whole; None where no run was begun."""
     wanted, began = as_plain_dict(config), began_in(run_folder)
-    return recorded(run_folder, lambda config: not differences(config, wanted, began))
+    return read_folder_record(run_folder, lambda config: not describe_differences(config, wanted, began))
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], began: Path | None = None) -> list[str]:
+def describe_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], began: Path | None = None
+) -> list[str]:
     """ "steps.total was 300, is 400" for every key that matters and differs; see `differing`."""
-    return [f"{key} was {was}, is {is_now}" for key, (was, is_now) in differing(before, now, began).items()]
+    return [
+        f"{key} was {was}, is {is_now}" for key, (was, is_now) in differing_values(before, now, began).items()
+    ]
 
 
-def differing(
+def differing_values(
     before: Mapping[str, Any], now: Mapping[str, Any], began: Path | None = None
 ) -> dict[str, tuple[Any, Any]]:
     """Key -> what it was and what it is, for every key that matters and differs.
@@ -159,7 +169,7 @@ def folder_size(folder: Path) -> int:
 
 def error_of(config: Config, run_folder: Path) -> str:
     """What stopped the run in the folder, as it was recorded."""
-    found = find(config, run_folder)
+    found = find_record(config, run_folder)
     return str((found.result.get("error") if found else None) or "no reason is recorded")
 
 
@@ -206,7 +216,7 @@ def _id_at(folder: Path) -> _Known | None:
 def _known(folder: Path, stamps: tuple[int, ...]) -> _Known | None:
     """Cached while the files stay as they are: each job of a sweep looks at all others' folders."""
     try:
-        found = recorded(folder, lambda config: True)
+        found = read_folder_record(folder, lambda config: True)
     except UserError:
         return None
     if found is None or not found.result.get("config"):
@@ -331,7 +341,7 @@ def _placed(run_folder: Path, began: Path) -> list[str]:
     with contextlib.suppress(UserError):
         config = _notes(run_folder / "config.yaml")
     if not isinstance(config, dict):
-        found = recorded(run_folder, lambda config: True)
+        found = read_folder_record(run_folder, lambda config: True)
         config = (found.result.get("config") if found else None) or {}
     flat = {key: value for key, value in flatten(plain(config)).items() if paths.is_path(key)}
     typed = {key: str(value) for key, value in (config.get("as_typed") or {}).items() if key in flat}

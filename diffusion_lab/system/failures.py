@@ -41,7 +41,7 @@ def out_of_memory(error: BaseException) -> bool:
     return any(map(is_memory, _chain(error)))
 
 
-def told(error: BaseException) -> str | None:
+def failure_message(error: BaseException) -> str | None:
     """One line for a person: what is full and the remedy; None for any other error.
 
     Looks at the error and at those that it was raised from.

@@ -203,7 +203,7 @@ def test_scored_images(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
     from diffusion_lab.records import Evaluation, Prompt, PromptSet, ScoreRow, Summary
     from diffusion_lab.report.score_page import write_score_report
     from diffusion_lab.runs.files import FileTracker
-    from diffusion_lab.runs.scored import thumbnail, write_scored
+    from diffusion_lab.runs.score_files import thumbnail, write_score_files
     from diffusion_lab.sampling.sample import Planned
 
     values: dict[str, list[float | None]] = {"similarity": [0.5, None, 0.9], "memorisation": [0.7, 0.2, 0.4]}
@@ -222,7 +222,7 @@ def test_scored_images(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
         {"job": {"name": "score", "images": f"some/{EVIL}"}, "data": {"subject": EVIL, "n_images": 4}}
     )
     files.metrics(metrics)
-    write_scored(files.folder, rows, planned, metrics, [thumbnail(np.zeros((64, 48, 3), np.uint8))] * 3)
+    write_score_files(files.folder, rows, planned, metrics, [thumbnail(np.zeros((64, 48, 3), np.uint8))] * 3)
     summaries = {metric.name: Summary(0.5, 3, 0, None, None, None, note=EVIL) for metric in metrics}
     prompts = PromptSet("images", tuple(item.prompt for item in planned), "", "")
     files.evaluation(Evaluation(0, (), rows, summaries, {}), prompts)

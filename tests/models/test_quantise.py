@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from diffusion_lab.interfaces import UserError
+
 from diffusion_lab.models import quantise
 from diffusion_lab.models.quantise import quantisation
 

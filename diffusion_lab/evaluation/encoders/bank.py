@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_lab.config.schema import Metrics
 from diffusion_lab.evaluation.encoders.cache import FeatureCache, image_key, text_key
-from diffusion_lab.evaluation.encoders.photographs import of_both, packed, unpacked
+from diffusion_lab.evaluation.encoders.photographs import detect_at_both_sizes, packed, unpacked
 from diffusion_lab.records import Features, UserError
 from diffusion_lab.system.rng import preserved_rng
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Set
 
     from diffusion_lab.evaluation.encoders.detect import FaceDetector
-    from diffusion_lab.evaluation.encoders.photographs import Seen
+    from diffusion_lab.evaluation.encoders.photographs import DetectedFace
     from diffusion_lab.records import Pixels
 
 KINDS = ("miniature", "full")
@@ -88,11 +88,15 @@ class EncoderBank:
         def seen(roles: tuple[str, ...], encode: Callable[[Sequence[Pixels]], Tensor]) -> Tensor:
             if self.cache is None:
                 return encode(images)
-            return self._kept(roles, keys, lambda numbers: encode([images[number] for number in numbers]))
+            return self._cached_rows(
+                roles, keys, lambda numbers: encode([images[number] for number in numbers])
+            )
 
         if {"face", "face_found"} & needs:
             embed = "face" in needs
-            rows = seen(("detector", "face"), self._faces) if embed else seen(("detector",), self._found)
+            rows = (
+                seen(("detector", "face"), self._faces) if embed else seen(("detector",), self._face_counts)
+            )
             found["face"], found["faces"] = rows[:, :-1], rows[:, -1]
         rate = "aesthetics" in needs and self.has_aesthetics
         if rate or "clip_image" in needs:
@@ -120,13 +124,13 @@ class EncoderBank:
             rows = self._clip.embed_texts(asked)
         else:
             keys = [text_key(text) for text in asked]
-            rows = self._kept(("clip",), keys, lambda n: self._clip.embed_texts([asked[i] for i in n]))
+            rows = self._cached_rows(("clip",), keys, lambda n: self._clip.embed_texts([asked[i] for i in n]))
         found = torch.full((len(texts), rows.shape[1]), torch.nan)
         if there:
             found[[row for row, _ in there]] = rows.float().cpu()
         return found
 
-    def _kept(
+    def _cached_rows(
         self, roles: tuple[str, ...], keys: Sequence[bytes], encode: Callable[[list[int]], Tensor]
     ) -> Tensor:
         """Rows from the cache, and of those that are not there ``encode(numbers)``."""
@@ -171,7 +175,7 @@ class EncoderBank:
         """The cosine from which two faces may be one person's, for the embedder in use."""
         return float(self._embedder.same_person)
 
-    def all_faces(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> list[list[Seen]]:
+    def all_faces(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> list[list[DetectedFace]]:
         """Every face of each image, the most prominent first, at most 8.
 
         ``detailed``: the same pictures with more pixels, where there are more; a face that only they show counts
@@ -182,7 +186,7 @@ class EncoderBank:
                 packed = self._packed(images, detailed)
             else:
                 keys = [image_key(a) + image_key(b) for a, b in zip(images, detailed, strict=True)]
-                packed = self._kept(
+                packed = self._cached_rows(
                     ("detector", "face"),
                     keys,
                     lambda some: self._packed([images[i] for i in some], [detailed[i] for i in some]),
@@ -192,7 +196,8 @@ class EncoderBank:
     def _packed(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> Tensor:
         """float32 [n, 8, 5 + d]: box, probability and embedding of each face, NaN for those that are not there."""
         found = [
-            of_both(self._detector, image, detail) for image, detail in zip(images, detailed, strict=True)
+            detect_at_both_sizes(self._detector, image, detail)
+            for image, detail in zip(images, detailed, strict=True)
         ]
         crops = [
             self._crop(image, face) for image, faces in zip(images, found, strict=True) for face in faces
@@ -218,7 +223,7 @@ class EncoderBank:
         embedded = self._embedder.embed(stacked).float().cpu()
         return torch.where(embedded.isfinite().all(1, keepdim=True), embedded, torch.nan)
 
-    def _found(self, images: Sequence[Pixels]) -> Tensor:
+    def _face_counts(self, images: Sequence[Pixels]) -> Tensor:
         """float32 [n, 2]: 1 where the detector finds a face, NaN elsewhere; the number of faces."""
         found = self._detector.detect_all(list(images))
         return torch.tensor([[1.0 if some else torch.nan, float(len(some))] for some in found])

@@ -36,7 +36,7 @@ _NAMED = 3  # pictures that a warning names
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class DetectedFace:
     """One face of a photograph."""
 
     face: Face  # in pixels of the picture as it is compared
@@ -61,10 +61,10 @@ class FindsFaces(Protocol):
     @property
     def same_person(self) -> float: ...
 
-    def all_faces(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> list[list[Seen]]: ...
+    def all_faces(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> list[list[DetectedFace]]: ...
 
 
-def look_at(subject: Subject, bank: FindsFaces, resolution: int) -> dict[str, list[Photograph]]:
+def subject_faces(subject: Subject, bank: FindsFaces, resolution: int) -> dict[str, list[Photograph]]:
     """The faces of the subject's photographs and of the others', by "train", "heldout" and "impostors".
 
     Training and held-out pictures show one person and decide together; of the others each folder does.
@@ -84,14 +84,14 @@ def look_at(subject: Subject, bank: FindsFaces, resolution: int) -> dict[str, li
 
 
 def _chosen(pictures: Sequence[Picture], bank: FindsFaces, resolution: int) -> list[Photograph]:
-    from diffusion_lab.data.pictures import fit
+    from diffusion_lab.data.pictures import center_crop_resize
 
     if not pictures:
         return []
-    fitted = [fit(picture.pixels, resolution) for picture in pictures]
+    fitted = [center_crop_resize(picture.pixels, resolution) for picture in pictures]
     sides = [max(resolution, min(DETAIL, *picture.pixels.shape[:2])) for picture in pictures]
     detailed = [
-        small if side == resolution else fit(picture.pixels, side)
+        small if side == resolution else center_crop_resize(picture.pixels, side)
         for picture, small, side in zip(pictures, fitted, sides, strict=True)
     ]
     seen = bank.all_faces(fitted, detailed)
@@ -99,7 +99,7 @@ def _chosen(pictures: Sequence[Picture], bank: FindsFaces, resolution: int) -> l
 
 
 def choose(
-    paths: Sequence[Path], seen: Sequence[Sequence[Seen]], side: int, same_person: float
+    paths: Sequence[Path], seen: Sequence[Sequence[DetectedFace]], side: int, same_person: float
 ) -> list[Photograph]:
     """One face a photograph. ``side``: of the square pictures in pixels; ``same_person``: a cosine."""
     finite = [
@@ -260,7 +260,7 @@ def _listed(names: Sequence[str]) -> str:
 # --- finding them ---------------------------------------------------------------------------------------
 
 
-def of_both(detector: FaceDetector, image: Pixels, detail: Pixels) -> list[Face]:
+def detect_at_both_sizes(detector: FaceDetector, image: Pixels, detail: Pixels) -> list[Face]:
     """The faces of ``image``, and those that only its larger version shows, in pixels of ``image``."""
     (found,) = detector.detect_all([image])
     height, width = image.shape[:2]
@@ -314,12 +314,12 @@ def packed(found: Sequence[Sequence[Face]], embeddings: Tensor) -> Tensor:
     return rows
 
 
-def unpacked(row: Tensor) -> list[Seen]:
+def unpacked(row: Tensor) -> list[DetectedFace]:
     """What `packed` put into one picture's row."""
     faces = []
     for one in row.reshape(MOST, -1):  # the cache keeps it flat
         if bool(one[:5].isnan().any()):
             break
         left, top, right, bottom, probability = (float(v) for v in one[:5])
-        faces.append(Seen(Face((left, top, right, bottom), probability), one[5:].clone()))
+        faces.append(DetectedFace(Face((left, top, right, bottom), probability), one[5:].clone()))
     return faces

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from diffusion_lab.config.schema import Job
 
 
-def own_texts(job: Job) -> list[str]:
+def job_texts(job: Job) -> list[str]:
     """The prompts that were given word by word; none where the prompt set is asked for.
 
     Raises UserError (job.texts_file) for a file that is missing, is no UTF-8 text or holds no prompt.

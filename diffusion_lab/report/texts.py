@@ -41,7 +41,7 @@ def title(run: Run) -> str:
     return str(subject) if n is None else f"{subject}, {n} picture{'' if n == 1 else 's'}"
 
 
-def taught(run: Run) -> tuple[int | None, str | None]:
+def training_facts(run: Run) -> tuple[int | None, str | None]:
     """How many pictures of what class noun."""
     return get(run.config, "data.n_images"), get(run.config, "data.class_noun")
 
@@ -65,7 +65,7 @@ def status(run: Run) -> str:
     return STATUS.get(run.status, f"Status: {run.status}.")
 
 
-def missing(name: str, summaries: Mapping[int, Summary], *, faces: bool = False) -> str:
+def missing_note(name: str, summaries: Mapping[int, Summary], *, faces: bool = False) -> str:
     """ "No face found in 100 of 100 images", of the step where most are missing; "" where none is."""
     worst = max(summaries.items(), key=lambda item: item[1].missing, default=None)
     if worst is None or not worst[1].missing:
@@ -137,7 +137,7 @@ def _first(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def seconds(value: Any) -> str:
+def format_seconds(value: Any) -> str:
     """ "41 s", "3 min 5 s", "2 h 10 min"."""
     if not isinstance(value, (int, float)):
         return "unknown"
@@ -149,7 +149,7 @@ def seconds(value: Any) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def size(value: Any) -> str:
+def format_bytes(value: Any) -> str:
     """Bytes in a unit one can read, powers of 1024."""
     if not isinstance(value, (int, float)):
         return "unknown"
@@ -160,10 +160,10 @@ def size(value: Any) -> str:
     return f"{value:.2f} GiB"
 
 
-def costs(run: Run) -> list[tuple[str, str, str]]:
+def cost_rows(run: Run) -> list[tuple[str, str, str]]:
     """(what, how long, peak memory) of start, training and evaluation, and of the evaluation's parts."""
     rows = [
-        (part, seconds(cost.get("seconds")), size(cost.get("peak_memory_bytes")))
+        (part, format_seconds(cost.get("seconds")), format_bytes(cost.get("peak_memory_bytes")))
         for part in ("start", "training", "evaluation")
         if isinstance(cost := run.cost.get(part), Mapping) and cost
     ]
@@ -171,7 +171,7 @@ def costs(run: Run) -> list[tuple[str, str, str]]:
     for spent in run.seconds.values():
         for part, value in spent.items():
             parts[part] = parts.get(part, 0.0) + value
-    return rows + [(f"of it {part}", seconds(total), "") for part, total in parts.items()]
+    return rows + [(f"of it {part}", format_seconds(total), "") for part, total in parts.items()]
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:
@@ -183,7 +183,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         if isinstance(value, bool) or value is None:
             value = {True: "yes", False: "no", None: "unknown"}[value]
         if key.endswith("_bytes"):
-            key, value = key.removesuffix("_bytes"), size(value)
+            key, value = key.removesuffix("_bytes"), format_bytes(value)
         rows.append((key.replace("_", " "), str(value)))
     if run.finished:
         rows.append(("finished", run.finished[:19].replace("T", " ")))
@@ -201,7 +201,7 @@ def files(folder: Path) -> list[tuple[str, str]]:
         for name in sorted(names):
             path = Path(where, name)
             if not name.startswith(".") and not name.endswith(".part") and path.is_file():
-                found.append((path.relative_to(folder).as_posix(), size(path.stat().st_size)))
+                found.append((path.relative_to(folder).as_posix(), format_bytes(path.stat().st_size)))
     return found[:MOST_FILES]
 
 

@@ -34,7 +34,7 @@ def thumbnail(pixels: Pixels) -> bytes:
     return encoded(image, "WEBP", quality=80)
 
 
-def write_scored(
+def write_score_files(
     folder: Path,
     rows: Iterable[ScoreRow],
     planned: Sequence[Planned],
@@ -56,12 +56,12 @@ def write_scored(
     atomic.write_text(folder / TABLE, text.getvalue())
     shown = set(range(min(SHOWN, len(planned))))
     for metric in named:
-        shown |= set(extremes([at.get(metric.name) for at in found], metric.higher_is_better))
+        shown |= set(best_and_worst([at.get(metric.name) for at in found], metric.higher_is_better))
     for number in sorted(shown):
         atomic.write_bytes(folder / PICTURES / f"{number:05d}.webp", small[number])
 
 
-def extremes(values: Sequence[float | None], higher_is_better: bool) -> list[int]:
+def best_and_worst(values: Sequence[float | None], higher_is_better: bool) -> list[int]:
     """Numbers of the images with a value, best first: the 6 best and the 6 worst, or all of fewer than 12."""
     there = [number for number, value in enumerate(values) if value is not None]
     ranked = sorted(there, key=lambda number: values[number] or 0.0, reverse=higher_is_better)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.records import ScoreRow, UserError
-from diffusion_lab.runs import backup, scores, vouched
+from diffusion_lab.runs import backup, checksums, scores
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +23,14 @@ ANOTHER = "it belongs to another run"
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
+class RecoveredRecord:
     """Evaluations, their rows and events up to one step."""
 
     evaluations: list[dict[str, Any]]  # as result.json has them
     rows: list[ScoreRow]
     events: list[dict[str, Any]]
     result: dict[str, Any]  # the rest of the record: started, provenance, prompts, files, ...
-    kept: dict[str, bytes]  # prompts.json and base_features.safetensors, as record.zip has them
+    copied_files: dict[str, bytes]  # prompts.json and base_features.safetensors, as record.zip has them
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class _Copy:
     members: dict[str, bytes] = field(default_factory=dict)
 
 
-def earlier(folder: Path, step: int, *, run: str = "", due: Collection[int] = ()) -> Earlier:
+def recover_record(folder: Path, step: int, *, run: str = "", due: Collection[int] = ()) -> RecoveredRecord:
     """The record in `folder` up to `step`, from all the files that have it.
 
     `run`: the run's id; files that have another one are not believed. `due`: the evaluations before `step`, which
@@ -65,12 +65,12 @@ def earlier(folder: Path, step: int, *, run: str = "", due: Collection[int] = ()
     events = _joined(main.events, spare.events, {at: entries[at] for at in whole}, step)
     known = {_key(event) for event in main.events}
     _tell(folder, main, spare, sum(_key(event) not in known for event in events))
-    return Earlier(
+    return RecoveredRecord(
         evaluations=[entries[at] for at in sorted(whole)],
         rows=[row for at in sorted(whole) for row in rows.get(at, ())],
         events=events,
         result=main.result or spare.result,
-        kept={name: spare.members[name] for name in (backup.PROMPTS, backup.BASE) if name in spare.members},
+        copied_files={name: spare.members[name] for name in (backup.PROMPTS, backup.BASE) if name in spare.members},
     )
 
 
@@ -145,7 +145,7 @@ def _other_scores(folder: Path, main: _Copy, spare: _Copy) -> bool:
     with another fingerprint. So what decides is whether it holds the rows of the second copy.
     """
     known = (main.result.get("files") or {}).get(backup.SCORES)
-    if not main.rows or known is None or vouched.fingerprint(folder / backup.SCORES) == known:
+    if not main.rows or known is None or checksums.file_checksum(folder / backup.SCORES) == known:
         return False
     return not spare.rows or any(main.rows.get(at) != rows for at, rows in spare.rows.items())
 
