@@ -3,7 +3,7 @@
 A tokenizer's own added tokens are found anywhere in a text, inside of other words too (`lin` in "smiling"); they are
 lowered with the text, while diffusers' expansion of a word of several vectors is not; and a text that is a piece of
 the vocabulary (`pho`) is no new token at all: its row would be overwritten. So the entries added here have names that
-no text contains. The tokenizer writes them in the place of the word wherever it stands as a word (`values.words`), in
+no text contains. The tokenizer writes them in the place of the word wherever it stands as a word (`values.word_match`), in
 any form that it reads alike: in any letter case where it lowers texts. Every other text keeps its tokens.
 
 Files say the word as `name_in_diffusers` has it: what plain diffusers, which knows added tokens only, can work with.

@@ -219,7 +219,9 @@ def _lost(run: Run) -> list[str]:
     """What a reader misses here because its file is gone or is not what it was."""
     if not run.damaged_files:
         return []
-    names = ", ".join(run.damaged_files[:5]) + (f" and {len(run.damaged_files) - 5} more" if len(run.damaged_files) > 5 else "")
+    names = ", ".join(run.damaged_files[:5]) + (
+        f" and {len(run.damaged_files) - 5} more" if len(run.damaged_files) > 5 else ""
+    )
     return [
         f"Missing or damaged since the run wrote them: {names}. This page is without them; giving the run's command "
         "again (resume=FOLDER) makes again what can be made."

@@ -62,7 +62,7 @@ def empty_result() -> dict[str, Any]:
         "started": None,
         "finished": None,
         "steps_done": 0,
-    XX
+        "files": {},  # checksums of the files that belong to the record, see checksums.py
     }
 
 

@@ -70,7 +70,9 @@ def recover_record(folder: Path, step: int, *, run: str = "", due: Collection[in
         rows=[row for at in sorted(whole) for row in rows.get(at, ())],
         events=events,
         result=main.result or spare.result,
-        copied_files={name: spare.members[name] for name in (backup.PROMPTS, backup.BASE) if name in spare.members},
+        copied_files={
+            name: spare.members[name] for name in (backup.PROMPTS, backup.BASE) if name in spare.members
+        },
     )
 
 

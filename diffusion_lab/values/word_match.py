@@ -40,7 +40,7 @@ def without_overlaps(found: Iterable[tuple[int, int, int]]) -> list[tuple[int, i
 def contains_word(word: str, text: str) -> bool:
     """Is `word` in `text` as a word, in any letter case and Unicode form?
 
-    >>> stands_in("lin", "Lin, smiling"), stands_in("lin", "a smiling man")
+    >>> contains_word("lin", "Lin, smiling"), contains_word("lin", "a smiling man")
     (True, False)
     """
     return bool(_any_case_matches(nfc(text), word))
