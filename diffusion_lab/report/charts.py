@@ -14,7 +14,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from diffusion_lab.analysis.stop import StepScore
+from diffusion_lab.analysis.scoring import StepScore
 from diffusion_lab.records import Summary
 from diffusion_lab.runs.record import MetricInfo
 

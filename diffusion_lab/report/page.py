@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from diffusion_lab.analysis.limits import limits_of, value_of
 from diffusion_lab.analysis.reason import display_name, rules_of_thumb
-from diffusion_lab.analysis.stop import StepScore
+from diffusion_lab.analysis.scoring import StepScore
 from diffusion_lab.records import Summary
 from diffusion_lab.report import charts, texts
 from diffusion_lab.runs.record import MetricInfo, Run, damaged_files, read_run, read_scalars
