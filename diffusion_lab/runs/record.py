@@ -13,8 +13,10 @@ import yaml  # type: ignore[import-untyped]
 
 from diffusion_lab.analysis.stop import Recommendation, recommend
 from diffusion_lab.records import Summary, UserError
+from diffusion_lab.runs.backup import EVENTS, RESULT, SCORES
+from diffusion_lab.runs.backup import NAME as COPY
+from diffusion_lab.runs.checksums import damaged
 
-RESULT, SCORES, EVENTS, COPY = "result.json", "scores.parquet", "events.jsonl", "record.zip"
 NO_RECORD = "no record"  # composed by Hydra and ended before its record began
 
 
@@ -195,7 +197,6 @@ def _config_text(path: Path, config: Mapping[str, Any]) -> str:
 
 def damaged_files(folder: Path, result: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Files that the record vouches for and that are missing or not what they were. `result`: as in `read_run`."""
-    from diffusion_lab.runs.checksums import damaged
 
     if result is None:
         path = folder / RESULT

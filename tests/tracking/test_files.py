@@ -59,8 +59,11 @@ def test_a_run_from_start_to_finish(tmp_path: Path, cases: ModuleType) -> None:
     for step in (0, 50, 100):
         tracker.scalars(max(step, 1), {"train/loss": 0.5, "train/learning_rate": 1e-4})
         tracker.evaluation(cases.evaluation(step), cases.prompt_set())
-    tracker.recommendation({"step": 50, "reason": "similarity stopped rising"})
-    tracker.cost({"seconds": 5.0, "peak_memory_bytes": 10}, {"seconds": 50.0, "peak_memory_bytes": 20})
+    cost = {
+        "training": {"seconds": 5.0, "peak_memory_bytes": 10},
+        "evaluation": {"seconds": 50.0, "peak_memory_bytes": 20},
+    }
+    tracker.conclusion({"step": 50, "reason": "similarity stopped rising"}, cost, 100)
     tracker.finish("completed", {"steps_done": 120})
 
     told = result(folder)
