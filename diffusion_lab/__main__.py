@@ -23,7 +23,7 @@ from diffusion_lab.config import paths
 from diffusion_lab.config.schema import Config
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import Terminated, UserError
-from diffusion_lab.runs import resume
+from diffusion_lab.runs import extended_sweep, resume, resume_folder
 from diffusion_lab.system import environment, failures, processes
 from diffusion_lab.values.checks import text
 from diffusion_lab.values.quoting import always_quoted, pasted
@@ -96,7 +96,7 @@ def _main(words: list[str], told: Sequence[str] = ()) -> int:
 
         print(usage())
         return 0
-    given_words, words = words, resume.expand(words)
+    given_words, words = words, resume_folder.expand(words)
     resumed = words is not given_words
     words = _study(words)
     _refuse_secrets(words)
@@ -332,7 +332,7 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
 def _compare(folder: Path) -> bool:
     """One page over the sweep's runs; that it fails must not hide how the sweep ended. False where it failed."""
     from diffusion_lab.report.comparison import write_comparison
-    from diffusion_lab.runs.record import find_runs
+    from diffusion_lab.runs.reading import find_runs
 
     try:
         if find_runs(folder):
@@ -363,7 +363,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
         with isolated():
             config = paths.resolve(fill_defaults(to_config(composed), run_folder), begun)
             config.tracker.group = config.tracker.group or run_folder.parent.name
-            run_folder = resume.already_begun(config, run_folder)
+            run_folder = extended_sweep.already_begun(config, run_folder)
             ended["name"] = run_folder.name
 
             def before() -> None:

@@ -18,7 +18,8 @@ from diffusion_lab.config import paths
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import UserError
-from diffusion_lab.runs.resume import bound, describe_differences, expand, folder_status
+from diffusion_lab.runs.resume import bound, describe_differences, folder_status
+from diffusion_lab.runs.resume_folder import expand
 from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.quoting import always_quoted
 

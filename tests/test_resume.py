@@ -19,7 +19,8 @@ from diffusion_lab.config.schema import as_plain_dict
 from diffusion_lab.jobs.assist import build
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import PromptSet, Subject, UserError
-from diffusion_lab.runs.resume import describe_differences, expand, folder_status, locked
+from diffusion_lab.runs.resume import describe_differences, folder_status, locked
+from diffusion_lab.runs.resume_folder import expand
 from diffusion_lab.system.folders import clear_leftovers
 from diffusion_lab.training import checkpoint
 from diffusion_lab.values.jsonable import plain

@@ -166,7 +166,7 @@ def test_a_second_scoring_encodes_nothing(
 
 def test_page_and_table(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from diffusion_lab.jobs.report import run as report
-    from diffusion_lab.runs.record import find_runs, is_run
+    from diffusion_lab.runs.reading import find_runs, is_run
 
     page = (scored / "report.html").read_text()
     assert page.count("data:image/webp") >= 5

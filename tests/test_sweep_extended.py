@@ -12,8 +12,8 @@ import pytest
 from diffusion_lab.cli.compose import compose
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.report.groups import distinct
-from diffusion_lab.runs.record import find_runs, read_run
-from diffusion_lab.runs.resume import already_begun
+from diffusion_lab.runs.extended_sweep import already_begun
+from diffusion_lab.runs.reading import find_runs, read_run
 
 WORDS = [
     "experiment=debug", "metrics=debug", "metrics.names=[diversity]", "steps.total=1", "steps.every=1", "prompts.n=2",

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.runs.resume import began_in, bound_flat, differing_values
+from diffusion_lab.runs.resume import bound_flat, differing_values
+from diffusion_lab.runs.resume_folder import began_in
 from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.quoting import unquoted
 

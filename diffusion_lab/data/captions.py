@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from diffusion_lab.data.sidecars import PictureText, Sidecars
+from diffusion_lab.data.sidecar_files import PictureText
+from diffusion_lab.data.sidecars import Sidecars
 from diffusion_lab.records import UserError
 from diffusion_lab.values.word_match import contains_word
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffusion_lab.data.prompts import plain_prompt
-from diffusion_lab.data.sidecars import NoCaptions, PictureText, Sidecars
+from diffusion_lab.data.sidecar_files import NoCaptions, PictureText
+from diffusion_lab.data.sidecars import Sidecars
 from diffusion_lab.records import UserError
 from diffusion_lab.values.word_match import replace_words
 

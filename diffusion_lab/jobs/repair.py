@@ -84,7 +84,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _findings(files: FileTracker) -> Findings:
     """What the run had measured, from its record."""
-    from diffusion_lab.runs.record import summary
+    from diffusion_lab.runs.reading import summary
 
     ceilings = {
         name: None if kinds.get("ceiling") is None else summary(kinds["ceiling"])

@@ -28,7 +28,7 @@ def run(config: Config, run_folder: Path) -> None:
     """
     from diffusion_lab.report.comparison import write_comparison
     from diffusion_lab.report.page import write_report
-    from diffusion_lab.runs.record import is_run, is_score_run
+    from diffusion_lab.runs.reading import is_run, is_score_run
 
     if not config.job.runs:
         raise UserError("job.runs: name a run's folder or a folder of runs, job.runs=outputs/DATE/TIME")

@@ -17,7 +17,7 @@ from diffusion_lab.records import UserError
 from diffusion_lab.report import charts, texts
 from diffusion_lab.report.groups import COSTS, Mean, at_stop, distinct, grouped, run_costs, telling
 from diffusion_lab.report.page import save
-from diffusion_lab.runs.record import MetricInfo, Run, find_runs, read_run
+from diffusion_lab.runs.reading import MetricInfo, Run, find_runs, read_run
 from diffusion_lab.values.mappings import flatten
 
 # Settings that say where and how a run was watched, not what it computed.

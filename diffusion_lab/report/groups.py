@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusion_lab.analysis.intervals import ALIKE, student_t
 from diffusion_lab.analysis.limits import value_of
-from diffusion_lab.runs.record import Run
+from diffusion_lab.runs.reading import Run
 from diffusion_lab.runs.resume import folder_size, run_id
 from diffusion_lab.values.mappings import flatten
 

@@ -26,7 +26,7 @@ from diffusion_lab.analysis.reason import display_name, rules_of_thumb
 from diffusion_lab.analysis.scoring import StepScore
 from diffusion_lab.records import Summary
 from diffusion_lab.report import charts, texts
-from diffusion_lab.runs.record import MetricInfo, Run, damaged_files, read_run, read_scalars
+from diffusion_lab.runs.reading import MetricInfo, Run, damaged_files, read_run, read_scalars
 from diffusion_lab.system import atomic
 from diffusion_lab.system.images import encoded
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab.records import Summary, UserError
 from diffusion_lab.report import texts
 from diffusion_lab.report.page import data_uri, save
-from diffusion_lab.runs.record import MetricInfo, Run, read_run
+from diffusion_lab.runs.reading import MetricInfo, Run, read_run
 from diffusion_lab.runs.score_files import EXTREMES, PICTURES, SHOWN, TABLE, best_and_worst
 
 if TYPE_CHECKING:

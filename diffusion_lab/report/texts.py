@@ -11,7 +11,7 @@ from typing import Any
 from diffusion_lab.analysis.reason import display_name
 from diffusion_lab.miniature.shipped import MINIATURES
 from diffusion_lab.records import Summary
-from diffusion_lab.runs.record import NO_RECORD, Run
+from diffusion_lab.runs.reading import NO_RECORD, Run
 
 STATUS = {
     "completed": "The run came to its end.",

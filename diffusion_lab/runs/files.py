@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab.records import AnyMetric, Evaluation, PromptSet, Status, Summary, UserError
 from diffusion_lab.runs import backup, resumed_record, samples, scores
 from diffusion_lab.runs.folder_record import read_folder_record
-from diffusion_lab.runs.record import summary
+from diffusion_lab.runs.reading import summary
 from diffusion_lab.runs.record_files import RecordFiles, as_yaml, content_of, now
 from diffusion_lab.runs.resume import describe_differences, run_id
 from diffusion_lab.system import atomic, folders, images, provenance

@@ -13,7 +13,7 @@ import pytest
 from diffusion_lab.analysis.stop import recommend
 from diffusion_lab.report.comparison import write_comparison
 from diffusion_lab.report.page import write_report
-from diffusion_lab.runs.record import read_run
+from diffusion_lab.runs.reading import read_run
 
 Write = Callable[..., Path]
 FLAGS = (

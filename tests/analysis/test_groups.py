@@ -12,7 +12,7 @@ from scipy import stats
 
 from diffusion_lab.report.comparison import _between, write_comparison
 from diffusion_lab.report.groups import at_stop, folder_size, grouped, mean, telling
-from diffusion_lab.runs.record import find_runs, read_run
+from diffusion_lab.runs.reading import find_runs, read_run
 
 Write = Callable[..., Any]
 

@@ -18,7 +18,7 @@ from diffusion_lab.records import Summary, UserError
 from diffusion_lab.report import charts, texts
 from diffusion_lab.report.comparison import differing_keys, write_comparison
 from diffusion_lab.report.page import data_uri, write_report
-from diffusion_lab.runs.record import find_runs, read_run, read_scalars
+from diffusion_lab.runs.reading import find_runs, read_run, read_scalars
 
 Write = Callable[..., Path]
 

@@ -13,7 +13,8 @@ from diffusion_lab.config.schema import Data
 from diffusion_lab.data.captions import read_captions
 from diffusion_lab.data.image_prompts import find_prompts
 from diffusion_lab.data.pictures import list_pictures
-from diffusion_lab.data.sidecars import MOST_BYTES, Sidecars
+from diffusion_lab.data.sidecar_files import MOST_BYTES
+from diffusion_lab.data.sidecars import Sidecars
 from diffusion_lab.data.subjects import load_subject, passed_over, training_captions
 from diffusion_lab.jobs import check
 from diffusion_lab.plan.defaults import fill_defaults

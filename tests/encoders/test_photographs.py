@@ -18,13 +18,8 @@ from diffusion_lab.config.schema import Metrics
 from diffusion_lab.evaluation.encoders.bank import EncoderBank
 from diffusion_lab.evaluation.encoders.cache import FeatureCache
 from diffusion_lab.evaluation.encoders.detect import Face, FaceDetector, prominence
-from diffusion_lab.evaluation.encoders.photographs import (
-    DetectedFace,
-    Photograph,
-    choose,
-    report,
-    subject_faces,
-)
+from diffusion_lab.evaluation.encoders.face_boxes import DetectedFace
+from diffusion_lab.evaluation.encoders.photographs import Photograph, choose, report, subject_faces
 from diffusion_lab.evaluation.evaluate import reference_features, several_faces
 from diffusion_lab.evaluation.metrics import select
 from diffusion_lab.jobs.photographs import record_photographs

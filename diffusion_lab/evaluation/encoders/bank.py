@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_lab.config.schema import Metrics
 from diffusion_lab.evaluation.encoders.cache import FeatureCache, image_key, text_key
-from diffusion_lab.evaluation.encoders.photographs import detect_at_both_sizes, packed, unpacked
+from diffusion_lab.evaluation.encoders.face_boxes import detect_at_both_sizes, packed, unpacked
 from diffusion_lab.records import Features, UserError
 from diffusion_lab.system.rng import preserved_rng
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Set
 
     from diffusion_lab.evaluation.encoders.detect import FaceDetector
-    from diffusion_lab.evaluation.encoders.photographs import DetectedFace
+    from diffusion_lab.evaluation.encoders.face_boxes import DetectedFace
     from diffusion_lab.records import Pixels
 
 KINDS = ("miniature", "full")
