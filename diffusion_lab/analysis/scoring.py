@@ -12,8 +12,8 @@ from diffusion_lab.analysis.reason import MetricChange
 from diffusion_lab.records import Summary
 from diffusion_lab.values.bounds import NARROWEST
 
-STEADY = 0.01  # a metric's values that are nearer than this read as the same
-TIE = 1e-9  # scores nearer than this are equal, so that rounding does not choose the step
+STEADY = 0.01  # values of a metric that are closer than this are reported as equal
+TIE = 1e-9  # scores closer than this are equal, so that rounding does not decide
 
 Paired = Mapping[int, Mapping[str, Values]]  # step -> metric -> value of each image
 Ranges = Mapping[str, tuple[float, float]]  # metric -> low, high
@@ -30,13 +30,13 @@ class MetricLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepScore:
-    """The rule at one evaluation. `score` is None where a weighted metric has no value at all."""
+    """The rule at one evaluation. `score` is None if a weighted metric has no value."""
 
     step: int
     score: float | None
-    half_width: float | None  # half of the score's 95 % interval, the metrics taken as independent
+    half_width: float | None  # half of the score's 95 % interval, assuming independent metrics
     scaled: Mapping[str, float | None]  # by metric, weighted or not; 1 is good, unclipped
-    low: float | None = None  # the interval itself, which need not lie evenly about the score
+    low: float | None = None  # the interval itself, which may be asymmetric
     high: float | None = None
 
 
@@ -109,14 +109,13 @@ class Measured:
 
 
 def value_in(summary: Summary | None) -> float | None:
-    """`value_of` where there is a summary."""
     return None if summary is None else value_of(summary)
 
 
 def scale(value: float, low: float, high: float) -> float:
     """Min-max: 0 at `low`, 1 at `high`, unclipped. With `low` above `high` it is inverted."""
     if low == high:
-        raise ValueError(f"a range needs two different ends, not {low} twice")
+        raise ValueError(f"the ends of a range must differ, not {low} twice")
     return (value - low) / (high - low)
 
 
@@ -159,7 +158,7 @@ def score_at(run: Measured, i: int, weights: Mapping[str, float], ranges: Ranges
 
 
 def best_index(scores: Sequence[float | None]) -> int | None:
-    """Position of the greatest score, the earliest of those that tie; None where there is none."""
+    """Index of the greatest score, the earliest if several are equal; None if there is none."""
     known = [s for s in scores if s is not None]
     if not known:
         return None

@@ -1,7 +1,7 @@
 """When to stop: the weighted sum of the scaled metrics is best at the recommended evaluation.
 
-Pure functions over the summaries of a run. The page of `report.py` computes the same rule in the browser,
-from the same ranges, when its sliders are moved.
+Pure functions of the summaries of a run. The page of `report.py` computes the same rule in the browser,
+with the same ranges, when the sliders are moved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from diffusion_lab.records import Summary, UserError
 from diffusion_lab.values.bounds import NARROWEST
 
 DEFAULT_WEIGHTED = ("similarity", "aesthetics", "diversity")
-FALLBACK = ("similarity", "clip_image")  # no face anywhere: the second takes the first one's place
+FALLBACK = ("similarity", "clip_image")  # if there is no face anywhere, the second replaces the first
 
 # Min-max ranges of the original study: full-size encoders (VGGFace2 cosine, AVA score / 10, CLIP distance).
 STUDY_RANGES: Mapping[str, tuple[float, float]] = {
@@ -40,7 +40,7 @@ ReferenceScores = Mapping[str, Mapping[str, Summary | None]]  # metric -> "ceili
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """Which evaluation to stop at, and everything it was computed from."""
+    """The evaluation at which to stop, and everything it was computed from."""
 
     step: int
     reason: str
@@ -51,11 +51,11 @@ class Recommendation:
 
 
 def check(weights: Mapping[str, float], ranges: Mapping[str, Sequence[float]], names: Iterable[str]) -> None:
-    """Refuses, before a run begins, what `recommend` could not use at its end.
+    """Checks, before a run begins, that `recommend` can use the weights and ranges at its end.
 
     Raises:
-        UserError: naming `metrics.weights` or `metrics.ranges`, for an unknown metric, a negative or not
-            finite weight, weights that are all 0, or a range that is not [low, high] with low < high.
+        UserError: naming `metrics.weights` or `metrics.ranges`, for an unknown metric, a negative or
+            non-finite weight, weights that are all 0, or a range that is not [low, high] with low < high.
     """
     known = sorted(names)
     for name, weight in weights.items():
@@ -64,14 +64,14 @@ def check(weights: Mapping[str, float], ranges: Mapping[str, Sequence[float]], n
                 f"metrics.weights: there is no metric {name!r} here; choose from {', '.join(known)}"
             )
         if not (math.isfinite(weight) and weight >= 0):
-            raise UserError(f"metrics.weights.{name}: a weight is a number of 0 or more, not {weight}")
+            raise UserError(f"metrics.weights.{name}: a weight must be 0 or more, not {weight}")
     if weights and not any(weights.values()):
-        raise UserError("metrics.weights: all are 0, so nothing would choose the step; give one of them more")
+        raise UserError("metrics.weights: all are 0, so no step can be chosen; set at least one above 0")
     for name, ends in ranges.items():
         if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] >= ends[1]:
             raise UserError(f"metrics.ranges.{name}: needs [low, high] with low < high, not {list(ends)}")
-        if ends[1] - ends[0] < NARROWEST:  # scores beyond what a float holds when squared
-            raise UserError(f"metrics.ranges.{name}={list(ends)}: its ends differ by less than {NARROWEST:g}")
+        if ends[1] - ends[0] < NARROWEST:  # else scores could overflow when squared
+            raise UserError(f"metrics.ranges.{name}={list(ends)}: the ends differ by less than {NARROWEST:g}")
 
 
 def recommend(
@@ -85,22 +85,22 @@ def recommend(
     class_noun: str | None = None,
     paired: Paired | None = None,
 ) -> Recommendation | None:
-    """The evaluation whose weighted sum of scaled metrics is greatest; of equal ones the earliest.
+    """The evaluation with the greatest weighted sum of scaled metrics; the earliest if several are equal.
 
     Args:
-        summaries_by_step: of every evaluation, in any order; step 0 is the untouched model.
-        weights: by metric, 0 or more, their sum does not matter. Empty: equal over similarity, aesthetics and
+        summaries_by_step: of every evaluation, in any order; step 0 is the base model.
+        weights: by metric, 0 or more; their sum does not matter. Empty: equal over similarity, aesthetics and
             diversity.
-        ranges: [low, high] a metric for scaling. A metric without is scaled over what is known of it: the
-            hull of its floor (step 0), its ceiling and the run, at least twice as wide as its interval, so
-            that noise is not taken for movement.
-        references: by metric, under "ceiling", what photographs score.
+        ranges: [low, high] per metric for scaling. A metric without a range is scaled to the smallest range that
+            contains its floor (step 0), its ceiling and the run, at least twice as wide as its interval, so
+            that noise is not mistaken for change.
+        references: by metric, with the score of the reference photos under "ceiling".
         n_images, class_noun: for the rules of thumb in the reason.
-        paired: every image's values at every step, so that the reason compares the same images; without them steps
-            are compared as if their images had nothing in common. The recommended step does not depend on it.
+        paired: every image's values at every step, so that the reason compares the same images; without them, steps
+            are compared as if their images were independent. The recommended step does not depend on it.
 
     Returns:
-        None where there is no evaluation, or where no weighted metric has a value.
+        None if there is no evaluation, or no weighted metric has a value.
 
     Raises:
         UserError: see `check`.
@@ -144,10 +144,10 @@ def contenders(
     ranges: Mapping[str, Sequence[float]],
     metrics: Iterable[MetricLike],
 ) -> set[int]:
-    """Steps that may be the recommended one once more has been measured.
+    """Steps that may become the recommended one after further evaluations.
 
-    With fixed ranges a step's score stays what it is, so that only the best one may. A range that comes from the
-    run grows with it and so weighs metrics anew: then every step may that no other one beats in all of them.
+    With fixed ranges a step's score does not change, so only the best one can. A range that is derived from the
+    run grows with it and changes the weighting: then every step can that no other step beats in all metrics.
     """
     infos = {metric.name: metric for metric in metrics}
     found = recommend(summaries_by_step, weights, ranges, infos.values())
@@ -169,8 +169,8 @@ def contenders(
     def beaten(step: int) -> bool:
         return any(
             all(b >= a for a, b in pairs)
-            # Of equal scores the earliest wins, and which metrics will be used is open: a later step has to be
-            # better in each. Where this one has no value, it has no score.
+            # For equal scores the earliest step is chosen, and the metrics in use are not known yet: a later step has to
+            # be better in each. A step without a value has no score.
             and (other < step or all(b > a for a, b in pairs if a > -math.inf))
             for other in rows
             if other != step
@@ -183,9 +183,9 @@ def contenders(
 def settle_weights(
     weights: Mapping[str, float], names: Sequence[str], seen: set[str]
 ) -> tuple[dict[str, float], list[str]]:
-    """The weights in use, summing to 1, and in words what was assumed or replaced on the way.
+    """The weights in use, summing to 1, and notes on assumptions and replacements.
 
-    `names` are the run's metrics, `seen` those with a value at some step. A weight of 0 is no weight.
+    `names` are the run's metrics, `seen` those with a value at any step. A weight of 0 is ignored.
     """
     notes: list[str] = []
     wanted = {m: w for m, w in weights.items() if w > 0}
@@ -195,8 +195,8 @@ def settle_weights(
     if face in wanted and face not in seen and image in seen:
         wanted[image] = wanted.get(image, 0.0) + wanted.pop(face)
         notes.append(
-            "Similarity of faces has no value at all (no face in the images or none in the photographs), so"
-            " the likeness of whole images (clip_image) takes its place."
+            "Similarity of faces has no value at all (no face in the images or none in the reference photos), so"
+            " the similarity of whole images (clip_image) takes its place."
         )
     for name in [m for m in wanted if m not in seen]:
         del wanted[name]

@@ -21,7 +21,7 @@ of the room is for what web UIs write beside a picture, prompt, settings and all
 
 @dataclass(frozen=True, slots=True)
 class PictureText:
-    """What a table or a text file says of a picture."""
+    """The text of a picture from a table or a text file."""
 
     text: str  # "" for an empty cell or file
     source: Path  # the text file, or the table and, in brackets, the picture's name
@@ -30,11 +30,11 @@ class PictureText:
 
 
 class NoCaptions(ValueError):
-    """A table that is whole and holds something else."""
+    """A valid table without captions."""
 
 
 def read_text(file: Path, key: str = "data.folder") -> str:
-    """A text file's content without white space around it. UserError where it is no text, or too long for a caption."""
+    """A text file's content without surrounding white space. UserError if it is not text, or too long for a caption."""
     try:
         size = file.stat().st_size
         if size > MOST_BYTES:
@@ -49,13 +49,13 @@ def read_text(file: Path, key: str = "data.folder") -> str:
 
 
 def decode(content: bytes) -> str:
-    """UTF-8, with or without its mark, or UTF-16 with its mark. UnicodeError for anything else."""
+    """UTF-8, with or without a byte order mark, or UTF-16 with one. UnicodeError for anything else."""
     if content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-8-sig")
     text = content.decode("utf-16")
     if not any(character.isascii() and character.isalpha() for character in text):
-        # Bytes in the wrong order read as Chinese characters; an encoder of English text would not know either.
-        raise UnicodeError("UTF-16 without a letter of English")
+        # With swapped bytes, English text reads as Chinese characters, which a text encoder for English does not know.
+        raise UnicodeError("UTF-16 without any English letters")
     return text
 
 
@@ -69,7 +69,7 @@ def _never(key: str) -> str:
 
 
 def read_rows(path: Path) -> dict[str, PictureText]:
-    """The rows of a table by file_name. NoCaptions where it is of another kind, else ValueError or csv.Error."""
+    """The rows of a table by file_name. NoCaptions if it has other contents, else ValueError or csv.Error."""
     content = decode(path.read_bytes())
     found: dict[str, PictureText] = {}
     for row in _csv_rows(content) if path.suffix == ".csv" else _json_rows(content):
@@ -82,7 +82,7 @@ def read_rows(path: Path) -> dict[str, PictureText]:
             kind = ValueError if found else NoCaptions
             raise kind(f"it needs the columns file_name and text{' in every row' if found else ''}")
         text = cells.pop(column)
-        # A name with folders in it is no picture of this one: it is told as it is, and never looked for.
+        # A name with a path is not a picture of this folder: it is reported unchanged and never looked up.
         said = PictureText(text, path.with_name(f"{path.name} ({name.replace('/', '|')})"), cells, path.name)
         if found.setdefault(name, said) != said:
             raise ValueError(f"it has two rows for {name} that differ")

@@ -1,15 +1,15 @@
-"""What lies beside the pictures of a folder: captions in the conventions of the field, and what is not read.
+"""Files beside the pictures of a folder: captions in the usual formats, and files that are not read.
 
-Of a picture `01.png` the first of these that is there gives its caption (training) or its prompt (`job=score`):
+The first of these that exists is the caption (training) or the prompt (`job=score`) of a picture `01.png`:
 
-1. its row in `metadata.csv` or else `metadata.jsonl`: columns `file_name` and `text` (or `prompt`, `caption`), as the
-   datasets library has them;
+1. its row in `metadata.csv` or else `metadata.jsonl`: columns `file_name` and `text` (or `prompt`, `caption`), as in the
+   datasets library;
 2. a text file named after the whole file, `01.png.txt`, or else `01.png.caption`;
-3. a text file named after its stem, `01.txt`, or else `01.caption`, as kohya's scripts and web UIs have them.
+3. a text file named after its stem, `01.txt`, or else `01.caption`, as in kohya's scripts and web UIs.
 
-Names are compared in Unicode's composed form, suffixes in any letter case, stems too where no other picture has a
-better claim. Text is UTF-8 or, with its mark at the beginning, UTF-16. Everything else is named in one line, with the
-reason (`Beside.unread`). Listing reads no file; Pillow is not needed.
+Names are compared in Unicode's composed form and suffixes without regard to case; stems too, if no other picture
+matches better. Text is UTF-8 or, with a byte order mark, UTF-16. Everything else is named in one line, with the reason
+(`Sidecars.unread`). Listing reads no file; Pillow is not needed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from diffusion_lab.records import UserError
 from diffusion_lab.values.word_match import nfc
 
 TABLES = ("metadata.csv", "metadata.jsonl")  # as the datasets library names them
-SUFFIXES = (".txt", ".caption")  # of text files, the first that is there counts
+SUFFIXES = (".txt", ".caption")  # of text files, the first that exists is used
 NOT_CAPTIONS = frozenset({"class_noun.txt"})
 _KOHYA_FOLDER = re.compile(r"(\d+)_(.+)")
 _OTHER_TABLES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".parquet", ".yaml", ".yml", ".toml", ".xml"})
@@ -58,14 +58,14 @@ class Sidecars:
         self._files = [path for path in listed if nfc(path.name) not in self._pictures and path.is_file()]
         self._texts: dict[
             tuple[str, str], list[Path]
-        ] = {}  # by name before the suffix, in small letters, and suffix
+        ] = {}  # by name before the suffix, in lower case, and suffix
         for path in self._files:
             suffix = path.suffix.casefold()
             if suffix in SUFFIXES and path.name.casefold() not in NOT_CAPTIONS:
                 self._texts.setdefault((nfc(path.stem).casefold(), suffix), []).append(path)
 
     def of(self, picture: Path) -> PictureText | None:
-        """What is said of a picture; None where nothing is. UserError for what cannot be used, or who is meant."""
+        """The text of a picture; None if there is none. UserError if it cannot be used or is ambiguous."""
         row = self._row(picture)
         if row is not None and row.text:
             return row
@@ -73,7 +73,7 @@ class Sidecars:
         return row if file is None else PictureText(read_text(file, self._key), file)
 
     def text_file(self, picture: Path) -> Path | None:
-        """The text file of a picture. UserError where two pictures or two files have the same claim."""
+        """The text file of a picture. UserError if two pictures or two files match equally well."""
         if own := self._one(self._named(nfc(picture.name))):
             return own
         shared = self._one(self._named(nfc(picture.stem)))
@@ -92,7 +92,7 @@ class Sidecars:
         return shared
 
     def table(self) -> str:
-        """The name of the folder's table of captions, "" where there is none. NoCaptions where it holds none."""
+        """The name of the folder's table of captions, "" if there is none. NoCaptions if it contains none."""
         if self._read_table[2]:
             raise NoCaptions(self._read_table[2])
         return self._read_table[0]
@@ -103,9 +103,9 @@ class Sidecars:
         return [row for row in self._read_table[1] if row.casefold() not in loose]
 
     def unread(self, captions: bool = True) -> list[str]:
-        """What lies there and is not read, each with the reason; nothing of what operating systems leave.
+        """Files that are not read, each with the reason, without system files.
 
-        `captions`: whether captions are asked for at all. UserError for a damaged table.
+        `captions`: whether captions are used at all. UserError for a damaged table.
         """
         told = self._captions_unread() if captions else []
         if caches := [path.name for path in self._files if path.suffix.casefold() in _CACHES]:
@@ -113,9 +113,9 @@ class Sidecars:
         if masks := [path.name for path in self._files if mask_of(path.stem)]:
             told.append(f"{names(masks)}: masks are not used")
         if folders := [f"{path.name}/" for path in self._folders if any(map(_is_picture, _entries(path)))]:
-            told.append(f"{names(folders)}: pictures in sub-folders")
+            told.append(f"{names(folders)}: pictures in subfolders")
         if captions and (texts := [f"{path.name}/" for path in self._folders if self._holds_captions(path)]):
-            told.append(f"{names(texts)}: captions in sub-folders; put them beside the pictures")
+            told.append(f"{names(texts)}: captions in subfolders; put them beside the pictures")
         if kohya := _KOHYA_FOLDER.fullmatch(self._folder.resolve().name):
             told.append(
                 f"the folder's own name, {kohya[1]} repeats of {kohya[2]!r} to kohya's scripts: see steps.total, "
@@ -124,7 +124,7 @@ class Sidecars:
         return told
 
     def _holds_captions(self, folder: Path) -> bool:
-        """Whether a text in the sub-folder is named after a picture of this one, and not after one of its own."""
+        """Whether a text in the subfolder is named after a picture of this one, and not after one of its own."""
         entries = _entries(folder)
         own = {nfc(path.stem) for path in entries if _is_picture(path)}
         texts = {nfc(path.stem) for path in entries if path.suffix.casefold() in SUFFIXES}
@@ -143,11 +143,11 @@ class Sidecars:
         if tables:
             told.append(f"{names(tables)}: {table or ' or '.join(TABLES)} is the only table that is read")
         if twice := [path.name for path in self._pictures.values() if self._said_twice(path)]:
-            told.append(f"more than one caption of {names(twice)}: the first counts ({ORDER})")
+            told.append(f"more than one caption of {names(twice)}: the first is used ({ORDER})")
         return told
 
     def _named(self, base: str) -> list[Path]:
-        """Text files of `base`, the first suffix that is there; without regard to case where that leaves no doubt."""
+        """Text files of `base`, with the first existing suffix; without regard to case if that is unambiguous."""
         for suffix in SUFFIXES:
             files = self._texts.get((base.casefold(), suffix), [])
             exact = [path for path in files if nfc(path.stem) == base]
@@ -156,15 +156,15 @@ class Sidecars:
         return []
 
     def _one(self, files: list[Path]) -> Path | None:
-        """Of files whose names differ by form or case alone: the first, if they say the same."""
+        """Of files whose names differ only by Unicode form or case: the first, if their contents are equal."""
         if len(files) > 1 and len({read_text(file, self._key) for file in files}) > 1:
             raise UserError(
-                f"{self._key}: {' and '.join(map(str, files))} speak of one picture and differ; remove one of them"
+                f"{self._key}: {' and '.join(map(str, files))} refer to one picture and differ; remove one of them"
             )
         return files[0] if files else None
 
     def _claimed(self, picture: Path) -> list[Path]:
-        """Every text file that could be the picture's."""
+        """Every text file that could belong to the picture."""
         bases = dict.fromkeys((nfc(picture.name), nfc(picture.stem)))
         return [
             file

@@ -96,7 +96,7 @@ def test_nothing_is_fetched(tmp_path: Path, write_run: Write) -> None:
         ),
         ({"steps": (0,), "status": "interrupted"}, ["Only one evaluation", "was interrupted"]),
         ({"steps": (0, 50), "status": "diverged", "error": "loss is NaN"}, ["diverged", "loss is NaN"]),
-        ({"steps": (0, 50), "finish": False}, ["still under way"]),
+        ({"steps": (0, 50), "finish": False}, ["still in progress"]),
         ({"faces": 0.0}, ["no face found in 20 of 20 images at every step", "clip_image"]),
     ],
 )
@@ -216,7 +216,9 @@ def test_words() -> None:
     assert texts.missing_note("similarity", {0: nowhere, 50: nowhere}).endswith(
         "100 of 100 images at every step"
     )
-    assert "photographs to compare with" in texts.missing_note("similarity", {0: nowhere}, faces=True)
+    assert "no face found in the reference photos" in texts.missing_note(
+        "similarity", {0: nowhere}, faces=True
+    )
     assert texts.missing_note("aesthetics", {0: Summary(0.5, 9, 0, None, None, None)}) == ""
 
 

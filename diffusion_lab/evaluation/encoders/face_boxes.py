@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from diffusion_lab.records import Pixels
 
 MOST_FACES = 8  # of one photograph, the most prominent ones
-DETAIL = 480  # pixels of the shorter side at which small faces are looked for
-_SAME_PLACE = 0.3  # overlap (intersection over union) from which two boxes are one face
+DETAIL = 480  # pixels of the shorter side at which small faces are searched for
+_SAME_PLACE = 0.3  # minimum overlap (intersection over union) at which two boxes are one face
 
 
 @dataclass(frozen=True, slots=True)
 class DetectedFace:
-    """One face of a photograph."""
+    """One face of a photo."""
 
-    face: Face  # in pixels of the picture as it is compared
-    embedding: Tensor  # float32 [d], unit norm; NaN where it is not finite
+    face: Face  # in pixels of the photo as it is compared
+    embedding: Tensor  # float32 [d], unit norm; NaN if it is not finite
 
 
 def detect_at_both_sizes(detector: FaceDetector, image: Pixels, detail: Pixels) -> list[Face]:
@@ -41,10 +41,10 @@ def detect_at_both_sizes(detector: FaceDetector, image: Pixels, detail: Pixels) 
 
 
 def _merged(found: Sequence[Face], more: Sequence[Face]) -> list[Face]:
-    """A face in both keeps its first box and the larger probability."""
+    """A face found in both keeps its first box and the larger probability."""
     faces = list(found)
     for face in more:
-        if face.box[2] - face.box[0] < 2:  # pixels: nothing to embed
+        if face.box[2] - face.box[0] < 2:  # pixels: too small to embed
             continue
         overlaps = [_overlap(face.box, one.box) for one in faces]
         near = max(range(len(faces)), key=lambda number: overlaps[number], default=None)
