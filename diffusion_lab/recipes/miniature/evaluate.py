@@ -14,7 +14,8 @@ from diffusion_lab.evaluation.encoders.detect import FaceDetector
 from diffusion_lab.miniature import world
 from diffusion_lab.miniature.looks import described, looks_of
 from diffusion_lab.miniature.phrases import MAGIC, NOUNS, SLOTS, Phrase, caption
-from diffusion_lab.recipes.miniature.clip import guess_looks, look_captions, slot_captions, zero_shot
+from diffusion_lab.recipes.miniature.clip import look_captions, slot_captions
+from diffusion_lab.recipes.miniature.clip_accuracy import guess_looks, zero_shot
 from diffusion_lab.recipes.miniature.data import PLAIN_LOOKS
 from diffusion_lab.system.atomic import write_bytes
 from diffusion_lab.system.images import encoded

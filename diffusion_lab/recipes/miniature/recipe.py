@@ -19,7 +19,16 @@ import torch
 from diffusion_lab.evaluation.encoders.detect import FaceDetector
 from diffusion_lab.evaluation.encoders.miniature import MiniatureFaceEmbedder
 from diffusion_lab.miniature.networks import load_clip
-from diffusion_lab.recipes.miniature import aesthetics, clip, evaluate, face, tokenizer, unet, vae
+from diffusion_lab.recipes.miniature import (
+    aesthetics,
+    clip,
+    clip_accuracy,
+    evaluate,
+    face,
+    tokenizer,
+    unet,
+    vae,
+)
 from diffusion_lab.recipes.miniature.export import save_part, save_pipeline
 from diffusion_lab.recipes.miniature.loop import device_of
 from diffusion_lab.recipes.miniature.settings import Recipe, Sizes
@@ -111,7 +120,10 @@ def run_clip(made: Recipe) -> dict[str, Any]:
 def clip_figures(made: Recipe) -> dict[str, Any]:
     """Zero-shot accuracies of CLIP as it is now: of the slots, and of the traits of a face."""
     encoder, heldout = made.load_clip(), made.heldout()
-    return {**clip.evaluate_clip(encoder, heldout), "looks": clip.evaluate_looks(encoder, heldout)}
+    return {
+        **clip_accuracy.evaluate_clip(encoder, heldout),
+        "looks": clip_accuracy.evaluate_looks(encoder, heldout),
+    }
 
 
 def run_vae(made: Recipe) -> dict[str, Any]:
