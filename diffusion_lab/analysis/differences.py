@@ -61,8 +61,8 @@ def correlation(a: Values, b: Values, fill_a: float | None = None, fill_b: float
     scale = math.sqrt(float(first @ first) * float(second @ second))
     if scale <= 1e-18:
         return 0.0
-    found = max(-1.0, min(1.0, float(first @ second) / scale))
-    return found if len(sums) >= FEWEST else min(0.0, found)
+    r = max(-1.0, min(1.0, float(first @ second) / scale))
+    return r if len(sums) >= FEWEST else min(0.0, r)
 
 
 def values_by_step(

@@ -128,10 +128,10 @@ def _certainty(m: ReasonInputs) -> str:
         if kind in kinds
     ]
     parts[0] = parts[0][0].upper() + parts[0][1:]
-    said = "; ".join(parts) + "."
+    text = "; ".join(parts) + "."
     if m.within_one_prompt:
-        said += " All images have the same prompt, so these errors cover the noise only: with other prompts another step may be best."
-    return said
+        text += " All images have the same prompt, so these errors cover the noise only: with other prompts another step may be best."
+    return text
 
 
 def _kind(m: ReasonInputs, i: int) -> str:

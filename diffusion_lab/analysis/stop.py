@@ -150,13 +150,13 @@ def contenders(
     run grows with it and changes the weighting: then every step can that no other step beats in all metrics.
     """
     infos = {metric.name: metric for metric in metrics}
-    found = recommend(summaries_by_step, weights, ranges, infos.values())
-    if found is None:
+    recommendation = recommend(summaries_by_step, weights, ranges, infos.values())
+    if recommendation is None:
         return set(summaries_by_step)
-    used = set(found.weights)
+    used = set(recommendation.weights)
     wanted = {m for m, w in weights.items() if w > 0} or {m for m in DEFAULT_WEIGHTED if m in infos} or used
     if used == wanted and used <= set(ranges):
-        return {found.step}
+        return {recommendation.step}
     used |= wanted | {m for m in FALLBACK if m in infos}
 
     def row(step: int) -> list[float]:
@@ -177,7 +177,7 @@ def contenders(
             for pairs in [list(zip(rows[step], rows[other], strict=True))]
         )
 
-    return {step for step in rows if not beaten(step)} | {found.step}
+    return {step for step in rows if not beaten(step)} | {recommendation.step}
 
 
 def settle_weights(

@@ -26,17 +26,17 @@ def read_caption(picture: Path, beside: Sidecars | None = None) -> PictureText |
     `beside`: the folder's, if other pictures are in it. UserError, naming the file, if it is empty, is not text, or
     could belong to another picture.
     """
-    said = (beside or Sidecars(picture.parent, [picture])).of(picture)
-    if said is None:
+    entry = (beside or Sidecars(picture.parent, [picture])).of(picture)
+    if entry is None:
         return None
-    text = " ".join(said.text.split())
+    text = " ".join(entry.text.split())
     if not text:
-        if said.table:
+        if entry.table:
             return None
         raise UserError(
-            f"{said.source}: is empty; write a caption, remove the file, or set data.captions=never"
+            f"{entry.source}: is empty; write a caption, remove the file, or set data.captions=never"
         )
-    return PictureText(text, said.source, said.slots, said.table)
+    return PictureText(text, entry.source, entry.slots, entry.table)
 
 
 def read_captions(
@@ -49,14 +49,14 @@ def read_captions(
     if captions == "never" or not chosen:
         return [None] * len(chosen)
     beside = Sidecars(chosen[0].parent, pictures)
-    found = [read_caption(picture, beside) for picture in chosen]
-    missing = [caption_file(p).name for p, text in zip(chosen, found, strict=True) if text is None]
+    captions_read = [read_caption(picture, beside) for picture in chosen]
+    missing = [caption_file(p).name for p, text in zip(chosen, captions_read, strict=True) if text is None]
     if captions == "always" and missing:
         raise UserError(
             f"data.captions=always: {len(missing)} of {len(chosen)} pictures have none: {missing[0]} is missing "
             f"in {chosen[0].parent}; write it, or set data.captions=auto to use the instance prompt instead"
         )
-    return found
+    return captions_read
 
 
 def caption_warnings(captions: Mapping[Path, str], identifier: str) -> list[str]:

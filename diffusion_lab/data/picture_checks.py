@@ -116,26 +116,26 @@ def check_pictures(data: Data, resolution: int, folder: Path, subject: str) -> l
     ranked = [paths[i] for i in order]
     first = [*ranked[: data.n_images], *ranked[len(ranked) - held :]]  # the pictures in use come first
     rest = ranked[data.n_images : len(ranked) - held]
-    found: dict[Path, PictureInfo] = {}
+    inspected: dict[Path, PictureInfo] = {}
     for number, path in enumerate([*first, *rest]):
         try:
-            found[path] = inspect_picture(path, decode=number < LOOKED_AT)
+            inspected[path] = inspect_picture(path, decode=number < LOOKED_AT)
         except UserError:
             if data.on_corrupt != "skip":
                 raise
-    held = check_counts(len(found), data.n_images, data.n_heldout)
-    readable = [path for path in paths if path in found]
+    held = check_counts(len(inspected), data.n_images, data.n_heldout)
+    readable = [path for path in paths if path in inspected]
     order = nested_order([path.name for path in readable], subject, data.subset_seed)
-    looks = [found[readable[i]] for i in order]
+    looks = [inspected[readable[i]] for i in order]
     train, heldout = looks[: data.n_images], looks[len(looks) - held :]
-    said = [
+    warnings = [
         *_sizes([*train, *heldout], resolution),
         *_kinds([*train, *heldout]),
         *_copies(train, heldout),
     ]
     if data.impostors:
-        said += _among_impostors([*train, *heldout], Path(data.impostors).expanduser(), folder)
-    return said
+        warnings += _among_impostors([*train, *heldout], Path(data.impostors).expanduser(), folder)
+    return warnings
 
 
 def check_headers(paths: Sequence[Path], on_corrupt: str) -> None:
@@ -145,17 +145,17 @@ def check_headers(paths: Sequence[Path], on_corrupt: str) -> None:
 
 
 def _sizes(looks: Sequence[PictureInfo], resolution: int) -> list[str]:
-    said = []
+    warnings = []
     tiny = [one for one in looks if min(one.width, one.height) * ENLARGED < resolution]
     if tiny:
         worst = max(resolution / min(one.width, one.height) for one in tiny)
-        said.append(
+        warnings.append(
             f"data.folder: {_named(tiny, _size)}: enlarged up to {worst:.0f} times to {resolution} pixels, and so "
             "blurred; take larger pictures, or a lower model.resolution"
         )
     long = [one for one in looks if _cropped_share(one) >= LOST]
     if long:
-        said.append(
+        warnings.append(
             f"data.folder: {_named(long, _size)}: far from square, and only the square in the middle is used (up to "
             f"{100 * max(map(_cropped_share, long)):.4g} % is lost); crop them to what matters"
         )
@@ -163,10 +163,10 @@ def _sizes(looks: Sequence[PictureInfo], resolution: int) -> list[str]:
         one for one in looks if one.small is not None and float(one.small.std(axis=(0, 1)).max()) < BLANK
     ]
     if blank:
-        said.append(
+        warnings.append(
             f"data.folder: {_named(blank)}: of a single colour, nothing can be learned from it; remove it"
         )
-    return said
+    return warnings
 
 
 def _cropped_share(look: PictureInfo) -> float:
@@ -218,22 +218,24 @@ def _is_grey(look: PictureInfo) -> bool:
 
 
 def _copies(train: Sequence[PictureInfo], heldout: Sequence[PictureInfo]) -> list[str]:
-    said = []
+    warnings = []
     pairs = _pairs(train, train)
     if pairs:
-        said.append(
+        warnings.append(
             f"data.folder: {_paired(pairs)}: the same picture, or nearly, which counts twice in training; remove one"
         )
     leaked = _pairs(train, heldout)
     if leaked:
-        said.append(
+        warnings.append(
             f"data.folder: {_paired(leaked)}: the same picture, or nearly, trained on and held out, so similarity_heldout "
             "would reward a copy; remove one"
         )
     twice = _pairs(heldout, heldout)
     if twice:
-        said.append(f"data.folder: {_paired(twice)}: the same picture, or nearly, held out twice; remove one")
-    return said
+        warnings.append(
+            f"data.folder: {_paired(twice)}: the same picture, or nearly, held out twice; remove one"
+        )
+    return warnings
 
 
 def _among_impostors(own: Sequence[PictureInfo], parent: Path, folder: Path) -> list[str]:
@@ -254,9 +256,9 @@ def _among_impostors(own: Sequence[PictureInfo], parent: Path, folder: Path) -> 
     if not pairs:
         return []
     named = [(one, f"{other.path.parent.name}/{other.path.name}") for one, other in pairs]
-    told = _list([f"{one.path.name} and {other}" for one, other in named])
+    names = _list([f"{one.path.name} and {other}" for one, other in named])
     return [
-        f"data.impostors: {told}: the same picture, or nearly, for the subject and for another one; remove the latter"
+        f"data.impostors: {names}: the same picture, or nearly, for the subject and for another one; remove the latter"
     ]
 
 
@@ -269,7 +271,7 @@ def _pairs(
     if not left or not right:
         return []
     stacked = np.stack([one.small for one in right if one.small is not None])
-    found = []
+    pairs = []
     for number, one in enumerate(left):
         assert one.small is not None
         if float(one.small.std()) < BLANK:
@@ -281,8 +283,8 @@ def _pairs(
         for place in np.flatnonzero(apart < SAME):
             if ones is others and place <= number:
                 continue
-            found.append((one, right[int(place)]))
-    return found
+            pairs.append((one, right[int(place)]))
+    return pairs
 
 
 def _paired(pairs: Sequence[tuple[PictureInfo, PictureInfo]]) -> str:

@@ -169,11 +169,11 @@ def _paper(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Pro
     prompts = tuple(
         Prompt(
             id=_id(first + number),
-            text=fill(template, words),
+            text=fill(template, subject),
             plain=fill(template, class_noun),
-            slots={"edit": edit, IDENTIFIER: said},
+            slots={"edit": edit, IDENTIFIER: with_identifier},
         )
-        for said, words, first in both
+        for with_identifier, subject, first in both
         for number, (edit, template) in edits
     )
     return prompts, ""

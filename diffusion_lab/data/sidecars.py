@@ -107,21 +107,21 @@ class Sidecars:
 
         `captions`: whether captions are used at all. UserError for a damaged table.
         """
-        told = self._captions_unread() if captions else []
+        messages = self._captions_unread() if captions else []
         if caches := [path.name for path in self._files if path.suffix.casefold() in _CACHES]:
-            told.append(f"{names(caches)}: another tool's cache")
+            messages.append(f"{names(caches)}: another tool's cache")
         if masks := [path.name for path in self._files if mask_of(path.stem)]:
-            told.append(f"{names(masks)}: masks are not used")
+            messages.append(f"{names(masks)}: masks are not used")
         if folders := [f"{path.name}/" for path in self._folders if any(map(_is_picture, _entries(path)))]:
-            told.append(f"{names(folders)}: pictures in subfolders")
+            messages.append(f"{names(folders)}: pictures in subfolders")
         if captions and (texts := [f"{path.name}/" for path in self._folders if self._holds_captions(path)]):
-            told.append(f"{names(texts)}: captions in subfolders; put them beside the pictures")
+            messages.append(f"{names(texts)}: captions in subfolders; put them beside the pictures")
         if kohya := _KOHYA_FOLDER.fullmatch(self._folder.resolve().name):
-            told.append(
+            messages.append(
                 f"the folder's own name, {kohya[1]} repeats of {kohya[2]!r} to kohya's scripts: see steps.total, "
                 "data.identifier and data.class_noun"
             )
-        return told
+        return messages
 
     def _holds_captions(self, folder: Path) -> bool:
         """Whether a text in the subfolder is named after a picture of this one, and not after one of its own."""
@@ -132,19 +132,19 @@ class Sidecars:
 
     def _captions_unread(self) -> list[str]:
         table, _, problem = self._read_table
-        told = [problem] if problem else []
+        messages = [problem] if problem else []
         if unmatched := self.unmatched():
-            told.append(f"{table} has {names(unmatched)}, and no picture has this name")
+            messages.append(f"{table} has {names(unmatched)}, and no picture has this name")
         claimed = {file for path in self._pictures.values() for file in self._claimed(path)}
         texts = [file for files in self._texts.values() for file in files]
         if orphans := sorted(file.name for file in texts if file not in claimed):
-            told.append(f"{names(orphans)}: no picture has this name")
+            messages.append(f"{names(orphans)}: no picture has this name")
         tables = [p.name for p in self._files if p.suffix.casefold() in _OTHER_TABLES and p.name != table]
         if tables:
-            told.append(f"{names(tables)}: {table or ' or '.join(TABLES)} is the only table that is read")
+            messages.append(f"{names(tables)}: {table or ' or '.join(TABLES)} is the only table that is read")
         if twice := [path.name for path in self._pictures.values() if self._said_twice(path)]:
-            told.append(f"more than one caption of {names(twice)}: the first is used ({ORDER})")
-        return told
+            messages.append(f"more than one caption of {names(twice)}: the first is used ({ORDER})")
+        return messages
 
     def _named(self, base: str) -> list[Path]:
         """Text files of `base`, with the first existing suffix; without regard to case if that is unambiguous."""

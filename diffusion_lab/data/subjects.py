@@ -44,8 +44,8 @@ def load_subject(config_data: Data, cache: Path | None = None) -> Subject:
     )
     captions = read_captions([p.path for p in train], [p.path for p in pictures], config_data.captions)
     train = tuple(
-        picture if said is None else replace(picture, caption=said.text, caption_from=said.source)
-        for picture, said in zip(train, captions, strict=True)
+        picture if caption is None else replace(picture, caption=caption.text, caption_from=caption.source)
+        for picture, caption in zip(train, captions, strict=True)
     )
     return Subject(
         name=name,

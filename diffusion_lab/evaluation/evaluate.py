@@ -117,8 +117,10 @@ def score(
         seen, numbers = groups[metric.over]
         ids = [planned[number].prompt.id for number in numbers]
         if seen is None:
-            said = "without" if metric.over == "class" else "with"
-            summaries[metric.name] = undefined_summary(f"no prompt of the set is {said} the identifier")
+            identifier_side = "without" if metric.over == "class" else "with"
+            summaries[metric.name] = undefined_summary(
+                f"no prompt of the set is {identifier_side} the identifier"
+            )
             continue
         if not isinstance(metric, Metric):
             summaries[metric.name] = metric.summary(seen, references, ids)
@@ -220,10 +222,10 @@ def reference_features(
         if not pictures:
             return None
         pixels: list[Pixels] = [center_crop_resize(picture.pixels, resolution) for picture in pictures]
-        found = bank.features(pixels, texts=None, needs=needs - {"face"})
+        features = bank.features(pixels, texts=None, needs=needs - {"face"})
         if faces is not None:
-            found = with_faces(found, faces[group])
-        return without_broken_rows(found, [picture.path.name for picture in pictures])
+            features = with_faces(features, faces[group])
+        return without_broken_rows(features, [picture.path.name for picture in pictures])
 
     train = seen("train", subject.train)
     if train is None:

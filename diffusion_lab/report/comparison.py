@@ -33,12 +33,12 @@ def write_comparison(runs_folder: Path) -> Path:
         UserError: (job.runs) if it contains no run, or cannot be written.
     """
     folder = Path(runs_folder)
-    found = find_runs(folder)
-    if not found:
+    folders = find_runs(folder)
+    if not folders:
         raise UserError(f"job.runs: there is no run in {folder} (no folder in it has a result.json)")
     runs: list[Run] = []
     unreadable: list[tuple[str, str]] = []
-    for path in found:
+    for path in folders:
         try:
             runs.append(read_run(path))
         except UserError as error:

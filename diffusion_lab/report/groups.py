@@ -100,13 +100,15 @@ def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
     groups = []
     for some in members.values():
         flat = flatten(some[0].config)
-        found = [at_stop(run) for run in some]
-        names = {name: None for values in found for name in values}
+        stop_values = [at_stop(run) for run in some]
+        names = {name: None for values in stop_values for name in values}
         groups.append(
             Group(
                 settings={key: flat.get(key) for key in keys},
                 runs=len(some),
-                values={name: mean([v[name] for v in found if v.get(name) is not None]) for name in names},
+                values={
+                    name: mean([v[name] for v in stop_values if v.get(name) is not None]) for name in names
+                },
             )
         )
     return groups

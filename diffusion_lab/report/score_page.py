@@ -91,28 +91,30 @@ def _picture(folder: Path, number: int) -> str | None:
     return data_uri(path, "webp") if path.is_file() else None
 
 
-def _line(run: Run, info: MetricInfo, found: Summary) -> dict[str, Any]:
+def _line(run: Run, info: MetricInfo, summary: Summary) -> dict[str, Any]:
     """One metric's row, and the position of its value between impostor line and ceiling, in per cent."""
     lines = run.references.get(info.name, {})
     ceiling, impostor = (_mean(lines.get(kind)) for kind in ("ceiling", "impostor"))
     place = None
-    if ceiling is not None and impostor is not None and found.mean is not None and ceiling > impostor:
-        place = round(100 * min(1.0, max(0.0, (found.mean - impostor) / (ceiling - impostor))))
+    if ceiling is not None and impostor is not None and summary.mean is not None and ceiling > impostor:
+        place = round(100 * min(1.0, max(0.0, (summary.mean - impostor) / (ceiling - impostor))))
     return {
         "label": info.label,
         "name": info.name,
         "unit": info.unit,
         "better": "higher is better" if info.higher_is_better else "lower is better",
-        "mean": _written(found.mean),
-        "error": "" if found.standard_error is None else f"± {found.standard_error:.3f}",
-        "interval": "" if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}",
-        "n": found.n,
-        "missing": found.missing,
-        **_counting_missing(found),
+        "mean": _written(summary.mean),
+        "error": "" if summary.standard_error is None else f"± {summary.standard_error:.3f}",
+        "interval": ""
+        if summary.low is None or summary.high is None
+        else f"{summary.low:.3f} to {summary.high:.3f}",
+        "n": summary.n,
+        "missing": summary.missing,
+        **_counting_missing(summary),
         "ceiling": "-" if ceiling is None else f"{ceiling:.3f}",
         "impostor": "-" if impostor is None else f"{impostor:.3f}",
         "place": place,
-        "note": found.note or "",
+        "note": summary.note or "",
     }
 
 
@@ -187,10 +189,10 @@ def print_table(folder: Path, console: Console | None = None) -> None:
     console = console or Console()
     console.print(table)
     for line in lines:
-        said = [line["note"]] if line["note"] else []
+        notes = [line["note"]] if line["note"] else []
         if line["penalised"]:
             counts = f"each one without counts as {line['imputed']} in the mean over all"
-            said.insert(0, f"a face in {line['rate']} of the images; {counts}")
-        for text in said:
-            told = f"{line['name']}: {text}"
-            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            notes.insert(0, f"a face in {line['rate']} of the images; {counts}")
+        for text in notes:
+            line_text = f"{line['name']}: {text}"
+            console.print(line_text, style="yellow", markup=False, highlight=False, soft_wrap=True)

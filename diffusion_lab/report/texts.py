@@ -96,41 +96,41 @@ def _surely_above(here: Summary, ceiling: Summary) -> bool:
 
 def cautions(run: Run, stop: int | None) -> list[str]:
     """Warnings about the curves."""
-    said = []
+    warnings = []
     for name in ("similarity", "similarity_heldout"):
         here = run.summaries.get(stop, {}).get(name) if stop is not None else None
         ceiling = run.references.get(name, {}).get("ceiling")
         if here and ceiling and _surely_above(here, ceiling):
-            said.append(
+            warnings.append(
                 f"At step {stop} {display_name(name)} is above the value of real photos among themselves"
                 f" ({here.mean:.2f} against {ceiling.mean:.2f}): a sign of copied pictures."
             )
-    said += _photographs(run)
+    warnings += _photographs(run)
     crowded = {step: n for step, n in run.several_faces.items() if n}
     if crowded:
-        said.append(
+        warnings.append(
             f"Up to {max(crowded.values())} images of an evaluation show several faces: the most prominent one, by "
             "size and centre, is used."
         )
     if run.summaries and 0 not in run.summaries:
-        said.append("Step 0 was not evaluated, so there is no floor to compare with.")
-    return said
+        warnings.append("Step 0 was not evaluated, so there is no floor to compare with.")
+    return warnings
 
 
 def _photographs(run: Run) -> list[str]:
     """Notes on reference photos with several faces, or with one unlike all others."""
     own = [one for group in ("train", "heldout") for one in run.photographs.get(group, ())]
-    said = []
+    warnings = []
     several = [str(one.get("file")) for one in own if one.get("faces", 0) > 1]
     if several:
-        said.append(
+        warnings.append(
             f"Several faces in {_first(several)}: the one that also appears in the other photos is used, else the choice is by size "
             "and centre; it is framed in the sheet of training photos."
         )
     odd = [str(one.get("file")) for one in own if one.get("unlike")]
     if odd:
-        said.append(f"The face in {_first(odd)} is unlike that of the subject's other photos.")
-    return said
+        warnings.append(f"The face in {_first(odd)} is unlike that of the subject's other photos.")
+    return warnings
 
 
 def _first(names: list[str], most: int = 3) -> str:

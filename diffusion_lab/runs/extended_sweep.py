@@ -30,10 +30,10 @@ def already_begun(config: Config, run_folder: Path) -> Path:
         return run_folder
     wanted = run_id(as_plain_dict(config))
     others = [folder for folder in sorted(run_folder.parent.iterdir()) if folder != run_folder]
-    found = [(known, folder) for folder in others if (known := _id_at(folder)) and known.id == wanted]
-    if not found:
+    same_runs = [(known, folder) for folder in others if (known := _id_at(folder)) and known.id == wanted]
+    if not same_runs:
         return run_folder
-    best = max(found, key=lambda pair: (pair[0].ended, pair[0].started, pair[1].name))[1]
+    best = max(same_runs, key=lambda pair: (pair[0].ended, pair[0].started, pair[1].name))[1]
     log.info("%s: the same run is in %s; it is not trained twice", run_folder, best)
     if {path.name for path in run_folder.iterdir()} <= {".hydra", "run.log"}:
         shutil.rmtree(run_folder, ignore_errors=True)

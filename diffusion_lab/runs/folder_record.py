@@ -51,7 +51,7 @@ def read_folder_record(folder: Path, same: Callable[[Mapping[str, Any]], bool]) 
         return FolderRecord(main)
     if main is None and problem is None and not started:
         return None
-    others = [found for found in (backup.read_result(folder), _from_yaml(folder)) if found is not None]
+    others = [record for record in (backup.read_result(folder), _from_yaml(folder)) if record is not None]
     for found in others:
         if same(found["config"]):
             return FolderRecord(found, problem or ("it is missing" if main is None else ANOTHER))

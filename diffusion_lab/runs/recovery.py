@@ -87,13 +87,13 @@ def _refusal(
         backup.RESULT: [at for at in lost if at not in entries],
         backup.SCORES: [at for at in lost if at not in rows],
     }
-    said = [
+    lost_files = [
         f"{name} ({problems[name]})" if name in problems else f"{name} (steps {', '.join(map(str, steps))})"
         for name, steps in where.items()
         if steps
     ]
     return (
-        f"{folder}: evaluations that were made are missing in {' and '.join(said)}, and no other file holds them; "
+        f"{folder}: evaluations that were made are missing in {' and '.join(lost_files)}, and no other file holds them; "
         f"put the file back from a copy, or begin again: in another folder with hydra.run.dir=FOLDER, or in this "
         f"one after removing {folder / 'checkpoints'}"
     )
@@ -124,20 +124,20 @@ def _main(folder: Path, run: str) -> _Copy:
             problems[name] = "it is missing"
         except OSError as error:
             problems[name] = f"cannot be read ({error.strerror})"
-    found = _copy(files, run)
-    found.problems = problems | found.problems
-    if not found.entries and problems.get(backup.SCORES) == "it is missing":
-        del found.problems[backup.SCORES]  # nothing was measured before the run stopped
-    return found
+    copy = _copy(files, run)
+    copy.problems = problems | copy.problems
+    if not copy.entries and problems.get(backup.SCORES) == "it is missing":
+        del copy.problems[backup.SCORES]  # nothing was measured before the run stopped
+    return copy
 
 
 def _spare(folder: Path, run: str) -> _Copy:
     members = backup.read(folder)
-    found = _copy(members, run)
-    if backup.RESULT in found.problems:  # of another run, or unreadable: then nothing of it is believed
+    copy = _copy(members, run)
+    if backup.RESULT in copy.problems:  # of another run, or unreadable: then nothing of it is believed
         return _Copy()
-    found.members = members
-    return found
+    copy.members = members
+    return copy
 
 
 def _other_scores(folder: Path, main: _Copy, spare: _Copy) -> bool:
@@ -153,22 +153,22 @@ def _other_scores(folder: Path, main: _Copy, spare: _Copy) -> bool:
 
 
 def _copy(files: Mapping[str, bytes], run: str) -> _Copy:
-    found = _Copy()
+    copy = _Copy()
     for name, content in files.items():
         try:
             if name == backup.RESULT:
-                found.result = parse_result(content, run)
-                found.entries = {int(entry["step"]): entry for entry in found.result.get("evaluations") or []}
+                copy.result = parse_result(content, run)
+                copy.entries = {int(entry["step"]): entry for entry in copy.result.get("evaluations") or []}
             elif name == backup.SCORES:
                 for row in scores.decoded(content):
-                    found.rows.setdefault(row.step, []).append(row)
+                    copy.rows.setdefault(row.step, []).append(row)
             elif name == backup.EVENTS:
-                found.events, torn = parse_events(content, run)
+                copy.events, torn = parse_events(content, run)
                 if torn:
-                    found.problems[name] = f"{torn} of its lines cannot be read"
+                    copy.problems[name] = f"{torn} of its lines cannot be read"
         except ValueError as error:
-            found.problems[name] = f"it cannot be used ({error})"
-    return found
+            copy.problems[name] = f"it cannot be used ({error})"
+    return copy
 
 
 def parse_result(content: bytes | str, run: str = "") -> dict[str, Any]:
@@ -206,7 +206,7 @@ def parse_events(content: bytes, run: str = "") -> tuple[list[dict[str, Any]], i
     """
     lines = content.split(b"\n")
     torn_end = lines.pop()  # b"" where the last line is whole
-    found, torn = [], 0
+    events, torn = [], 0
     for line in lines:
         event = _event(line)
         if event is None:
@@ -214,12 +214,12 @@ def parse_events(content: bytes, run: str = "") -> tuple[list[dict[str, Any]], i
             continue
         if run and event.get("run", run) != run:
             raise ValueError(ANOTHER)
-        found.append(event)
+        events.append(event)
     if torn_end and (event := _event(torn_end)) is not None:
-        found.append(event)
-    if not found or found[0]["event"] != "start":
+        events.append(event)
+    if not events or events[0]["event"] != "start":
         torn = max(torn, 1)  # its beginning is missing
-    return found, torn
+    return events, torn
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
@@ -261,8 +261,13 @@ def _joined(
     for at, entry in sorted(whole.items()):
         if ("evaluation", at) not in seen:
             means = {name: values.get("mean") for name, values in entry["metrics"].items()}
-            told = {"event": "evaluation", "step": at, "values": means, "seconds": entry.get("seconds") or {}}
-            _insert(events, told)
+            restored = {
+                "event": "evaluation",
+                "step": at,
+                "values": means,
+                "seconds": entry.get("seconds") or {},
+            }
+            _insert(events, restored)
     return events
 
 

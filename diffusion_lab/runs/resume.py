@@ -49,18 +49,18 @@ def folder_status(config: Config, run_folder: Path) -> FolderStatus:
     Raises UserError for resume=never where there is a record, for resume=must where there is none, and
     where the record has another configuration: its keys are named.
     """
-    found = find_record(config, run_folder)
-    if found is None:
+    record = find_record(config, run_folder)
+    if record is None:
         if config.resume == "must":
             raise UserError(
                 f"resume=must: {run_folder} holds no run that was begun; name the folder of one: resume=FOLDER"
             )
         return "empty"
-    result, status = found.result, found.result.get("status")
+    result, status = record.result, record.result.get("status")
     known = bool(result.get("config")) or status in ENDED
-    if config.resume == "never" or not (known or found.failed_early):
+    if config.resume == "never" or not (known or record.failed_early):
         raise UserError(f"{run_folder}: a run is recorded there already; {ELSEWHERE}")
-    if found.failed_early:
+    if record.failed_early:
         return "empty"
     before = result.get("config")
     changed = describe_differences(before, as_plain_dict(config), began_in(run_folder)) if before else []
@@ -73,7 +73,7 @@ def folder_status(config: Config, run_folder: Path) -> FolderStatus:
         return "incomplete"
     if status not in ENDED:
         return "unfinished"
-    if found.problem is not None or missing_files(run_folder, result):
+    if record.problem is not None or missing_files(run_folder, result):
         return "incomplete"
     return "diverged" if status == "diverged" else "finished"
 
@@ -104,15 +104,15 @@ def differing_values(
     old, new = flatten(plain(before)), flatten(plain(now))
     usual = _defaults(new.get("method.name"))
     absent = "not there"
-    found = {}
+    differing = {}
     for key in dict.fromkeys([*new, *old]):
         was, is_now = old.get(key, absent), new.get(key, absent)
         if key.startswith(FREE) or was == is_now or (paths.is_path(key) and paths.same(was, is_now, began)):
             continue
         if key not in old and key in usual and usual[key] == is_now:
             continue
-        found[key] = (was, is_now)
-    return found
+        differing[key] = (was, is_now)
+    return differing
 
 
 @functools.lru_cache

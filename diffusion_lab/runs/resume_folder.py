@@ -59,12 +59,12 @@ def _key(word: str) -> str:
 
 def _words(file: Path, *keys: str) -> list[str]:
     """The list of words in one of Hydra's notes, below `keys`. UserError where there is none."""
-    found = _notes(file)
+    value = _notes(file)
     for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, list):
+        value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, list):
         raise _unreadable(file, "no list of words")
-    return [str(word) for word in found]
+    return [str(word) for word in value]
 
 
 def _notes(file: Path) -> Any:
@@ -103,18 +103,18 @@ def _placed(run_folder: Path, began: Path) -> list[str]:
     with contextlib.suppress(UserError):
         config = _notes(run_folder / "config.yaml")
     if not isinstance(config, dict):
-        found = read_folder_record(run_folder, lambda config: True)
-        config = (found.result.get("config") if found else None) or {}
+        record = read_folder_record(run_folder, lambda config: True)
+        config = (record.result.get("config") if record else None) or {}
     flat = {key: value for key, value in flatten(plain(config)).items() if paths.is_path(key)}
     typed = {key: str(value) for key, value in (config.get("as_typed") or {}).items() if key in flat}
-    words = []
+    overrides = []
     for key, value in flat.items():
         if key not in typed and isinstance(value, str) and key in paths.PATHS and value:
             typed |= {} if os.path.isabs(value) else {key: value}
             value = paths.absolute(value, began)
         if key in typed:
-            words.append(f"{key}={always_quoted(str(value))}")
+            overrides.append(f"{key}={always_quoted(str(value))}")
     if typed:
         kept = ",".join(f"{key}:{always_quoted(value)}" for key, value in typed.items())
-        words.append(f"as_typed={{{kept}}}")
-    return words
+        overrides.append(f"as_typed={{{kept}}}")
+    return overrides

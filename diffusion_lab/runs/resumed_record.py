@@ -22,19 +22,19 @@ def load(folder: Path, step: int, config: Mapping[str, Any], run: str) -> Recove
     An evaluation at `step` itself whose adapter or pictures are lost is left out, and so made again.
     Raises UserError where something is lost that neither another file holds nor the run makes again.
     """
-    found = recover_record(folder, step, run=run, due=_due(config, step))
-    files = found.result.get("files") or {}
-    steps = [entry["step"] for entry in found.evaluations]
+    record = recover_record(folder, step, run=run, due=_due(config, step))
+    files = record.result.get("files") or {}
+    steps = [entry["step"] for entry in record.evaluations]
     for name in checksums.damaged(folder, files_of_steps(files, [at for at in steps if at != step])):
         log.warning("%s: it is missing or damaged, and no other file holds it", folder / name)
-    _check_base(folder, step, config, found)
+    _check_base(folder, step, config, record)
     if step not in steps or not checksums.damaged(folder, files_of_steps(files, [step])):
-        return found
+        return record
     return dataclasses.replace(
-        found,
-        evaluations=[entry for entry in found.evaluations if entry["step"] != step],
-        rows=[row for row in found.rows if row.step != step],
-        events=[e for e in found.events if e["event"] != "evaluation" or e["step"] != step],
+        record,
+        evaluations=[entry for entry in record.evaluations if entry["step"] != step],
+        rows=[row for row in record.rows if row.step != step],
+        events=[e for e in record.events if e["event"] != "evaluation" or e["step"] != step],
     )
 
 

@@ -46,17 +46,17 @@ def write_score_files(
     """
     values = by_image(rows)
     named = [metric for metric in metrics if isinstance(metric, Metric)]
-    found = [values.get((item.prompt.id, item.index), {}) for item in planned]
+    scores_by_image = [values.get((item.prompt.id, item.index), {}) for item in planned]
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["file", "prompt", *(metric.name for metric in named)])
-    for item, at in zip(planned, found, strict=True):
+    for item, at in zip(planned, scores_by_image, strict=True):
         cells = ["" if (value := at.get(metric.name)) is None else f"{value:.6g}" for metric in named]
         table.writerow([item.prompt.slots["file"], item.prompt.text, *cells])
     atomic.write_text(folder / TABLE, text.getvalue())
     shown = set(range(min(SHOWN, len(planned))))
     for metric in named:
-        shown |= set(best_and_worst([at.get(metric.name) for at in found], metric.higher_is_better))
+        shown |= set(best_and_worst([at.get(metric.name) for at in scores_by_image], metric.higher_is_better))
     for number in sorted(shown):
         atomic.write_bytes(folder / PICTURES / f"{number:05d}.webp", small[number])
 

@@ -65,8 +65,10 @@ def number(
             bounds.append(f"{'above' if above else 'at least'} {low:g}")
         if high < math.inf:
             bounds.append(f"{'below' if below else 'at most'} {high:g}")
-        told = " and ".join(bounds) or "that is finite"
-        raise UserError(f"{key}={_printable(value)}: must be a number {told}{_reason(value, high, why)}")
+        range_text = " and ".join(bounds) or "that is finite"
+        raise UserError(
+            f"{key}={_printable(value)}: must be a number {range_text}{_reason(value, high, why)}"
+        )
 
 
 def bounded(key: str, value: object, *, of: str | None = None) -> None:

@@ -55,15 +55,15 @@ def replace_words(text: str, words: Sequence[str], by: str) -> str:
     'a photo of dog, skswear'
     """
     composed = nfc(text)
-    found = [
+    matches = [
         (start, end, number)
         for number, word in enumerate(words)
         for start, end in _any_case_matches(composed, word)
     ]
-    if not found:
+    if not matches:
         return text
     parts, at = list[str](), 0
-    for start, end, _ in without_overlaps(found):
+    for start, end, _ in without_overlaps(matches):
         parts += [composed[at:start], by]
         at = end
     return "".join([*parts, composed[at:]])

@@ -85,7 +85,7 @@ class EncoderBank:
     def _encode(
         self, images: Sequence[Pixels], texts: Sequence[str | None] | None, needs: Set[str]
     ) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        fields: dict[str, Tensor] = {}
         keys = [] if self.cache is None else [image_key(image) for image in images]
 
         def seen(roles: tuple[str, ...], encode: Callable[[Sequence[Pixels]], Tensor]) -> Tensor:
@@ -100,26 +100,26 @@ class EncoderBank:
             rows = (
                 seen(("detector", "face"), self._faces) if embed else seen(("detector",), self._face_counts)
             )
-            found["face"], found["faces"] = rows[:, :-1], rows[:, -1]
+            fields["face"], fields["faces"] = rows[:, :-1], rows[:, -1]
         rate = "aesthetics" in needs and self.has_aesthetics
         if rate or "clip_image" in needs:
             clip = seen(("clip",), lambda some: self._clip.embed_images(some))
             if "clip_image" in needs:
-                found["clip_image"] = clip
+                fields["clip_image"] = clip
             if rate:
-                found["aesthetics"] = self._aesthetics.score(clip)
+                fields["aesthetics"] = self._aesthetics.score(clip)
         if "clip_text" in needs and texts is not None:
-            found["clip_text"] = self._texts(texts)
+            fields["clip_text"] = self._texts(texts)
         if "dino" in needs:
-            found["dino"] = seen(("dino",), lambda some: self._dino.embed_images(some))
+            fields["dino"] = seen(("dino",), lambda some: self._dino.embed_images(some))
         if {"inception", "inception_logits"} & needs:
-            found["inception"] = seen(("inception",), lambda some: self._inception.embed_images(some))
-            logits = self._inception.logits(found["inception"]) if "inception_logits" in needs else None
+            fields["inception"] = seen(("inception",), lambda some: self._inception.embed_images(some))
+            logits = self._inception.logits(fields["inception"]) if "inception_logits" in needs else None
             if logits is not None:
-                found["inception_logits"] = logits
+                fields["inception_logits"] = logits
         for name in sorted(set(IMAGE_ENCODERS) & needs):
-            found[name] = seen((name,), lambda some, name=name: self._other(name).embed_images(some))  # type: ignore[misc]
-        return {name: value.float().cpu() for name, value in found.items()}
+            fields[name] = seen((name,), lambda some, name=name: self._other(name).embed_images(some))  # type: ignore[misc]
+        return {name: value.float().cpu() for name, value in fields.items()}
 
     def _texts(self, texts: Sequence[str | None]) -> Tensor:
         """float32 [n, d], NaN rows for None."""

@@ -105,14 +105,14 @@ def choose(
         stacked, [[share[i] for i in kept] for share, kept in zip(shares, finite, strict=True)], same_person
     )
     width = next((one.embedding.shape[0] for some in seen for one in some), 1)
-    found: list[tuple[int | None, Tensor]] = []
+    choices: list[tuple[int | None, Tensor]] = []
     for picture, some in enumerate(seen):
         number = _in_picture(picture, stacked, person, same_person)
         chosen = finite[picture][number] if number is not None else (0 if some else None)
         nothing = torch.full((width,), torch.nan)
-        found.append((chosen, nothing if chosen is None else some[chosen].embedding))
-    everyone = range(len(found))
-    likeness = _likeness([embedding for _, embedding in found], person if len(person) > 1 else everyone)
+        choices.append((chosen, nothing if chosen is None else some[chosen].embedding))
+    everyone = range(len(choices))
+    likeness = _likeness([embedding for _, embedding in choices], person if len(person) > 1 else everyone)
     return [
         Photograph(
             path=path,
@@ -122,7 +122,7 @@ def choose(
             likeness=near,
             unlike=near is not None and near < same_person,
         )
-        for path, some, (chosen, embedding), near in zip(paths, seen, found, likeness, strict=True)
+        for path, some, (chosen, embedding), near in zip(paths, seen, choices, likeness, strict=True)
     ]
 
 
@@ -192,28 +192,28 @@ def _likeness(chosen: Sequence[Tensor], among: Iterable[int]) -> list[float | No
 def report(photographs: Mapping[str, Sequence[Photograph]]) -> list[str]:
     """Warnings: the reference photos with several faces, and those whose face is unlike all others."""
     own = [*photographs.get("train", ()), *photographs.get("heldout", ())]
-    said = []
+    warnings = []
     crowded = [one for one in own if len(one.faces) > 1]
     if crowded:
         places = [f"{one.path.name} ({len(one.faces)} faces, used: {_place(one)})" for one in crowded]
-        said.append(
+        warnings.append(
             f"{_listed(places)}: several faces; the one that also appears in the other photos is used, else the choice is by size "
             "and centre (framed in samples/training.png); crop a photo if the choice is wrong"
         )
     faces = [one for one in own if one.likeness is not None]
     odd = [one for one in faces if one.unlike]
     if len(odd) > 2 and len(odd) == len(faces):
-        said.append(
+        warnings.append(
             f"the faces found in the subject's {len(faces)} photos are all unlike each other: is it one person? For "
             "a subject without a face, remove similarity from metrics.names and use clip_image or dino"
         )
     elif odd:
         named = [f"{one.path.name} ({one.likeness:.2f})" for one in odd]
-        said.append(
+        warnings.append(
             f"{_listed(named)}: the face is unlike that of the other photos (largest cosine in brackets); "
             "replace the photo if it shows another person"
         )
-    return said
+    return warnings
 
 
 def describe(photographs: Mapping[str, Sequence[Photograph]]) -> dict[str, list[dict[str, object]]]:

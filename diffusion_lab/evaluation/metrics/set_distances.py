@@ -117,8 +117,8 @@ class Fid:
         note = few_images(len(x), len(y), x.shape[1])
         if self.legacy:
             what = "class logits" if classified else "pool features, since the weights have no classifier"
-            said = f"the real part of a complex root in float32, of {what}: mostly rounding error, can be negative; no interval"
-            note = "; ".join(part for part in (note, said) if part)
+            complex_note = f"the real part of a complex root in float32, of {what}: mostly rounding error, can be negative; no interval"
+            note = "; ".join(part for part in (note, complex_note) if part)
             return interval_of(frechet_legacy(x, y), len(x), None, 0, missing=missing, note=note)
         codes, alone = units(ids)
 

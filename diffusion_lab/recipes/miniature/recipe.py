@@ -73,12 +73,13 @@ def run(
         if record.exists() and json.loads(record.read_text())["settings"] == settings:
             continue
         began = time.monotonic()
-        found = STAGES[stage](made)
+        stage_figures = STAGES[stage](made)
         write_json(
-            record, {"settings": settings, "seconds": round(time.monotonic() - began, 1), "figures": found}
+            record,
+            {"settings": settings, "seconds": round(time.monotonic() - began, 1), "figures": stage_figures},
         )
         if progress:
-            print(stage, json.dumps(found, default=float), flush=True)
+            print(stage, json.dumps(stage_figures, default=float), flush=True)
     for stage in STAGES:
         record = folder / "figures" / f"{stage}.json"
         if record.exists():
@@ -101,17 +102,17 @@ def run_tokenizer(made: Recipe) -> dict[str, Any]:
 
 def run_clip(made: Recipe) -> dict[str, Any]:
     """Train and measure CLIP."""
-    words = tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
+    vocabulary = tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
     model = clip.train_clip(
         made.train_set(),
-        words,
+        vocabulary,
         made.folder,
         steps=made.sizes.steps["clip"],
         device=made.device,
         seed=made.seed,
         progress=made.progress,
     )
-    clip.save_clip(model.cpu(), words, made.weights / "clip")
+    clip.save_clip(model.cpu(), vocabulary, made.weights / "clip")
     with replace_folder(made.folder / "parts" / "text") as temporary:
         shutil.copytree(made.weights / "clip" / "text", temporary, dirs_exist_ok=True)
     return clip_figures(made)
@@ -164,13 +165,13 @@ def run_decoder(made: Recipe) -> dict[str, Any]:
 def run_unet(made: Recipe, every: Callable[[int, Any], None] | None = None) -> dict[str, Any]:
     """Train the diffusion model and save the pipeline."""
     data, scaling = made.train_set(), float(made.load_vae().config.scaling_factor)
-    text_encoder, words = text_tower(made), tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
+    text_encoder, vocabulary = text_tower(made), tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
     model = unet.train_unet(
         data,
         made.moments(data),
         scaling,
         text_encoder,
-        words,
+        vocabulary,
         made.folder,
         steps=made.sizes.steps["unet"],
         device=made.device,
@@ -180,7 +181,9 @@ def run_unet(made: Recipe, every: Callable[[int, Any], None] | None = None) -> d
         progress=made.progress,
         every=every,
     )
-    pipe = unet.pipeline(made.load_vae().cpu(), text_encoder.cpu(), words, model.cpu(), made.prediction_type)
+    pipe = unet.pipeline(
+        made.load_vae().cpu(), text_encoder.cpu(), vocabulary, model.cpu(), made.prediction_type
+    )
     save_pipeline(pipe, made.weights / "sd")
     return {"parameters": sum(p.numel() for p in model.parameters())}
 
@@ -194,10 +197,10 @@ def text_tower(made: Recipe) -> Any:
 
 def run_polish(made: Recipe) -> dict[str, Any]:
     """Let CLIP go on learning, a third of the pictures out of the VAE; the U-Net keeps the text tower it knows."""
-    data, words = made.train_set(), tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
+    data, vocabulary = made.train_set(), tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
     model = clip.train_clip(
         data,
-        words,
+        vocabulary,
         made.folder,
         steps=made.sizes.steps["polish"],
         device=made.device,
@@ -206,7 +209,7 @@ def run_polish(made: Recipe) -> dict[str, Any]:
         model=load_clip(made.weights / "clip"),
         images=made.some_rebuilt(data, "train", 3),
     )
-    clip.save_clip(model.cpu(), words, made.weights / "clip")
+    clip.save_clip(model.cpu(), vocabulary, made.weights / "clip")
     return clip_figures(made)
 
 
@@ -226,10 +229,10 @@ def run_face(made: Recipe) -> dict[str, Any]:
         progress=made.progress,
     )
     face.save_face_net(net.cpu(), made.weights / "face")
-    found = face.evaluate_face(
+    figures = face.evaluate_face(
         MiniatureFaceEmbedder.load(made.weights / "face"), made.faces("heldout_faces"), detector
     )
-    return {**found, "box_offset_of_mtcnn": offsets.round(3).tolist()}
+    return {**figures, "box_offset_of_mtcnn": offsets.round(3).tolist()}
 
 
 def run_aesthetics(made: Recipe) -> dict[str, Any]:
@@ -258,9 +261,9 @@ def run_evaluate(made: Recipe) -> dict[str, Any]:
     prompts = evaluate.evaluation_prompts(made.sizes.prompts)
     images = unet.sample(pipe, evaluate.prompt_texts(prompts), seed=made.seed)
     evaluate.save_grid(list(images[:60]), 10, made.folder / "samples" / "prompts.png")
-    found = evaluate.evaluate_samples(list(images), prompts, made.load_clip(), FaceDetector())
+    figures = evaluate.evaluate_samples(list(images), prompts, made.load_clip(), FaceDetector())
     described = unet.sample(pipe, evaluate.look_texts(prompts), seed=made.seed)
-    return {**found, "looks": evaluate.evaluate_look_samples(list(described), prompts, made.load_clip())}
+    return {**figures, "looks": evaluate.evaluate_look_samples(list(described), prompts, made.load_clip())}
 
 
 STAGES: dict[str, Callable[[Recipe], dict[str, Any]]] = {

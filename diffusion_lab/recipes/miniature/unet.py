@@ -193,7 +193,7 @@ def sample(
     from diffusers import DPMSolverMultistepScheduler
 
     device = pipe.unet.device
-    words = torch.cat(
+    embedded = torch.cat(
         [
             pipe.text_encoder(encode(pipe.tokenizer, list(prompts[i : i + 64])).to(device)).last_hidden_state
             for i in range(0, len(prompts), 64)
@@ -204,7 +204,7 @@ def sample(
     for start in range(0, len(prompts), batch):
         scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
         scheduler.set_timesteps(steps, device=device)
-        here = words[start : start + batch]
+        here = embedded[start : start + batch]
         latents = torch.stack(
             [
                 torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed + start + i))
