@@ -96,7 +96,7 @@ def _main(words: list[str], told: Sequence[str] = ()) -> int:
 
         print(usage())
         return 0
-    given_words, words = words, resume_folder.expand(words)
+    given_words, words = words, resume_folder.expand_resume(words)
     resumed = words is not given_words
     words = _study(words)
     _refuse_secrets(words)

@@ -19,7 +19,7 @@ from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import UserError
 from diffusion_lab.runs.resume import bound, describe_differences, folder_status
-from diffusion_lab.runs.resume_folder import expand
+from diffusion_lab.runs.resume_folder import expand_resume
 from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.quoting import always_quoted
 
@@ -184,13 +184,13 @@ def test_resume_from_another_folder(
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     for spelling in (str(folder), os.path.relpath(folder), always_quoted(str(folder))):
-        config = paths.resolve(fill_defaults(compose(expand([f"resume={spelling}"]))), Path.cwd())
+        config = paths.resolve(fill_defaults(compose(expand_resume([f"resume={spelling}"]))), Path.cwd())
         assert config.data.folder == f"{here}/pics"
         assert config.as_typed == {"data.folder": "pics"}
         assert config.tracker.run_name == "a, b"
         assert folder_status(config, folder) == "unfinished"
     (elsewhere / "pics").mkdir()
-    moved = compose(expand([f"resume={folder}", "data.folder=pics"]))
+    moved = compose(expand_resume([f"resume={folder}", "data.folder=pics"]))
     with pytest.raises(UserError, match=r"data\.folder was"):
         folder_status(paths.resolve(fill_defaults(moved), Path.cwd()), folder)
 
@@ -202,7 +202,7 @@ def test_folders_of_options_are_found_again(
     hydra = {"overrides": {"hydra": ["hydra.searchpath=['file://sub']"]}, "runtime": {"cwd": str(here)}}
     (tmp_path / "run" / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": hydra}))
     monkeypatch.chdir(tmp_path)
-    words = expand(["resume=run"])
+    words = expand_resume(["resume=run"])
     assert words[0] == f"hydra.searchpath=[{always_quoted(f'file://{here}/sub')}]"
     assert compose(words).tracker.run_name == "a, b"
 

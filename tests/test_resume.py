@@ -20,7 +20,7 @@ from diffusion_lab.jobs.assist import build
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import PromptSet, Subject, UserError
 from diffusion_lab.runs.resume import describe_differences, folder_status, locked
-from diffusion_lab.runs.resume_folder import expand
+from diffusion_lab.runs.resume_folder import expand_resume
 from diffusion_lab.system.folders import clear_leftovers
 from diffusion_lab.training import checkpoint
 from diffusion_lab.values.jsonable import plain
@@ -133,12 +133,12 @@ def test_resume_folder_stands_for_the_words_of_that_run(tmp_path: Path) -> None:
     (notes / "overrides.yaml").write_text("- data.n_images=4\n- resume=auto\n")
     hydra = {"overrides": {"hydra": ["hydra.run.dir=x", "hydra.mode=RUN", "hydra.searchpath=[file:///a]"]}}
     (notes / "hydra.yaml").write_text(json.dumps({"hydra": hydra}))
-    words = expand([f"resume={notes.parent}", "tracker=files"])
+    words = expand_resume([f"resume={notes.parent}", "tracker=files"])
     assert words[:3] == ["hydra.searchpath=[file:///a]", "data.n_images=4", "tracker=files"]
     assert words[3:] == [f"hydra.run.dir='{tmp_path}/it\\'s'", "resume=must"]
-    assert expand(["resume=must", "seed=1"]) == ["resume=must", "seed=1"]
+    assert expand_resume(["resume=must", "seed=1"]) == ["resume=must", "seed=1"]
     with pytest.raises(UserError, match="resume=atuo: must be one of auto, never, must, or the folder"):
-        expand(["resume=atuo"])
+        expand_resume(["resume=atuo"])
 
 
 @pytest.mark.parametrize("name", ["overrides.yaml", "hydra.yaml"])
@@ -154,7 +154,7 @@ def test_notes_of_another_shape_are_named(tmp_path: Path, name: str, content: st
     with pytest.raises(
         UserError, match=rf"{name}: cannot be read .* again with hydra\.run\.dir=.*run instead"
     ):
-        expand([f"resume={notes.parent}"])
+        expand_resume([f"resume={notes.parent}"])
 
 
 # --- real processes -----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffusion_lab.evaluation.encoders.photographs import Photograph
     from diffusion_lab.records import AnyMetric, Picture, Pixels, PromptSet, Subject, Summary
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.sampling.sample import PlannedImage
     from diffusion_lab.system.progress import Progress
 
 TENSORS = (*FIELDS, "faces")  # of `Features`
@@ -97,7 +97,7 @@ def score(
     features: Features,
     references: References,
     metrics: Sequence[AnyMetric],
-    planned: Sequence[Planned],
+    planned: Sequence[PlannedImage],
     step: int,
 ) -> tuple[tuple[ScoreRow, ...], dict[str, Summary]]:
     """One row per metric and image, sorted by metric, and the summary of each metric, clustered by prompt.
@@ -144,7 +144,7 @@ def score(
     return tuple(rows), summaries
 
 
-def split_by_identifier(planned: Sequence[Planned]) -> tuple[list[int], list[int]]:
+def split_by_identifier(planned: Sequence[PlannedImage]) -> tuple[list[int], list[int]]:
     """Indices of the images with the identifier in their prompt, and of those without it."""
     klass = [number for number, item in enumerate(planned) if without_identifier(item.prompt)]
     left_out = set(klass)
@@ -181,7 +181,9 @@ def concatenate_features(parts: Sequence[Features]) -> Features:
 LOST = "start again in another folder with hydra.run.dir=FOLDER, or remove class_drift from metrics.names"
 
 
-def _base_features(path: Path, features: Features, planned: Sequence[Planned], step: int) -> Features | None:
+def _base_features(
+    path: Path, features: Features, planned: Sequence[PlannedImage], step: int
+) -> Features | None:
     """Features of the base model's class images: stored at step 0 and read later, also by a resumed run."""
 
     from diffusion_lab.system import tensors

@@ -16,7 +16,7 @@ from diffusion_lab.config.schema import Config
 from diffusion_lab.jobs import ignore_sigterm, reason
 from diffusion_lab.methods.method import SavesNetworks
 from diffusion_lab.plan.costs import keeps_best_only, phases
-from diffusion_lab.plan.numbers import Planned, planned
+from diffusion_lab.plan.numbers import PlannedEvaluations, planned
 from diffusion_lab.records import Status, Summary, UserError
 from diffusion_lab.runs.checksums import damaged
 from diffusion_lab.runs.files import CHECKSUMMED, FileTracker
@@ -42,7 +42,7 @@ class Findings:
     summaries: dict[int, Mapping[str, Summary]] = field(default_factory=dict)  # by step
     ceilings: dict[str, Summary | None] = field(default_factory=dict)  # by metric
     steps_done: int = 0
-    planned: Planned | None = None  # once the prompts are known
+    planned: PlannedEvaluations | None = None  # once the prompts are known
     measuring: bool = False  # an evaluation is under way, in which the main process is alone
     meter: Meter | None = None
     pipe: Any = None  # once the method is attached

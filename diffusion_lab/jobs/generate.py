@@ -35,7 +35,7 @@ from diffusion_lab.system.readers import read_json
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Model, Prompts
     from diffusion_lab.records import Pixels
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.sampling.sample import PlannedImage
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +257,7 @@ def _check_same(folder: Path, facts: dict[str, object]) -> None:
         )
 
 
-def parameters(item: Planned, wanted: Order, image: Pixels) -> str:
+def parameters(item: PlannedImage, wanted: Order, image: Pixels) -> str:
     """What A1111's web UI and its relatives write into a PNG, and read from one dropped onto them."""
     settings = wanted.settings
     height, width = image.shape[:2]

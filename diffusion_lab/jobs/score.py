@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from diffusion_lab.evaluation.encoders.bank import EncoderBank
     from diffusion_lab.records import AnyMetric, Features, References
     from diffusion_lab.runs.files import FileTracker
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.sampling.sample import PlannedImage
 
 log = logging.getLogger(__name__)
 
@@ -192,9 +192,9 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     log.info("%d images; %d features from the cache, %d made", len(planned), cache.hits, cache.misses)
 
 
-def _planned(paths: Sequence[Path], told: Sequence[ImagePrompt], subject: Subject) -> list[Planned]:
+def _planned(paths: Sequence[Path], told: Sequence[ImagePrompt], subject: Subject) -> list[PlannedImage]:
     """One entry an image; images of one prompt share its id, since they are not independent."""
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.sampling.sample import PlannedImage
 
     ids: dict[str, str] = {}
     seen: Counter[str] = Counter()
@@ -204,13 +204,13 @@ def _planned(paths: Sequence[Path], told: Sequence[ImagePrompt], subject: Subjec
         name = ids.setdefault(text, f"p{len(ids):03d}") if text else f"image{number:05d}"
         plain = one.plain or clip_text(text, subject.identifier, subject.class_noun)
         prompt = Prompt(id=name, text=text, plain=plain, slots={**one.slots, "file": path.name})
-        planned.append(Planned(prompt, seen[name], one.seed))
+        planned.append(PlannedImage(prompt, seen[name], one.seed))
         seen[name] += 1
     return planned
 
 
 def _encode(
-    config: Config, paths: Sequence[Path], planned: Sequence[Planned], bank: EncoderBank, needs: set[str]
+    config: Config, paths: Sequence[Path], planned: Sequence[PlannedImage], bank: EncoderBank, needs: set[str]
 ) -> tuple[list[int], Features, list[bytes]]:
     """Numbers of the images that could be read, their features and small pictures of them for the page.
 
@@ -266,7 +266,7 @@ def _describe(
 
 
 def _tell_prompts(
-    planned: Sequence[Planned], told: Sequence[ImagePrompt], summaries: dict[str, Summary]
+    planned: Sequence[PlannedImage], told: Sequence[ImagePrompt], summaries: dict[str, Summary]
 ) -> None:
     """How many images have a prompt, and from where; the rest has no clip_text, which its summary says."""
     sources = Counter(one.source for one in told if one.text)

@@ -101,7 +101,7 @@ class RecordFiles:
         self._copies[backup.CONFIG] = as_yaml(config)
         wanted = {backup.EVENTS: "".join(self._lines).encode(), **self._copies}
         if self._rows:
-            wanted[backup.SCORES] = scores.encoded(self._rows)
+            wanted[backup.SCORES] = scores.parquet_bytes(self._rows)
         for name, content in wanted.items():
             path = self.folder / name
             known = self.result["files"].get(name)
@@ -134,7 +134,7 @@ class RecordFiles:
             **self._copies,
         }
         if self._rows:
-            members[backup.SCORES] = scores.encoded(self._rows)
+            members[backup.SCORES] = scores.parquet_bytes(self._rows)
         backup.write(self.folder, members)
 
     def _write_copied(self, name: str, content: bytes) -> None:

@@ -18,7 +18,7 @@ from diffusion_lab.values.mappings import flatten
 from diffusion_lab.values.quoting import always_quoted, pasted, unquoted
 
 
-def expand(words: list[str]) -> list[str]:
+def expand_resume(words: list[str]) -> list[str]:
     """`resume=FOLDER` as the words with which the run in FOLDER was begun, and resume=must.
 
     Further words stay and win over those. Paths of the run mean what they meant where it was begun, those of

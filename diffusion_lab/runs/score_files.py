@@ -18,7 +18,7 @@ from diffusion_lab.system.images import encoded
 
 if TYPE_CHECKING:
     from diffusion_lab.records import AnyMetric, Pixels
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.sampling.sample import PlannedImage
 
 TABLE = "scores.csv"
 PICTURES = "pictures"
@@ -37,7 +37,7 @@ def thumbnail(pixels: Pixels) -> bytes:
 def write_score_files(
     folder: Path,
     rows: Iterable[ScoreRow],
-    planned: Sequence[Planned],
+    planned: Sequence[PlannedImage],
     metrics: Sequence[AnyMetric],
     small: Sequence[bytes],
 ) -> None:

@@ -44,7 +44,7 @@ def write(
     return atomic.write_pieces(path, _pieces(tensors, metadata, dtype))
 
 
-def save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """The content of the file that `write` would write."""
     return b"".join(_pieces(tensors, metadata, None))
 

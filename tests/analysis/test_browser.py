@@ -204,12 +204,12 @@ def test_scored_images(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
     from diffusion_lab.report.score_page import write_score_report
     from diffusion_lab.runs.files import FileTracker
     from diffusion_lab.runs.score_files import thumbnail, write_score_files
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.sampling.sample import PlannedImage
 
     values: dict[str, list[float | None]] = {"similarity": [0.5, None, 0.9], "memorisation": [0.7, 0.2, 0.4]}
     metrics = select(list(values))
     planned = [
-        Planned(Prompt(f"p{n}", EVIL, EVIL, {"file": f"{n}{EVIL.replace('/', '')}.png"}), 0, 0)
+        PlannedImage(Prompt(f"p{n}", EVIL, EVIL, {"file": f"{n}{EVIL.replace('/', '')}.png"}), 0, 0)
         for n in range(3)
     ]
     rows = tuple(

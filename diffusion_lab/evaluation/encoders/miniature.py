@@ -95,7 +95,7 @@ class MiniatureClip:
         parts = []
         for start in range(0, len(images), batch):
             pixels = np.stack(
-                [center_crop_resize(image, self.size) for image in images[start : start + batch]]
+                [center_crop_bicubic(image, self.size) for image in images[start : start + batch]]
             )
             tensor = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
             parts.append(image_features(self._model, normalise(tensor)).float().cpu())
@@ -145,7 +145,7 @@ class MiniatureAesthetics:
         return result
 
 
-def center_crop_resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def center_crop_bicubic(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """The largest centred square, resized (bicubic) to uint8 [size, size, 3]; unchanged if it already has this size."""
     height, width = image.shape[:2]
     if (height, width) == (size, size):

@@ -24,7 +24,7 @@ TEMPERATURE = 0.1
 BATCH, PER_PERSON = 128, 4
 
 
-class Traits(nn.Module):
+class TraitHead(nn.Module):
     """Reads the drawn face's parameters off the embedding: the world knows them, and says so at every picture."""
 
     def __init__(self, traits: int, dimension: int = DIMENSION) -> None:
@@ -123,7 +123,7 @@ def train_face(
     torch.manual_seed(seed)
     table, classes = trait_table(data.identities)
     rows = [np.flatnonzero(classes == c) for c in range(len(table))]
-    net, head = FaceNet().to(device), Traits(table.shape[1]).to(device)
+    net, head = FaceNet().to(device), TraitHead(table.shape[1]).to(device)
     people = min(batch // PER_PERSON, len(rows))
 
     def loss(step: Step) -> tuple[Tensor, dict[str, float]]:

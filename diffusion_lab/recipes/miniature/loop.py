@@ -109,7 +109,7 @@ def train(
                 _log(folder, {"stage": stage, "step": done, "loss": round(value.item(), 5), **shown})
             advance(f"loss {value.item():.4f}")
             if time.monotonic() - saved > schedule.checkpoint_seconds or done == schedule.steps:
-                save(path, done, nets, optimizer, average)
+                save_checkpoint(path, done, nets, optimizer, average)
                 saved = time.monotonic()
             if every is not None:
                 every(done, _states(nets, average))
@@ -141,7 +141,7 @@ def _states(nets: Mapping[str, nn.Module], average: AveragedModel | None) -> dic
     return {name: kept[name].state_dict() for name in nets}
 
 
-def save(
+def save_checkpoint(
     path: Path, step: int, nets: Mapping[str, nn.Module], optimizer: Any, average: AveragedModel | None
 ) -> None:
     """Write the checkpoint in one step, so that a kill never leaves half of one."""

@@ -31,7 +31,7 @@ from diffusion_lab.recipes.miniature import (
 )
 from diffusion_lab.recipes.miniature.export import save_part, save_pipeline
 from diffusion_lab.recipes.miniature.loop import device_of
-from diffusion_lab.recipes.miniature.settings import Recipe, Sizes
+from diffusion_lab.recipes.miniature.settings import Recipe, RecipeSizes
 from diffusion_lab.system.atomic import write_json
 from diffusion_lab.system.folders import replace_folder
 
@@ -46,7 +46,7 @@ def run(
     progress: bool = True,
     prediction_type: str = "epsilon",
     start: Path | None = None,
-    sizes: Sizes | None = None,
+    sizes: RecipeSizes | None = None,
 ) -> dict[str, Any]:
     """Run ``stages`` (default all, in order) and return the figures of all stages run so far.
 
@@ -59,7 +59,13 @@ def run(
         raise ValueError(f"unknown stages {sorted(unknown)}; known: {list(STAGES)}")
     folder.mkdir(parents=True, exist_ok=True)
     made = Recipe(
-        folder, (sizes or Sizes()).scaled(scale), device_of(device), seed, progress, prediction_type, start
+        folder,
+        (sizes or RecipeSizes()).scaled(scale),
+        device_of(device),
+        seed,
+        progress,
+        prediction_type,
+        start,
     )
     figures: dict[str, Any] = {}
     for stage in [s for s in STAGES if s in stages]:

@@ -25,7 +25,7 @@ from diffusion_lab.system import atomic
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class RecipeSizes:
     """Numbers of pictures and steps at ``scale`` 1; the model card says how many steps the shipped weights had."""
 
     pictures: int = 24_000
@@ -46,13 +46,13 @@ class Sizes:
         }
     )
 
-    def scaled(self, scale: float) -> Sizes:
+    def scaled(self, scale: float) -> RecipeSizes:
         """All numbers times ``scale``, with minima at which everything still runs."""
 
         def of(number: int, least: int) -> int:
             return max(least, round(number * scale))
 
-        return Sizes(
+        return RecipeSizes(
             of(self.pictures, 64),
             of(self.heldout, 24),
             of(self.identities, 8),
@@ -68,7 +68,7 @@ class Recipe:
     """What every stage needs to know."""
 
     folder: Path
-    sizes: Sizes
+    sizes: RecipeSizes
     device: torch.device
     seed: int
     progress: bool
