@@ -44,7 +44,9 @@ def planned() -> list[PlannedImage]:
     for number in range(N):
         said, edit = "with" if number < N // 2 else "without", "" if number % 2 else "forest"
         plain = f"a dog {number % (N // 2)}"
-        found.append(PlannedImage(Prompt(f"p{number}", plain, plain, {"edit": edit, "identifier": said}), 0, 0))
+        found.append(
+            PlannedImage(Prompt(f"p{number}", plain, plain, {"edit": edit, "identifier": said}), 0, 0)
+        )
     return found
 
 
