@@ -112,7 +112,7 @@ def test_names_stay_names(here: Path, key: str, value: str, is_path: bool) -> No
 def test_every_key_that_may_hold_a_path_is_known() -> None:
     """A new key whose name or comment speaks of a file or folder has to be put into paths.py."""
     known = {*paths.PATHS, *paths.NAMES_OR_PATHS}
-    source = (Path(paths.__file__).parent / "config.py").read_text("utf-8")
+    source = (Path(paths.__file__).parent / "schema.py").read_text("utf-8")
     speaks = re.compile(
         r"^    (\w+): (?:str|str \| None) = [^#\n]*#.*\b(?:file|folder|where to write)\b", re.MULTILINE
     )
