@@ -23,7 +23,7 @@ from diffusion_lab.config import paths
 from diffusion_lab.config.schema import Config
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import Terminated, UserError
-from diffusion_lab.runs import resume
+from diffusion_lab.runs import extended_sweep, resume, resume_folder
 from diffusion_lab.system import environment, failures, processes
 from diffusion_lab.values.checks import text
 from diffusion_lab.values.quoting import always_quoted, pasted
@@ -56,9 +56,9 @@ def _guarded(words: list[str]) -> int:
     try:
         _refuse_broken(words)
         with environment.neutral() as ignored:
-            return _main(words, environment.told(ignored))
+            return _main(words, environment.ignored_messages(ignored))
     except UserError as error:
-        told = failures.told(error) if failures.out_of_memory(error) else None
+        told = failures.failure_message(error) if failures.out_of_memory(error) else None
         return _complain(told or str(error), 2)
     except Terminated:
         return _complain("stopped by SIGTERM", 143)
@@ -68,7 +68,7 @@ def _guarded(words: list[str]) -> int:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        message = failures.told(error)
+        message = failures.failure_message(error)
         if message is not None:
             return _complain(message, 2)
         if not isinstance(error, HydraException | OmegaConfBaseException):
@@ -96,7 +96,7 @@ def _main(words: list[str], told: Sequence[str] = ()) -> int:
 
         print(usage())
         return 0
-    given_words, words = words, resume.expand(words)
+    given_words, words = words, resume_folder.expand_resume(words)
     resumed = words is not given_words
     words = _study(words)
     _refuse_secrets(words)
@@ -221,10 +221,10 @@ def _single(words: list[str], overrides: list[str], composed: Any) -> int:
 
         show(plan, Console(soft_wrap=False))
         return 0
-    if plan.standing == "finished" and processes.count() == 1:
+    if plan.folder_status == "finished" and processes.count() == 1:
         print(f"{_shown(wanted)}: {WORDS['finished']}")
         return 0
-    if plan.standing == "diverged" and processes.count() == 1:
+    if plan.folder_status == "diverged" and processes.count() == 1:
         return _complain(f"{_shown(wanted)}: {WORDS['diverged']}: {resume.error_of(config, wanted)}", 3)
     fetch(config, plan.downloads)
     if config.job.name not in jobs.WITH_RUN_FOLDER:
@@ -256,7 +256,8 @@ def _claim(folder: Path, key: str, overrides: Sequence[str], needed: int) -> Pat
     """Makes `folder` and returns it. One made of date and time gets a number, -2 and so on, if it is taken:
     two runs begun in the same second must not share it. Raises UserError where it cannot be written.
     """
-    from diffusion_lab.system.atomic import check_writable, recoverable
+    from diffusion_lab.system.disk_errors import recoverable
+    from diffusion_lab.system.folders import check_writable
 
     if not any(word.lstrip("+").startswith(f"{key}=") for word in overrides):
         with recoverable(folder):
@@ -331,7 +332,7 @@ def _sweep(words: list[str], overrides: list[str], expanded: list[list[str]]) ->
 def _compare(folder: Path) -> bool:
     """One page over the sweep's runs; that it fails must not hide how the sweep ended. False where it failed."""
     from diffusion_lab.report.comparison import write_comparison
-    from diffusion_lab.runs.record import find_runs
+    from diffusion_lab.runs.reading import find_runs
 
     try:
         if find_runs(folder):
@@ -352,7 +353,8 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     from diffusion_lab.cli.compose import to_config
     from diffusion_lab.jobs.state import isolated
     from diffusion_lab.plan.fetch import fetch
-    from diffusion_lab.system.atomic import append_line, dumps
+    from diffusion_lab.system.atomic import append_line
+    from diffusion_lab.values.jsonable import dumps
 
     runtime = HydraConfig.get().runtime
     run_folder, begun = map(Path, (runtime.output_dir, runtime.cwd))
@@ -361,7 +363,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
         with isolated():
             config = paths.resolve(fill_defaults(to_config(composed), run_folder), begun)
             config.tracker.group = config.tracker.group or run_folder.parent.name
-            run_folder = resume.already_begun(config, run_folder)
+            run_folder = extended_sweep.already_begun(config, run_folder)
             ended["name"] = run_folder.name
 
             def before() -> None:

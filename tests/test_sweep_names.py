@@ -20,7 +20,7 @@ from diffusion_lab.cli.compose import compose, expand
 from diffusion_lab.cli.sweep_names import LONGEST, by_what_varies, job_folder, settle, write
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.plan.defaults import fill_defaults
-from diffusion_lab.system.atomic import plain
+from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.quoting import always_quoted
 
 TINY = ["experiment=debug"]
@@ -120,9 +120,9 @@ def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
     folders: list[str] = []
 
     def run(config: Config, folder: Path) -> None:
-        from diffusion_lab.runs.resume import standing
+        from diffusion_lab.runs.resume import folder_status
 
-        if standing(config, folder) == "empty":
+        if folder_status(config, folder) == "empty":
             folders.append(folder.name)
             record = {"status": "completed", "config": plain(as_plain_dict(config))}
             (folder / "result.json").write_text(json.dumps(record))

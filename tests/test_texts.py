@@ -21,7 +21,7 @@ from diffusion_lab.cli.sweep_files import words as study_words
 from diffusion_lab.cli.yaml_texts import changed
 from diffusion_lab.config.schema import Config, Job
 from diffusion_lab.config.texts import Kind, advice, exact, kind, recorded
-from diffusion_lab.data.own_texts import own_texts
+from diffusion_lab.data.job_texts import job_texts
 from diffusion_lab.methods import METHODS
 from diffusion_lab.records import UserError
 from diffusion_lab.values.quoting import always_quoted, pasted, quoted, split, unquoted
@@ -206,17 +206,17 @@ def test_several_prompts_one_key_each() -> None:
 def test_prompts_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\ufeff# mine\na dog, on the moon\r\n\n  1_1 \n\\#hashed\n", "utf-8")
-    assert own_texts(Job(texts_file=str(file))) == ["a dog, on the moon", "1_1", "#hashed"]
+    assert job_texts(Job(texts_file=str(file))) == ["a dog, on the moon", "1_1", "#hashed"]
     file.write_text("# nothing\n", "utf-8")
     with pytest.raises(UserError, match=r"job\.texts_file=.*holds no prompt"):
-        own_texts(Job(texts_file=str(file)))
+        job_texts(Job(texts_file=str(file)))
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"job\.texts_file=.*UTF-8"):
-        own_texts(Job(texts_file=str(file)))
+        job_texts(Job(texts_file=str(file)))
     with pytest.raises(UserError, match=r"job\.texts_file=.*no such file"):
-        own_texts(Job(texts_file=str(tmp_path / "none")))
-    assert own_texts(Job(text="x")) == ["x"]
-    assert own_texts(Job()) == []
+        job_texts(Job(texts_file=str(tmp_path / "none")))
+    assert job_texts(Job(text="x")) == ["x"]
+    assert job_texts(Job()) == []
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from diffusion_lab.families import FAMILIES
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.records import UserError
 from diffusion_lab.values.bounds import MOST_EVALUATIONS, MOST_IMAGES, MOST_LAYERS, NARROWEST
-from diffusion_lab.values.checks import bounded, closest, flag, one_of, text, words
+from diffusion_lab.values.checks import bounded, closest, flag, one_of, text, text_list
 
 if TYPE_CHECKING:
     from diffusion_lab.methods.method import Method
@@ -67,8 +67,8 @@ class Job:
     def __post_init__(self) -> None:
         one_of("job.name", self.name, JOBS)
         flag("job.dry_run", self.dry_run)
-        words("job.stages", self.stages, STAGES)
-        words("job.texts", self.texts)
+        text_list("job.stages", self.stages, STAGES)
+        text_list("job.texts", self.texts)
         prompts = [key for key in ("text", "texts", "texts_file") if getattr(self, key)]
         if len(prompts) > 1:
             raise UserError(
@@ -284,7 +284,7 @@ class Metrics:
 
     def __post_init__(self) -> None:
         one_of("metrics.encoders", self.encoders, ("miniature", "full"))
-        words("metrics.names", self.names)
+        text_list("metrics.names", self.names)
         if not self.names:
             raise UserError("metrics.names=[]: name at least one metric")
         for name, weight in self.weights.items():
@@ -347,7 +347,7 @@ class Tracking:
     def __post_init__(self) -> None:
         one_of("tracker.wandb", self.wandb, ("auto", "online", "offline", "disabled"))
         text("tracker.project", self.project)
-        words("tracker.tags", self.tags)
+        text_list("tracker.tags", self.tags)
         check_names(
             project=self.project, entity=self.entity, group=self.group, run_name=self.run_name, tags=self.tags
         )

@@ -34,7 +34,7 @@ from diffusion_lab.system.readers import read_json
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Model, Prompts
     from diffusion_lab.records import Pixels
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.sampling.sample import PlannedImage
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def order(config: Config) -> Order:
 
     UserError (job.artefact, prompts.*): nothing to load there, or prompts that cannot be made.
     """
-    from diffusion_lab.data.own_texts import own_texts
+    from diffusion_lab.data.job_texts import job_texts
     from diffusion_lab.data.prompts import load_prompts
 
     job = config.job
@@ -71,7 +71,7 @@ def order(config: Config) -> Order:
         _check_base(config.model)
     if made_for and pipeline is None and not paths.same(made_for, config.model.path):
         log.warning("the artefact was made for model.path=%s, not %s", made_for, config.model.path)
-    own = own_texts(job)
+    own = job_texts(job)
     if own:
         texts = tuple(Prompt(f"p{i:03d}", text, text) for i, text in enumerate(own))
         settings = dataclasses.replace(settings, n=len(texts))  # prompts.n is for sets
@@ -105,7 +105,7 @@ def _check_base(model: Model) -> None:
 
 def unsaid(wanted: Order) -> list[str]:
     """A warning for every embedding that no prompt calls by its word, and for a LoRA without the word it goes with."""
-    from diffusion_lab.values.words import stands_in
+    from diffusion_lab.values.word_match import contains_word
 
     texts = [wanted.prompts.negative, *(prompt.text for prompt in wanted.prompts)]
     words = {piece.path: piece.header["trigger"] for piece in wanted.artefacts if piece.kind == EMBEDDING}
@@ -114,7 +114,7 @@ def unsaid(wanted: Order) -> list[str]:
         *(
             f"{path.name} is called {word!r}, which no prompt says, so it has no effect"
             for path, word in words.items()
-            if not any(stands_in(word, text) for text in texts)
+            if not any(contains_word(word, text) for text in texts)
         ),
         *(
             f"{piece.path.name} was trained with a new word, {piece.header.get('trigger', '')!r}, which is in a file "
@@ -256,7 +256,7 @@ def _check_same(folder: Path, facts: dict[str, object]) -> None:
         )
 
 
-def parameters(item: Planned, wanted: Order, image: Pixels) -> str:
+def parameters(item: PlannedImage, wanted: Order, image: Pixels) -> str:
     """What A1111's web UI and its relatives write into a PNG, and read from one dropped onto them."""
     settings = wanted.settings
     height, width = image.shape[:2]

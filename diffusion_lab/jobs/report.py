@@ -28,14 +28,14 @@ def run(config: Config, run_folder: Path) -> None:
     """
     from diffusion_lab.report.comparison import write_comparison
     from diffusion_lab.report.page import write_report
-    from diffusion_lab.runs.record import is_run, is_scored
+    from diffusion_lab.runs.reading import is_run, is_score_run
 
     if not config.job.runs:
         raise UserError("job.runs: name a run's folder or a folder of runs, job.runs=outputs/DATE/TIME")
     folder = Path(config.job.runs).expanduser()
     if not folder.is_dir():
         raise UserError(f"job.runs: there is no folder {folder}")
-    if is_scored(folder):
+    if is_score_run(folder):
         from diffusion_lab.report.score_page import write_score_report
 
         print(write_score_report(folder))
