@@ -342,15 +342,16 @@ def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], list[d
 
     from diffusion_lab import jobs
     from diffusion_lab.config.schema import as_plain_dict
+    from diffusion_lab.jobs import finetune
 
     def run(config: Config, folder: Path) -> None:
         (folder / "got.json").write_text(json.dumps(as_plain_dict(config)))
         (folder / "result.json").write_text('{"status": "completed", "config": {}}')
 
     module = types.ModuleType("job_of_the_test")
-    module.run = run  # type: ignore[attr-defined]
+    module.run, module.check = run, finetune.check  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "job_of_the_test", module)
-    monkeypatch.setitem(jobs.JOBS, "finetune", "job_of_the_test:run")
+    monkeypatch.setitem(jobs.JOBS, "finetune", "job_of_the_test")
     monkeypatch.chdir(tmp_path)
     return lambda: [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("got.json"))]
 
