@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from diffusion_lab.cli import single, sweep
-from diffusion_lab.cli.compose import compose_exact, expand
+from diffusion_lab.cli.compose import compose_exact, expand, params
 from diffusion_lab.cli.endings import complain, of_error
 from diffusion_lab.cli.hand_over import hand_over
 from diffusion_lab.cli.usage import usage
@@ -44,7 +44,8 @@ def _run(words: list[str], told: Sequence[str]) -> int:
     if not line.sweep:
         composed, overrides = compose_exact(line.overrides)
         if str(composed.hydra.mode).endswith("MULTIRUN"):  # an experiment's file says so
-            line, sweeper = line.as_sweep(), composed.hydra.sweeper
+            sweeper = composed.hydra.sweeper
+            line = line.as_sweep(params(sweeper))
     for note in [*told, *line.notes] if processes.is_main() else ():
         print(f"warning: {note}", file=sys.stderr)
     if line.sweep:

@@ -1,12 +1,14 @@
 """From words on a command line to a checked `Config`, through the files under `conf/`.
 
-This module, `texts.py`, `yaml_texts.py`, `explain.py` and `__main__.py` are the only ones that know Hydra and OmegaConf.
+This module, its neighbours `yaml_texts.py`, `explain.py`, `endings.py`, `hand_over.py` and `sweep.py`, and
+`config/texts.py` are the only ones that know Hydra and OmegaConf.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -182,8 +184,10 @@ def _refuse_unknown(node: DictConfig, at: str = "") -> None:
         if key not in known:
             within = at.rstrip(".") or "the configuration"
             raise UserError(f"{name}: no such key; {within} has {', '.join(known)}{closest(key, known)}")
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
+        if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
+            continue
+        child = node[key]
+        if isinstance(child, DictConfig):
             _refuse_unknown(child, f"{name}.")
 
 
@@ -197,24 +201,38 @@ def single_valued(overrides: Sequence[str]) -> list[str]:
 
 
 def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
-    """The overrides of every job of a sweep over lists, ranges and globs, in Hydra's order.
+    """The overrides of every job of a sweep over lists, ranges and globs, in the order of Hydra's basic sweeper.
 
-    Empty where another sweeper than Hydra's basic one decides (Optuna draws its values as it goes).
+    `sweeper`: hydra.sweeper, where a file has chosen it. Empty where another one than the basic one decides
+    (Optuna draws its values as it goes).
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    if sweeper is not None and not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
+    if sweeper is not None and not _is_basic(sweeper):
         return []
-    params = [f"{key}={value}" for key, value in ((sweeper or {}).get("params") or {}).items()]
     with _hydra():
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(
-            exact([*params, *overrides], sweep=True)[0]
-        )
-        for override in parsed:
-            if override.is_sweep_override() and not list(override.sweep_string_iterator()):
+        parser = OverridesParser.create(config_loader=hydra.config_loader)
+        values: dict[
+            str, list[str]
+        ] = {}  # of a key that is given twice the last values, in the first one's place
+        for override in parser.parse_overrides(exact(overrides, sweep=True)[0]):
+            several = override.is_sweep_override()
+            found = override.sweep_string_iterator() if several else [override.get_value_element_as_str()]
+            key = override.get_key_element()
+            values[key] = [f"{key}={value}" for value in found]
+            if not values[key]:
                 raise UserError(f"{override.input_line}: has no value, so the sweep would have no job")
-        return [recorded(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+        return [recorded(job) for job in itertools.product(*values.values())]
+
+
+def params(sweeper: Any) -> list[str]:
+    """The words that hydra.sweeper.params stands for, of Hydra's basic sweeper."""
+    found = sweeper.get("params") if _is_basic(sweeper) else None
+    return [f"{key}={value}" for key, value in (found or {}).items()]
+
+
+def _is_basic(sweeper: Any) -> bool:
+    return str(sweeper.get("_target_", "")).endswith("BasicSweeper")

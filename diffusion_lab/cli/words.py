@@ -37,10 +37,15 @@ class Line:
     sweep: bool  # -m, --sweep, hydra.mode=MULTIRUN
     for_hydra: bool  # it asks Hydra for something and runs no job: --cfg
 
-    def as_sweep(self) -> Line:
-        """The same with the commas between values read as a sweep's: an experiment's file makes it one."""
-        overrides, notes = exact(self.given, sweep=True)
-        return replace(self, sweep=True, overrides=overrides, notes=notes)
+    def as_sweep(self, params: Sequence[str]) -> Line:
+        """The sweep that an experiment's file makes of it: commas separate values, `params` are the file's words.
+
+        Words of the command line win over those. Hydra adds the file's by itself too, and would read a text such
+        as 1_1_1 as the number 111; written out they win and are exact.
+        """
+        given = (*params, *self.given)
+        overrides, notes = exact(given, sweep=True)
+        return replace(self, given=given, sweep=True, overrides=overrides, notes=notes)
 
 
 def in_full(word: str) -> str:
@@ -54,6 +59,8 @@ def read(typed: list[str]) -> Line:
     """What the words say. Raises UserError for unknown flags, secrets, and words that do not go together."""
     words = resume.expand(typed)
     resumed = words is not typed
+    if resumed:
+        words.append("hydra.mode=RUN")  # the run of a sweep that an experiment's file had made is one run
     words = _with_study(words)
     _refuse_secrets(words)
     refuse_reference(Path.cwd(), "the working folder")
