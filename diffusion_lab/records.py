@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
-    from diffusers import DDPMScheduler, StableDiffusionPipeline
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -240,80 +238,6 @@ class Evaluation:
     summaries: Mapping[str, Summary]  # by metric name
     seconds: Mapping[str, float]  # "sampling", "encoding", "metrics"
     several_faces: int | None = None  # images with more than one face; None where none was looked for
-
-
-# --- training -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ParamGroup:
-    """Parameters that share a learning rate. All are float32 and require gradients."""
-
-    name: str  # "unet", "text_encoder"
-    params: Sequence[torch.nn.Parameter]
-    learning_rate: float
-    weight_decay: float
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One micro-batch, on the device."""
-
-    latents: Tensor  # float32 [b, c, h, w], sampled from the posterior and scaled
-    input_ids: Tensor  # int64 [b, tokens]
-    encoder_hidden_states: Tensor | None  # float32 [b, tokens, d] where the text encoder is frozen and cached
-    noise_scheduler: DDPMScheduler  # the model's betas and prediction type
-    n_class: int = 0  # the last so many pictures are of the class, not of the subject
-    rows: tuple[int, ...] = ()  # several processes: which of all their pictures these are; (): all
-    n_all: int = 0  # several processes: pictures of all of them together
-    snr_gamma: float | None = None  # Min-SNR; None: all time steps weigh the same
-    noise_offset: float = 0.0
-    progress: float = 0.0  # share of the run's optimizer steps already taken, in [0, 1)
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A method that remembers more than its parameters: an average of them, a phase. Checkpoints carry it.
-
-    The run's pipe is already attached, and its trained parameters are restored, when a state comes back.
-    """
-
-    def state_dict(self, pipe: StableDiffusionPipeline) -> dict[str, Any]:
-        """Tensors, numbers, text, None, and lists and dicts of these."""
-
-    def load_state_dict(self, pipe: StableDiffusionPipeline, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave; tensors come on the CPU."""
-
-
-class Method(Protocol):
-    """What a fine-tuning method supplies to the one loop. The dataclass is also its config.
-
-    Where it applies a method also has
-    `complete(pipe, folder)`: adds the parts of a whole pipeline that `save` leaves out;
-    `files(pipe)`, `unchanged(pipe)`: of one that saves whole networks, the tensors of its files by path and name,
-    and whether they are still the base model's; checkpoints share these files, and `save` takes them from `ready`;
-    `evaluating(pipe)`: a context in which the pipe has the weights to evaluate and save (an average);
-    `state_dict(pipe)`, `load_state_dict(pipe, state)`: what a resumed run needs beside the trained parameters,
-    one flat dict of tensors and numbers.
-    """
-
-    name: str
-
-    def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
-        """Unfreezes or inserts what trains and returns it; everything else is frozen."""
-
-    def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Scalar. Draws its noise and timesteps from `generator` only."""
-
-    def after_step(self, pipe: StableDiffusionPipeline) -> None: ...
-
-    def save(
-        self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
-    ) -> list[Path]:
-        """Writes the ecosystem's own format, `notes` into its header; returns the files."""
-
-    def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
-        """Reads what `save` wrote into an attached pipe."""
 
 
 # --- record -------------------------------------------------------------------------------------------

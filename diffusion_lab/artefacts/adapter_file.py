@@ -17,17 +17,20 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.artefacts import changes
+from diffusion_lab.families import of
 from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import Header, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from diffusion_lab.families.family import Family
 
 SUFFIXES = {  # what follows a layer's name -> what the tensor is
     ".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_mid.weight": "mid",
@@ -49,9 +52,15 @@ TELLING = (
     "glora",
     ".dora_scale",
 )  # a key with one of these is an adapter's
-KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
-PARTS = ("unet", "text_encoder")
-PREFIXES = {"unet.": "unet", "text_encoder.": "text_encoder", "base_model.model.": "unet"}
+DENOISER = "denoiser"  # stands for the part that the family calls so: kohya's names do not tell
+KOHYA = {
+    "lora_unet_": DENOISER, "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2",
+}  # fmt: skip
+PREFIXES = {
+    "unet.": "unet", "transformer.": "transformer", "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2", "base_model.model.": DENOISER,
+}  # fmt: skip
+NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 SETTINGS = "lora_adapter_metadata"  # diffusers' name in the header for peft's settings
 WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 _EARLIER = {"to_out": "to_out.0"}  # the earlier scripts' names for layers
@@ -62,7 +71,7 @@ _TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_pr
 class Layer:
     """One layer of the file."""
 
-    part: str  # unet, text_encoder
+    part: str  # unet, transformer, text_encoder, text_encoder_2; DENOISER where its key does not tell
     name: str  # the module's, without its network's; kohya's with underscores
     keys: dict[str, str] = field(default_factory=dict)  # what a tensor is -> its key in the file
 
@@ -122,18 +131,13 @@ _BY_LENGTH = sorted(SUFFIXES, key=len, reverse=True)
 
 def _refuse_others(header: Header, where: str) -> None:
     for key in header.shapes:
-        if key.startswith(("lora_te2_", "text_encoder_2.")):
-            raise UserError(
-                f"{where}: is for Stable Diffusion XL, which has two text encoders ({key}); one for Stable Diffusion "
-                "1.x or 2.x is needed"
-            )
         if ".oft_" in key or key.endswith(".oft_blocks"):
             raise UserError(
                 f"{where}: is an OFT in another tool's keys ({key}), whose rotations the tools compute differently; "
                 "OFT is read from peft's folders only (unet/adapter_config.json)"
             )
-        if key.startswith(("lora_transformer_", "transformer.", "lora_prior_")):
-            raise UserError(f"{where}: is for another architecture than Stable Diffusion 1.x or 2.x ({key})")
+        if key.startswith(("lora_transformer_", "lora_prior_")):
+            raise UserError(f"{where}: is for an architecture that is not known here ({key})")
 
 
 def _place(name: str, *, earlier: bool) -> tuple[str, str]:
@@ -142,7 +146,7 @@ def _place(name: str, *, earlier: bool) -> tuple[str, str]:
         if name.startswith(prefix):
             return part, name.removeprefix(prefix)
     name = name.removeprefix("base_model.model.") if name.startswith("base_model.model.") else name
-    part = "unet"
+    part = DENOISER
     for prefix, network in PREFIXES.items():
         if name.startswith(prefix):
             part, name = network, name.removeprefix(prefix)
@@ -154,6 +158,27 @@ def _place(name: str, *, earlier: bool) -> tuple[str, str]:
     elif earlier or last == "to_out":
         last = _EARLIER.get(last, last)
     return part, f"{head}.{last}" if head else last
+
+
+def parts_of(family: Family) -> tuple[str, ...]:
+    """Networks of the family that adapters change."""
+    return (family.denoiser, *family.text_encoders)
+
+
+def for_family(found: Sequence[Layer], family: Family, where: str) -> list[Layer]:
+    """The layers by the family's own names. UserError where they are of networks that it does not have."""
+    own = []
+    for layer in found:
+        part, name = layer.part, layer.name
+        if part in (DENOISER, family.denoiser):
+            part, name = family.denoiser, family.layer_name(name)
+        if part not in parts_of(family):
+            raise no_fit(
+                where,
+                f"it changes the {part} ({next(iter(layer.keys.values()))}), which {family.title} lacks",
+            )
+        own.append(Layer(part, name, layer.keys))
+    return own
 
 
 def layers_of_peft(keys: Iterable[str], part: str) -> list[Layer]:
@@ -169,7 +194,7 @@ def layers_of_peft(keys: Iterable[str], part: str) -> list[Layer]:
 def text_width(header: Header, found: list[Layer]) -> int | None:
     """Width of the text that the file's cross-attention layers read, None where it has none or does not tell."""
     for layer in found:
-        if layer.part != "unet" or not re.search(r"attn2[._]to[._][kv]$", layer.name):
+        if layer.part not in (DENOISER, "unet") or not re.search(r"attn2[._]to[._][kv]$", layer.name):
             continue
         shapes = {role: header.shapes[key] for role, key in layer.keys.items()}
         for role in ("down", "hada_w1_b", "diff"):
@@ -210,13 +235,15 @@ class Change:
 
 def read_changes(path: Path, header: Header, pipe: Any, where: str) -> list[Change]:
     """All layers of the file with theirs in the pipeline. UserError where one of them has no place or not its size."""
-    found = layers(header, where)
+    family = of(pipe)
+    found = for_family(layers(header, where), family, where)
     width = text_width(header, found)
-    ours = int(pipe.unet.config.cross_attention_dim)
-    if width is not None and width != ours:
+    ours = getattr(pipe, family.denoiser).config.get("cross_attention_dim")
+    if width is not None and isinstance(ours, int) and width != ours:
         raise other_width(where, CROSS, width, ours)
-    places = {part: _modules(getattr(pipe, part)) for part in PARTS}
-    _check_places(found, {part: frozenset(places[part]) for part in PARTS}, where)
+    parts = parts_of(family)
+    places = {part: _modules(getattr(pipe, part)) for part in parts if getattr(pipe, part) is not None}
+    _check_places(found, {part: frozenset(places[part]) for part in places}, where)
     settings = _settings(header, where)
     tensors = read_tensors(path, where, name="the file")
     made = []
@@ -277,7 +304,7 @@ def _settings(header: Header, where: str) -> Mapping[str, Any]:
         raise UserError(f"{where}: {SETTINGS} in its header is not JSON ({error}); {OTHER_FILE}") from error
     if not isinstance(found, dict):
         raise UserError(f"{where}: {SETTINGS} in its header is not an object; {OTHER_FILE}")
-    for part in PARTS:
+    for part in NETWORKS:
         alpha, patterns = found.get(f"{part}.lora_alpha", 1), found.get(f"{part}.alpha_pattern") or {}
         is_mapping = isinstance(patterns, dict)
         alphas = [alpha, *patterns.values()] if is_mapping else [alpha]

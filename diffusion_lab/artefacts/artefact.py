@@ -7,6 +7,7 @@ which words it is called. They are text, so every value is.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.artefacts import adapter_file, sampling_note
 from diffusion_lab.artefacts.attach import attach, kind_of, merge_folder
+from diffusion_lab.families import FAMILIES, of
 from diffusion_lab.models.folder import shards
 from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import read_header, read_json, read_tensors
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
     from diffusion_lab.config.schema import Config
+    from diffusion_lab.families.family import Family
     from diffusion_lab.records import Subject
 
 LORA, EMBEDDING, NETWORKS, PEFT, PIPELINE = "lora", "embedding", "networks", "peft", "pipeline"
 BASE = "base"  # notes of step 0: the base model, unchanged
 HYPERNETWORK = "hypernetwork"
 A1111_VECTORS = "emb_params"
+SEVERAL = {place.key for family in FAMILIES.values() for place in family.vocabularies} - {""}
 TWINS = {  # the same thing in another tool's format -> the file of ours that it lies beside
     "lora_kohya.safetensors": "pytorch_lora_weights.safetensors",
     "learned_embeds_a1111.safetensors": "learned_embeds.safetensors",
@@ -48,10 +50,10 @@ class Artefact:
     @property
     def part(self) -> str:
         """Of networks and peft's folders: the network that they change."""
-        return "text_encoder" if self.path.name == "text_encoder" else "unet"
+        return self.path.name if self.path.name in adapter_file.NETWORKS else "unet"
 
 
-def notes(config: Config, pipe: StableDiffusionPipeline, subject: Subject, prompt: str) -> dict[str, str]:
+def notes(config: Config, pipe: Any, subject: Subject, prompt: str) -> dict[str, str]:
     """What every artefact's header says, beside the step and what the tools want to see of the method."""
     from diffusion_lab.data.prompts import load_prompts
     from diffusion_lab.system.atomic import dumps
@@ -118,7 +120,7 @@ def recognise(path: Path) -> tuple[Artefact, ...]:
     if (path / "adapter_config.json").exists():
         return (_peft_folder(path),)
     found = []
-    for part in ("unet", "text_encoder"):
+    for part in adapter_file.NETWORKS:
         if (path / part / "adapter_config.json").exists():
             found.append(_peft_folder(path / part))
         elif (path / part / "config.json").exists():
@@ -178,11 +180,10 @@ def _file(path: Path) -> Artefact:
     keys = list(found.shapes)
     if found.metadata.get("method") == HYPERNETWORK:
         return Artefact(HYPERNETWORK, path, found.metadata)
-    if {"clip_l", "clip_g"} & set(keys):
-        sizes = ", ".join(f"{key} {shape[-1]}" for key, shape in found.shapes.items())
-        raise UserError(
-            f"{where}: is an embedding for Stable Diffusion XL, of widths {sizes}; one for Stable Diffusion 1.x "
-            "(768) or 2.x (1024) is needed"
+    if keys and set(keys) <= SEVERAL:
+        widths = {key: shape[-1] for key, shape in found.shapes.items()}
+        return Artefact(
+            EMBEDDING, path, {"trigger": path.stem, **found.metadata, "widths": json.dumps(widths)}
         )
     # The word may be any: "mr.bean", "flora". An adapter's keys are names of layers and have points.
     named = "vectors" in found.metadata or not any("." in key.strip("<>") for key in keys)
@@ -193,9 +194,9 @@ def _file(path: Path) -> Artefact:
             )
         # Another tool's file without a word of its own is called by the file's name, as in the web UIs.
         word = path.stem if keys[0] in (A1111_VECTORS, "*") else keys[0]
-        width = str(found.shapes[keys[0]][-1])
+        one = json.dumps({"": found.shapes[keys[0]][-1]})
         return Artefact(
-            EMBEDDING, path, {"trigger": word, **found.metadata, "tensor": keys[0], "width": width}
+            EMBEDDING, path, {"trigger": word, **found.metadata, "tensor": keys[0], "widths": one}
         )
     if adapter_file.is_adapter(found):
         if any(key.startswith("base_model.model.") for key in keys):
@@ -223,14 +224,33 @@ def _peft_folder(folder: Path) -> Artefact:
     return Artefact(PEFT, folder, header.metadata)
 
 
-def check_width(piece: Artefact, ours: int | None) -> None:
-    """UserError where an embedding has another width than the model's text, `ours` (None: not known)."""
-    theirs = int(piece.header["width"])
-    if isinstance(ours, int) and theirs != ours:
-        raise adapter_file.other_width(f"job.artefact={piece.path}", "its vectors are", theirs, ours)
+def check_vocabularies(piece: Artefact, family: Family) -> None:
+    """UserError where an embedding has vectors for other text encoders than the family's."""
+    theirs, ours = embedding_keys(piece), {place.key for place in family.vocabularies}
+    if theirs != ours:
+        made = ", ".join(
+            other.title for other in FAMILIES.values() if {p.key for p in other.vocabularies} == theirs
+        )
+        raise adapter_file.no_fit(
+            f"job.artefact={piece.path}",
+            f"an embedding for {made or 'another model'}, and this is {family.title}",
+        )
 
 
-def apply(pipe: StableDiffusionPipeline, artefact: Artefact, weight: float = 1.0) -> None:
+def embedding_keys(piece: Artefact) -> set[str]:
+    """Keys of the vocabularies for which an embedding has vectors; "" for the only one."""
+    return set(json.loads(piece.header["widths"]))
+
+
+def check_width(piece: Artefact, ours: Mapping[str, int]) -> None:
+    """UserError where an embedding has another width than the model's text, `ours` by the vocabulary's key."""
+    for key, theirs in json.loads(piece.header["widths"]).items():
+        if key in ours and theirs != ours[key]:
+            what = f"its vectors {key} are" if key else "its vectors are"
+            raise adapter_file.other_width(f"job.artefact={piece.path}", what, theirs, ours[key])
+
+
+def apply(pipe: Any, artefact: Artefact, weight: float = 1.0) -> None:
     """Puts one piece onto `pipe`, in float32. `weight`: 0 is the model alone, 1 the whole artefact, between and beyond
     in proportion; an embedding is there or not. UserError where it is another model's.
     """
@@ -244,7 +264,7 @@ def apply(pipe: StableDiffusionPipeline, artefact: Artefact, weight: float = 1.0
         raise UserError(f"{error}: {base}") from error
     except (RuntimeError, ValueError, KeyError) as error:
         raise adapter_file.no_fit(where, " ".join(str(error).split())[:200]) from error
-    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+    for module in of(pipe).networks(pipe).values():
         module.requires_grad_(False)
         module.eval()
 
@@ -261,9 +281,18 @@ def _embedding(pipe: Any, artefact: Artefact, weight: float) -> None:
 
     if weight == 0:
         return
-    check_width(artefact, int(pipe.text_encoder.config.hidden_size))
-    vectors = read_tensors(artefact.path, f"job.artefact={artefact.path}")[artefact.header["tensor"]]
-    learn(pipe, artefact.header["trigger"], vectors if vectors.ndim > 1 else vectors[None])
+    family, where = of(pipe), f"job.artefact={artefact.path}"
+    vectors = read_tensors(artefact.path, where)
+    check_vocabularies(artefact, family)
+    check_width(artefact, {
+        place.key: int(getattr(pipe, place.text_encoder).config.hidden_size) for place in family.vocabularies
+    })  # fmt: skip
+    for place in family.vocabularies:
+        own = vectors[place.key or artefact.header["tensor"]]
+        learn(
+            getattr(pipe, place.tokenizer), getattr(pipe, place.text_encoder), artefact.header["trigger"],
+            own if own.ndim > 1 else own[None],
+        )  # fmt: skip
 
 
 def _hypernetwork(pipe: Any, artefact: Artefact, weight: float) -> None:
@@ -284,7 +313,9 @@ def _networks(pipe: Any, artefact: Artefact, weight: float) -> None:
     weights = {key: value for file in files for key, value in read_tensors(file, where).items()}
     network = getattr(pipe, artefact.part)
     own = network.state_dict()
-    if artefact.part == "text_encoder":  # what older versions of transformers saved beside the weights
+    if artefact.part.startswith(
+        "text_encoder"
+    ):  # what older versions of transformers saved beside the weights
         weights = {key.removeprefix("text_model."): value for key, value in weights.items()} if not any(
             key.startswith("text_model.") for key in own
         ) else weights  # fmt: skip

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.artefacts import changes
+from diffusion_lab.artefacts import adapter_file, changes
 from diffusion_lab.artefacts.adapter_file import CROSS, Change, no_fit, other_width
+from diffusion_lab.families import of
 from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import read_json, read_tensors
 
@@ -28,7 +29,7 @@ _PREFIX = "base_model.model."  # of every key in peft's files
 
 def attach(pipe: Any, found: Sequence[Change], weight: float, where: str) -> None:
     """Puts all layers of a file onto the pipeline. UserError where one does not have its layer's size."""
-    for part in ("unet", "text_encoder"):
+    for part in adapter_file.parts_of(of(pipe)):
         own = [change for change in found if change.part == part]
         pairs = [change for change in own if change.is_plain]
         try:
@@ -174,7 +175,7 @@ def _check_sizes(adapted: Any, weights: Mapping[str, Tensor], pipe: Any, part: s
         if key not in own or own[key].shape == value.shape:
             continue
         name = key.removeprefix(_PREFIX)
-        ours = int(pipe.unet.config.cross_attention_dim)
+        ours = int(getattr(pipe, part).config.get("cross_attention_dim") or 0) if part == "unet" else 0
         if (
             part == "unet"
             and re.search(r"attn2\.to_[kv]\.(lora_A|hada_w1_b)", key)

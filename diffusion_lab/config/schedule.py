@@ -1,4 +1,4 @@
-"""When a run evaluates."""
+"""When a run evaluates, and how its images are sampled: numbers of the configuration whose defaults are filled in."""
 
 from __future__ import annotations
 
@@ -22,3 +22,19 @@ def evaluation_steps(steps: HasSteps) -> tuple[int, ...]:
 def number_of_evaluations(total: int, every: int) -> int:
     """How many steps `evaluation_steps` gives, without making them."""
     return -(-total // every) + 1
+
+
+class HasSampler(Protocol):
+    """`config.schema.Prompts`."""
+
+    sampling_steps: int | None
+    guidance_scale: float | None
+
+
+def sampler(prompts: HasSampler) -> tuple[int, float]:
+    """Steps and guidance scale of sampling. ValueError where they are not filled in."""
+    if prompts.sampling_steps is None or prompts.guidance_scale is None:
+        raise ValueError(
+            "prompts.sampling_steps and prompts.guidance_scale are not filled in: see plan.defaults.fill_defaults"
+        )
+    return prompts.sampling_steps, prompts.guidance_scale

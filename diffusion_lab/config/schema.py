@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.config.schedule import number_of_evaluations
 from diffusion_lab.config.wandb_names import check_names
+from diffusion_lab.families import FAMILIES
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.records import UserError
 from diffusion_lab.values.bounds import MOST_EVALUATIONS, MOST_IMAGES, MOST_LAYERS, NARROWEST
 from diffusion_lab.values.checks import bounded, closest, flag, one_of, text, words
 
 if TYPE_CHECKING:
-    from diffusion_lab.records import Method
+    from diffusion_lab.methods.method import Method
 
     AnyMethod = Method  # what a method supplies; its own fields are its own business
 else:
@@ -100,12 +101,14 @@ class Job:
 @dataclass(kw_only=True, slots=True)
 class Model:
     path: str = "miniature"  # or miniature_v, a diffusers folder, a hub id, or one .safetensors checkpoint
+    family: str | None = None  # sd, sdxl, sd3, flux; null: what the model's model_index.json says, else sd
     config: str | None = None  # of a single file: diffusers folder or hub id with its configs; weights unused
     revision: str | None = None
     variant: str | None = None
     resolution: int | None = None  # pixels; null: the model's own
     device: str = "auto"  # auto, cpu, cuda, mps
     precision: str = "fp32"  # auto (what the device does well), fp32, bf16, fp16: of the forward pass; what trains stays fp32
+    quantise: str | None = None  # nf4: the frozen denoiser in 4 bits, through bitsandbytes; needs a CUDA card
     allow_pickle: bool = False  # load .bin weights too; only from people you trust
     local_files_only: bool = False
 
@@ -114,6 +117,8 @@ class Model:
             raise UserError(
                 "model.path is missing: model=folder model.path=FOLDER, or a hub id such as owner/name"
             )
+        if self.family is not None:
+            one_of("model.family", self.family, FAMILIES)
         if self.config is not None:
             text("model.config", self.config)
         if self.resolution is not None:
@@ -124,6 +129,8 @@ class Model:
         if not (kind == "cuda" and index.isdigit()):
             one_of("model.device", self.device, ("auto", "cpu", "cuda", "mps"))
         one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        if self.quantise is not None:
+            one_of("model.quantise", self.quantise, ("nf4",))
         flag("model.allow_pickle", self.allow_pickle)
         flag("model.local_files_only", self.local_files_only)
 
@@ -234,8 +241,8 @@ class Prompts:
     seed: int = 0  # which prompts are drawn
     noise_seed: int = 0  # which noise they get
     negative: str | None = None  # null: the set's own; "": none
-    sampling_steps: int = 12
-    guidance_scale: float = 3.0
+    sampling_steps: int | None = 12  # null: what the model's authors use
+    guidance_scale: float | None = 3.0  # likewise
     batch_size: int = 25  # images a batch; changes the speed, not the images
 
     def __post_init__(self) -> None:
@@ -250,8 +257,9 @@ class Prompts:
             )
         bounded("prompts.seed", self.seed)
         bounded("prompts.noise_seed", self.noise_seed)
-        bounded("prompts.sampling_steps", self.sampling_steps)
-        bounded("prompts.guidance_scale", self.guidance_scale)
+        for key in ("sampling_steps", "guidance_scale"):
+            if getattr(self, key) is not None:
+                bounded(f"prompts.{key}", getattr(self, key))
         bounded("prompts.batch_size", self.batch_size)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def learns_word(config: Config) -> bool:
     """Does the method make a new word of the identifier?"""
-    return hasattr(config.method, "token")
+    return config.method.traits.learns_word
 
 
 def check_identifier(config: Config, noun: str, prompts: PromptSet) -> list[str]:
@@ -72,7 +72,7 @@ def check_tokens(
         *((f"the caption {file}", text) for file, text in captions.items()),
         *((prompt.id, prompt.text) for prompt in prompts),
     ]
-    vectors = getattr(config.method, "vectors", 1) if learns_word(config) else 0
+    vectors = config.method.traits.vectors
     _check_lengths(tokenizer, named, identifier, vectors)
     return warnings
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffusion_lab.families.family import Framing
 from diffusion_lab.records import Picture, UserError
 
 if TYPE_CHECKING:
@@ -285,6 +286,19 @@ def fit(pixels: Pixels, resolution: int) -> Pixels:
         (resolution, resolution), Image.Resampling.LANCZOS
     )
     return np.array(resized, dtype=np.uint8)
+
+
+def framing(pixels: Pixels, resolution: int) -> Framing:
+    """How `fit` cuts the photograph: the corner is that of the square in the photograph resized to `resolution`."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    scale = resolution / side
+    top, left = (height - side) // 2, (width - side) // 2
+    return Framing(
+        original=(height, width),
+        crop=(round(top * scale), round(left * scale)),
+        target=(resolution, resolution),
+    )
 
 
 def to_tensor(pixels: Pixels) -> Tensor:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     # Opaque outside of the family. Every tensor's first dimension is the text (or the picture), so that rows can be
     # cached, chosen and put together without knowing what they are.
     Tokens = Mapping[str, Tensor]  # int64 [b, tokens] of each tokenizer, by the name of the tokenizer's part
-    Conditioning = Mapping[str, Tensor]  # what the denoiser is given beside latents and timesteps
+    # What the denoiser is given beside latents and timesteps. Whole numbers (sizes in pixels) are never cast.
+    Conditioning = Mapping[str, Tensor]
 
 Trainable = Literal["network", "adapter", "word", "hypernetwork"]
 Config = Mapping[str, Any]  # a part's config.json
@@ -54,6 +55,19 @@ class Work:
     positions: float  # over all transformer blocks: positions
     tflop: float  # multiply-adds count 2; one forward pass of one image
     adapted: float  # numbers that a LoRA of rank 1 at the default targets trains
+    sampled: float  # numbers of the largest activations while one image is generated
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a method has to know of a model to say how much it trains."""
+
+    parameters: Mapping[str, float]  # of every part
+    trained_text: float  # of the text encoders that train where a method trains them
+    text_widths: tuple[int, ...]  # of the vocabularies' embeddings
+    context_width: int  # of the text that the denoiser reads
+    denoiser: str  # its part
+    work: Work
 
 
 class NoiseProcess(Protocol):
@@ -97,12 +111,18 @@ class Family(Protocol):
     sampling_steps: int  # the family's published defaults
     guidance_scale: float
     single_file_config: str  # hub id with the configs of a single file
-    parameters: Mapping[
-        str, float
-    ]  # of every part of the published model: used while none is on this machine
+    single_file_parts: Mapping[str, tuple[str, ...]]  # beginnings of the keys of each part in a single file
+    single_file_separate: frozenset[str]  # parts that such a file may lack: they come with the configs
+    # Of every part of the published model: used while none is on this machine.
+    parameters: Mapping[str, float]
+    configs: Mapping[str, Config]  # what `work` and `resolution` need of its configs, likewise
+    loads_half: bool  # denoiser and text encoders are loaded in model.precision: too large for float32
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
-        """Why a model with these configs (by part, "scheduler" too) is none of the family's; None where it is."""
+        """Why a model with these configs is none of the family's; None where it is.
+
+        By part, with "scheduler", and "model_index" where there is one.
+        """
 
     def resolution(self, configs: Mapping[str, Config]) -> int:
         """Pixels a side that the model was made for. KeyError where the configs do not tell."""
@@ -133,8 +153,11 @@ class Family(Protocol):
     def encode_prompts(self, pipe: Any, texts: Sequence[str]) -> Conditioning:
         """The same for texts at once, for sampling: the pipeline's own `encode_prompt`; what is too long is cut."""
 
-    def encode_negative(self, pipe: Any, text: str) -> Conditioning:
-        """The other branch of classifier-free guidance, [1, ...]; "" as plain diffusers does without a negative."""
+    def unconditional(self, pipe: Any, text: str, encoded: Conditioning) -> Conditioning:
+        """The other branch of classifier-free guidance, from the negative prompt and what `encode_prompts` made of it.
+
+        "" as plain diffusers does without a negative prompt.
+        """
 
     # --- what else the denoiser is given ---
     def training_extras(self, pipe: Any, framings: Sequence[Framing]) -> Conditioning:
@@ -171,3 +194,9 @@ class Family(Protocol):
     # --- files ---
     def kohya(self, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """A LoRA (diffusers' keys, peft's settings) under the names that other tools read; None where they read none."""
+
+    def layer_name(self, name: str) -> str:
+        """diffusers' name of a layer of the denoiser that another tool calls `name`; unchanged where they agree.
+
+        `name` is diffusers' own with points, or another tool's with underscores in their place.
+        """

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab.values.words import longest_first, spans
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from tokenizers import NormalizedString, Tokenizer
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -86,7 +85,7 @@ def teach(tokenizer: PreTrainedTokenizerBase, word: str, count: int) -> list[int
     return ids
 
 
-def learn(pipe: StableDiffusionPipeline, word: str, vectors: Tensor) -> list[int]:
+def learn(tokenizer: Any, text_encoder: Any, word: str, vectors: Tensor) -> list[int]:
     """Teaches the tokenizer `word` and gives its tokens the rows of `vectors` [n, d]; returns their numbers.
 
     Every other row of the embedding stays as it is. ValueError where the width is not the text encoder's, or the
@@ -94,19 +93,31 @@ def learn(pipe: StableDiffusionPipeline, word: str, vectors: Tensor) -> list[int
     """
     import torch
 
-    weight = pipe.text_encoder.get_input_embeddings().weight
+    weight = text_encoder.get_input_embeddings().weight
     if vectors.ndim != 2 or vectors.shape[1] != weight.shape[1]:
         raise ValueError(
             f"the vectors of {word!r} have the shape {list(vectors.shape)}, and the model's text encoder reads "
             f"vectors of {weight.shape[1]} numbers"
         )
-    ids = teach(pipe.tokenizer, word, len(vectors))
+    ids = teach(tokenizer, word, len(vectors))
     # A text encoder may have more rows than its tokenizer has entries: never fewer than before.
-    pipe.text_encoder.resize_token_embeddings(max(len(weight), max(ids) + 1), mean_resizing=False)
-    grown = pipe.text_encoder.get_input_embeddings().weight
+    text_encoder.resize_token_embeddings(max(len(weight), max(ids) + 1), mean_resizing=False)
+    grown = text_encoder.get_input_embeddings().weight
     with torch.no_grad():
         grown[ids] = vectors.to(grown)
+    _pool_at_the_end(text_encoder, tokenizer)
     return ids
+
+
+def _pool_at_the_end(text_encoder: Any, tokenizer: Any) -> None:
+    """CLIP's pooled vector is that of the end token.
+
+    Of configs that call the end token 2, as the published ones do, transformers takes the highest number instead,
+    and the new entries have higher ones.
+    """
+    for module in text_encoder.modules():
+        if getattr(module, "eos_token_id", None) == 2 and tokenizer.eos_token_id is not None:
+            module.eos_token_id = tokenizer.eos_token_id
 
 
 def name_in_diffusers(backend: Tokenizer, word: str) -> str:

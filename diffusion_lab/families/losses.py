@@ -1,23 +1,25 @@
-"""The denoising loss of DDPM (Ho et al. 2020, arXiv:2006.11239, eq. 14), for both prediction types.
+"""The denoising loss of every family: the mean squared error of what the denoiser should answer.
 
-Variants: Min-SNR weights (Hang et al. 2023, arXiv:2303.09556), offset noise (Guttenberg 2023, "Diffusion with
-offset noise"), prior preservation (Ruiz et al. 2022, arXiv:2208.12242, eq. 2).
+What is added and what should be answered is the family's noise process. Variants: Min-SNR weights (Hang et al. 2023,
+arXiv:2303.09556), offset noise (Guttenberg 2023, "Diffusion with offset noise"), prior preservation (Ruiz et al.
+2022, arXiv:2208.12242, eq. 2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusion_lab.families import of
 
-    from diffusion_lab.records import Batch
+if TYPE_CHECKING:
+    from diffusion_lab.families.batch import Batch
+    from diffusion_lab.families.family import NoiseProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +27,18 @@ class Draw:
     """The random part of one loss."""
 
     noise: Tensor  # float32 [b, c, h, w], standard normal
-    timesteps: Tensor  # int64 [b], uniform on 0..T-1
+    timesteps: Tensor  # [b], in the noise process's unit
 
 
 def draw_noise(
     latents: Tensor,
-    steps: int,
+    process: NoiseProcess,
     generator: torch.Generator,
     offset: float = 0.0,
     rows: Sequence[int] = (),
     n_all: int = 0,
 ) -> Draw:
-    """Noise and timesteps for `latents` [b, c, h, w] on their device; `steps` is T, usually 1000.
+    """Noise and timesteps for `latents` [b, c, h, w] on their device.
 
     `offset` shifts each channel's noise by that much of a standard normal number. Drawn on the CPU and
     picture by picture, so that neither the device nor the split into micro-batches changes the numbers.
@@ -48,7 +50,7 @@ def draw_noise(
         if offset:
             here = here + offset * torch.randn((latents.shape[1], 1, 1), generator=generator)
         noise.append(here)
-        timesteps.append(torch.randint(0, steps, (1,), generator=generator))
+        timesteps.append(process.draw(generator))
     if rows:
         noise, timesteps = [noise[row] for row in rows], [timesteps[row] for row in rows]
     device = latents.device
@@ -57,35 +59,9 @@ def draw_noise(
     )
 
 
-def prediction_target(scheduler: DDPMScheduler, latents: Tensor, draw: Draw) -> Tensor:
-    """What the U-Net should answer: the noise, or v = sqrt(abar) noise - sqrt(1 - abar) x.
-
-    v-prediction: Salimans and Ho 2022, arXiv:2202.00512, section 4. ValueError for other types.
-    """
-    prediction_type = scheduler.config["prediction_type"]
-    if prediction_type == "epsilon":
-        return draw.noise
-    if prediction_type == "v_prediction":
-        velocity: Tensor = scheduler.get_velocity(latents, draw.noise, draw.timesteps)
-        return velocity
-    raise ValueError(f"prediction_type {prediction_type} is not epsilon or v_prediction")
-
-
-def snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
-    """Min-SNR weight of each time step [b]: min(SNR, gamma) / SNR, for v-prediction over SNR + 1.
-
-    Hang et al. 2023, eq. 5 and appendix A: the same weight on the picture's error for both targets.
-    """
-    from diffusers.training_utils import compute_snr
-
-    snr: Tensor = compute_snr(scheduler, timesteps)
-    is_v = scheduler.config["prediction_type"] == "v_prediction"
-    return snr.clamp(max=gamma) / (snr + 1 if is_v else snr)
-
-
 def denoising_loss(
     predict: Callable[[Tensor, Tensor], Tensor],
-    scheduler: DDPMScheduler,
+    process: NoiseProcess,
     latents: Tensor,
     draw: Draw,
     *,
@@ -95,37 +71,31 @@ def denoising_loss(
 ) -> Tensor:
     """Mean squared error of `predict(noisy latents, timesteps)`, float32 scalar.
 
-    x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise; the mean is over pictures, channels and positions.
-    `snr_gamma` weighs each picture's error by its time step. The last `n_class` pictures are of the class:
-    their own mean counts `prior_weight` times beside the mean of the others.
+    The mean is over pictures, channels and positions. `snr_gamma` weighs each picture's error by its timestep, where
+    the process has such a weighting. The last `n_class` pictures are of the class: their own mean counts
+    `prior_weight` times beside the mean of the others.
     """
-    noisy = scheduler.add_noise(latents, draw.noise, draw.timesteps)
-    target = prediction_target(scheduler, latents, draw)
+    noisy = process.add_noise(latents, draw.noise, draw.timesteps)
+    target = process.target(latents, draw.noise, draw.timesteps)
     prediction = predict(noisy, draw.timesteps).float()
-    if snr_gamma is None and not n_class:
+    weights = process.weights(draw.timesteps, snr_gamma)
+    if weights is None and not n_class:
         return F.mse_loss(prediction, target.float())
     error = (prediction - target.float()).pow(2).mean(dim=(1, 2, 3))
-    if snr_gamma is not None:
-        error = error * snr_weights(scheduler, draw.timesteps, snr_gamma)
+    if weights is not None:
+        error = error * weights
     own = len(error) - n_class
     return error[:own].mean() + prior_weight * error[own:].mean() if n_class else error.mean()
 
 
-def batch_loss(
-    pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator, prior_weight: float = 1.0
-) -> Tensor:
-    """The loss of one micro-batch through the pipe's own U-Net and, where it trains, its text encoder."""
-    hidden = batch.encoder_hidden_states
-    if hidden is None:
-        hidden = pipe.text_encoder(batch.input_ids)[0]
-    steps = batch.noise_scheduler.config["num_train_timesteps"]
-    draw = draw_noise(batch.latents, steps, generator, batch.noise_offset, batch.rows, batch.n_all)
-
-    def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
-        prediction: Tensor = pipe.unet(noisy, timesteps, hidden, return_dict=False)[0]
-        return prediction
-
+def batch_loss(pipe: Any, batch: Batch, generator: torch.Generator, prior_weight: float = 1.0) -> Tensor:
+    """The loss of one micro-batch through the pipe's own denoiser and, where they train, its text encoders."""
+    family = of(pipe)
+    texts = family.encode(pipe, batch.tokens) if batch.conditioning is None else batch.conditioning
+    conditioning = {**texts, **batch.extras}
+    draw = draw_noise(batch.latents, batch.process, generator, batch.noise_offset, batch.rows, batch.n_all)
     return denoising_loss(
-        predict, batch.noise_scheduler, batch.latents, draw,
+        lambda noisy, timesteps: family.predict(pipe, noisy, timesteps, conditioning),
+        batch.process, batch.latents, draw,
         snr_gamma=batch.snr_gamma, n_class=batch.n_class, prior_weight=prior_weight,
     )  # fmt: skip

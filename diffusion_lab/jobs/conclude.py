@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab.artefacts.artefact import annotate
 from diffusion_lab.config.schema import Config
 from diffusion_lab.jobs import ignore_sigterm, reason
+from diffusion_lab.methods.method import SavesNetworks
 from diffusion_lab.plan.costs import keeps_best_only, phases
 from diffusion_lab.plan.numbers import Planned, planned
 from diffusion_lab.records import Status, Summary, UserError
@@ -217,7 +218,7 @@ def _place_artefact(
     not copied, where the disk can: nobody writes into them, they are replaced. `needed`: UserError where the
     adapter is gone.
     """
-    complete = getattr(config.method, "complete", None)
+    method = config.method
     if not adapter_folder(run_folder, step).is_dir():  # the run fell back behind the one that took its place
         if needed:
             raise UserError(
@@ -230,8 +231,8 @@ def _place_artefact(
         return
     with replace_folder(run_folder / "artefact") as beside:
         _link_all(adapter_folder(run_folder, step), beside)
-        if complete is not None and pipe is not None:
-            complete(pipe, beside)  # the parts that are not there yet
+        if isinstance(method, SavesNetworks) and pipe is not None:
+            method.complete(pipe, beside)  # the parts that are not there yet
         annotate(beside, {"recommended_step": str(step), "scores": dumps(scores)})
 
 

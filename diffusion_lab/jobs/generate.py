@@ -22,6 +22,7 @@ from diffusion_lab.config.schema import Config
 from diffusion_lab.data.prompts import images_per_prompt
 from diffusion_lab.models.devices import precision_row, precision_warnings
 from diffusion_lab.models.place import check_model
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.plan.artefact_fits import check_fit, check_weight
 from diffusion_lab.plan.downloads import of_model, rows
 from diffusion_lab.plan.fits import check_device
@@ -130,13 +131,13 @@ def check(config: Config, run_folder: Path) -> Plan:
     ordered = order(config)
     check_device(ordered.model)
     warnings = [
-        *ignored_negative(ordered.settings, ordered.prompts),
+        *ignored_negative(ordered.settings, ordered.prompts, which_family(ordered.model)),
         *unsaid(ordered),
         *precision_warnings(ordered.model),
     ]
     configs = check_model(ordered.model, warnings)
     if configs is not None:
-        check_fit(ordered.artefacts, configs, ordered.model.path)
+        check_fit(ordered.artefacts, configs, ordered.model)
     images = len(ordered.prompts) * images_per_prompt(ordered.settings, ordered.prompts)
     check_place(ordered.folder, images * 1_000_000, "job.output")
     files = check_downloads(of_model(ordered.model))

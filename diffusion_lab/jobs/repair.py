@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab.artefacts import kohya
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.jobs.conclude import Findings, adapter_folder, conclude, rebuild_adapter, recommendation
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.records import Status, UserError
 from diffusion_lab.runs import backup, vouched
 from diffusion_lab.runs.earlier import earlier
@@ -134,7 +135,7 @@ def _restore_adapters(
     for step, names in list(steps.items()):
         folder = adapter_folder(run_folder, step)
         if all(name.endswith(f"/{kohya.FILE_NAME}") for name in names):
-            files.vouch(*(path.relative_to(run_folder).as_posix() for path in _exported(folder)))
+            files.vouch(*(path.relative_to(run_folder).as_posix() for path in _exported(config, folder)))
             del steps[step]
     state: TrainingState | None = None
     for step, names in sorted(steps.items()):
@@ -147,8 +148,8 @@ def _restore_adapters(
         files.vouch(f"{ADAPTERS}/step-{step:06d}")
 
 
-def _exported(folder: Path) -> list[Path]:
-    return kohya.export(folder / kohya.SOURCE_NAME, folder / kohya.FILE_NAME)
+def _exported(config: Config, folder: Path) -> list[Path]:
+    return kohya.export(which_family(config.model), folder / kohya.SOURCE_NAME, folder / kohya.FILE_NAME)
 
 
 def _cannot(run_folder: Path, names: Sequence[str], needed: bool) -> None:

@@ -1,4 +1,4 @@
-"""DreamBooth (Ruiz et al. 2022, arXiv:2208.12242): the whole U-Net learns the subject.
+"""DreamBooth (Ruiz et al. 2022, arXiv:2208.12242): the whole denoiser learns the subject.
 
 Prior preservation keeps the class from becoming the subject: beside every picture of the subject the model sees
 one of the class that it drew itself before training (eq. 2, lambda = `prior_weight`).
@@ -17,20 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion_lab.records import Batch, ParamGroup, UserError
+from diffusion_lab.families import of
+from diffusion_lab.families.batch import Batch
+from diffusion_lab.families.small import is_small
+from diffusion_lab.methods.freeze import freeze
+from diffusion_lab.methods.method import ParamGroup, Traits
+from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import read_json, read_tensors
 from diffusion_lab.values.checks import bounded, flag
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor, nn
+
+    from diffusion_lab.families.family import Family, Sizes
 
 RECORD = "dreambooth.json"
 UNCHANGED = (
     "unchanged"  # in the record: "true" where nothing has changed since the base model, and is not written
 )
-SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,7 +52,7 @@ class DreamBooth:
     ema: bool = False  # evaluate and save a moving average of the weights
     ema_decay: float = 0.99  # after some hundred steps; before, diffusers' warm-up: (1 + step) / (10 + step)
     learning_rate: float | None = None  # null: 1e-4 on the miniature, 5e-6 on full-size models
-    text_encoder_learning_rate: float | None = None  # null: a tenth of the U-Net's
+    text_encoder_learning_rate: float | None = None  # null: a tenth of the denoiser's
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -62,44 +67,66 @@ class DreamBooth:
                 bounded(f"method.{key}", getattr(self, key))
         bounded("method.weight_decay", self.weight_decay)
 
-    def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
-        """The U-Net, and where asked the text encoder, train in float32; everything else is frozen."""
-        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-            module.requires_grad_(False)
-        small, full = self.learning_rates
-        parameters = sum(p.numel() for p in pipe.unet.parameters())
-        rate = self.learning_rate or (small if parameters < SMALL_UNET else full)
-        groups = [ParamGroup("unet", _train(pipe.unet), rate, self.weight_decay)]
-        if self.text_encoder:
-            text_rate = self.text_encoder_learning_rate or rate / 10
-            groups.append(ParamGroup("text_encoder", _train(pipe.text_encoder), text_rate, self.weight_decay))
+    @property
+    def traits(self) -> Traits:
+        weight = self.prior_weights[1] if self.prior_weight is None else self.prior_weight
+        return Traits(
+            trains=frozenset({"network"}),
+            text_encoder=self.text_encoder,
+            class_images=self.prior_images if weight else 0,
+            prior_weight=weight,
+            average=self.ema,
+        )
+
+    def fill(self, family: Family, *, small: bool, free: bool) -> None:
+        """Learning rates and the prior's weight; see `Method.fill`."""
+        if self.learning_rate is None:
+            self.learning_rate = 1.0 if free else self.learning_rates[0 if small else 1]
+        if self.prior_weight is None:
+            self.prior_weight = self.prior_weights[0 if small else 1]
+        if self.text_encoder_learning_rate is None:
+            self.text_encoder_learning_rate = 1.0 if free else self.learning_rate / 10
+
+    def trained_numbers(self, sizes: Sizes) -> float:
+        """The denoiser, and where asked the text encoders."""
+        return sizes.parameters[sizes.denoiser] + (sizes.trained_text if self.text_encoder else 0.0)
+
+    def attach(self, pipe: Any) -> list[ParamGroup]:
+        """The denoiser, and where asked the text encoders, train in float32; everything else is frozen."""
+        freeze(pipe)
+        denoiser = self._denoiser(pipe)
+        rate = self.learning_rate or self.learning_rates[0 if is_small(denoiser) else 1]
+        first, *others = self._parts(pipe)
+        groups = [ParamGroup(first, _train(denoiser), rate, self.weight_decay)]
+        text_rate = self.text_encoder_learning_rate or rate / 10
+        for part in others:
+            groups.append(ParamGroup(part, _train(getattr(pipe, part)), text_rate, self.weight_decay))
         if self.ema:
             from diffusers.training_utils import EMAModel
 
             # On the pipe, where everything else is that a run changes: a method has settings only.
-            pipe.unet.average = EMAModel(self._trained(pipe), decay=self.ema_decay, foreach=True)
-        pipe.unet.as_loaded = [_bits(parameter) for parameter in self._trained(pipe)]
+            denoiser.average = EMAModel(self._trained(pipe), decay=self.ema_decay, foreach=True)
+        denoiser.as_loaded = [_bits(parameter) for parameter in self._trained(pipe)]
         return groups
 
-    def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
+    def loss(self, pipe: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of the subject's pictures plus `prior_weight` times that of the class's."""
         from diffusion_lab.families.losses import batch_loss
 
-        full = self.prior_weights[1]
-        return batch_loss(pipe, batch, generator, full if self.prior_weight is None else self.prior_weight)
+        return batch_loss(pipe, batch, generator, self.traits.prior_weight)
 
-    def after_step(self, pipe: StableDiffusionPipeline) -> None:
+    def after_step(self, pipe: Any) -> None:
         """Moves the average, where there is one."""
         if self.ema:
-            pipe.unet.average.step(self._trained(pipe))
+            self._denoiser(pipe).average.step(self._trained(pipe))
 
     @contextmanager
-    def evaluating(self, pipe: StableDiffusionPipeline) -> Iterator[None]:
+    def evaluating(self, pipe: Any) -> Iterator[None]:
         """The average stands in the weights' place inside, where there is one. May be nested."""
-        if not self.ema or pipe.unet.average.temp_stored_params is not None:
+        if not self.ema or self._denoiser(pipe).average.temp_stored_params is not None:
             yield
             return
-        average, parameters = pipe.unet.average, self._trained(pipe)
+        average, parameters = self._denoiser(pipe).average, self._trained(pipe)
         average.store(parameters)
         try:
             average.copy_to(parameters)
@@ -107,39 +134,40 @@ class DreamBooth:
         finally:
             average.restore(parameters)
 
-    def state_dict(self, pipe: StableDiffusionPipeline) -> dict[str, Any]:
+    def state_dict(self, pipe: Any) -> dict[str, Any]:
         """What a resumed run needs beside the trained weights: the average and its number of steps."""
         if not self.ema:
             return {}
-        average = pipe.unet.average
+        average = self._denoiser(pipe).average
         tensors = {f"average.{i}": value for i, value in enumerate(average.shadow_params)}
         return {"optimization_step": average.optimization_step, **tensors}
 
-    def load_state_dict(self, pipe: StableDiffusionPipeline, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, pipe: Any, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave, into an attached pipe."""
         if not self.ema:
             return
-        average = pipe.unet.average
+        average = self._denoiser(pipe).average
         average.optimization_step = int(state["optimization_step"])
         for i, (value, parameter) in enumerate(zip(average.shadow_params, self._trained(pipe), strict=True)):
             value.copy_(state.get(f"average.{i}", parameter.detach()))  # not there: both are the base model's
 
-    def unchanged(self, pipe: StableDiffusionPipeline) -> bool:
+    def unchanged(self, pipe: Any) -> bool:
         """Whether the weights (and their average, where there is one) are the base model's, to the bit."""
-        if self.ema and pipe.unet.average.optimization_step > 0:
+        if self.ema and self._denoiser(pipe).average.optimization_step > 0:
             return False
         return all(
-            _bits(p) == before for p, before in zip(self._trained(pipe), pipe.unet.as_loaded, strict=True)
+            _bits(p) == before
+            for p, before in zip(self._trained(pipe), self._denoiser(pipe).as_loaded, strict=True)
         )
 
-    def files(self, pipe: StableDiffusionPipeline) -> dict[str, dict[str, Tensor]]:
+    def files(self, pipe: Any) -> dict[str, dict[str, Tensor]]:
         """The tensors (no copies) of every file of weights that `save` writes, by path and by name in the file."""
         from diffusion_lab.families.networks import file_name, named_tensors
 
         found = {}
-        average = pipe.unet.average.shadow_params if self.ema else self._trained(pipe)
+        average = self._denoiser(pipe).average.shadow_params if self.ema else self._trained(pipe)
         saved = dict(zip(map(id, self._trained(pipe)), average, strict=True))
-        for part in self._parts():
+        for part in self._parts(pipe):
             network = getattr(pipe, part)
             # state_dict() gives new objects of the same memory: parameters are known by their address.
             own = {parameter.data_ptr(): saved[id(parameter)] for parameter in network.parameters()}
@@ -151,12 +179,12 @@ class DreamBooth:
 
     def save(
         self,
-        pipe: StableDiffusionPipeline,
+        pipe: Any,
         folder: Path,
         notes: Mapping[str, str] | None = None,
         ready: Path | None = None,
     ) -> list[Path]:
-        """Writes what has changed, in diffusers' folders: `unet/`, `text_encoder/`, and the notes as JSON.
+        """Writes what has changed, in diffusers' folders, such as `unet/` and `text_encoder/`, and the notes as JSON.
 
         Nothing but the notes where the weights are still the base model's; they say so. `complete` adds the rest of
         the pipeline. Parts are replaced whole. `ready`: a folder that has the same `files` already, such as the
@@ -168,7 +196,7 @@ class DreamBooth:
 
         notes = {"method": self.name, **(notes or {})}
         if self.unchanged(pipe):
-            for name in self._parts():
+            for name in self._parts(pipe):
                 shutil.rmtree(folder / name, ignore_errors=True)
             write_json(folder / RECORD, {**notes, UNCHANGED: "true"})
             return [folder / RECORD]
@@ -185,7 +213,7 @@ class DreamBooth:
         write_json(folder / RECORD, notes)
         return [*paths, folder / RECORD]
 
-    def complete(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
+    def complete(self, pipe: Any, folder: Path) -> None:
         """Adds the parts that `save` leaves out: plain diffusers reads the folder with `from_pretrained(folder)`.
 
         In float32, frozen parts too: read back as they are saved, parts of two formats do not work together.
@@ -199,7 +227,7 @@ class DreamBooth:
             with self.evaluating(pipe):
                 save_pipeline(pipe, folder, dtype=torch.float32)
 
-    def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
+    def load(self, pipe: Any, folder: Path) -> None:
         """Reads what `save` wrote into an attached pipe; else UserError."""
         if is_unchanged(folder):
             if not self.unchanged(pipe):
@@ -207,7 +235,7 @@ class DreamBooth:
                     f"{folder}: stands for the base model unchanged; load it into a freshly loaded pipeline"
                 )
             return
-        for name in self._parts():
+        for name in self._parts(pipe):
             files = sorted((folder / name).glob("*.safetensors"))
             if not files:
                 raise UserError(f"{folder / name} is missing: no such part was saved there")
@@ -219,14 +247,20 @@ class DreamBooth:
             except RuntimeError as error:
                 raise UserError(f"{folder / name}: holds another model's weights ({error})") from error
         if self.ema:
-            for value, parameter in zip(pipe.unet.average.shadow_params, self._trained(pipe), strict=True):
+            for value, parameter in zip(
+                self._denoiser(pipe).average.shadow_params, self._trained(pipe), strict=True
+            ):
                 value.copy_(parameter.detach())
 
-    def _trained(self, pipe: StableDiffusionPipeline) -> list[nn.Parameter]:
-        return [p for name in self._parts() for p in getattr(pipe, name).parameters()]
+    def _trained(self, pipe: Any) -> list[nn.Parameter]:
+        return [p for name in self._parts(pipe) for p in getattr(pipe, name).parameters()]
 
-    def _parts(self) -> tuple[str, ...]:
-        return ("unet", "text_encoder") if self.text_encoder else ("unet",)
+    def _denoiser(self, pipe: Any) -> Any:
+        return getattr(pipe, of(pipe).denoiser)
+
+    def _parts(self, pipe: Any) -> tuple[str, ...]:
+        family = of(pipe)
+        return (family.denoiser, *(family.lora_text_encoders if self.text_encoder else ()))
 
 
 def notes_of(folder: Path) -> dict[str, str]:

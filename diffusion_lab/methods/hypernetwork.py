@@ -18,24 +18,29 @@ header (JSON values), so that `{int(width): (keys' state dict, values' state dic
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffusion_lab.records import Batch, ParamGroup, UserError
+from diffusion_lab.families.batch import Batch
+from diffusion_lab.families.small import is_small
+from diffusion_lab.methods.freeze import freeze
+from diffusion_lab.methods.method import ParamGroup, Traits
+from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import read_header, read_tensors
 from diffusion_lab.values.bounds import MOST_LAYERS
 from diffusion_lab.values.checks import bounded, flag, one_of
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor, nn
 
+    from diffusion_lab.families.family import Family, Sizes
+
 FILE_NAME = "hypernetwork.safetensors"
-SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
 ACTIVATIONS = {  # the web UI's word -> torch's class
     "linear": "", "relu": "ReLU", "leakyrelu": "LeakyReLU", "elu": "ELU", "swish": "Hardswish",
     "tanh": "Tanh", "sigmoid": "Sigmoid", "gelu": "GELU", "mish": "Mish", "softsign": "Softsign",
@@ -80,18 +85,29 @@ class Hypernetwork:
             bounded("method.learning_rate", self.learning_rate)
         bounded("method.weight_decay", self.weight_decay)
 
-    def attach(self, pipe: StableDiffusionPipeline, strength: float = 1.0) -> list[ParamGroup]:
+    @property
+    def traits(self) -> Traits:
+        return Traits(trains=frozenset({"hypernetwork"}))
+
+    def fill(self, family: Family, *, small: bool, free: bool) -> None:
+        """The learning rate; see `Method.fill`."""
+        if self.learning_rate is None:
+            self.learning_rate = 1.0 if free else self.learning_rates[0 if small else 1]
+
+    def trained_numbers(self, sizes: Sizes) -> float:
+        """A network before the keys and one before the values, of the text's width."""
+        widths = [float(share) * sizes.context_width for share in self.layers]
+        return 2 * sum(first * second for first, second in itertools.pairwise(widths))
+
+    def attach(self, pipe: Any, strength: float = 1.0) -> list[ParamGroup]:
         """Adds `hypernetwork` to the U-Net, float32; everything else is frozen. `strength` multiplies f.
 
         Weights are drawn from torch's global stream, widths in rising order, keys before values.
         """
         from torch import nn
 
-        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-            module.requires_grad_(False)
-        small, full = self.learning_rates
-        parameters = sum(p.numel() for p in pipe.unet.parameters())
-        rate = self.learning_rate or (small if parameters < SMALL_UNET else full)
+        freeze(pipe)
+        rate = self.learning_rate or self.learning_rates[0 if is_small(pipe.unet) else 1]
         places = _places(pipe.unet, self.self_attention)
         device = pipe.unet.device
         networks = nn.ModuleDict(
@@ -108,18 +124,16 @@ class Hypernetwork:
         pipe.unet.train(pipe.unet.training)  # the new layers arrive in training mode, with dropout on
         return [ParamGroup("hypernetwork", list(networks.parameters()), rate, self.weight_decay)]
 
-    def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
+    def loss(self, pipe: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of one micro-batch, float32 scalar."""
         from diffusion_lab.families.losses import batch_loss
 
         return batch_loss(pipe, batch, generator)
 
-    def after_step(self, pipe: StableDiffusionPipeline) -> None:
+    def after_step(self, pipe: Any) -> None:
         """Nothing to do."""
 
-    def save(
-        self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
-    ) -> list[Path]:
+    def save(self, pipe: Any, folder: Path, notes: Mapping[str, str] | None = None) -> list[Path]:
         """Writes `hypernetwork.safetensors`, whole or not at all; `notes` go into its header."""
         from diffusion_lab.system import tensors
 
@@ -133,7 +147,7 @@ class Hypernetwork:
         tensors.write(folder / FILE_NAME, unet.hypernetwork.state_dict(), header)
         return [folder / FILE_NAME]
 
-    def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
+    def load(self, pipe: Any, folder: Path) -> None:
         """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
         path = folder / FILE_NAME
         if not path.is_file():

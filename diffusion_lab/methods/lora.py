@@ -17,6 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.families import of
+from diffusion_lab.families.batch import Batch
+from diffusion_lab.families.clip import TEXT_TARGETS
+from diffusion_lab.families.small import is_small
+from diffusion_lab.families.unet import CONVOLUTIONS
+from diffusion_lab.methods.freeze import freeze
+from diffusion_lab.methods.method import ParamGroup, Traits
 from diffusion_lab.methods.variants import (
     VARIANTS,
     compare,
@@ -26,21 +33,17 @@ from diffusion_lab.methods.variants import (
     save_folder,
     set_weights,
 )  # fmt: skip
-from diffusion_lab.records import Batch, ParamGroup, UserError
+from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import read_tensors
 from diffusion_lab.values.checks import bounded, closest, flag, one_of, words
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor, nn
 
+    from diffusion_lab.families.family import Family, Sizes
+
 FILE_NAME = "pytorch_lora_weights.safetensors"
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-CONVOLUTIONS = ("conv1", "conv2")
-TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
-SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
 # Miniature, full-size models. 1e-4: diffusers' LoRA example; LyCORIS' guidelines train LoHa and LoKr as LoRA.
 LEARNING_RATES = {"lora": (1.5e-3, 1e-4), "loha": (3e-3, 1e-4), "lokr": (5e-3, 1e-4), "oft": (3e-3, 1e-4)}
 
@@ -99,48 +102,67 @@ class Lora:
     def default_alpha(self) -> float | None:
         return default_alpha(self.variant, self.rank, self.rank_stabilised)
 
-    def default_targets(self, small: bool) -> list[str]:
-        """Attention as in diffusers' script; a miniature's is too thin for a face to fit into it."""
-        if not small:
-            return list(ATTENTION)
-        return [*ATTENTION, *FEED_FORWARD, *([] if self.variant == "oft" else CONVOLUTIONS)]
+    @property
+    def traits(self) -> Traits:
+        return Traits(trains=frozenset({"adapter"}), text_encoder=self.text_encoder, rank=self.rank)
 
-    def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
+    def fill(self, family: Family, *, small: bool, free: bool) -> None:
+        """Learning rates, alpha and targets; see `Method.fill`."""
+        if self.learning_rate is None:
+            self.learning_rate = 1.0 if free else self.learning_rates[0 if small else 1]
+        if self.text_encoder_learning_rate is None:
+            self.text_encoder_learning_rate = 1.0 if free else self.learning_rate / 10
+        if self.alpha is None:
+            self.alpha = self.default_alpha
+        if self.targets is None:
+            self.targets = self.default_targets(family, small)
+
+    def default_targets(self, family: Family, small: bool) -> list[str]:
+        """The family's; OFT rotates linear layers only."""
+        if not small:
+            return list(family.lora_targets)
+        left_out = CONVOLUTIONS if self.variant == "oft" else ()
+        return [target for target in family.small_lora_targets if target not in left_out]
+
+    def trained_numbers(self, sizes: Sizes) -> float:
+        """B A beside the default targets; the text encoders' adapters are small beside them and left out."""
+        return self.rank * sizes.work.adapted
+
+    def attach(self, pipe: Any) -> list[ParamGroup]:
         """Adds the adapter named `default`, float32; everything else is frozen.
 
-        A is drawn from torch's global stream. UserError where a target names no layer of the U-Net.
+        A is drawn from torch's global stream. UserError where a target names no layer of the denoiser.
         """
-        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-            module.requires_grad_(False)
-        is_small = sum(p.numel() for p in pipe.unet.parameters()) < SMALL_UNET
-        small, full = self.learning_rates
-        rate = self.learning_rate or (small if is_small else full)
-        targets = self.targets or self.default_targets(is_small)
-        _check_targets(pipe.unet, targets, self.variant)
-        pipe.unet.add_adapter(peft_config(self, targets))
-        groups = [ParamGroup("unet", _trainable(pipe.unet), rate, self.weight_decay)]
-        if self.text_encoder:
-            pipe.text_encoder.add_adapter(peft_config(self, TEXT_TARGETS))
-            text_rate = self.text_encoder_learning_rate or rate / 10
-            groups.append(
-                ParamGroup("text_encoder", _trainable(pipe.text_encoder), text_rate, self.weight_decay)
-            )
-        for module in (pipe.unet, pipe.text_encoder):
-            module.train(module.training)  # peft's new layers arrive in training mode, with dropout on
+        family = of(pipe)
+        networks = self._networks(pipe)
+        freeze(pipe)
+        denoiser = networks[family.denoiser]
+        small = is_small(denoiser)
+        rate = self.learning_rate or self.learning_rates[0 if small else 1]
+        targets = self.targets or self.default_targets(family, small)
+        _check_targets(denoiser, targets, self.variant, family)
+        groups = []
+        for part, network in networks.items():
+            adapted: Any = network
+            is_text = part != family.denoiser
+            adapted.add_adapter(peft_config(self, list(TEXT_TARGETS) if is_text else targets))
+            own = (self.text_encoder_learning_rate or rate / 10) if is_text else rate
+            groups.append(ParamGroup(part, _trainable(network), own, self.weight_decay))
+        for network in (denoiser, *(getattr(pipe, part) for part in family.text_encoders)):
+            if network is not None:
+                network.train(network.training)  # peft's new layers arrive in training mode, with dropout on
         return groups
 
-    def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
+    def loss(self, pipe: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of one micro-batch, float32 scalar."""
         from diffusion_lab.families.losses import batch_loss
 
         return batch_loss(pipe, batch, generator)
 
-    def after_step(self, pipe: StableDiffusionPipeline) -> None:
+    def after_step(self, pipe: Any) -> None:
         """Nothing to do."""
 
-    def save(
-        self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
-    ) -> list[Path]:
+    def save(self, pipe: Any, folder: Path, notes: Mapping[str, str] | None = None) -> list[Path]:
         """Writes `pytorch_lora_weights.safetensors`, whole or not at all; `notes` go into its header.
 
         Plain diffusers reads it: `pipe.load_lora_weights(folder)`. LoHa, LoKr and OFT: `unet/` and, where it
@@ -154,31 +176,30 @@ class Lora:
             **(notes or {}),
         }
         if self.variant == "lora":
-            return [_save_lora(self._networks(pipe), folder, header)]
+            return [_save_lora(pipe, self._networks(pipe), folder, header)]
         return [
             path
             for part, module in self._networks(pipe).items()
             for path in save_folder(module, folder / part, header)
         ]
 
-    def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
+    def load(self, pipe: Any, folder: Path) -> None:
         """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
         if self.variant == "lora":
-            _load_lora(self._networks(pipe), folder)
+            _load_lora(pipe, self._networks(pipe), folder)
             return
         for part, module in self._networks(pipe).items():
             load_folder(module, folder / part)
 
-    def _networks(self, pipe: StableDiffusionPipeline) -> dict[str, nn.Module]:
-        found = {"unet": pipe.unet}
-        if self.text_encoder:
-            found["text_encoder"] = pipe.text_encoder
-        return found
+    def _networks(self, pipe: Any) -> dict[str, nn.Module]:
+        """The denoiser, and with `text_encoder` the text encoders that the family trains."""
+        family = of(pipe)
+        parts = (family.denoiser, *(family.lora_text_encoders if self.text_encoder else ()))
+        return {part: getattr(pipe, part) for part in parts}
 
 
-def _save_lora(networks: Mapping[str, Any], folder: Path, header: Mapping[str, str]) -> Path:
+def _save_lora(pipe: Any, networks: Mapping[str, Any], folder: Path, header: Mapping[str, str]) -> Path:
     """diffusers' file, with peft's settings in the header beside ours."""
-    from diffusers import StableDiffusionPipeline
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from peft import get_peft_model_state_dict
 
@@ -211,21 +232,18 @@ def _save_lora(networks: Mapping[str, Any], folder: Path, header: Mapping[str, s
         }
         for part, weights in layers.items()
     }
-    save_weights = StableDiffusionPipeline.save_lora_weights
+    save_weights = of(pipe).pipeline_class().save_lora_weights
     save_weights(folder, **layers, weight_name=FILE_NAME, save_function=write)
     return folder / FILE_NAME
 
 
-def _load_lora(networks: Mapping[str, Any], folder: Path) -> None:
-    from diffusers import StableDiffusionPipeline
+def _load_lora(pipe: Any, networks: Mapping[str, Any], folder: Path) -> None:
 
     path = folder / FILE_NAME
     if not path.is_file():
         raise UserError(f"{path} is missing: no adapter was saved there")
     read_tensors(path, "the artefact")  # refuses a damaged one by name
-    weights, _, settings = StableDiffusionPipeline.lora_state_dict(
-        folder, weight_name=FILE_NAME, use_safetensors=True, return_lora_metadata=True
-    )
+    weights, settings = _read_lora(pipe, folder)
     for part, module in networks.items():
         saved = {
             key.removeprefix(f"{part}."): value
@@ -237,6 +255,16 @@ def _load_lora(networks: Mapping[str, Any], folder: Path) -> None:
         set_weights(module, own, path)
 
 
+def _read_lora(pipe: Any, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """diffusers' keys and peft's settings. Some pipelines give alphas between the two, which the settings have."""
+    weights, *_, settings = (
+        of(pipe)
+        .pipeline_class()
+        .lora_state_dict(folder, weight_name=FILE_NAME, use_safetensors=True, return_lora_metadata=True)
+    )
+    return weights, settings
+
+
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
     import torch
 
@@ -246,19 +274,19 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return parameters
 
 
-def _check_targets(unet: nn.Module, targets: list[str], variant: str) -> None:
+def _check_targets(denoiser: nn.Module, targets: list[str], variant: str, family: Family) -> None:
     """peft complains only where no target fits at all; one misspelt of four would train less, silently."""
     from torch import nn
 
-    layers = {name: x for name, x in unet.named_modules() if isinstance(x, nn.Linear | nn.Conv2d)}
+    layers = {name: x for name, x in denoiser.named_modules() if isinstance(x, nn.Linear | nn.Conv2d)}
     for target in targets:
         found = [layer for name, layer in layers.items() if name == target or name.endswith(f".{target}")]
         if not found:
             ends = {".".join(name.split(".")[-parts:]) for name in layers for parts in (1, 2)}
             known = sorted(end for end in ends if not end[0].isdigit())
             raise UserError(
-                f"method.targets: the U-Net has no linear or convolution layer named {target}"
-                f"{closest(target, known)}; the attention has to_q, to_k, to_v, to_out.0"
+                f"method.targets: the {family.denoiser} has no linear or convolution layer named {target}"
+                f"{closest(target, known)}; {family.layer_hint}"
             )
         # peft 0.21 puts rotated patches together by adding them where they overlap: not the same layer at step 0.
         if variant == "oft" and any(isinstance(x, nn.Conv2d) and max(x.kernel_size) > 1 for x in found):

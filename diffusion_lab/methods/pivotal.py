@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from diffusion_lab.families import of
+from diffusion_lab.families.batch import Batch
 from diffusion_lab.methods.lora import LEARNING_RATES, Lora
-from diffusion_lab.methods.textual_inversion import TextualInversion
-from diffusion_lab.records import Batch, ParamGroup
+from diffusion_lab.methods.method import ParamGroup, Traits
+from diffusion_lab.methods.textual_inversion import TextualInversion, embeddings
 from diffusion_lab.values.checks import bounded
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor
+
+    from diffusion_lab.families.family import Family, Sizes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,11 +65,32 @@ class Pivotal:
     def default_alpha(self) -> float | None:
         return self._lora().default_alpha
 
-    def default_targets(self, small: bool) -> list[str]:
-        """LoRA's."""
-        return self._lora().default_targets(small)
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            trains=frozenset({"adapter", "word"}),
+            text_encoder=self.text_encoder,
+            rank=self.rank,
+            vectors=self.vectors,
+        )
 
-    def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
+    def fill(self, family: Family, *, small: bool, free: bool) -> None:
+        """What both methods fill, and the switch; see `Method.fill`."""
+        lora = self._lora()
+        lora.fill(family, small=small, free=free)
+        for key in ("learning_rate", "text_encoder_learning_rate", "alpha", "targets"):
+            setattr(self, key, getattr(lora, key))
+        number = 0 if small else 1
+        if self.token_learning_rate is None:
+            self.token_learning_rate = 1.0 if free else self.token_learning_rates[number]
+        if self.switch is None:
+            self.switch = self.switches[number]
+
+    def trained_numbers(self, sizes: Sizes) -> float:
+        """Those of the adapters: the word's are few beside them."""
+        return self._lora().trained_numbers(sizes)
+
+    def attach(self, pipe: Any) -> list[ParamGroup]:
         """Adds the word and the adapter; everything else is frozen. UserError as the two methods' own."""
         groups = [*self._word().attach(pipe), *self._lora().attach(pipe)]
         for group in groups:  # each method froze what the other had added
@@ -74,7 +98,7 @@ class Pivotal:
                 parameter.requires_grad_(True)
         return groups
 
-    def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
+    def loss(self, pipe: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of one micro-batch, float32 scalar.
 
         What does not train in this phase has no part in the graph and so gets no gradient at all: the
@@ -83,24 +107,24 @@ class Pivotal:
         from diffusion_lab.families.losses import batch_loss
 
         first = batch.progress < (self.switches[1] if self.switch is None else self.switch)
-        embedding: Any = pipe.text_encoder.get_input_embeddings()
+        family = of(pipe)
+        places = list(embeddings(pipe).values())
         phase = "word" if first else "lora"
-        if getattr(embedding, "phase", None) != phase:
-            embedding.phase = phase
-            embedding.learned.requires_grad_(first)
-            for network in (pipe.unet, pipe.text_encoder) if self.text_encoder else (pipe.unet,):
+        if getattr(places[0], "phase", None) != phase:
+            for embedding in places:
+                embedding.phase = phase
+                embedding.learned.requires_grad_(first)
+            adapted = (family.denoiser, *(family.lora_text_encoders if self.text_encoder else ()))
+            for network in (getattr(pipe, part) for part in adapted):
                 (network.disable_adapters if first else network.enable_adapters)()
         return batch_loss(pipe, batch, generator)
 
-    def after_step(self, pipe: StableDiffusionPipeline) -> None:
+    def after_step(self, pipe: Any) -> None:
         """Gives the word's vectors their length back where asked, while they train."""
-        embedding: Any = pipe.text_encoder.get_input_embeddings()
-        if embedding.learned.requires_grad:
+        if all(embedding.learned.requires_grad for embedding in embeddings(pipe).values()):
             self._word().after_step(pipe)
 
-    def save(
-        self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
-    ) -> list[Path]:
+    def save(self, pipe: Any, folder: Path, notes: Mapping[str, str] | None = None) -> list[Path]:
         """Writes both methods' files into one folder; plain diffusers reads both:
 
         pipe.load_textual_inversion(folder, weight_name="learned_embeds.safetensors")
@@ -109,7 +133,7 @@ class Pivotal:
         told = {**(notes or {}), "method": self.name}
         return [*self._word().save(pipe, folder, told), *self._lora().save(pipe, folder, told)]
 
-    def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
+    def load(self, pipe: Any, folder: Path) -> None:
         """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
         self._word().load(pipe, folder)
         self._lora().load(pipe, folder)

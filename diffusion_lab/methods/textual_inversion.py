@@ -13,18 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion_lab.records import Batch, ParamGroup, UserError
+from diffusion_lab.families import of
+from diffusion_lab.families.batch import Batch
+from diffusion_lab.families.small import is_small
+from diffusion_lab.methods.freeze import freeze
+from diffusion_lab.methods.method import ParamGroup, Traits
+from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import read_tensors
 from diffusion_lab.values.checks import bounded, flag
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor, nn
+
+    from diffusion_lab.families.family import Family, Sizes
 
 FILE_NAME = "learned_embeds.safetensors"
 A1111_NAME = "learned_embeds_a1111.safetensors"
-SMALL_UNET = 100_000_000  # parameters; below, a model is taken for a miniature and learns at its rate
 
 
 @dataclass(kw_only=True, slots=True)
@@ -51,102 +56,124 @@ class TextualInversion:
         if self.token is not None and len(self.token.split()) != 1:
             raise UserError(f"method.token={self.token!r}: must be one word")
 
-    def attach(self, pipe: StableDiffusionPipeline) -> list[ParamGroup]:
-        """Adds the word to the tokenizer and its vectors to the text encoder; everything else is frozen.
+    @property
+    def traits(self) -> Traits:
+        return Traits(trains=frozenset({"word"}), vectors=self.vectors)
 
-        UserError where the tokenizer knows the word already or an initialiser has none of its tokens.
+    def fill(self, family: Family, *, small: bool, free: bool) -> None:
+        """The learning rate; see `Method.fill`."""
+        if self.learning_rate is None:
+            self.learning_rate = 1.0 if free else self.learning_rates[0 if small else 1]
+
+    def trained_numbers(self, sizes: Sizes) -> float:
+        """Vectors of every vocabulary."""
+        return float(self.vectors * sum(sizes.text_widths))
+
+    def attach(self, pipe: Any) -> list[ParamGroup]:
+        """Adds the word to every vocabulary and its vectors to the text encoders; everything else is frozen.
+
+        UserError where a tokenizer knows the word already or an initialiser has none of its tokens.
         """
         from torch import nn
 
         from diffusion_lab.families.learnt_words import learn
         from diffusion_lab.families.vocabulary import check_new_word
 
-        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-            module.requires_grad_(False)
-        start = self._start(pipe)
-        check_new_word(pipe.tokenizer.backend_tokenizer, self._new_word())
-        try:
-            ids = learn(pipe, self._new_word(), start)
-        except ValueError as error:
-            raise UserError(f"data.identifier={self.token}: {error}; give another word") from error
-        pipe.text_encoder.requires_grad_(False)
-        embedding = pipe.text_encoder.get_input_embeddings()
-        learned = nn.Parameter(start.clone().float())
-        embedding.register_parameter("learned", learned)
-        embedding.register_buffer("learned_norm", start.float().norm(dim=1, keepdim=True), persistent=False)
-        embedding.register_forward_hook(_replace(ids))
-        small, full = self.learning_rates
-        parameters = sum(p.numel() for p in pipe.unet.parameters())
-        rate = self.learning_rate or (small if parameters < SMALL_UNET else full)
-        return [ParamGroup("embedding", [learned], rate, 0.0)]
+        family = of(pipe)
+        freeze(pipe)
+        found = []
+        for place in family.vocabularies:
+            tokenizer, encoder = getattr(pipe, place.tokenizer), getattr(pipe, place.text_encoder)
+            start = self._start(tokenizer, encoder)
+            check_new_word(tokenizer.backend_tokenizer, self._new_word())
+            try:
+                ids = learn(tokenizer, encoder, self._new_word(), start)
+            except ValueError as error:
+                raise UserError(f"data.identifier={self.token}: {error}; give another word") from error
+            encoder.requires_grad_(False)
+            embedding = encoder.get_input_embeddings()
+            learned = nn.Parameter(start.clone().float())
+            embedding.register_parameter("learned", learned)
+            norm = start.float().norm(dim=1, keepdim=True)
+            embedding.register_buffer("learned_norm", norm, persistent=False)
+            embedding.register_forward_hook(_replace(ids))
+            found.append(learned)
+        small = is_small(getattr(pipe, family.denoiser))
+        rate = self.learning_rate or self.learning_rates[0 if small else 1]
+        return [ParamGroup("embedding", found, rate, 0.0)]
 
-    def loss(self, pipe: StableDiffusionPipeline, batch: Batch, generator: torch.Generator) -> Tensor:
+    def loss(self, pipe: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of one micro-batch, float32 scalar."""
         from diffusion_lab.families.losses import batch_loss
 
         return batch_loss(pipe, batch, generator)
 
-    def after_step(self, pipe: StableDiffusionPipeline) -> None:
+    def after_step(self, pipe: Any) -> None:
         """Gives the vectors their length back where asked."""
         if self.keep_norm:
             import torch
 
-            embedding: Any = pipe.text_encoder.get_input_embeddings()
             with torch.no_grad():
-                embedding.learned.mul_(embedding.learned_norm / embedding.learned.norm(dim=1, keepdim=True))
+                for embedding in embeddings(pipe).values():
+                    norm = embedding.learned.norm(dim=1, keepdim=True)
+                    embedding.learned.mul_(embedding.learned_norm / norm)
 
-    def save(
-        self, pipe: StableDiffusionPipeline, folder: Path, notes: Mapping[str, str] | None = None
-    ) -> list[Path]:
+    def save(self, pipe: Any, folder: Path, notes: Mapping[str, str] | None = None) -> list[Path]:
         """Writes diffusers' file (`pipe.load_textual_inversion(folder)`) and A1111's, `notes` into the headers.
 
         Plain diffusers has to be given the word as it can find it: in small letters where the tokenizer lowers
-        texts, in <> where the word is a piece of the vocabulary.
+        texts, in <> where the word is a piece of the vocabulary. Where there are several vocabularies it is one file
+        that all tools read, the vectors by vocabulary (`clip_l`, `clip_g`), and the header has the word.
         """
-        from diffusion_lab.families.learnt_words import name_in_diffusers
         from diffusion_lab.system import tensors
 
-        embedding: Any = pipe.text_encoder.get_input_embeddings()
-        vectors = embedding.learned.detach().float()
+        vectors = {key: one.learned.detach().float() for key, one in embeddings(pipe).items()}
         header = {"format": "pt", "method": self.name, "vectors": str(self.vectors), **(notes or {})}
-        word = name_in_diffusers(pipe.tokenizer.backend_tokenizer, self._new_word())
-        tensors.write(folder / FILE_NAME, {word: vectors}, header)
-        tensors.write(folder / A1111_NAME, {"emb_params": vectors}, header)
+        if "" not in vectors:
+            tensors.write(folder / FILE_NAME, vectors, {"trigger": self._new_word(), **header})
+            return [folder / FILE_NAME]
+        tensors.write(folder / FILE_NAME, {self._name(pipe): vectors[""]}, header)
+        tensors.write(folder / A1111_NAME, {"emb_params": vectors[""]}, header)
         return [folder / FILE_NAME, folder / A1111_NAME]
 
-    def load(self, pipe: StableDiffusionPipeline, folder: Path) -> None:
+    def load(self, pipe: Any, folder: Path) -> None:
         """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
         import torch
-
-        from diffusion_lab.families.learnt_words import name_in_diffusers
 
         path = folder / FILE_NAME
         if not path.is_file():
             raise UserError(f"{path} is missing: no embedding was saved there")
-        embedding: Any = pipe.text_encoder.get_input_embeddings()
         weights = read_tensors(path, "the artefact")
-        names = {self._new_word(), name_in_diffusers(pipe.tokenizer.backend_tokenizer, self._new_word())}
-        found = next((weights[name] for name in names if name in weights), None)
-        if found is None or found.shape != embedding.learned.shape:
-            shapes = {name: tuple(value.shape) for name, value in weights.items()}
-            raise UserError(
-                f"{path}: holds {shapes}, this run learns {self.token!r} of shape {tuple(embedding.learned.shape)}"
-            )
-        with torch.no_grad():
-            embedding.learned.copy_(found)
+        for key, embedding in embeddings(pipe).items():
+            names = [key] if key else [self._new_word(), self._name(pipe)]
+            found = next((weights[name] for name in names if name in weights), None)
+            if found is None or found.shape != embedding.learned.shape:
+                shapes = {name: tuple(value.shape) for name, value in weights.items()}
+                raise UserError(
+                    f"{path}: holds {shapes}, this run learns {self.token!r} of shape "
+                    f"{tuple(embedding.learned.shape)}"
+                )
+            with torch.no_grad():
+                embedding.learned.copy_(found)
+
+    def _name(self, pipe: Any) -> str:
+        """What plain diffusers can call the word by."""
+        from diffusion_lab.families.learnt_words import name_in_diffusers
+
+        return name_in_diffusers(pipe.tokenizer.backend_tokenizer, self._new_word())
 
     def _new_word(self) -> str:
         if self.token is None:
-            raise ValueError("method.token is not filled in: see config.fill_defaults")
+            raise ValueError("method.token is not filled in: see plan.defaults.fill_defaults")
         return self.token
 
-    def _start(self, pipe: StableDiffusionPipeline) -> Tensor:
+    def _start(self, tokenizer: Any, text_encoder: Any) -> Tensor:
         """float [vectors, d]: the initialiser's tokens in turn."""
         import torch
 
         if self.initialiser is None:
-            raise ValueError("method.initialiser is not filled in: see config.fill_defaults")
-        ids = pipe.tokenizer(self.initialiser, add_special_tokens=False).input_ids
+            raise ValueError("method.initialiser is not filled in: see plan.defaults.fill_defaults")
+        ids = tokenizer(self.initialiser, add_special_tokens=False).input_ids
         if not ids:
             raise UserError(f"method.initialiser={self.initialiser!r}: has no token; give a word or several")
         if self.vectors == 1 and len(ids) > 1:
@@ -155,8 +182,15 @@ class TextualInversion:
                 "give a common word, or set method.vectors"
             )
         rows = torch.tensor([ids[i % len(ids)] for i in range(self.vectors)])
-        weight: Tensor = pipe.text_encoder.get_input_embeddings().weight
+        weight: Tensor = text_encoder.get_input_embeddings().weight
         return weight.detach()[rows.to(weight.device)].clone()
+
+
+def embeddings(pipe: Any) -> dict[str, Any]:
+    """The text encoders' embeddings that hold the new word's `learned` vectors, by the vocabulary's key."""
+    return {
+        place.key: getattr(pipe, place.text_encoder).get_input_embeddings() for place in of(pipe).vocabularies
+    }
 
 
 def _replace(ids: list[int]) -> Any:

@@ -10,20 +10,21 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.families import of
+from diffusion_lab.models.parts import weight_parts
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from torch import nn
 
     from diffusion_lab.config.schema import Model
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.ckpt", "*.json")
-_PARTS = ("unet", "vae", "text_encoder")
 
 
 def source_of(model: Model) -> str | None:
@@ -39,9 +40,10 @@ def source_of(model: Model) -> str | None:
         place = model_folder(model)
         if place is None:
             return None
-        files = [place] if place.is_file() else _files(place)
+        parts = weight_parts(which_family(model))
+        files = [place] if place.is_file() else _files(place, parts)
         configs = config_folder(model) if place.is_file() else None
-        found = [_stamp(file) for file in [*files, *(_files(configs) if configs else [])]]
+        found = [_stamp(file) for file in [*files, *(_files(configs, parts) if configs else [])]]
     except (OSError, UserError):
         return None
     settings = {"variant": model.variant, "allow_pickle": model.allow_pickle, "config": model.config}
@@ -53,8 +55,8 @@ def source_of(model: Model) -> str | None:
     )
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted({file for part in _PARTS for kind in _WEIGHTS for file in (folder / part).glob(kind)})
+def _files(folder: Path, parts: Sequence[str]) -> list[Path]:
+    return sorted({file for part in parts for kind in _WEIGHTS for file in (folder / part).glob(kind)})
 
 
 def _stamp(file: Path) -> list[Any]:
@@ -64,7 +66,7 @@ def _stamp(file: Path) -> list[Any]:
     return [str(real), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def loaded_fingerprint(pipe: StableDiffusionPipeline) -> str:
+def loaded_fingerprint(pipe: Any) -> str:
     """`fingerprint` of a pipeline whose weights are still as `load_pipeline` gave them, from the cache where it can be.
 
     A cache that cannot be read or written costs time only.
@@ -86,9 +88,9 @@ def loaded_fingerprint(pipe: StableDiffusionPipeline) -> str:
     return found
 
 
-def fingerprint(pipe: StableDiffusionPipeline) -> str:
-    """SHA-256 over the weights of U-Net, VAE and text encoder as they are loaded: 16 hex digits."""
-    return weights_hash({name: getattr(pipe, name) for name in ("unet", "vae", "text_encoder")})
+def fingerprint(pipe: Any) -> str:
+    """SHA-256 over the weights of all networks as they are loaded: 16 hex digits."""
+    return weights_hash(of(pipe).networks(pipe))
 
 
 def weights_hash(networks: Mapping[str, nn.Module]) -> str:

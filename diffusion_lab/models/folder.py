@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.families import FAMILIES, by_pipeline
+from diffusion_lab.models.parts import pickled_stem, stem, weight_parts
 from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import Key, read_header, read_json, refuse
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Model
+    from diffusion_lab.families.family import Family
 
 VARIANT = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.safetensors\.index)?\.([\w-]+?)(?:-\d+-of-\d+)?\.(?:safetensors|json)"
 )
 BYTES = 520  # pieces of a vocabulary that no merge makes: 512 of CLIP, and words added by hand
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-PICKLED = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "pytorch_model",
-}
 
 
 def check_folder(folder: Path, model: Model) -> None:
@@ -34,31 +28,63 @@ def check_folder(folder: Path, model: Model) -> None:
     def fail(what: str, remedy: str = "copy or download the folder again") -> UserError:
         return UserError(f"model.path={model.path}: {what}; {remedy}")
 
-    check_configs(folder, fail)
-    if model.variant and not any(variant_of(folder, part, model.variant) for part in WEIGHTS):
+    _, parts = check_configs(folder, fail, model)
+    if model.variant and not any(variant_of(folder, part, model.variant) for part in parts):
         raise UserError(
             f"model.variant={model.variant}: no part of {folder} has such weights; set model.variant=null"
         )
-    for part in WEIGHTS:
+    for part in parts:
         _check_weights(folder, part, model, fail)
 
 
-def check_configs(folder: Path, fail: _Fail) -> None:
-    """What describes the model, whether or not its weights are there; raises what `fail` makes."""
+def check_configs(folder: Path, fail: _Fail, model: Model | None = None) -> tuple[Family, tuple[str, ...]]:
+    """What describes the model, whether or not its weights are there; raises what `fail` makes.
+
+    Returns the family and the parts with weights that the model has. `model`: whose family it has to be.
+    """
     index = _read_json(folder / "model_index.json", fail)
     kind = str(index.get("_class_name", ""))
-    if kind != "StableDiffusionPipeline":
-        found = f"model_index.json names a {kind or 'nameless pipeline'}"
-        raise fail(found, "a StableDiffusionPipeline is needed")
-    for part in (*WEIGHTS, "tokenizer", "scheduler"):
-        if not isinstance(index.get(part), list) or not index[part] or index[part][0] is None:
+    family = by_pipeline(kind)
+    if family is None:
+        known = ", ".join(known.pipeline for known in FAMILIES.values())
+        raise fail(f"model_index.json names a {kind or 'nameless pipeline'}", f"one of {known} is needed")
+    if model is not None and model.family not in (None, family.name):
+        raise fail(f"model_index.json names a {kind}", f"set model.family={family.name}, or null")
+    parts = []
+    for part in (*weight_parts(family), *family.tokenizers, "scheduler"):
+        listed = index.get(part)
+        absent = not isinstance(listed, list) or not listed or listed[0] is None
+        if absent and part in family.optional:
+            continue
+        if absent:
             raise fail(f"model_index.json lists no {part}")
         if not (folder / part).is_dir():
             raise fail(f"the part {part}/ is missing")
+        if part in weight_parts(family):
+            parts.append(part)
     _read_json(folder / "scheduler" / "scheduler_config.json", fail)
-    _check_tokenizer(folder / "tokenizer", fail)
-    for part in WEIGHTS:
+    for part in family.tokenizers:
+        if (folder / part).is_dir():
+            _check_tokenizer(folder / part, fail)
+    for part in parts:
         _read_json(folder / part / "config.json", fail)
+    return family, tuple(parts)
+
+
+def part_configs(folder: Path, family: Family) -> dict[str, dict[str, Any]]:
+    """config.json of every part and the scheduler's, as far as they can be read; `model_index` too."""
+    files = {part: folder / part / "config.json" for part in weight_parts(family)}
+    files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
+    files["model_index"] = folder / "model_index.json"
+    found = {}
+    for part, path in files.items():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # refused where the folder is checked
+        if isinstance(content, dict):
+            found[part] = content
+    return found
 
 
 def _check_tokenizer(folder: Path, fail: _Fail) -> None:
@@ -72,23 +98,25 @@ def _check_tokenizer(folder: Path, fail: _Fail) -> None:
             Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # it has no kind of error of its own
             raise fail(
-                f"tokenizer/tokenizer.json is no tokenizer ({' '.join(str(error).split())[:100]})"
+                f"{folder.name}/tokenizer.json is no tokenizer ({' '.join(str(error).split())[:100]})"
             ) from error
+        return
+    if (folder / "spiece.model").is_file():  # T5's
         return
     for name in ("vocab.json", "merges.txt"):
         if not (folder / name).is_file():
-            raise fail(f"tokenizer/{name} is {'a folder' if (folder / name).is_dir() else 'missing'}")
+            raise fail(f"{folder.name}/{name} is {'a folder' if (folder / name).is_dir() else 'missing'}")
     vocabulary = _read_json(folder / "vocab.json", fail)
     try:
         lines = (folder / "merges.txt").read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise fail(f"tokenizer/merges.txt cannot be read ({error})") from error
+        raise fail(f"{folder.name}/merges.txt cannot be read ({error})") from error
     merges = [line for line in lines if line.strip() and not line.startswith("#version")]
     # A cut list would split words otherwise than the model has learned them, without a word.
     if any(len(line.split(" ")) != 2 or line.replace(" ", "", 1) not in vocabulary for line in merges):
-        raise fail("tokenizer/merges.txt is damaged, or of another vocabulary")
+        raise fail(f"{folder.name}/merges.txt is damaged, or of another vocabulary")
     if len(vocabulary) > len(merges) + BYTES:
-        raise fail(f"tokenizer/merges.txt is cut: {len(merges)} merges for {len(vocabulary)} pieces")
+        raise fail(f"{folder.name}/merges.txt is cut: {len(merges)} merges for {len(vocabulary)} pieces")
 
 
 def _read_json(path: Path, fail: _Fail) -> dict[str, Any]:
@@ -113,9 +141,9 @@ def _weights(part: str, variant: str | None) -> tuple[str, str, str]:
     """Names of one safetensors file, of an index of several, and of pickled weights."""
     suffix = f".{variant}" if variant else ""
     return (
-        f"{WEIGHTS[part]}{suffix}.safetensors",
-        f"{WEIGHTS[part]}.safetensors.index{suffix}.json",
-        f"{PICKLED[part]}{suffix}.bin",
+        f"{stem(part)}{suffix}.safetensors",
+        f"{stem(part)}.safetensors.index{suffix}.json",
+        f"{pickled_stem(part)}{suffix}.bin",
     )
 
 

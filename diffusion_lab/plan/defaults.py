@@ -6,15 +6,19 @@ import copy
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffusion_lab.data.nouns import fitting_set
+from diffusion_lab.methods.method import NewWord
 from diffusion_lab.miniature.shipped import MINIATURES
 from diffusion_lab.models.devices import best_precision
+from diffusion_lab.models.folder import part_configs
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
-    from diffusion_lab.config.schema import Config, Data, Metrics, Model
+    from diffusion_lab.config.schema import Config, Data, Metrics, Model, Prompts
+    from diffusion_lab.families.family import Family
 
 SMALL = 256  # pixels; a folder's model made for less is trained like the miniature
 
@@ -29,7 +33,8 @@ def fill_defaults(config: Config, run_folder: Path | None = None) -> Config:
     """
     filled = copy.deepcopy(config)
     steps, data, model = filled.steps, filled.data, filled.model
-    own = 64 if model.path in MINIATURES else _resolution_of(Path(model.config or model.path).expanduser())
+    family = which_family(model)
+    own = 64 if model.path in MINIATURES else _resolution_of(model, family)
     small = own is not None and own < SMALL
     if model.resolution is None:
         model.resolution = own
@@ -46,7 +51,8 @@ def fill_defaults(config: Config, run_folder: Path | None = None) -> Config:
     if filled.prompts.name == "auto":
         filled.prompts.name = fitting_set(data.class_noun)
     _fill_metrics(filled.metrics)
-    _fill_method(filled.method, small, free=steps.optimizer == "prodigy")
+    filled.method.fill(family, small=small, free=steps.optimizer == "prodigy")
+    _fill_sampling(filled.prompts, family)
     _fill_token(filled)
     return filled
 
@@ -65,9 +71,8 @@ def _begun_in(run_folder: Path | None) -> str | None:
 
 def _fill_token(config: Config) -> None:
     """A method that learns a word learns the one that stands in the prompts."""
-    method: Any = config.method
-    data = config.data
-    if not hasattr(method, "token"):
+    method, data = config.method, config.data
+    if not isinstance(method, NewWord):
         return
     if method.token not in (None, data.identifier):
         raise UserError(
@@ -87,28 +92,12 @@ def _fill_metrics(metrics: Metrics) -> None:
         metrics.aesthetics_weights = PUBLISHED if fits else None
 
 
-def _fill_method(method: Any, small: bool, free: bool) -> None:
-    """Learning rates are 1 where the optimizer finds them (`free`), else from the method's own pair
-    `learning_rates` (small, full-size), as do weight of the prior and switch. Alpha and targets by the method's rule.
-    """
-    rates = ("learning_rate", "text_encoder_learning_rate", "token_learning_rate")
-    for key in rates if free else ():
-        if getattr(method, key, 0.0) is None:
-            setattr(method, key, 1.0)
-    if getattr(method, "learning_rate", 0.0) is None:
-        method.learning_rate = method.learning_rates[0 if small else 1]
-    if getattr(method, "token_learning_rate", 0.0) is None:
-        method.token_learning_rate = method.token_learning_rates[0 if small else 1]
-    if getattr(method, "prior_weight", 0.0) is None:
-        method.prior_weight = method.prior_weights[0 if small else 1]
-    if getattr(method, "switch", 0.0) is None:
-        method.switch = method.switches[0 if small else 1]
-    if getattr(method, "text_encoder_learning_rate", 0.0) is None:
-        method.text_encoder_learning_rate = method.learning_rate / 10
-    if getattr(method, "alpha", 0.0) is None:
-        method.alpha = method.default_alpha
-    if getattr(method, "targets", "") is None:
-        method.targets = method.default_targets(small)
+def _fill_sampling(prompts: Prompts, family: Family) -> None:
+    """The family's published number of steps and guidance scale."""
+    if prompts.sampling_steps is None:
+        prompts.sampling_steps = family.sampling_steps
+    if prompts.guidance_scale is None:
+        prompts.guidance_scale = family.guidance_scale
 
 
 def _noun_of(data: Data) -> str | None:
@@ -125,15 +114,13 @@ def is_full_size(model: Model) -> bool:
     """Whether the model is neither a miniature nor, as far as its configs tell, of such a size."""
     if model.path in MINIATURES:
         return False
-    side = _resolution_of(Path(model.config or model.path).expanduser())
+    side = _resolution_of(model, which_family(model))
     return side is None or side >= SMALL
 
 
-def _resolution_of(folder: Path) -> int | None:
+def _resolution_of(model: Model, family: Family) -> int | None:
     """Pixels a side that a diffusers folder was made for, or None where its configs do not tell."""
     try:
-        unet = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
-        vae = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
-        return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+        return family.resolution(part_configs(Path(model.config or model.path).expanduser(), family))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

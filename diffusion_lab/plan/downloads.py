@@ -21,8 +21,9 @@ from diffusion_lab.evaluation.encoders.published import (
 )
 from diffusion_lab.miniature.shipped import MINIATURES
 from diffusion_lab.models import hub
-from diffusion_lab.models.folder import WEIGHTS
+from diffusion_lab.models.parts import stem, weight_parts
 from diffusion_lab.models.wanted import Wanted
+from diffusion_lab.models.which_family import which_family
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config, Metrics, Model
@@ -72,15 +73,17 @@ def wanted(config: Config) -> list[Wanted]:
 def of_model(model: Model) -> list[Wanted]:
     """Of a hub model its parts, of a model in one file the configs that the hub has; nothing for a local folder."""
     from diffusion_lab.models.place import model_folder
-    from diffusion_lab.models.single_file import SD1_CONFIG, config_folder
+    from diffusion_lab.models.single_file import config_folder
 
     if model.path in MINIATURES:
         return []
+    family = which_family(model)
     place = model_folder(model)
     if place is not None and place.is_file():
         if config_folder(model) is not None:
             return []
-        repo, key, weights = model.config or SD1_CONFIG, f"model.config={model.config or SD1_CONFIG}", False
+        repo = model.config or family.single_file_config
+        key, weights = f"model.config={repo}", False
         by_hand = "copy that model's folder, weights not needed, and set model.config to it"
     elif place is not None and not _in_cache(place):
         return []
@@ -91,15 +94,16 @@ def of_model(model: Model) -> list[Wanted]:
     share = 0.5 if model.variant == "fp16" else 1.0
     files = [
         Wanted(key=key, name=name, by_hand=by_hand, size=CONFIG_BYTES.get(name, 1000), repo=repo,
-               revision=model.revision if weights else None, optional=name.startswith("tokenizer/"))
-        for name in hub.CONFIGS
+               revision=model.revision if weights else None, optional=name.startswith("tokenizer") or name.partition("/")[0] in family.optional)
+        for name in hub.configs_of(family)
     ]  # fmt: skip
     if weights:
         variant = f".{model.variant}" if model.variant else ""
         files += [
-            Wanted(key=key, name=f"{part}/{stem}{variant}.safetensors", by_hand=by_hand, repo=repo,
-                   revision=model.revision, size=sizes[part] * share * 1e9 if part in sizes else None)
-            for part, stem in WEIGHTS.items()
+            Wanted(key=key, name=f"{part}/{stem(part)}{variant}.safetensors", by_hand=by_hand, repo=repo,
+                   revision=model.revision, size=sizes[part] * share * 1e9 if part in sizes else None,
+                   optional=part in family.optional)
+            for part in weight_parts(family)
         ]  # fmt: skip
     folder = place if weights else hub.cached_configs(repo)
     if folder is not None and folder.is_dir():

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion_lab.config.schedule import sampler
 from diffusion_lab.evaluation.encoders.check import encoder_warnings
 from diffusion_lab.miniature.shipped import MINIATURES
 from diffusion_lab.models.devices import precision_row, precision_warnings
 from diffusion_lab.models.place import check_model
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.plan.costs import memory_row, memory_warnings, of_run, time_rows
 from diffusion_lab.plan.downloads import rows, wanted
 from diffusion_lab.plan.inputs import check_impostors, check_metrics, check_optimizer, check_prompts
@@ -52,7 +54,9 @@ def check(config: Config, run_folder: Path) -> Plan:
     if config.data.source == "folder":
         warnings += passed_over(subject_folder(config.data, None)[0], captions=config.data.captions)
     warnings += look_at_subject(config.data, config.model.resolution or 512)
-    warnings += enough_images(config, prompts) + ignored_negative(config.prompts, prompts)
+    warnings += enough_images(config, prompts) + ignored_negative(
+        config.prompts, prompts, which_family(config.model)
+    )
     warnings += prompts_warnings(config.prompts.name, noun)
     warnings += faces_warnings(config.metrics.encoders, config.metrics.names, noun)
     warnings += precision_warnings(config.model)
@@ -91,7 +95,7 @@ def _plan(
         ("steps", f"{steps.total} of {counted(steps.batch_size * steps.gradient_accumulation, 'picture')}"),
         ("evaluations", f"{len(evaluations)}, {every}"),
         ("images sampled", f"{sampled:,} ({numbers.per_evaluation} an evaluation)"),
-        ("U-Net passes", f"{forwards:,} images"),
+        ("denoiser passes", f"{forwards:,} images"),
         *(("time" if not number else "", line) for number, line in enumerate(time_rows(cost, duration))),
         ("memory", memory_row(cost)),
         ("disk", f"about {room(cost.disk_bytes)} in {run_folder}"),
@@ -100,7 +104,7 @@ def _plan(
     )  # fmt: skip
     return Plan(
         rows=told, warnings=tuple(warnings), images=data.n_images, prompts=len(prompts), steps=evaluations[-1],
-        evaluations=evaluations, images_sampled=sampled, unet_forwards=forwards, cost=cost, downloads=files,
+        evaluations=evaluations, images_sampled=sampled, forwards=forwards, cost=cost, downloads=files,
         standing=stands, needed_bytes=needed,
     )  # fmt: skip
 
@@ -111,6 +115,6 @@ def _warnings(config: Config) -> list[str]:
     if config.metrics.encoders == "miniature" and not miniature:
         found.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
     found += encoder_warnings(config.metrics)
-    if miniature and config.prompts.sampling_steps > 30:
+    if miniature and sampler(config.prompts)[0] > 30:
         found.append(f"prompts.sampling_steps={config.prompts.sampling_steps}: 12 do for the miniature")
     return found

@@ -15,17 +15,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.methods import METHODS
+from diffusion_lab.methods.method import NewWord, Targeted
 from diffusion_lab.miniature.shipped import MINIATURES, shipped_folder
+from diffusion_lab.models.folder import part_configs
 from diffusion_lab.models.place import model_folder
+from diffusion_lab.models.single_file import PART_NAMES
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.records import UserError
 from diffusion_lab.values.checks import closest
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config, Model
+    from diffusion_lab.families.family import Family
+    from diffusion_lab.methods.method import Method
 
 Shapes = Mapping[str, tuple[int, ...]]  # of the weights of linear and convolution layers, by the layer's name
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 LDM_UNET = "model.diffusion_model."  # before the U-Net's names in a single file
 # Ends of layers' names in single files, and in diffusers. The attention's are the same in both.
 LDM_ENDS = {
@@ -69,37 +75,41 @@ def may_have_card() -> bool:
 def check_method(config: Config, configs: Path | None) -> list[str]:
     """Warnings about model and method. `configs`: the folder with the model's configs, None if only a hub has them.
 
-    Raises UserError for another kind of model than Stable Diffusion 1.x and 2.x, a resolution it cannot make, targets
-    that name no layer, a rank beyond every layer's width, and words that a new word cannot start from.
+    Raises UserError for a method that the model's family does not have, a model that is none of the family's, a
+    resolution it cannot make, targets that name no layer, a rank beyond every layer's width, and words that a new word cannot start from.
     """
+    family = which_family(config.model)
+    check_trainable(config.method, family)
     if configs is not None:
-        _check_configs(config.model, configs)
-        check_initialiser(config, configs / "tokenizer")
-    return check_targets(config)
+        _check_configs(config.model, family, configs)
+        for place in family.vocabularies:
+            check_initialiser(config, configs / place.tokenizer)
+    return check_targets(config, family)
 
 
-def _check_configs(model: Model, configs: Path) -> None:
-    unet, vae = (_read(configs / part / "config.json") for part in ("unet", "vae"))
-    scheduler = _read(configs / "scheduler" / "scheduler_config.json")
-    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+def check_trainable(method: Method, family: Family) -> None:
+    """UserError where the family has no such fine-tuning."""
+    for kind in sorted(method.traits.trains - family.trainable):
+        others = [name for name, other in METHODS.items() if other().traits.trains <= family.trainable]
+        raise UserError(
+            f"method={method.name}: is not for {family.title}: {family.why_not[kind]}; use "
+            f"{' or '.join(f'method={name}' for name in others)}"
+        )
+
+
+def _check_configs(model: Model, family: Family, folder: Path) -> None:
+    configs = part_configs(folder, family)
     name = "model.path" if model.config is None else "model.config"
     given = model.path if model.config is None else model.config
-    if channels != latents or unet.get("addition_embed_type") is not None:
-        raise UserError(
-            f"{name}={given}: not a text-to-image Stable Diffusion 1.x or 2.x ({channels} input channels for "
-            f"{latents} latent ones{', additional embeddings' if unet.get('addition_embed_type') else ''}); give a "
-            "model of that kind"
-        )
-    prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction not in PREDICTION_TYPES:
-        raise UserError(
-            f"{name}={given}: prediction_type {prediction} of its scheduler is not one of "
-            f"{', '.join(PREDICTION_TYPES)}; use another model"
-        )
-    unet_blocks, vae_blocks = (part.get("block_out_channels") for part in (unet, vae))
-    if model.resolution is None or not isinstance(unet_blocks, list) or not isinstance(vae_blocks, list):
+    problem = family.check_configs(configs)
+    if problem is not None:
+        raise UserError(f"{name}={given}: {problem}; use another model")
+    if model.resolution is None:
         return
-    multiple: int = 2 ** (max(len(vae_blocks) - 1, 0) + max(len(unet_blocks) - 1, 0))
+    try:
+        multiple = family.multiple(configs)
+    except (KeyError, TypeError):  # refused where the folder is checked
+        return
     if model.resolution % multiple:
         near = max(multiple, round(model.resolution / multiple) * multiple)
         raise UserError(
@@ -116,8 +126,8 @@ def check_initialiser(config: Config, tokenizer: Path) -> None:
 
     A method without a new word, or a model without CLIP's tokenizer, has nothing to check.
     """
-    method: Any = config.method
-    if getattr(method, "initialiser", None) is None:
+    method = config.method
+    if not isinstance(method, NewWord) or method.initialiser is None:
         return
     from diffusion_lab.families.vocabulary import read_tokenizer
 
@@ -140,17 +150,19 @@ def check_initialiser(config: Config, tokenizer: Path) -> None:
 # --- layers that an adapter goes beside -----------------------------------------------------------------
 
 
-def check_targets(config: Config) -> list[str]:
+def check_targets(config: Config, family: Family) -> list[str]:
     """Warnings about `method.targets` and `method.rank`; UserError where no layer has that name or is so wide.
 
-    The layers are those of the weights' header; of a model on a hub those of the miniature, whose layers have the
+    The layers are those of the weights' header; of a U-Net on a hub those of the miniature, whose layers have the
     same names, so that only names are checked.
     """
-    method: Any = config.method
-    targets = getattr(method, "targets", None)
-    if not targets:
+    method = config.method
+    if not isinstance(method, Targeted) or not method.targets:
         return []
-    own = unet_layers(config.model)
+    targets = method.targets
+    own = denoiser_layers(config.model, family)
+    if not own and family.denoiser != "unet":
+        return []
     shapes = own or layers_of(shipped_folder(MINIATURES[0]) / "unet")
     ends = sorted({end for name in shapes for end in _ends(name)})
     chosen: dict[str, tuple[int, ...]] = {}
@@ -162,8 +174,8 @@ def check_targets(config: Config) -> list[str]:
             continue  # a whole name, and the names at hand are another model's or another format's
         if not found:
             raise UserError(
-                f"method.targets={_listed(targets)}: the U-Net has no linear or convolution layer named {target!r}"
-                f"{closest(target, ends)}; the attention has to_q, to_k, to_v, to_out.0"
+                f"method.targets={_listed(targets)}: the {PART_NAMES.get(family.denoiser, family.denoiser)} has no linear or "
+                f"convolution layer named {target!r}{closest(target, ends)}; {family.layer_hint}"
             )
         if getattr(method, "variant", "lora") == "oft" and any(
             max(shape[2:], default=1) > 1 for shape in found.values()
@@ -194,8 +206,8 @@ def _check_rank(method: Any, chosen: Shapes) -> list[str]:
     ]
 
 
-def unet_layers(model: Model) -> Shapes:
-    """The U-Net's linear and convolution layers by diffusers' names (of a single file: by the ends of these).
+def denoiser_layers(model: Model, family: Family) -> Shapes:
+    """The denoiser's linear and convolution layers by diffusers' names (of a single file: by the ends of these).
 
     Empty where no safetensors file tells: a model on a hub, pickled weights.
     """
@@ -203,8 +215,10 @@ def unet_layers(model: Model) -> Shapes:
     if place is None:
         return {}
     if place.is_dir():
-        return layers_of(place / "unet")
-    found = {}
+        return layers_of(place / family.denoiser)
+    found: dict[str, tuple[int, ...]] = {}
+    if family.name != "sd":  # the original code's names of the others are not known here
+        return found
     for name, shape in _layers([place]).items():
         if name.startswith(LDM_UNET):
             renamed = name.removeprefix(LDM_UNET)
@@ -250,11 +264,3 @@ def _ends(name: str) -> list[str]:
 
 def _listed(targets: Iterable[str]) -> str:
     return f"[{','.join(targets)}]"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # refused where the folder is checked
-    return content if isinstance(content, dict) else {}

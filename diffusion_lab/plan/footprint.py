@@ -1,7 +1,7 @@
 """How many bytes a run will need at its peak, from the architecture and the settings, before anything is loaded.
 
 Weights, gradients and the optimizer's numbers are counted. Activations are two coefficients times two sums over
-the U-Net: one over its residual blocks (positions times channels in and out), one over its transformer blocks
+the denoiser: one over its residual blocks (positions times channels in and out), one over its transformer blocks
 (positions times channels). The coefficients were fitted to what autograd saves in Stable Diffusion 1.5's U-Net
 at 512 pixels, with torch's fake tensors, attention's own matrices left out (a card's kernels keep none);
 `benchmarks/memory.py` measures. What a driver and its context take is not counted.
@@ -9,7 +9,6 @@ at 512 pixels, with torch's fake tensors, attention's own matrices left out (a c
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import struct
@@ -18,11 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.families.family import Sizes
+from diffusion_lab.models.folder import part_configs
+from diffusion_lab.models.parts import weight_parts
+from diffusion_lab.models.which_family import which_family
+
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config, Model
+    from diffusion_lab.families.family import Family, Work
 
 GIB = 2**30
 FULL, HALF = 4, 2  # bytes a number
+QUANTISED = 0.56  # bytes a number in 4 bits (nf4): half a byte, and a scale for every 64 numbers
 # Bytes saved for the way back a unit of the sums: residual blocks, transformer blocks.
 SAVED = {
     # (half precision, the U-Net itself trains)
@@ -48,53 +54,74 @@ OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}  # a trained numbe
 class Architecture:
     """What the estimate needs to know of a model."""
 
-    parameters: Mapping[str, float]  # of "unet", "vae", "text_encoder"
-    unet: Mapping[str, Any]  # its config
+    family: Family
+    parameters: Mapping[str, float]  # of every part
+    configs: Mapping[str, Mapping[str, Any]]  # by part
     factor: int = 8  # pixels a latent, each way
     decoder_channels: int = 128  # of the VAE at full size
-    known: bool = True  # False: Stable Diffusion 1.5's figures stand for a model that is not here yet
+    known: bool = True  # False: the published model's figures stand for a model that is not here yet
+
+    @property
+    def side(self) -> int:
+        """Of the latents at the resolution that the model was made for."""
+        return self.family.resolution(self.configs) // self.factor
+
+    def work(self, side: int) -> Work:
+        """One image through the denoiser. `side`: of the latents."""
+        return self.family.work(self.configs, side)
+
+    @property
+    def sizes(self) -> Sizes:
+        """For `Method.trained_numbers`."""
+        family = self.family
+        return Sizes(
+            parameters=self.parameters,
+            trained_text=sum(self.parameters.get(part, 0.0) for part in family.lora_text_encoders),
+            text_widths=tuple(
+                int(self.configs.get(place.text_encoder, {}).get("hidden_size", CLIP_WIDTH))
+                for place in family.vocabularies
+            ),
+            context_width=int(self.configs[family.denoiser].get("cross_attention_dim") or CLIP_WIDTH),
+            denoiser=family.denoiser,
+            work=self.work(8),
+        )
 
 
-SD15 = Architecture(
-    parameters={"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
-    unet={
-        "block_out_channels": [320, 640, 1280, 1280],
-        "layers_per_block": 2,
-        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-        "cross_attention_dim": 768,
-        "sample_size": 64,
-    },
-    known=False,
-)
+CLIP_WIDTH = 768
 
 
 def architecture(model: Model) -> Architecture:
-    """Read from the model's own configs and its files' headers; SD 1.5's where they are not on this machine."""
-    from diffusion_lab.models.folder import WEIGHTS
+    """Read from the model's own configs and its files' headers; the published model's where they are not here."""
     from diffusion_lab.models.place import model_folder
-    from diffusion_lab.models.single_file import PREFIXES, config_folder
+    from diffusion_lab.models.single_file import config_folder
 
+    family = which_family(model)
+    published = Architecture(family, family.parameters, family.configs, known=False)
     place = model_folder(model)
-    configs = config_folder(model) if place is not None and place.is_file() else place
-    if place is None or configs is None:
-        return SD15
+    folder = config_folder(model) if place is not None and place.is_file() else place
+    if place is None or folder is None:
+        return published
     try:
-        unet = json.loads((configs / "unet" / "config.json").read_text("utf-8"))
+        configs = part_configs(folder, family)
         if place.is_file():
             shapes = _shapes(place)
             parameters = {
-                part: _count({k: v for k, v in shapes.items() if k.startswith(prefix)})
-                for part, prefix in zip(("unet", "vae", "text_encoder"), PREFIXES.values(), strict=True)
+                part: _count({k: v for k, v in shapes.items() if k.startswith(prefixes)})
+                or (family.parameters[part] if part in family.single_file_separate else 0)
+                for part, prefixes in family.single_file_parts.items()
             }
         else:
-            parameters = {part: sum(map(_count, map(_shapes, _files(place / part)))) for part in WEIGHTS}
-        vae = json.loads((configs / "vae" / "config.json").read_text("utf-8"))
-        sums(unet, 8)  # KeyError where the config lacks what the estimate needs
+            parameters = {
+                part: sum(map(_count, map(_shapes, _files(place / part))))
+                for part in weight_parts(family)
+                if part in configs
+            }
+        channels = configs["vae"]["block_out_channels"]
+        found = Architecture(family, parameters, configs, 2 ** (len(channels) - 1), channels[0])
+        _ = found.work(8), found.side  # KeyError where the configs lack what the estimate needs
     except (OSError, ValueError, KeyError, TypeError, struct.error):
-        return SD15
-    channels = vae["block_out_channels"]
-    return Architecture(parameters, unet, 2 ** (len(channels) - 1), channels[0])
+        return published
+    return found
 
 
 def _files(folder: Path) -> list[Path]:
@@ -116,94 +143,35 @@ def _count(shapes: Mapping[str, list[int]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def sums(unet: Mapping[str, Any], side: int) -> tuple[float, float]:
-    """Over all residual blocks positions * (channels in + out), over all transformer blocks positions * channels.
-
-    `side`: of the latents. Skip connections are concatenated, as in the U-Net's way up.
-    """
-    channels, layers = list(unet["block_out_channels"]), unet["layers_per_block"]
-    residual = transformer = 0.0
-    positions, current = float(side * side), channels[0]
-    skips = [current]
-    for number, (kind, out) in enumerate(zip(unet["down_block_types"], channels, strict=True)):
-        for _ in range(layers):
-            residual += positions * (current + out)
-            current = out
-            transformer += positions * out if "Attn" in kind else 0
-            skips.append(out)
-        if number < len(channels) - 1:
-            positions /= 4
-            skips.append(out)
-    residual += positions * 4 * current
-    transformer += positions * current
-    for number, (kind, out) in enumerate(zip(unet["up_block_types"], reversed(channels), strict=True)):
-        for _ in range(layers + 1):
-            residual += positions * (current + skips.pop() + out)
-            current = out
-            transformer += positions * out if "Attn" in kind else 0
-        if number < len(channels) - 1:
-            positions *= 4
-    return residual, transformer
-
-
-def attention_channels(unet: Mapping[str, Any]) -> tuple[int, int]:
-    """Number of transformer blocks and the sum of their channels."""
-    channels, layers = list(unet["block_out_channels"]), unet["layers_per_block"]
-    found = [channels[-1]]
-    for kind, out in zip(unet["down_block_types"], channels, strict=True):
-        found += [out] * layers if "Attn" in kind else []
-    for kind, out in zip(unet["up_block_types"], reversed(channels), strict=True):
-        found += [out] * (layers + 1) if "Attn" in kind else []
-    return len(found), sum(found)
-
-
-def attention_positions(unet: Mapping[str, Any], side: int) -> float:
-    """Positions of all transformer blocks together. `side`: of the latents."""
-    layers, number = unet["layers_per_block"], len(unet["block_out_channels"])
-    found = (side / 2 ** (number - 1)) ** 2  # the one in the middle
-    for level, kind in enumerate(unet["down_block_types"]):
-        found += layers * (side / 2**level) ** 2 if "Attn" in kind else 0
-    for level, kind in enumerate(reversed(unet["up_block_types"])):
-        found += (layers + 1) * (side / 2**level) ** 2 if "Attn" in kind else 0
-    return float(found)
-
-
 def trained_numbers(config: Config, model: Architecture) -> float:
     """About how many numbers the method trains."""
-    method: Any = config.method
-    text = model.parameters["text_encoder"] if getattr(method, "text_encoder", False) else 0.0
-    if hasattr(method, "complete"):  # whole networks
-        return model.parameters["unet"] + text
-    blocks, channels = attention_channels(model.unet)
-    width = int(model.unet["cross_attention_dim"])
-    if hasattr(method, "rank"):
-        # B A on queries, keys, values and the way out, of self- and of cross-attention
-        return float(method.rank) * (14 * channels + 2 * blocks * width)
-    if hasattr(method, "layers"):  # a network before the keys and one before the values, of the text's width
-        widths = [float(share) * width for share in method.layers]
-        return 2 * sum(first * second for first, second in itertools.pairwise(widths))
-    return float(getattr(method, "vectors", 1) * width)
+    return config.method.trained_numbers(model.sizes)
 
 
 def peaks(config: Config, model: Architecture) -> dict[str, float]:
     """Bytes at the peak of "start", of "training" and of "evaluation"."""
     half = config.model.precision != "fp32"
     width = HALF if half else FULL
-    whole = hasattr(config.method, "complete")
+    traits, denoiser = config.method.traits, model.family.denoiser
+    whole = traits.whole_networks
     trained = trained_numbers(config, model)
-    frozen = {part: number for part, number in model.parameters.items() if not (whole and part == "unet")}
-    resting = frozen["vae"] + (0 if _text_runs(config) else frozen["text_encoder"])
+    frozen = {part: number for part, number in model.parameters.items() if not (whole and part == denoiser)}
+    texts = sum(frozen.get(part, 0.0) for part in model.family.text_encoders)
+    resting = frozen["vae"] + (0 if _text_runs(config) else texts)
     encoders = encoder_bytes(config)
-    average = trained * FULL if getattr(config.method, "ema", False) else 0.0
-    weights = average + trained * FULL + (sum(frozen.values()) - resting) * width
+    average = trained * FULL if traits.average else 0.0
+    kept_as = {part: float(width) for part in frozen}  # bytes a number
+    if config.model.quantise:
+        kept_as[denoiser] = QUANTISED
+    running = sum(number * kept_as[part] for part, number in frozen.items()) - resting * width
+    weights = average + trained * FULL + running
     optimizer = trained * OPTIMIZER_BYTES[config.steps.optimizer]
     side = _side(config, model)
-    residual, transformer = sums(model.unet, side)
+    work = model.work(side)
     per_residual, per_transformer = SAVED[half, whole]
-    pictures = config.steps.batch_size * (1 if getattr(config.method, "prior_weight", 0.0) == 0.0 else 2)
-    saved = pictures * (per_residual * residual + per_transformer * transformer)
-    rank = float(getattr(config.method, "rank", 0))
-    saved += pictures * rank * ADAPTED * attention_positions(model.unet, side) * width
+    pictures = config.steps.batch_size * (2 if traits.class_images else 1)
+    saved = pictures * (per_residual * work.residual + per_transformer * work.transformer)
+    saved += pictures * traits.rank * ADAPTED * work.positions * width
     if config.memory.gradient_checkpointing:
         saved *= RECOMPUTED
     casts = trained * HALF if half and whole else 0.0  # autocast's copies of trained weights
@@ -214,19 +182,13 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
     backward = gradients + saved * (0.3 if config.memory.gradient_checkpointing else 0.5)
     area = (side / 64) ** 2
     images = min(config.prompts.batch_size, config.prompts.n * config.prompts.images_per_prompt)
-    sampling = (
-        images
-        * 2
-        * (FULL if whole else width)
-        * (residual / 20 + 24 * side * side * model.unet["block_out_channels"][0])
-    )
+    sampling = images * 2 * (FULL if whole else width) * work.sampled
     at_once = max(area, min(images * area, 8.0))  # 512-pixel images: see sampling/sample.py
     decoding = at_once * DECODED * width / FULL * model.decoder_channels / 128
     on_card = weights + optimizer + resting * width + encoders
     encoding = DECODED * area * model.decoder_channels / 128  # of one picture, in float32, as decoding
     return {
-        # Everything in float32: pictures and prompts are encoded before the cast.
-        "start": sum(model.parameters.values()) * FULL + encoders + encoding + WORKSPACE,
+        "start": _loaded(config, model) + encoders + encoding + WORKSPACE,
         "training": weights + optimizer + idle + max(forward, backward) + WORKSPACE,
         "evaluation": on_card + max(sampling, decoding) + WORKSPACE,
     }
@@ -244,13 +206,28 @@ def encoder_bytes(config: Config) -> float:
     return found + (ENCODERS["clip"] if needs & {"clip_image", "clip_text", "aesthetics"} else 0.0)
 
 
+def _loaded(config: Config, model: Architecture) -> float:
+    """Bytes of the weights as they are loaded: pictures and prompts are encoded before the cast.
+
+    All in float32, but for families whose denoiser and text encoders are too large for that.
+    """
+    half = model.family.loads_half and config.model.precision != "fp32"
+    found = 0.0
+    for part, number in model.parameters.items():
+        if config.model.quantise and part == model.family.denoiser:
+            found += number * QUANTISED
+        else:
+            found += number * (HALF if half and part != "vae" else FULL)
+    return found
+
+
 def _text_runs(config: Config) -> bool:
-    """Whether every step goes through the text encoder."""
-    learns_word = hasattr(config.method, "vectors")
-    return config.memory.cache == "off" or learns_word or bool(getattr(config.method, "text_encoder", False))
+    """Whether every step goes through the text encoders."""
+    traits = config.method.traits
+    return config.memory.cache == "off" or traits.learns_word or traits.text_encoder
 
 
 def _side(config: Config, model: Architecture) -> int:
     """Of the latents of one picture."""
     pixels = config.model.resolution
-    return max(1, pixels // model.factor) if pixels else int(model.unet.get("sample_size") or 64)
+    return max(1, pixels // model.factor) if pixels else model.side

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffusion_lab.config.schedule import evaluation_steps
+from diffusion_lab.config.schedule import evaluation_steps, sampler
 from diffusion_lab.data.prompts import images_per_prompt
+from diffusion_lab.families.guidance import is_guided
+from diffusion_lab.models.which_family import which_family
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config
+    from diffusion_lab.families.family import Family
     from diffusion_lab.records import PromptSet
 
 
@@ -31,5 +34,11 @@ def planned(config: Config, prompts: PromptSet) -> Planned:
     """Of a run with these prompts; defaults filled."""
     evaluations = evaluation_steps(config.steps)
     per_evaluation = len(prompts) * images_per_prompt(config.prompts, prompts)
-    passes = config.prompts.sampling_steps * (2 if config.prompts.guidance_scale > 1 else 1)
+    steps, _ = sampler(config.prompts)
+    passes = steps * passes_a_step(config, which_family(config.model))
     return Planned(evaluations, per_evaluation, per_evaluation * len(evaluations) * passes)
+
+
+def passes_a_step(config: Config, family: Family) -> int:
+    """Passes of the denoiser for one image and step: two with classifier-free guidance."""
+    return 2 if is_guided(family, sampler(config.prompts)[1]) else 1

@@ -37,7 +37,7 @@ class Plan:
     steps: int = 0
     evaluations: tuple[int, ...] = ()  # the steps at which the model is evaluated
     images_sampled: int = 0  # in all evaluations
-    unet_forwards: int = 0  # images through the U-Net while sampling, guidance counted twice
+    forwards: int = 0  # images through the denoiser while sampling, guidance counted twice
     cost: Cost | None = None
     downloads: tuple[Wanted, ...] = ()  # files from elsewhere, those that are here too
     standing: Standing = "empty"  # of the run folder

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diffusion_lab.families.guidance import is_guided
+
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config, Prompts
+    from diffusion_lab.families.family import Family
     from diffusion_lab.records import PromptSet
 
 
@@ -21,11 +24,17 @@ def enough_images(config: Config, prompts: PromptSet) -> list[str]:
     return without_value(metrics, seen, config.data.n_images)
 
 
-def ignored_negative(settings: Prompts, prompts: PromptSet) -> list[str]:
+def ignored_negative(settings: Prompts, prompts: PromptSet, family: Family) -> list[str]:
     """A warning where a negative prompt has no effect: it is the other branch of guidance, which 1 or less leaves out."""
-    if not prompts.negative or settings.guidance_scale > 1:
+    scale = settings.guidance_scale
+    if not prompts.negative or scale is None or is_guided(family, scale):
         return []
+    if family.guidance == "embedded":
+        return [
+            f"{family.title} has its guidance scale as an input and no unconditional branch, so the negative prompt is "
+            "ignored; set prompts.negative=''"
+        ]
     return [
-        f"prompts.guidance_scale={settings.guidance_scale:g}: there is no guidance at 1 or less, so the negative prompt "
+        f"prompts.guidance_scale={scale:g}: there is no guidance at 1 or less, so the negative prompt "
         "is ignored; raise it above 1, or set prompts.negative=''"
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusion_lab.config.schedule import number_of_evaluations
+from diffusion_lab.config.schedule import number_of_evaluations, sampler
 from diffusion_lab.config.schema import Config
 from diffusion_lab.plan.defaults import SMALL
 from diffusion_lab.plan.shown import counted
@@ -114,12 +114,13 @@ def _rates(config: Config) -> list[str]:
 
 def _others(config: Config) -> list[str]:
     method: Any = config.method
-    steps, prompts, said = config.steps, config.prompts, []
-    if prompts.guidance_scale == 0:
+    steps, said = config.steps, []
+    _, scale = sampler(config.prompts)
+    if scale == 0:
         said.append("prompts.guidance_scale=0: drawn as with 1, without guidance; the models expect 3 to 10")
-    elif prompts.guidance_scale > SATURATED:
+    elif scale > SATURATED:
         said.append(
-            f"prompts.guidance_scale={prompts.guidance_scale:g}: colours are burnt beyond {SATURATED:g}; the models "
+            f"prompts.guidance_scale={scale:g}: colours are burnt beyond {SATURATED:g}; the models "
             "expect 3 to 10"
         )
     if steps.noise_offset > 0.3:

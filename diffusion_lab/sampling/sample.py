@@ -1,6 +1,6 @@
-"""Prompts to images: batched DPM-Solver++ with classifier-free guidance.
+"""Prompts to images: batches through the family's solver, with guidance.
 
-An own loop over U-Net and scheduler instead of `pipe(...)`, because the pipeline has one scheduler, which
+An own loop over denoiser and solver instead of `pipe(...)`, because the pipeline has one scheduler, which
 belongs to the user, and because images are made for measuring: no safety checker may turn one black. Per
 image it computes what `pipe(prompt, negative_prompt=...)` with the same scheduler and noise computes.
 
@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.config.schedule import sampler
+from diffusion_lab.families import of
+from diffusion_lab.families.guidance import is_guided
 from diffusion_lab.records import TrainingDiverged, UserError
 from diffusion_lab.sampling.embeddings import PromptEmbeddings
 from diffusion_lab.sampling.noise import image_seed, initial_noise
@@ -26,32 +29,11 @@ from diffusion_lab.system.modes import eval_mode
 from diffusion_lab.system.rng import preserved_rng
 
 if TYPE_CHECKING:
-    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-
     from diffusion_lab.config.schema import Prompts
+    from diffusion_lab.families.family import Conditioning
     from diffusion_lab.records import Pixels, Prompt, PromptSet
 
 _DECODE_PIXELS = 8 * 512 * 512  # decoded at once: the VAE needs about 1 GB per 512-pixel image in float32
-
-# Lu et al. 2022, "DPM-Solver++" (arXiv:2211.01095), algorithm 2 (2M). Explicit, so that neither a model's own
-# scheduler config nor a library's new default changes the ruler. The noise schedule and the prediction type
-# are the model's and come from its scheduler's config.
-SOLVER: dict[str, Any] = {
-    "algorithm_type": "dpmsolver++",
-    "solver_order": 2,
-    "solver_type": "midpoint",
-    "lower_order_final": True,
-    "euler_at_final": False,
-    "final_sigmas_type": "zero",
-    "timestep_spacing": "linspace",
-    "thresholding": False,
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "use_lu_lambdas": False,
-    "use_flow_sigmas": False,
-    "use_dynamic_shifting": False,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +56,8 @@ def plan(prompts: PromptSet, settings: Prompts) -> list[Planned]:
     ]
 
 
-def sampling_scheduler(pipe: StableDiffusionPipeline) -> DPMSolverMultistepScheduler:
-    """Our solver on the model's noise schedule and prediction type; `pipe.scheduler` stays as it is."""
-    from diffusers import DPMSolverMultistepScheduler
-
-    scheduler: DPMSolverMultistepScheduler = DPMSolverMultistepScheduler.from_config(
-        pipe.scheduler.config, **SOLVER
-    )
-    return scheduler
-
-
 def sample(
-    pipe: StableDiffusionPipeline,
+    pipe: Any,
     prompts: PromptSet,
     settings: Prompts,
     *,
@@ -109,7 +81,7 @@ def sample(
 
 
 def draw(
-    pipe: StableDiffusionPipeline,
+    pipe: Any,
     planned: Sequence[Planned],
     negative: str,
     settings: Prompts,
@@ -119,22 +91,27 @@ def draw(
     resolution: int | None = None,
 ) -> list[Pixels]:
     """As `sample`, of the named images alone."""
-    shape = latent_shape(pipe, resolution)
+    family = of(pipe)
+    size = None if resolution is None else (resolution, resolution)
+    shape = family.latent_shape(pipe, size)
     cache = PromptEmbeddings() if prompt_embeds is None else prompt_embeds
-    guided = settings.guidance_scale > 1
+    steps, guidance_scale = sampler(settings)
+    guided = is_guided(family, guidance_scale)
     images: list[Pixels] = []
-    with eval_mode(pipe.unet, pipe.vae, pipe.text_encoder), preserved_rng(), torch.inference_mode():
+    with eval_mode(*family.networks(pipe).values()), preserved_rng(), torch.inference_mode():
         texts = [item.prompt.text for item in planned]
         known = cache.encode(pipe, [negative, *texts] if guided else texts)
-        unconditional, conditional = (known[:1], known[1:]) if guided else (None, known)
+        unconditional = None
+        if guided:
+            encoded, known = _rows(known, 0, 1), _rows(known, 1, None)
+            unconditional = family.unconditional(pipe, negative, encoded)
         for start in range(0, len(planned), settings.batch_size):
             batch = planned[start : start + settings.batch_size]
             noise = torch.stack(
                 [initial_noise(item.prompt.text, item.index, settings.noise_seed, shape) for item in batch]
             )
             latents = denoise(
-                pipe, noise, conditional[start : start + len(batch)], unconditional, settings.sampling_steps,
-                settings.guidance_scale,
+                pipe, noise, _rows(known, start, start + len(batch)), unconditional, steps, guidance_scale,
             )  # fmt: skip
             if not bool(latents.isfinite().all()):
                 raise TrainingDiverged(
@@ -146,33 +123,48 @@ def draw(
     return images
 
 
+def _rows(values: Conditioning, start: int, stop: int | None) -> Conditioning:
+    return {name: value[start:stop] for name, value in values.items()}
+
+
 def denoise(
-    pipe: StableDiffusionPipeline,
+    pipe: Any,
     noise: Tensor,
-    conditional: Tensor,
-    unconditional: Tensor | None,
+    conditional: Conditioning,
+    unconditional: Conditioning | None,
     steps: int,
     guidance_scale: float,
 ) -> Tensor:
-    """float32 [b, c, h, w], from noise of that shape, embeddings [b, tokens, d] and, for guidance, [1,
-    tokens, d].
-    """
-    unet = pipe.unet
-    scheduler = sampling_scheduler(pipe)  # a new one a batch: a multistep solver remembers its last steps
-    scheduler.set_timesteps(steps, device=unet.device)
-    scheduler.set_begin_index(0)  # otherwise it looks its index up, which makes the device wait
-    latents: Tensor = noise.to(unet.device) * scheduler.init_noise_sigma
-    context = conditional.to(unet.device)
+    """float32 [b, c, h, w], from noise of that shape, conditioning of b rows and, for guidance, of one row."""
+    family = of(pipe)
+    denoiser = getattr(pipe, family.denoiser)
+    device, n = denoiser.device, len(noise)
+    size = (noise.shape[-2] * pipe.vae_scale_factor, noise.shape[-1] * pipe.vae_scale_factor)
+    scheduler = family.solver(
+        pipe, steps, size
+    )  # a new one a batch: a multistep solver remembers its last steps
+    latents: Tensor = noise.to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
+    context = {name: value.to(device) for name, value in conditional.items()}
     if unconditional is not None:
         # Both branches in one forward pass of 2b.
-        context = torch.cat([unconditional.to(unet.device).expand_as(context), context])
-    precision, dtype = _precision(unet)
-    context = context.to(dtype)
+        context = {
+            name: torch.cat([unconditional[name].to(device).expand_as(value), value])
+            for name, value in context.items()
+        }
+    both_n = n if unconditional is None else 2 * n
+    precision, dtype = _precision(denoiser)
+    context = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in (
+            context | dict(family.sampling_extras(pipe, both_n, size, guidance_scale))
+        ).items()
+    }
     with precision:
         for t in scheduler.timesteps:
             both = latents if unconditional is None else torch.cat([latents, latents])
-            both = scheduler.scale_model_input(both, t)
-            prediction = unet(both.to(dtype), t, encoder_hidden_states=context, return_dict=False)[0].float()
+            if hasattr(scheduler, "scale_model_input"):
+                both = scheduler.scale_model_input(both, t)
+            prediction = family.predict(pipe, both.to(dtype), t, context).float()
             if unconditional is not None:
                 without, with_text = prediction.chunk(2)
                 prediction = without + guidance_scale * (with_text - without)
@@ -180,42 +172,28 @@ def denoise(
     return latents
 
 
-def decode(pipe: StableDiffusionPipeline, latents: Tensor) -> Iterator[Pixels]:
+def decode(pipe: Any, latents: Tensor) -> Iterator[Pixels]:
     """Scaled latents [b, c, h, w] -> one uint8 [height, width, 3] each, rounded as diffusers does."""
-    vae = pipe.vae
+    family = of(pipe)
     side = latents.shape[-1] * pipe.vae_scale_factor
     at_once = max(1, _DECODE_PIXELS // (side * side))
     for chunk in torch.split(latents, at_once):
-        scaled = (chunk / vae.config.scaling_factor).to(vae.dtype)
-        decoded = vae.decode(scaled, return_dict=False)[0].float()
+        decoded = family.decode(pipe, chunk)
         if not bool(decoded.isfinite().all()):  # float16 is too small for some VAEs, and uint8 makes it black
             raise UserError(
-                f"model.precision: the VAE's images are not finite in {vae.dtype}; set model.precision=bf16 or fp32"
+                f"model.precision: the VAE's images are not finite in {pipe.vae.dtype}; set model.precision=bf16 or "
+                "fp32"
             )
         pixels = (decoded / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         yield from pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def latent_shape(pipe: StableDiffusionPipeline, resolution: int | None) -> tuple[int, int, int]:
-    """[channels, height, width] of one image's latents."""
-    channels = int(pipe.unet.config.in_channels)
-    if resolution is None:
-        size = int(pipe.unet.config.sample_size)
-        return channels, size, size
-    factor = int(pipe.vae_scale_factor)
-    if resolution <= 0 or resolution % factor:
-        raise UserError(
-            f"model.resolution is {resolution}: this model needs a positive multiple of {factor} pixels"
-        )
-    return channels, resolution // factor, resolution // factor
-
-
-def _precision(unet: nn.Module) -> tuple[AbstractContextManager[Any], torch.dtype]:
+def _precision(denoiser: nn.Module) -> tuple[AbstractContextManager[Any], torch.dtype]:
     """How to run a network whose weights may be of two kinds: frozen ones in half precision, trained in
     float32.
     """
-    kinds = {parameter.dtype for parameter in unet.parameters() if parameter.is_floating_point()}
+    kinds = {parameter.dtype for parameter in denoiser.parameters() if parameter.is_floating_point()}
     if len(kinds) == 1:
         return nullcontext(), kinds.pop()
     half = next(kind for kind in (torch.bfloat16, torch.float16, torch.float32) if kind in kinds)
-    return torch.autocast(next(unet.parameters()).device.type, dtype=half), half
+    return torch.autocast(next(denoiser.parameters()).device.type, dtype=half), half

@@ -28,8 +28,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffusion_lab.methods.method import SavesNetworks, Stateful
 from diffusion_lab.models.load import modules
-from diffusion_lab.records import Stateful, UserError
+from diffusion_lab.records import UserError
 from diffusion_lab.system import tensors
 from diffusion_lab.system.atomic import replace_folder, write_json, writing
 from diffusion_lab.system.failures import is_memory
@@ -88,8 +89,8 @@ def capture(state: TrainingState) -> dict[str, Any]:
 
 def _shared(state: TrainingState) -> dict[str, Any]:
     """What need not be in `state.pt`: tensors that the method's own files have, or the base model."""
-    method: Any = state.method
-    if not hasattr(method, "files"):
+    method = state.method
+    if not isinstance(method, SavesNetworks):
         return {}
     unchanged = method.unchanged(state.pipe)
     return {"unchanged": unchanged, "files": {} if unchanged else method.files(state.pipe)}

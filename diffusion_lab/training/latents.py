@@ -1,4 +1,4 @@
-"""Pictures and prompts as the U-Net sees them, computed once.
+"""Pictures and prompts as the denoiser sees them, computed once.
 
 The VAE's answer to a picture is a normal distribution. Its mean and log-variance are kept and a fresh sample
 is drawn at each step, so that a cached run equals one that encodes anew. Keeping one sample instead would
@@ -12,17 +12,17 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lab.data.pictures import fit, to_tensor
+from diffusion_lab.families import of
 from diffusion_lab.records import Picture, UserError
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, StableDiffusionPipeline
-
+    from diffusion_lab.families.family import Conditioning, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _scaled(mean: Tensor, logvar: Tensor, noise: Tensor, scale: float, shift: fl
 
 
 def encode_pictures(
-    vae: AutoencoderKL,
+    pipe: Any,
     pictures: Sequence[Picture],
     resolution: int,
     *,
@@ -108,16 +108,17 @@ def encode_pictures(
     """
     if not pictures:
         raise ValueError("no pictures to encode")
+    family, vae = of(pipe), pipe.vae
     if vae.dtype != torch.float32:
         raise ValueError(f"the VAE is {vae.dtype}: pictures are encoded before the frozen parts are cast")
-    factors = float(vae.config["scaling_factor"]), float(vae.config.get("shift_factor") or 0.0)
+    factors = family.factors(pipe)
     versions = 2 if flip else 1
 
     @torch.no_grad()
     def encode(number: int, version: int) -> tuple[Tensor, Tensor]:
         pixels = to_tensor(fit(pictures[number].pixels, resolution)).to(vae.device)
-        posterior = vae.encode((pixels.flip(-1) if version else pixels)[None]).latent_dist
-        return posterior.mean[0], posterior.logvar[0]
+        mean, logvar = family.posterior(pipe, (pixels.flip(-1) if version else pixels)[None])
+        return mean[0], logvar[0]
 
     if keep == "memory":
         found = [encode(number, version) for number in range(len(pictures)) for version in range(versions)]
@@ -131,7 +132,7 @@ def encode_pictures(
 
 def _on_disk(
     encode: Callable[[int, int], tuple[Tensor, Tensor]],
-    vae: AutoencoderKL,
+    vae: nn.Module,
     pictures: Sequence[Picture],
     resolution: int,
     versions: int,
@@ -175,21 +176,19 @@ def _on_disk(
     return read
 
 
-def tokenize(
-    pipe: StableDiffusionPipeline, text: str, remedy: str = "shorten data.identifier or data.class_noun"
-) -> Tensor:
-    """int64 [1, tokens], padded as the pipeline pads its prompts. UserError where the text does not fit."""
-    tokenizer = pipe.tokenizer
-    most = int(tokenizer.model_max_length)
-    given = len(tokenizer(text).input_ids)
-    if given > most:
-        raise UserError(f"the prompt {text!r} has {given} tokens, the model reads {most}; {remedy}")
-    ids: Tensor = tokenizer(text, padding="max_length", max_length=most, return_tensors="pt").input_ids
-    return ids
+def tokenize(pipe: Any, text: str, remedy: str = "shorten data.identifier or data.class_noun") -> Tokens:
+    """Of one text, padded as the pipeline pads its prompts. UserError where the text does not fit."""
+    try:
+        return of(pipe).tokenize(pipe, text)
+    except ValueError as error:
+        raise UserError(f"the prompt {error}; {remedy}") from error
 
 
 @torch.no_grad()
-def encode_text(pipe: StableDiffusionPipeline, input_ids: Tensor) -> Tensor:
-    """The text encoder's last hidden states, float32 [b, tokens, d], as the pipeline gives them."""
-    hidden: Tensor = pipe.text_encoder(input_ids)[0]
-    return hidden.float()
+def encode_text(pipe: Any, tokens: Tokens) -> Conditioning:
+    """What the denoiser is given of a text, in float32, as the pipeline gives it."""
+    return {name: _float(value) for name, value in of(pipe).encode(pipe, tokens).items()}
+
+
+def _float(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value

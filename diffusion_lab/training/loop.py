@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffusion_lab.config.schedule import evaluation_steps
+from diffusion_lab.methods.method import Averaging
 from diffusion_lab.models.load import modules
 from diffusion_lab.records import TrainingDiverged
 from diffusion_lab.system.modes import eval_mode, training_mode
@@ -100,9 +101,7 @@ def _checkpointed(steps: Steps, step: int, evaluated: bool) -> bool:
 
 def evaluated_weights(state: TrainingState) -> AbstractContextManager[None]:
     """Inside, the pipe has the weights that the method evaluates and saves: the trained ones, or their average."""
-    evaluating = getattr(state.method, "evaluating", None)
-    context: AbstractContextManager[None] = evaluating(state.pipe) if evaluating else nullcontext()
-    return context
+    return state.method.evaluating(state.pipe) if isinstance(state.method, Averaging) else nullcontext()
 
 
 def training_step(state: TrainingState, steps: Steps) -> tuple[float, float]:

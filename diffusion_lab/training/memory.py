@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from diffusion_lab.families import of
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -30,9 +32,11 @@ class HasNetworks(Protocol):
 
 def idle_networks(state: TrainingState, bank: HasNetworks | None) -> list[nn.Module]:
     """What a training step does not touch: the VAE, a text encoder whose answers are kept, the metrics' encoders."""
+    family = of(state.pipe)
+    networks = family.networks(state.pipe)
     found: list[nn.Module] = [state.pipe.vae]
-    if state.hidden is not None:
-        found.append(state.pipe.text_encoder)
+    if state.conditioning is not None:
+        found += [networks[part] for part in family.text_encoders if part in networks]
     return [*found, *(bank.networks() if bank is not None else [])]
 
 
@@ -74,16 +78,16 @@ def compile_blocks(state: TrainingState, settings: Memory, **options: Any) -> bo
     """
     if not settings.compile:
         return False
-    unet = state.pipe.unet
+    denoiser = getattr(state.pipe, of(state.pipe).denoiser)
     plain = _gradients(state)
-    unet.compile_repeated_blocks(**options)
+    denoiser.compile_repeated_blocks(**options)
     try:
         distance = _distance(plain, _gradients(state))
         reason = f"its gradients are {distance:.1%} off eager's" if distance > GRADIENTS_AGREE else ""
     except Exception as error:  # a compiler that is missing or fails; what it raises is its own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if reason:
-        for module in unet.modules():
+        for module in denoiser.modules():
             module._compiled_call_impl = None
         log.warning("memory.compile=true: not compiled, %s", reason)
     return not reason

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from diffusion_lab.records import ParamGroup, UserError
+from diffusion_lab.methods.method import ParamGroup
+from diffusion_lab.records import UserError
 from diffusion_lab.values.checks import one_of
 
 

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 
 from diffusion_lab.artefacts import kohya
 from diffusion_lab.artefacts.artefact import notes as artefact_notes
+from diffusion_lab.data.pictures import framing
+from diffusion_lab.families import of
+from diffusion_lab.families.batch import Batch
+from diffusion_lab.methods.method import Method, ParamGroup, SavesNetworks
 from diffusion_lab.models.fingerprints import loaded_fingerprint
 from diffusion_lab.models.load import (
     cast_frozen,
     load_pipeline,
     modules,
     resolution_of,
-    training_scheduler,
 )
-from diffusion_lab.records import Batch, Method, ParamGroup, Picture, Subject, UserError
+from diffusion_lab.records import Picture, Subject, UserError
 from diffusion_lab.system.environment import neutral
 from diffusion_lab.system.modes import eval_mode
 from diffusion_lab.system.processes import WAIT
@@ -35,9 +38,9 @@ from diffusion_lab.training.sampler import EpochSampler
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
-    from diffusers import DDPMScheduler, StableDiffusionPipeline
 
     from diffusion_lab.config.schema import Config
+    from diffusion_lab.families.family import Conditioning, NoiseProcess, Tokens
 
 
 @dataclass(slots=True)
@@ -45,8 +48,9 @@ class Prior:
     """Pictures of the class and their caption, for prior preservation."""
 
     latents: Latents
-    input_ids: Tensor  # int64 [1, tokens]
-    hidden: Tensor | None  # float32 [1, tokens, d]; None where the text encoder trains
+    tokens: Tokens  # of their caption, one row
+    conditioning: Conditioning | None  # one row; None where a text encoder trains
+    extras: Conditioning  # one row a picture
     sampler: EpochSampler
 
 
@@ -54,17 +58,18 @@ class Prior:
 class TrainingState:
     """One run. What changes: weights, optimizer, schedule, random streams, sampler, step, meter."""
 
-    pipe: StableDiffusionPipeline
+    pipe: Any
     method: Method
     groups: Sequence[ParamGroup]
     accelerator: Accelerator
     optimizer: AcceleratedOptimizer
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler
-    noise_scheduler: DDPMScheduler
+    process: NoiseProcess
     latents: Latents
-    input_ids: Tensor  # int64 [n, tokens], the pictures' captions; [1, tokens] where all have the same
-    hidden: Tensor | None  # float32 [n or 1, tokens, d]; None where it trains or nothing is cached
-    text_anew: bool  # a frozen text encoder reads the captions at every step: nothing is cached
+    tokens: Tokens  # the pictures' captions, one row each; one row where all have the same
+    conditioning: Conditioning | None  # likewise; None where a text encoder trains or nothing is cached
+    extras: Conditioning  # what else the denoiser is given of each picture, one row each
+    text_anew: bool  # frozen text encoders read the captions at every step: nothing is cached
     sampler: EpochSampler
     prior: Prior | None  # pictures of the class, where the method preserves it
     snr_gamma: float | None
@@ -79,9 +84,7 @@ class TrainingState:
     notes: dict[str, str] = field(default_factory=dict)  # for the artefact's header
     step: int = 0  # optimizer steps done
     kept: tuple[int, Path] | None = None  # the newest checkpoint's step and folder
-    load_base: Callable[[], StableDiffusionPipeline] | None = (
-        None  # the model anew, as it was before `attach`
-    )
+    load_base: Callable[[], Any] | None = None  # the model anew, as it was before `attach`
 
     @property
     def device(self) -> torch.device:
@@ -111,21 +114,26 @@ class TrainingState:
         own = slice(before, before + size)
         numbers = self.sampler.take(n_all)
         latents = self.latents.sample(numbers, self.latent_stream)[own]
-        hidden = None if self.hidden is None else _rows(self.hidden, numbers[own])
-        input_ids = _rows(self.input_ids, numbers[own])
+        tokens: Tokens = _rows(self.tokens, numbers[own])
+        conditioning: Conditioning | None = None
+        if self.conditioning is not None:
+            conditioning = _rows(self.conditioning, numbers[own])
+        extras: Conditioning = _rows(self.extras, numbers[own])
         if self.prior is not None:
-            of_class = self.prior.latents.sample(self.prior.sampler.take(n_all), self.latent_stream)
-            latents = torch.cat([latents, of_class[own]])
-            input_ids = torch.cat([input_ids, self.prior.input_ids.expand(size, -1)])
-            if hidden is not None and self.prior.hidden is not None:
-                hidden = torch.cat([hidden, self.prior.hidden.expand(size, -1, -1)])
+            of_class = self.prior.sampler.take(n_all)
+            latents = torch.cat([latents, self.prior.latents.sample(of_class, self.latent_stream)[own]])
+            tokens = _joined(tokens, _rows(self.prior.tokens, of_class[own]))
+            extras = _joined(extras, _rows(self.prior.extras, of_class[own]))
+            if conditioning is not None and self.prior.conditioning is not None:
+                conditioning = _joined(conditioning, _rows(self.prior.conditioning, of_class[own]))
         if self.text_anew:
-            hidden = encode_text(self.pipe, input_ids)
+            conditioning = encode_text(self.pipe, tokens)
         return Batch(
             latents=latents,
-            input_ids=input_ids,
-            encoder_hidden_states=hidden,
-            noise_scheduler=self.noise_scheduler,
+            tokens=tokens,
+            conditioning=conditioning,
+            extras=extras,
+            process=self.process,
             n_class=0 if self.prior is None else size,
             snr_gamma=self.snr_gamma,
             noise_offset=self.noise_offset,
@@ -143,14 +151,16 @@ class TrainingState:
         """The method's artefact in the ecosystem's format; its header has the notes, the step, and what is `told`."""
         words = {**self.notes, "step": str(self.step), **(told or {})}
         more: dict[str, Any] = {}
-        if self.kept is not None and self.kept[0] == self.step and hasattr(self.method, "files"):
+        if self.kept is not None and self.kept[0] == self.step and isinstance(self.method, SavesNetworks):
             more = {"ready": self.kept[1]}  # this step's checkpoint has the same files
         paths = self.method.save(self.pipe, folder, words, **more)
         lora = folder / kohya.SOURCE_NAME
-        return [*paths, *kohya.export(lora, folder / kohya.FILE_NAME)] if lora in paths else paths
+        return (
+            [*paths, *kohya.export(of(self.pipe), lora, folder / kohya.FILE_NAME)] if lora in paths else paths
+        )
 
 
-def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject) -> TrainingState:
+def build_state(config: Config, pipe: Any, subject: Subject) -> TrainingState:
     """A run at step 0 on a freshly loaded pipe (float32, frozen), which it changes: adapters, precision.
 
     The process's random streams are left as they were. UserError where a setting does not fit the model.
@@ -160,6 +170,8 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
     device = pipe.device
     prompt = subject.instance_prompt or f"a photo of {subject.identifier} {subject.class_noun}"
     resolution = resolution_of(pipe, config.model)
+    family = of(pipe)
+    text_encoders = [getattr(pipe, part) for part in family.text_encoders if part in family.networks(pipe)]
     accelerator = _accelerator(device, config.model.precision)
     identity = _identity(pipe, subject, accelerator.num_processes)
     with preserved_rng(), eval_mode(*modules(pipe)):
@@ -168,17 +180,20 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         with seeded(stream_seed(config.seed, "weights")):
             groups = config.method.attach(pipe)
         keep = config.memory.cache
-        latents = encode_pictures(pipe.vae, subject.train, resolution, flip=config.data.flip, keep=keep)
-        text_trains = any(p.requires_grad for p in pipe.text_encoder.parameters())
+        latents = encode_pictures(pipe, subject.train, resolution, flip=config.data.flip, keep=keep)
+        text_trains = any(p.requires_grad for encoder in text_encoders for p in encoder.parameters())
         text_runs = keep == "off" or text_trains
-        input_ids, hidden = _captions(pipe, subject.train, prompt, text_runs)
+        tokens, conditioning = _captions(pipe, subject.train, prompt, text_runs)
+        extras = _extras(pipe, subject.train, resolution)
         prior = _prior(config, pipe, subject, resolution, class_images, text_runs)
         own = f"global {accelerator.process_index}" if accelerator.process_index else "global"
         with seeded(stream_seed(config.seed, own)):  # every process has dropout of its own
             global_streams = RngState.capture()
     text_anew = text_runs and not text_trains
     cast_frozen(
-        pipe, config.model.precision, but=[*[pipe.vae] * (keep == "off"), *[pipe.text_encoder] * text_anew]
+        pipe,
+        config.model.precision,
+        but=[*[pipe.vae] * (keep == "off"), *(text_encoders if text_anew else ())],
     )
     recompute_activations(pipe, config.memory)
     scaled = accelerator.scaler is not None
@@ -193,10 +208,11 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
         accelerator=accelerator,
         optimizer=prepared,
         lr_scheduler=lr_scheduler,
-        noise_scheduler=training_scheduler(pipe),
+        process=family.process(pipe, (resolution, resolution)),
         latents=latents,
-        input_ids=input_ids,
-        hidden=hidden,
+        tokens=tokens,
+        conditioning=conditioning,
+        extras=extras,
         text_anew=text_anew,
         sampler=EpochSampler(n=len(subject.train), seed=config.seed),
         prior=prior,
@@ -213,7 +229,7 @@ def build_state(config: Config, pipe: StableDiffusionPipeline, subject: Subject)
     )
 
 
-def _identity(pipe: StableDiffusionPipeline, subject: Subject, processes: int) -> dict[str, str]:
+def _identity(pipe: Any, subject: Subject, processes: int) -> dict[str, str]:
     """What a run rests on and does not change, in words for a person: checksums."""
     pictures = [*subject.train, *subject.heldout, *subject.impostors]
     return {
@@ -224,40 +240,55 @@ def _identity(pipe: StableDiffusionPipeline, subject: Subject, processes: int) -
     }
 
 
-def _rows(values: Tensor, numbers: Sequence[int]) -> Tensor:
+def _rows(values: Mapping[str, Tensor], numbers: Sequence[int]) -> dict[str, Tensor]:
     """The pictures' own rows, or the one that all of them share."""
-    return values.expand(len(numbers), *values.shape[1:]) if len(values) == 1 else values[list(numbers)]
+    return {
+        name: value.expand(len(numbers), *value.shape[1:]) if len(value) == 1 else value[list(numbers)]
+        for name, value in values.items()
+    }
+
+
+def _joined(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.cat([value, second[name]]) for name, value in first.items()}
+
+
+def _extras(pipe: Any, pictures: Sequence[Picture], resolution: int) -> Conditioning:
+    """What else the denoiser is given of each picture, one row each."""
+    return of(pipe).training_extras(pipe, [framing(picture.pixels, resolution) for picture in pictures])
 
 
 def _captions(
-    pipe: StableDiffusionPipeline, pictures: Sequence[Picture], prompt: str, text_runs: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Tokens and hidden states of the pictures' captions, each text once and by itself.
+    pipe: Any, pictures: Sequence[Picture], prompt: str, text_runs: bool
+) -> tuple[Tokens, Conditioning | None]:
+    """Tokens and conditioning of the pictures' captions, each text once and by itself.
 
     By itself so that a picture's numbers do not depend on the others' captions.
     """
-    ids: dict[str, Tensor] = {}
+    tokens: dict[str, Tokens] = {}
     for picture in pictures:
         text = picture.caption or prompt
-        if text not in ids:
+        if text not in tokens:
             where = picture.caption_from or picture.path
             remedy = {"remedy": f"shorten {where}"} if picture.caption else {}
-            ids[text] = tokenize(pipe, text, **remedy).to(pipe.device)
-    hidden = {} if text_runs else {text: encode_text(pipe, row) for text, row in ids.items()}
-    order = list(ids) if len(ids) == 1 else [picture.caption or prompt for picture in pictures]
-    states = None if text_runs else torch.cat([hidden[text] for text in order])
-    return torch.cat([ids[text] for text in order]), states
+            found = tokenize(pipe, text, **remedy)
+            tokens[text] = {name: ids.to(pipe.device) for name, ids in found.items()}
+    conditioning = {} if text_runs else {text: encode_text(pipe, row) for text, row in tokens.items()}
+    order = list(tokens) if len(tokens) == 1 else [picture.caption or prompt for picture in pictures]
+    states = None if text_runs else _stacked([conditioning[text] for text in order])
+    return _stacked([tokens[text] for text in order]), states
 
 
-def _class_pictures(
-    config: Config, pipe: StableDiffusionPipeline, subject: Subject, resolution: int
-) -> tuple[Picture, ...]:
+def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def _class_pictures(config: Config, pipe: Any, subject: Subject, resolution: int) -> tuple[Picture, ...]:
     """What the untouched model draws of the class, where the method asks for it."""
     from diffusion_lab.training.class_pictures import class_pictures
 
-    if getattr(config.method, "prior_weight", 0.0) == 0.0:
+    wanted = config.method.traits.class_images
+    if not wanted:
         return ()
-    wanted: int = config.method.prior_images  # type: ignore[attr-defined]
     return class_pictures(
         pipe,
         subject.class_noun,
@@ -270,7 +301,7 @@ def _class_pictures(
 
 def _prior(
     config: Config,
-    pipe: StableDiffusionPipeline,
+    pipe: Any,
     subject: Subject,
     resolution: int,
     pictures: Sequence[Picture],
@@ -280,13 +311,13 @@ def _prior(
 
     if not pictures:
         return None
-    input_ids = tokenize(pipe, class_prompt(subject.class_noun)).to(pipe.device)
+    tokens = tokenize(pipe, class_prompt(subject.class_noun))
+    tokens = {name: ids.to(pipe.device) for name, ids in tokens.items()}
     return Prior(
-        latents=encode_pictures(
-            pipe.vae, pictures, resolution, flip=config.data.flip, keep=config.memory.cache
-        ),
-        input_ids=input_ids,
-        hidden=None if text_runs else encode_text(pipe, input_ids),
+        latents=encode_pictures(pipe, pictures, resolution, flip=config.data.flip, keep=config.memory.cache),
+        tokens=tokens,
+        conditioning=None if text_runs else encode_text(pipe, tokens),
+        extras=_extras(pipe, pictures, resolution),
         sampler=EpochSampler(n=len(pictures), seed=stream_seed(config.seed, "class") % 2**32),
     )
 

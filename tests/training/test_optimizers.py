@@ -15,8 +15,9 @@ from diffusion_lab.config.schema import OPTIMIZERS, Steps
 from diffusion_lab.jobs import check
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.lora import Lora
+from diffusion_lab.methods.method import ParamGroup
 from diffusion_lab.plan.defaults import fill_defaults
-from diffusion_lab.records import ParamGroup, UserError
+from diffusion_lab.records import UserError
 from diffusion_lab.training import checkpoint
 from diffusion_lab.training.loop import train, training_step
 from diffusion_lab.training.optimizers import build_optimizer

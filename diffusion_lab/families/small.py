@@ -1,0 +1,15 @@
+"""Which models are taken for miniatures: they learn at other rates, and adapters go beside more of their layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SMALL = 100_000_000  # parameters of a denoiser
+
+
+def is_small(denoiser: nn.Module) -> bool:
+    """Whether the denoiser is a miniature's."""
+    return sum(parameter.numel() for parameter in denoiser.parameters()) < SMALL
