@@ -19,7 +19,8 @@ from diffusion_lab import __main__ as entry
 from diffusion_lab.cli.compose import compose, compose_raw, conf_folder, expand, groups
 from diffusion_lab.cli.sweep_files import words as study_words
 from diffusion_lab.cli.yaml_texts import changed
-from diffusion_lab.config.schema import Config, Job
+from diffusion_lab.config.jobs import Generate
+from diffusion_lab.config.schema import Config
 from diffusion_lab.config.texts import Kind, advice, exact, kind, recorded
 from diffusion_lab.data.own_texts import own_texts
 from diffusion_lab.methods import METHODS
@@ -180,7 +181,7 @@ def test_values_of_a_sweep_keep_their_letters() -> None:
     jobs = expand(["tracker.tags=[1_1,true],[010]", "data.identifier=choice(1e5,'a, b')"])
     assert [compose(job).tracker.tags for job in jobs] == [["1_1", "true"]] * 2 + [["010"]] * 2
     assert [compose(job).data.identifier for job in jobs[:2]] == ["1e5", "a, b"]
-    [job] = expand(["job.text=a dog, on the moon"])
+    [job] = expand(["job=generate", "job.text=a dog, on the moon"])
     assert compose(job).job.text == "a dog, on the moon", "a prompt is never split"
 
 
@@ -206,17 +207,17 @@ def test_several_prompts_one_key_each() -> None:
 def test_prompts_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\ufeff# mine\na dog, on the moon\r\n\n  1_1 \n\\#hashed\n", "utf-8")
-    assert own_texts(Job(texts_file=str(file))) == ["a dog, on the moon", "1_1", "#hashed"]
+    assert own_texts(Generate(output="x", texts_file=str(file))) == ["a dog, on the moon", "1_1", "#hashed"]
     file.write_text("# nothing\n", "utf-8")
     with pytest.raises(UserError, match=r"job\.texts_file=.*holds no prompt"):
-        own_texts(Job(texts_file=str(file)))
+        own_texts(Generate(output="x", texts_file=str(file)))
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"job\.texts_file=.*UTF-8"):
-        own_texts(Job(texts_file=str(file)))
+        own_texts(Generate(output="x", texts_file=str(file)))
     with pytest.raises(UserError, match=r"job\.texts_file=.*no such file"):
-        own_texts(Job(texts_file=str(tmp_path / "none")))
-    assert own_texts(Job(text="x")) == ["x"]
-    assert own_texts(Job()) == []
+        own_texts(Generate(output="x", texts_file=str(tmp_path / "none")))
+    assert own_texts(Generate(output="x", text="x")) == ["x"]
+    assert own_texts(Generate(output="x")) == []
 
 
 @pytest.mark.parametrize(

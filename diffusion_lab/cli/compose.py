@@ -18,11 +18,12 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_lab.cli.sweep_names import job_folder, limited
+from diffusion_lab.config.jobs import JOBS, Job, no_such_key
 from diffusion_lab.config.schema import Config
 from diffusion_lab.config.texts import exact, recorded
 from diffusion_lab.methods import METHODS
 from diffusion_lab.records import UserError
-from diffusion_lab.values.checks import closest
+from diffusion_lab.values.checks import closest, one_of
 
 
 def conf_folder() -> Path:
@@ -40,12 +41,13 @@ def register() -> None:
 
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
-    schema.method = None  # else the default method's type stands there, and no other fits
+    schema.method = schema.job = None  # else the default one's type stands there, and no other fits
     for table in (schema.metrics.weights, schema.metrics.ranges, schema.as_typed):
         OmegaConf.set_struct(table, False)  # metrics.weights.similarity=2 without a plus
     store.store(name="schema", node=schema)
-    for name, method in METHODS.items():
-        store.store(group="schema/method", name=name, node=method)
+    for group, kinds in (("method", METHODS), ("job", JOBS)):
+        for name, kind in kinds.items():
+            store.store(group=f"schema/{group}", name=name, node=kind)
     OmegaConf.register_new_resolver("readable", readable, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True, use_cache=True)
@@ -132,7 +134,8 @@ def to_config(composed: DictConfig) -> Config:
     Of the jobs that take up what another run has recorded, `job.given` says which keys were set by hand.
     """
     plain = copy.deepcopy(composed)
-    if plain.job.name in ("generate", "score"):
+    _give_types(plain)
+    if "given" in plain.job:
         plain.job.given = _given(composed)
     with open_dict(plain):
         plain.pop("hydra", None)
@@ -140,6 +143,17 @@ def to_config(composed: DictConfig) -> Config:
         raise UserError(f"{key} is missing: give it as {key}=VALUE")
     _refuse_unknown(plain)
     return cast(Config, OmegaConf.to_object(plain))
+
+
+def _give_types(node: DictConfig) -> None:
+    """A method's or job's file of a person's own, without `defaults: [/schema/...]`, has the keys of its `name` too."""
+    for group, kinds in (("method", METHODS), ("job", JOBS)):
+        given = node[group]
+        if isinstance(given, DictConfig) and not dataclasses.is_dataclass(OmegaConf.get_type(given)):
+            one_of(f"{group}.name", given.get("name"), kinds)
+            typed = OmegaConf.structured(kinds[given.name])
+            OmegaConf.set_struct(typed, False)
+            node[group] = OmegaConf.merge(typed, given)
 
 
 def _given(composed: DictConfig) -> list[str]:
@@ -182,6 +196,8 @@ def _refuse_unknown(node: DictConfig, at: str = "") -> None:
     for key in map(str, node):
         name = f"{at}{key}"
         if key not in known:
+            if issubclass(kind, Job):
+                raise UserError(no_such_key(kind, key))
             within = at.rstrip(".") or "the configuration"
             raise UserError(f"{name}: no such key; {within} has {', '.join(known)}{closest(key, known)}")
         if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):

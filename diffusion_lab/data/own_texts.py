@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
-    from diffusion_lab.config.schema import Job
+    from diffusion_lab.config.jobs import Generate
 
 
-def own_texts(job: Job) -> list[str]:
+def own_texts(job: Generate) -> list[str]:
     """The prompts that were given word by word; none where the prompt set is asked for.
 
     Raises UserError (job.texts_file) for a file that is missing, is no UTF-8 text or holds no prompt.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusion_lab.config import paths
+from diffusion_lab.config import jobs, paths
 from diffusion_lab.config.schema import RESUME, Config, as_plain_dict
 from diffusion_lab.methods import METHODS
 from diffusion_lab.records import UserError
@@ -89,10 +89,11 @@ def differing(
     """Key -> what it was and what it is, for every key that matters and differs.
 
     A path is the same however it is spelt; `began` is where relative ones of `before` started from. A key that
-    `before` does not have, since an earlier version wrote it, counts as its default.
+    `before` does not have, since an earlier version wrote it, counts as its default; those of other jobs count as
+    none.
     """
     old, new = flatten(plain(before)), flatten(plain(now))
-    usual = _defaults(new.get("method.name"))
+    usual = _defaults(new.get("method.name"), new.get("job.name"))
     absent = "not there"
     found = {}
     for key in dict.fromkeys([*new, *old]):
@@ -101,16 +102,18 @@ def differing(
             continue
         if key not in old and key in usual and usual[key] == is_now:
             continue
+        if key not in new and jobs.foreign(key, new.get("job.name")):
+            continue
         found[key] = (was, is_now)
     return found
 
 
 @functools.lru_cache
-def _defaults(method: object) -> Mapping[str, Any]:
+def _defaults(method: object, job: object = None) -> Mapping[str, Any]:
     """The schema's own values, flat."""
     kind = METHODS.get(str(method))
-    config = Config() if kind is None else Config(method=kind())
-    return flatten(plain(as_plain_dict(config)))
+    config = as_plain_dict(Config() if kind is None else Config(method=kind()))
+    return flatten(plain({**config, "job": jobs.defaults(job) or config["job"]}))
 
 
 def bound(config: Config) -> dict[str, Any]:
@@ -125,11 +128,13 @@ def bound_flat(config: Mapping[str, Any]) -> dict[str, Any]:
     and without defaults, so that a key that is added later changes nothing here.
     """
     flat = flatten(plain(config))
+    job = flat.get("job.name")
     usual = _defaults(flat.get("method.name"))
     return {
         key: value
         for key, value in sorted(flat.items())
-        if not key.startswith(FREE) and not paths.is_path(key) and (key not in usual or usual[key] != value)
+        if not (key.startswith(FREE) or paths.is_path(key) or jobs.foreign(key, job))
+        and (key not in usual or usual[key] != value)
     }
 
 
@@ -267,11 +272,17 @@ def expand(words: list[str]) -> list[str]:
     began = began_in(folder) or Path.cwd()
     hydra = _words(notes / "hydra.yaml", "hydra", "overrides", "hydra")
     searched = [word for word in hydra if "hydra.searchpath=" in word]
-    placed = _placed(folder, began)
+    config = _config(folder)
+    placed = _placed(config, began)
     replaced = {"resume", *(_key(word) for word in placed)}
+    job = (config.get("job") or {}).get("name")
     return [
         *paths.searched(searched, began),
-        *(word for word in as_recorded(before) if _key(word) not in replaced),
+        *(
+            word
+            for word in as_recorded(before)
+            if _key(word) not in replaced and not jobs.foreign(_key(word), job)
+        ),
         *placed,
         *(word for word in words if word not in named),
         f"hydra.run.dir={always_quoted(str(folder))}",
@@ -319,19 +330,26 @@ def began_in(run_folder: Path) -> Path | None:
     return None
 
 
-def _placed(run_folder: Path, began: Path) -> list[str]:
-    """Words for the run's paths as they were resolved when it was begun, and for what had been typed.
-
-    They come from its config.yaml, so that paths of an experiment's file are among them. A record of an earlier
-    version has the relative ones only: they are taken against the folder in which the run was begun.
-    """
+def _config(run_folder: Path) -> Mapping[str, Any]:
+    """The run's configuration, by its config.yaml or else its record; empty where neither tells."""
     config: Any = None
     with contextlib.suppress(UserError):
         config = _notes(run_folder / "config.yaml")
     if not isinstance(config, dict):
         found = recorded(run_folder, lambda config: True)
-        config = (found.result.get("config") if found else None) or {}
+        config = found.result.get("config") if found else None
+    return config if isinstance(config, dict) else {}
+
+
+def _placed(config: Mapping[str, Any], began: Path) -> list[str]:
+    """Words for the run's paths as they were resolved when it was begun, and for what had been typed.
+
+    They come from its configuration, so that paths of an experiment's file are among them. A record of an earlier
+    version has the relative ones only: they are taken against the folder in which the run was begun.
+    """
     flat = {key: value for key, value in flatten(plain(config)).items() if paths.is_path(key)}
+    job = (config.get("job") or {}).get("name")
+    flat = {key: value for key, value in flat.items() if not jobs.foreign(key, job)}
     typed = {key: str(value) for key, value in (config.get("as_typed") or {}).items() if key in flat}
     words = []
     for key, value in flat.items():
