@@ -208,11 +208,11 @@ def table() -> str:
     lines = [
         "# Bounds of the numbers",
         "",
-        "Every number of the configuration, the values it may have, and why it ends where it does. An upper bound is",
-        "not advice: it lies where a value can only be a slip, or could no longer be answered at once. A value outside is",
-        "refused with the key; one that is allowed and rarely meant is named by the plan.",
+        "Every number of the configuration, the values it may have, and the reason for the upper bound. An upper bound is not",
+        "a recommendation: larger values can only be mistakes, or would take too long to check. A value outside the bounds is",
+        "refused with the name of its key. The plan warns about values that are allowed but unusual.",
         "",
-        "| key | from | to | it ends there because |",
+        "| key | from | to | reason for the upper bound |",
         "|---|---|---|---|",
     ]
     for key, bound in BOUNDS.items():

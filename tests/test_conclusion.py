@@ -38,11 +38,11 @@ import json, os, shutil, sys, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from diffusion_lab.compose import compose
+from diffusion_lab.cli.compose import compose
 from diffusion_lab.config import fill_defaults
 from diffusion_lab.jobs import conclude, load, perform
-from diffusion_lab.tracking import backup
-from diffusion_lab.tracking.files import FileTracker
+from diffusion_lab.trackers import backup
+from diffusion_lab.runs.files import FileTracker
 load("finetune")
 root, words, kills = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 config = fill_defaults(compose(words))

@@ -341,7 +341,7 @@ def test_features_are_kept_anew(tmp_path: Path, damage: str, caplog: pytest.LogC
         "7",
         "cut",
     ):  # SQLite takes the first two for empty databases, and may read a cut one
-        assert "cannot be used and is made anew" in caplog.text
+        assert "cannot be used and is rebuilt" in caplog.text
 
 
 @pytest.mark.parametrize("blob", [b"", b"123", np.zeros(5, "<f4").tobytes(), None])

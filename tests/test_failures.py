@@ -173,7 +173,7 @@ def test_descriptors_that_were_closed_are_no_error(closed: str, tmp_path: Path) 
 def test_no_file_takes_a_closed_descriptors_number(tmp_path: Path) -> None:
     """A library that writes to descriptor 1 would otherwise write into whichever file has the number now."""
     program = (
-        "import os; from diffusion_lab.tracking.streams import guarded\n"
+        "import os; from diffusion_lab.system.streams import guarded\n"
         f"with guarded():\n    with open({str(tmp_path / 'file')!r}, 'w') as file: os.write(1, b'stray'); print(file.fileno() > 2, file=file)\n"
     )
     subprocess.run(

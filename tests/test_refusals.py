@@ -194,18 +194,18 @@ FILES = [
     ("metrics=full metrics.face_weights={garbage_pt}", "metrics.face_weights"),
     ("metrics=full metrics.face_weights={empty_pt}", "metrics.face_weights"),
     ("metrics=full metrics.face_weights={garbage_safetensors}", "metrics.face_weights"),
-    ("metrics=full metrics.face_weights={other_safetensors}", "does not hold InceptionResnetV1"),
+    ("metrics=full metrics.face_weights={other_safetensors}", "does not contain InceptionResnetV1"),
     ("metrics.aesthetics_weights={garbage_safetensors}", "metrics.aesthetics_weights"),
     ("metrics.aesthetics_weights={garbage_pt}", "metrics.aesthetics_weights"),
     ("metrics.aesthetics_weights={other_safetensors}", "is not a chain of linear layers"),
-    ("metrics.aesthetics_weights={narrow_safetensors}", "reads embeddings of 7 numbers"),
+    ("metrics.aesthetics_weights={narrow_safetensors}", "expects embeddings of width 7"),
     ("metrics=full metrics.clip_model={folder}", "metrics.clip_model"),
     ("metrics=full metrics.clip_model={bert}", "preprocessor_config.json"),
     ("metrics=full metrics.clip_weights={garbage_pt}", "metrics.clip_weights"),
     ("metrics.names=[dino] metrics.dino_model={folder}", "metrics.dino_model"),
-    ("metrics.names=[dino] metrics.dino_model={bert}", "is a bert"),
+    ("metrics.names=[dino] metrics.dino_model={bert}", "is a model of type bert"),
     ("metrics.names=[fid] metrics.inception_weights={garbage_pt}", "metrics.inception_weights"),
-    ("metrics.names=[fid] metrics.inception_weights={other_safetensors}", "does not hold Inception v3"),
+    ("metrics.names=[fid] metrics.inception_weights={other_safetensors}", "does not contain Inception v3"),
 ]
 
 

@@ -160,8 +160,8 @@ import json, os, random, signal, sys, time, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from diffusion_lab.compose import compose
-from diffusion_lab.config import fill_defaults
+from diffusion_lab.cli.compose import compose
+from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.jobs import load, perform
 import diffusion_lab, importlib, pkgutil, scipy.stats
 import diffusers, peft, pyarrow.parquet, facenet_pytorch, plotly.graph_objects, accelerate

@@ -280,7 +280,7 @@ def test_a_thing_without_a_face_says_why_it_has_no_likeness(tmp_path: Path) -> N
     assert "Impostor" not in page
     assert '<th scope="row">similarity</th>' not in page
     assert "<h3>Images with a face</h3>" not in page
-    assert "<h3>Resemblance of the whole picture</h3>" in page
+    assert "<h3>Similarity of the whole image</h3>" in page
     asked.data.n_images, asked.data.n_heldout = 2, 1
     run(asked, tmp_path / "again")
     held = result(tmp_path / "again")["evaluations"][0]["metrics"]["similarity_heldout"]

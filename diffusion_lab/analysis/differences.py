@@ -1,4 +1,4 @@
-"""Intervals of differences, from the intervals of the two numbers and what ties them together.
+"""Intervals of differences, from the intervals of two estimates and their correlation.
 
 With estimates a and b, their limits and their correlation r, the limits of b - a are (MOVER: Zou 2007, "Toward using
 confidence intervals to compare correlations", equation 15; for two independent shares it is Newcombe's tenth method,
@@ -7,8 +7,8 @@ confidence intervals to compare correlations", equation 15; for two independent 
     low  = b - a - sqrt((b - low_b)^2 + (high_a - a)^2 - 2 r (b - low_b) (high_a - a))
     high = b - a + sqrt((high_b - b)^2 + (a - low_a)^2 - 2 r (high_b - b) (a - low_a))
 
-For two Student intervals of the same images this is the paired one exactly; for shares it does not shrink to nothing
-where all values are alike.
+For two Student intervals over the same images this is exactly the paired interval. For fractions its width is not zero
+if all values are equal.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from diffusion_lab.records import ScoreRow
 
 Limits = tuple[float, float]
 Values = Mapping[tuple[Hashable, int], float | None]
-"""Of one metric at one step: by (prompt id, index) of the image, None where it has none."""
-FEWEST = 5  # prompts: a correlation of fewer could narrow an interval by luck
+"""Of one metric at one step: by (prompt id, index) of the image, None if it has none."""
+FEWEST = 5  # prompts: with fewer, the correlation could narrow an interval by chance
 
 
 def difference(a: float, limits_a: Limits, b: float, limits_b: Limits, correlation: float = 0.0) -> Limits:
@@ -40,9 +40,8 @@ def _apart(first: float, second: float, correlation: float) -> float:
 def correlation(a: Values, b: Values, fill_a: float | None = None, fill_b: float | None = None) -> float:
     """Correlation of two means over the same images (same prompts, same noise), between -1 and 1.
 
-    Clustered by prompt; by image where there is one prompt alone. ``fill_a``, ``fill_b``: what an image without a
-    value counts; None leaves it out. Of fewer than `FEWEST` units only a negative one is believed; 0 where nothing
-    varies.
+    Clustered by prompt, or by image if there is a single prompt. ``fill_a``, ``fill_b``: the value of an image without
+    one; None excludes it. With fewer than `FEWEST` units only a negative correlation is used; 0 if nothing varies.
     """
     rows = {}
     for key in sorted(a.keys() & b.keys(), key=repr):
@@ -69,8 +68,8 @@ def correlation(a: Values, b: Values, fill_a: float | None = None, fill_b: float
 def by_image(rows: Iterable[ScoreRow]) -> dict[int, dict[str, dict[tuple[Hashable, int], float | None]]]:
     """Step -> metric -> each image's value, of the rows of scores.parquet.
 
-    Images of prompts without the identifier have a row without a value in the metrics that do not speak of them; those
-    are left out, since they are not missing.
+    Images of prompts without the identifier have a row without a value in metrics that do not use them. These rows are
+    excluded, because the values are not missing.
     """
     found: dict[int, dict[str, dict[tuple[Hashable, int], float | None]]] = {}
     for row in rows:
@@ -80,7 +79,7 @@ def by_image(rows: Iterable[ScoreRow]) -> dict[int, dict[str, dict[tuple[Hashabl
 
 
 def combined(parts: Sequence[tuple[float, Limits]]) -> Limits:
-    """95 % limits of a sum of estimates, taken as independent."""
+    """95 % limits of a sum of estimates that are assumed to be independent."""
     total = math.fsum(value for value, _ in parts)
     below = math.sqrt(math.fsum((value - low) ** 2 for value, (low, _) in parts))
     above = math.sqrt(math.fsum((high - value) ** 2 for value, (_, high) in parts))

@@ -1,4 +1,4 @@
-"""The one place that averages: means with standard errors and 95 % intervals.
+"""Means with standard errors and 95 % intervals, for all metrics.
 
 **Prompts repeat.** Several images of one prompt are not independent, so residuals are summed by prompt first:
     se^2 = G / (G - 1) * sum_g (sum_{i in g} (x_i - mean))^2 / n^2
@@ -6,24 +6,23 @@ over G prompts (Liang & Zeger 1986, "Longitudinal data analysis using generalize
 small-sample factor and Student's t with G - 1 degrees of freedom as in Cameron & Miller 2015, "A
 practitioner's guide to cluster-robust inference"). With one image per prompt this is the usual s^2 / n.
 
-**One prompt.** With a single prompt nothing is known about other prompts. What can be estimated is how another draw
-of noise would come out for the same prompt: the images are then the units, and the summary says so
+**One prompt.** A single prompt gives no information about other prompts. Only the variation due to another draw of
+noise for the same prompt can be estimated: the images are then the units, and the summary says so
 (`within_one_prompt`).
 
-**Pairs and sets.** Means over pairs of images (diversity, leave-one-out ceilings, KID) and numbers of whole sets (FID,
-Vendi): see `pairs.py`. **Shares** (face_rate): see `shares.py`.
+**Pairs and sets.** Means over pairs of images (diversity, leave-one-out ceilings, KID) and values of whole sets (FID,
+Vendi): see `pairs.py`. **Fractions** (face_rate): see `shares.py`.
 
-**Images without a face** count as a fixed value v in the penalised mean v + r (m - v), with r the share of images with a
-face and m the mean over those. Its interval combines Wilson's of r and Student's of m, each limit from the distances on its own side
-(Zou & Donner 2008, "Construction of confidence limits about effect measures: a general approach"), so that a face in
-every one of a few images is not taken for a face in all.
+**Images without a face** count as a fixed value v in the penalised mean v + r (m - v), with r the fraction of images with a
+face and m the mean over those. Its interval combines Wilson's for r and Student's t for m, each limit from the distances on
+its own side (Zou & Donner 2008, "Construction of confidence limits about effect measures: a general approach"), so that
+faces in all of a few images do not imply faces in all images.
 
-**Nothing to go by.** Where all values are alike, where there is one image, or too few prompts, no error can be
-estimated: standard error and interval are None and the summary's note says why. An interval never leaves the metric's
-range.
+**No interval.** If all values are equal, or there is one image or too few prompts, no error can be estimated: standard
+error and interval are None and the summary's note gives the reason. An interval never leaves the metric's range.
 
-Similarities to fixed photographs are conditional on those: the interval says how another draw of prompts and
-noise would come out, not another set of photographs.
+Similarities to the reference photos are conditional on them: the interval refers to another draw of prompts and noise,
+not to another set of photos.
 """
 
 from __future__ import annotations
@@ -43,16 +42,16 @@ from diffusion_lab.analysis.shares import wilson
 from diffusion_lab.records import Summary
 
 LEVEL = 0.95
-ALIKE = 1e-9  # an error below this share of the values is rounding
+ALIKE = 1e-9  # an error below this fraction of the values is rounding
 
 Bounds = tuple[float | None, float | None]
-BOUNDS: dict[str, Bounds] = {  # by a metric's unit: the values that it can have
+BOUNDS: dict[str, Bounds] = {  # by a metric's unit: its possible values
     "cosine": (-1.0, 1.0),
     "cosine distance": (0.0, 2.0),
     "share": (0.0, 1.0),
     "0 to 1": (0.0, 1.0),
 }
-NOISE_ONLY = "all images are of one prompt: the interval speaks of its noise only"
+NOISE_ONLY = "all images have the same prompt: the interval refers to the noise only"
 WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
 
@@ -69,13 +68,13 @@ def summarise(
 ) -> Summary:
     """Mean of one metric over the images of one evaluation.
 
-    ``values``: one per image, NaN where undefined; a tensor, an array or floats. ``prompt_ids``: the prompt
-    of each, None where every image is its own. ``can_miss``: report the penalised mean, in which an image
-    without a value counts as ``imputed``, or as the mean over the others where that is lower still.
+    ``values``: one per image, NaN if undefined; a tensor, an array or floats. ``prompt_ids``: the prompt
+    of each, None if every image has a different one. ``can_miss``: report the penalised mean, in which an image
+    without a value counts as ``imputed``, or as the mean over the others if that is lower.
     ``pairwise``: each value is a mean over the other images; ``kernel`` [n, n] has the pairs themselves, without
     which the error is the jackknife's, an upper estimate. ``share``: each value is 0 or 1. ``bounds``: of the
-    values' range, None where open.
-    ValueError for infinite values, for lengths that differ, and for a share of anything but 0 and 1.
+    values' range, None for no bound.
+    ValueError for infinite values, for different lengths, and for a share with values other than 0 and 1.
     """
     x = np.array([float(value) for value in values], dtype=np.float64)
     ids = list(range(len(x)) if prompt_ids is None else prompt_ids)
@@ -105,19 +104,19 @@ def summarise(
 
 
 def units(prompt_ids: Sequence[Hashable]) -> tuple[NDArray[np.int64], bool]:
-    """Each image's unit as a number: its prompt, or itself (True) where there is a single prompt."""
+    """Each image's unit as an index: its prompt, or itself (True) if there is a single prompt."""
     codes = prompts_of(prompt_ids)
     alone = len(codes) > 1 and int(codes.max()) == 0
     return (np.arange(len(codes)), True) if alone else (codes, False)
 
 
 def too_few(groups: int, least: int, alone: bool) -> str | None:
-    """Why ``groups`` prompts (``alone``: images of one prompt) have no interval, where they are under ``least``."""
+    """Why ``groups`` prompts (``alone``: images of one prompt) have no interval, if there are fewer than ``least``."""
     if groups >= least:
         return None
     if groups == 1:
-        return f"no interval: one image is too few, it takes {WORDS[least]}"
-    return f"no interval: {WORDS[groups]} {'images' if alone else 'prompts'} are too few, it takes {WORDS[least]}"
+        return f"no interval: one image is too few, at least {WORDS[least]} are needed"
+    return f"no interval: {WORDS[groups]} {'images' if alone else 'prompts'} are too few, at least {WORDS[least]} are needed"
 
 
 def interval_of(
@@ -133,10 +132,10 @@ def interval_of(
     alone: bool = False,
     share: bool = False,
 ) -> Summary:
-    """The summary of a mean or of a set's number: value +- t * ``error`` with ``groups`` - 1 degrees of freedom.
+    """The summary of a mean or of a set's value: value +- t * ``error`` with ``groups`` - 1 degrees of freedom.
 
-    Without an interval where ``why`` says so (it goes into the note), where there is no error, and where the error is
-    nothing but rounding. ``alone``: the units are images of one prompt. ``share``: Wilson's interval.
+    Without an interval if ``why`` is given (it becomes the note), if there is no error, and if the error is only
+    rounding. ``alone``: the units are images of one prompt. ``share``: Wilson's interval.
     """
     if not math.isfinite(value):
         raise ValueError("a set's value is not finite")
@@ -146,7 +145,7 @@ def interval_of(
         if why is None:
             low, high = _share(value, error, n, groups)
     elif error is not None and why is None and error <= ALIKE * max(abs(value), 1e-12):
-        error, why = 0.0, f"no interval: all {n} values are alike, which says nothing about their error"
+        error, why = 0.0, f"no interval: all {n} values are alike, so their error cannot be estimated"
     elif error is not None and why is None:
         reach = student_t(groups - 1) * error
         low, high = value - reach, value + reach
@@ -165,7 +164,7 @@ def interval_of(
 
 
 def _share(p: float, error: float, images: int, prompts: int) -> tuple[float, float]:
-    """95 % interval of a share with its clustered standard error; see `shares.py`."""
+    """95 % interval of a fraction with its clustered standard error; see `shares.py`."""
     if images == prompts or p in (0.0, 1.0):
         return wilson(p, prompts, normal())
     effective = min(float(images), p * (1 - p) / error**2) if error > 0 else float(images)
@@ -182,14 +181,14 @@ def _clustered_error(residuals: NDArray[np.float64], codes: NDArray[np.int64]) -
         parts[code].append(residual)
     squares = math.fsum(
         math.fsum(part) ** 2 for part in parts
-    )  # exact sums: the order of the images is nothing
+    )  # exact sums: independent of the order of the images
     return math.sqrt(groups / (groups - 1) * squares) / len(residuals)
 
 
 def _pair_error(
     residuals: NDArray[np.float64], codes: NDArray[np.int64], kernel: NDArray[np.float64] | None
 ) -> float | None:
-    """Of a mean over pairs; None for too few clusters."""
+    """The standard error of a mean over pairs; None for too few clusters."""
     if kernel is not None:
         return pair_error(kernel, codes)[0]
     n, single = len(residuals), _clustered_error(residuals, codes)
@@ -199,19 +198,19 @@ def _pair_error(
 def _penalise(
     found: Summary, x: NDArray[np.float64], ids: Sequence[Hashable], imputed: float, bounds: Bounds
 ) -> Summary:
-    """With the mean over all images, those without a value counted as v; see the head of this file."""
+    """Adds the mean over all images, those without a value counted as v; see the module docstring."""
     there = ~np.isnan(x)
     v = imputed if found.mean is None else min(imputed, found.mean)
     penalised = math.fsum(np.where(there, x, v)) / len(x)
     if found.mean is not None:
-        penalised = min(penalised, found.mean)  # equal but for rounding where v is the mean
+        penalised = min(penalised, found.mean)  # equal except for rounding if v is the mean
     rate = summarise(there.astype(float), ids, share=True)
     low = high = None
     if None not in (found.mean, rate.mean, rate.low, rate.high) and found.standard_error:
         assert found.mean is not None and rate.mean is not None  # noqa: PT018 - for mypy
         assert rate.low is not None and rate.high is not None  # noqa: PT018
         m, r = found.mean - v, rate.mean
-        # Of all prompts, not only of those with a face: with these degrees of freedom 94 to 97 % are covered.
+        # Over all prompts, not only those with a face: with these degrees of freedom the coverage is 94 to 97 %.
         reach = r * student_t(int(units(ids)[0].max())) * found.standard_error
         low = penalised - math.hypot(m * (r - rate.low), reach)
         high = penalised + math.hypot(m * (rate.high - r), reach)
@@ -224,7 +223,7 @@ def _penalise(
 
 
 def undefined(why: str, missing: int = 0) -> Summary:
-    """No value, and in words why."""
+    """A summary without a value, with the reason."""
     return Summary(None, 0, missing, None, None, None, note=why)
 
 
@@ -237,7 +236,7 @@ def of_pairs(
     bounds: Bounds = (None, None),
     note: str | None = None,
 ) -> Summary:
-    """The summary of a set's number that is a mean over pairs of its images, ``kernel`` [n, n] up to a constant."""
+    """The summary of a set's value that is a mean over pairs of its images, ``kernel`` [n, n] up to a constant."""
     codes, alone = units(prompt_ids)
     error, groups = pair_error(kernel, codes)
     why = too_few(groups, FEWEST, alone)

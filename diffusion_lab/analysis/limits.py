@@ -10,12 +10,12 @@ from diffusion_lab.records import Summary
 
 
 def value_of(summary: Summary) -> float | None:
-    """The number the rule uses: the mean that counts images without a face too, where there is such a mean."""
+    """The value used by the stop rule: the mean that counts images without a face too, if there is one."""
     return summary.mean if summary.penalised is None else summary.penalised
 
 
 def limits_of(summary: Summary) -> Limits | None:
-    """The 95 % interval of `value_of`; None where it cannot be estimated."""
+    """The 95 % interval of `value_of`; None if it cannot be estimated."""
     value, s = value_of(summary), summary.standard_error
     if summary.penalised_low is not None and summary.penalised_high is not None:
         return summary.penalised_low, summary.penalised_high
@@ -30,13 +30,13 @@ def limits_of(summary: Summary) -> Limits | None:
 
 
 def half_width_of(summary: Summary) -> float | None:
-    """Half of the 95 % interval of `value_of`, or None where it cannot be estimated."""
+    """Half of the 95 % interval of `value_of`, or None if it cannot be estimated."""
     limits = limits_of(summary)
     return None if limits is None else (limits[1] - limits[0]) / 2
 
 
 def _half_of_an_earlier_record(summary: Summary) -> float | None:
-    """Of a penalised mean that counts 0 and has no interval of its own.
+    """The half interval of a penalised mean that counts missing faces as 0 and has no interval of its own.
 
     From mean, n and standard error s the sum of squares is (n - 1) n s^2 + n mean^2, and so the variance over all
     n + missing images follows.
@@ -44,7 +44,7 @@ def _half_of_an_earlier_record(summary: Summary) -> float | None:
     s, mean = summary.standard_error, summary.mean
     if s is None or mean is None or summary.penalised is None:
         return None
-    t = 1.96  # or Student's, as the summary has it
+    t = 1.96  # or Student's t, as in the summary
     if s > 0 and summary.low is not None and summary.high is not None:
         t = (summary.high - summary.low) / 2 / s
     total = summary.n + summary.missing
@@ -53,7 +53,7 @@ def _half_of_an_earlier_record(summary: Summary) -> float | None:
 
 
 def lacking(names: Iterable[str], evaluations: Sequence[Mapping[str, Summary]]) -> dict[str, str]:
-    """Metrics with a value but no interval in one of these evaluations, and why: "" where the record does not say."""
+    """Metrics with a value but no interval in one of these evaluations, and why: "" if the record has no reason."""
     found: dict[str, str] = {}
     for name in names:
         for at in evaluations:
@@ -64,7 +64,7 @@ def lacking(names: Iterable[str], evaluations: Sequence[Mapping[str, Summary]]) 
 
 
 def missing_notes(summaries: Sequence[Summary]) -> list[str]:
-    """What images without a face counted, where there are any."""
+    """The value of images without a face, if there are any."""
     counted = [s for s in summaries if s.penalised is not None and s.missing]
     if not counted:
         return []

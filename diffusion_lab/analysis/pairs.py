@@ -1,27 +1,27 @@
-"""Errors of numbers that compare images with each other: means over pairs, and numbers of whole sets.
+"""Errors of values that compare images with each other: means over pairs, and values of whole sets.
 
 **Pairs.** A mean U over all pairs of different images (diversity, KID, every leave-one-out ceiling) is a U-statistic
 of order two (Hoeffding 1948). Its variance has two parts, 4 (n - 2) / (n (n - 1)) zeta_1 + 2 / (n (n - 1)) zeta_2, and
 the jackknife over images (Arvesen 1969, "Jackknifing U-statistics") counts the second one twice (Efron & Stein 1981,
-"The jackknife estimate of variance"). Where the images spread evenly about nothing, or where two sets come from one
-distribution, the second part is all there is. An estimate without that bias is
+"The jackknife estimate of variance"). If the images are spread evenly around the origin, or if two sets come from one
+distribution, there is only the second part. An estimate without this bias is
 
     U^2 - mean of h(i, j) h(k, l) over four different images
       = (4 sum_i r_i^2 - 2 sum_ij (h_ij - U)^2) / (n (n - 1) (n - 2) (n - 3)),   r_i = sum_j (h_ij - U),
 
-which varies more, and may be negative: it is kept between `LEAST` of the jackknife's and the jackknife's own. Prompts
-that repeat are the units: h between two prompts is what their images contribute to U.
+which has a larger variance and may be negative: it is clipped to between `LEAST` times the jackknife's variance and that
+variance. Repeated prompts are the units: h between two prompts is the contribution of their images to U.
 
-**Sets.** FID and Vendi have no such closed form. They are computed again without one group of prompts at a time
+**Sets.** FID and Vendi have no such closed form. They are recomputed without one group of prompts at a time
 (Quenouille 1956; Shao & Tu 1995, section 5.1):
 
     var = (g - 1) / g * sum_j (theta_(j) - mean theta_(.))^2
 
-and, where wanted, without two, which gives the second part that the jackknife counts twice (Efron & Stein 1981,
+and optionally without two, which gives the second part that the jackknife counts twice (Efron & Stein 1981,
 section 5): Q_jk = g theta - (g - 1) (theta_(j) + theta_(k)) + (g - 2) theta_(jk), var - sum (Q - mean Q)^2 / (g (g - 1)).
 
-Both speak of the mean of the number over draws of as many prompts as were drawn: for KID and diversity, which are
-unbiased, that is the number's true value; for FID and Vendi it is not.
+Both refer to the mean of the value over draws of the same number of prompts. For KID and diversity, which are unbiased,
+this is the true value; for FID and Vendi it is not.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-# Share of the jackknife's variance that is always taken; the true share lies between 1/2 and 1. Chosen by simulation.
+# Minimum fraction of the jackknife's variance; the true fraction lies between 1/2 and 1. Chosen by simulation.
 LEAST = 0.7
 LEAST_OF_SETS = 0.65
-FEWEST = 3  # prompts: two have a single pair, which says nothing about its own error
+FEWEST = 3  # prompts: two have a single pair, whose error cannot be estimated
 
 
 def pair_error(kernel: NDArray[np.float64], codes: NDArray[np.int64]) -> tuple[float | None, int]:
     """Standard error of the mean over all pairs of different images, and the number of prompts.
 
-    ``kernel``: symmetric [n, n], its diagonal is not read. ``codes``: each image's prompt, 0 to G - 1.
+    ``kernel``: symmetric [n, n], the diagonal is not used. ``codes``: each image's prompt, 0 to G - 1.
     None for fewer than `FEWEST` prompts.
     """
     groups, n = int(codes.max(initial=-1)) + 1, len(codes)
@@ -67,9 +67,9 @@ def pair_error(kernel: NDArray[np.float64], codes: NDArray[np.int64]) -> tuple[f
 def _between_prompts(
     residuals: NDArray[np.float64], codes: NDArray[np.int64], groups: int
 ) -> NDArray[np.float64]:
-    """[G, G] with the mean over its pairs equal to that over the images': what two prompts contribute together.
+    """[G, G], the joint contribution of two prompts. The mean over its pairs equals that over the images' pairs.
 
-    Pairs within a prompt are that prompt's own, half of them in each of its pairs with the others.
+    Pairs within a prompt are distributed over the prompt's pairs with all other prompts.
     """
     n = len(codes)
     one_hot = np.zeros((n, groups))
@@ -89,11 +89,11 @@ def jackknife_error(
     *,
     second_order_from: int | None = None,
 ) -> tuple[float | None, int]:
-    """Standard error by leaving out a group of prompts at a time, and the number of groups.
+    """Standard error by leaving out one group of prompts at a time, and the number of groups.
 
-    ``statistic``: of the rows with these numbers. ``codes``: each image's prompt; prompts are dealt in turn to at
-    most ``most_groups`` groups. ``second_order_from``: with so many groups or more, the part that is counted twice is
-    taken off, for g (g - 1) / 2 more evaluations. None for fewer than three groups.
+    ``statistic``: function of the row indices. ``codes``: each image's prompt; prompts are assigned in turn to at
+    most ``most_groups`` groups. ``second_order_from``: with at least this many groups, the part that is counted twice
+    is subtracted, at the cost of g (g - 1) / 2 more evaluations. None for fewer than three groups.
     """
     groups = min(most_groups, int(codes.max(initial=-1)) + 1)
     if groups < FEWEST:
@@ -115,6 +115,6 @@ def jackknife_error(
 
 
 def prompts_of(ids: Sequence[Hashable]) -> NDArray[np.int64]:
-    """Each image's prompt as a number, in the order of first appearance."""
+    """Each image's prompt as an index, in the order of first appearance."""
     seen: dict[Hashable, int] = {}
     return np.array([seen.setdefault(key, len(seen)) for key in ids], dtype=np.int64)

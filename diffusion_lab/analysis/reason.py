@@ -1,50 +1,52 @@
-"""The recommended stop in words: two plain sentences, then what was assumed."""
+"""The reason for the recommended step: two sentences, then the assumptions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Optimizer steps per picture that practitioners quote; the second and third of the original study.
+# Optimizer steps per picture recommended by practitioners; the second and third from the original study.
 RULES_OF_THUMB: Mapping[str, int] = {"in general": 100, "for men": 120, "for women": 150}
 
 
-FLAT = 0.1  # of the scaled score: differences that are surely smaller matter little
+FLAT = 0.1  # of the scaled score: smaller differences matter little
 TOO_FEW = {1: "One image per evaluation is", 2: "Two images per evaluation are"}
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A metric at two evaluations, and the 95 % limits of the second value less the first; None where unknown."""
+    """A metric at two evaluations, and the 95 % limits of the second value minus the first; None if unknown."""
 
     start: float | None
     end: float | None
     limits: tuple[float, float] | None
-    steady: bool = True  # every evaluation between is near `end` too
+    steady: bool = True  # every evaluation in between is near `end` too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moves:
-    """What `explain` speaks of."""
+    """The input of `explain`."""
 
     steps: Sequence[int]
-    best: int  # position of the recommended step
+    best: int  # index of the recommended step
     scores: Sequence[float | None]  # along the steps
     before: Mapping[str, Change]  # of the weighted metrics, from the first step to the recommended one
     after: Mapping[str, Change]  # from there to the last step
     gaps: Mapping[
         int, tuple[float, float] | None
-    ]  # neighbour's position -> 95 % limits of how much it scores less
-    without_interval: Mapping[str, str]  # metrics that lack one at the recommended step or beside it, and why
+    ]  # neighbour's index -> 95 % limits of how much lower its score is
+    without_interval: Mapping[
+        str, str
+    ]  # metrics without one at the recommended step or its neighbours, and why
     images: int  # per evaluation
-    within_one_prompt: bool  # the intervals speak of its noise only
+    within_one_prompt: bool  # the intervals refer to its noise only
     n_images: int | None
     class_noun: str | None
     notes: Sequence[str]
 
 
 def explain(moves: Moves) -> str:
-    """What moved up to the recommended step and after it; how sure the choice is; then notes."""
+    """The changes up to the recommended step and after it, the certainty of the choice, then notes."""
     rules = rules_of_thumb(moves.n_images, moves.class_noun)
     sentences = [_movement(moves), _certainty(moves), *moves.notes]
     if rules and moves.steps[-1] >= min(rules.values()) / 2:
@@ -54,7 +56,7 @@ def explain(moves: Moves) -> str:
 
 
 def rules_of_thumb(n_images: int | None, class_noun: str | None) -> dict[str, int]:
-    """Steps by whom the rule is for: 100 n, and 120 n for men, 150 n for women where the noun says so."""
+    """Rules of thumb, by subject: 100 n steps, 120 n for men, 150 n for women if the noun matches."""
     if not n_images:
         return {}
     nouns = {"man": ["for men"], "woman": ["for women"]}.get(class_noun or "", [])
@@ -71,7 +73,7 @@ def _movement(m: Moves) -> str:
     after = _changes(m, m.after, here, last, past=False) if here < last else ""
     if here == 0:
         return (
-            f"Keep step {step}, where the run begins: no later evaluation weighs better, for until step"
+            f"Keep step {step}, the start of the run: no later evaluation has a better score, because until step"
             f" {m.steps[last]} {after}."
         )
     before = _changes(m, m.before, 0, here, past=True)
@@ -104,13 +106,13 @@ def _changes(m: Moves, changes: Mapping[str, Change], start: int, end: int, *, p
 
 
 def _certainty(m: Moves) -> str:
-    """What the intervals say of the evaluations beside the recommended one; nothing that they do not."""
+    """What the intervals imply about the evaluations next to the recommended one."""
     if len(m.steps) == 1:
-        return "Train with more evaluations to see where to stop."
+        return "Use more evaluations to find out where to stop."
     if m.images in TOO_FEW:
         return (
-            f"{TOO_FEW[m.images]} too few for advice: this step had the best score of what was drawn, and other images"
-            " may well put another one first."
+            f"{TOO_FEW[m.images]} too few for advice: this step had the best score for these images, and with other images"
+            " another step may be best."
         )
     parts = ["The last evaluation is the best, so training longer may be better still"] * (
         m.best == len(m.steps) - 1
@@ -124,7 +126,7 @@ def _certainty(m: Moves) -> str:
     parts[0] = parts[0][0].upper() + parts[0][1:]
     said = "; ".join(parts) + "."
     if m.within_one_prompt:
-        said += " All images are of one prompt, so these errors are of its noise only: with other prompts another step may be best."
+        said += " All images have the same prompt, so these errors cover the noise only: with other prompts another step may be best."
     return said
 
 

@@ -1,7 +1,7 @@
 """When to stop: the weighted sum of the scaled metrics is best at the recommended evaluation.
 
-Pure functions over the summaries of a run. The page of `report.py` computes the same rule in the browser,
-from the same ranges, when its sliders are moved.
+Pure functions of the summaries of a run. The page of `report.py` computes the same rule in the browser,
+with the same ranges, when the sliders are moved.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from diffusion_lab.records import Summary, UserError
 from diffusion_lab.values.bounds import NARROWEST
 
 DEFAULT_WEIGHTED = ("similarity", "aesthetics", "diversity")
-FALLBACK = ("similarity", "clip_image")  # no face anywhere: the second takes the first one's place
-STEADY = 0.01  # a metric's values that are nearer than this read as the same
-TIE = 1e-9  # scores nearer than this are equal, so that rounding does not choose the step
+FALLBACK = ("similarity", "clip_image")  # if there is no face anywhere, the second replaces the first
+STEADY = 0.01  # values of a metric that are closer than this are reported as equal
+TIE = 1e-9  # scores closer than this are equal, so that rounding does not decide
 
 # Min-max ranges of the original study: full-size encoders (VGGFace2 cosine, AVA score / 10, CLIP distance).
 STUDY_RANGES: Mapping[str, tuple[float, float]] = {
@@ -36,7 +36,7 @@ References = Mapping[str, Mapping[str, Summary | None]]  # metric -> "ceiling", 
 
 
 class MetricInfo(Protocol):
-    """What the rule needs to know of a metric; every `interfaces.Metric` is one."""
+    """What the rule needs to know about a metric; every `interfaces.Metric` provides it."""
 
     @property
     def name(self) -> str: ...
@@ -46,19 +46,19 @@ class MetricInfo(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepScore:
-    """The rule at one evaluation. `score` is None where a weighted metric has no value at all."""
+    """The rule at one evaluation. `score` is None if a weighted metric has no value."""
 
     step: int
     score: float | None
-    half_width: float | None  # half of the score's 95 % interval, the metrics taken as independent
+    half_width: float | None  # half of the score's 95 % interval, assuming independent metrics
     scaled: Mapping[str, float | None]  # by metric, weighted or not; 1 is good, unclipped
-    low: float | None = None  # the interval itself, which need not lie evenly about the score
+    low: float | None = None  # the interval itself, which may be asymmetric
     high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """Which evaluation to stop at, and everything it was computed from."""
+    """The evaluation at which to stop, and everything it was computed from."""
 
     step: int
     reason: str
@@ -71,16 +71,16 @@ class Recommendation:
 def scale(value: float, low: float, high: float) -> float:
     """Min-max: 0 at `low`, 1 at `high`, unclipped. With `low` above `high` it is inverted."""
     if low == high:
-        raise ValueError(f"a range needs two different ends, not {low} twice")
+        raise ValueError(f"the ends of a range must differ, not {low} twice")
     return (value - low) / (high - low)
 
 
 def check(weights: Mapping[str, float], ranges: Mapping[str, Sequence[float]], names: Iterable[str]) -> None:
-    """Refuses, before a run begins, what `recommend` could not use at its end.
+    """Checks, before a run begins, that `recommend` can use the weights and ranges at its end.
 
     Raises:
-        UserError: naming `metrics.weights` or `metrics.ranges`, for an unknown metric, a negative or not
-            finite weight, weights that are all 0, or a range that is not [low, high] with low < high.
+        UserError: naming `metrics.weights` or `metrics.ranges`, for an unknown metric, a negative or
+            non-finite weight, weights that are all 0, or a range that is not [low, high] with low < high.
     """
     known = sorted(names)
     for name, weight in weights.items():
@@ -89,14 +89,14 @@ def check(weights: Mapping[str, float], ranges: Mapping[str, Sequence[float]], n
                 f"metrics.weights: there is no metric {name!r} here; choose from {', '.join(known)}"
             )
         if not (math.isfinite(weight) and weight >= 0):
-            raise UserError(f"metrics.weights.{name}: a weight is a number of 0 or more, not {weight}")
+            raise UserError(f"metrics.weights.{name}: a weight must be 0 or more, not {weight}")
     if weights and not any(weights.values()):
-        raise UserError("metrics.weights: all are 0, so nothing would choose the step; give one of them more")
+        raise UserError("metrics.weights: all are 0, so no step can be chosen; set at least one above 0")
     for name, ends in ranges.items():
         if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] >= ends[1]:
             raise UserError(f"metrics.ranges.{name}: needs [low, high] with low < high, not {list(ends)}")
-        if ends[1] - ends[0] < NARROWEST:  # scores beyond what a float holds when squared
-            raise UserError(f"metrics.ranges.{name}={list(ends)}: its ends differ by less than {NARROWEST:g}")
+        if ends[1] - ends[0] < NARROWEST:  # else scores could overflow when squared
+            raise UserError(f"metrics.ranges.{name}={list(ends)}: the ends differ by less than {NARROWEST:g}")
 
 
 def recommend(
@@ -110,22 +110,22 @@ def recommend(
     class_noun: str | None = None,
     paired: Paired | None = None,
 ) -> Recommendation | None:
-    """The evaluation whose weighted sum of scaled metrics is greatest; of equal ones the earliest.
+    """The evaluation with the greatest weighted sum of scaled metrics; the earliest if several are equal.
 
     Args:
-        summaries_by_step: of every evaluation, in any order; step 0 is the untouched model.
-        weights: by metric, 0 or more, their sum does not matter. Empty: equal over similarity, aesthetics and
+        summaries_by_step: of every evaluation, in any order; step 0 is the base model.
+        weights: by metric, 0 or more; their sum does not matter. Empty: equal over similarity, aesthetics and
             diversity.
-        ranges: [low, high] a metric for scaling. A metric without is scaled over what is known of it: the
-            hull of its floor (step 0), its ceiling and the run, at least twice as wide as its interval, so
-            that noise is not taken for movement.
-        references: by metric, under "ceiling", what photographs score.
+        ranges: [low, high] per metric for scaling. A metric without a range is scaled to the smallest range that
+            contains its floor (step 0), its ceiling and the run, at least twice as wide as its interval, so
+            that noise is not mistaken for change.
+        references: by metric, with the score of the reference photos under "ceiling".
         n_images, class_noun: for the rules of thumb in the reason.
-        paired: every image's values at every step, so that the reason compares the same images; without them steps
-            are compared as if their images had nothing in common. The recommended step does not depend on it.
+        paired: every image's values at every step, so that the reason compares the same images; without them, steps
+            are compared as if their images were independent. The recommended step does not depend on it.
 
     Returns:
-        None where there is no evaluation, or where no weighted metric has a value.
+        None if there is no evaluation, or no weighted metric has a value.
 
     Raises:
         UserError: see `check`.
@@ -153,7 +153,7 @@ def recommend(
         return None
 
     def change(name: str, i: int, j: int) -> Change:
-        """Of a metric from the i-th to the j-th evaluation."""
+        """The change of a metric from the i-th to the j-th evaluation."""
         a, b = values[name][i], values[name][j]
         if a is None or b is None:
             return Change(a, b, None)
@@ -166,7 +166,7 @@ def recommend(
         return Change(a, b, difference(a, x, b, y, r), steady)
 
     def gap(i: int) -> Limits | None:
-        """95 % limits of the recommended score less the i-th."""
+        """95 % limits of the recommended score minus the i-th."""
         parts = []
         for name, weight in used.items():
             found = change(name, i, best)
@@ -201,10 +201,10 @@ def contenders(
     ranges: Mapping[str, Sequence[float]],
     metrics: Iterable[MetricInfo],
 ) -> set[int]:
-    """Steps that may be the recommended one once more has been measured.
+    """Steps that may become the recommended one after further evaluations.
 
-    With fixed ranges a step's score stays what it is, so that only the best one may. A range that comes from the
-    run grows with it and so weighs metrics anew: then every step may that no other one beats in all of them.
+    With fixed ranges a step's score does not change, so only the best one can. A range that is derived from the
+    run grows with it and changes the weighting: then every step can that no other step beats in all metrics.
     """
     infos = {metric.name: metric for metric in metrics}
     found = recommend(summaries_by_step, weights, ranges, infos.values())
@@ -226,8 +226,8 @@ def contenders(
     def beaten(step: int) -> bool:
         return any(
             all(b >= a for a, b in pairs)
-            # Of equal scores the earliest wins, and which metrics will be used is open: a later step has to be
-            # better in each. Where this one has no value, it has no score.
+            # For equal scores the earliest step is chosen, and the metrics in use are not known yet: a later step has to
+            # be better in each. A step without a value has no score.
             and (other < step or all(b > a for a, b in pairs if a > -math.inf))
             for other in rows
             if other != step
@@ -240,9 +240,9 @@ def contenders(
 def settle_weights(
     weights: Mapping[str, float], names: Sequence[str], seen: set[str]
 ) -> tuple[dict[str, float], list[str]]:
-    """The weights in use, summing to 1, and in words what was assumed or replaced on the way.
+    """The weights in use, summing to 1, and notes on assumptions and replacements.
 
-    `names` are the run's metrics, `seen` those with a value at some step. A weight of 0 is no weight.
+    `names` are the run's metrics, `seen` those with a value at any step. A weight of 0 is ignored.
     """
     notes: list[str] = []
     wanted = {m: w for m, w in weights.items() if w > 0}
@@ -252,8 +252,8 @@ def settle_weights(
     if face in wanted and face not in seen and image in seen:
         wanted[image] = wanted.get(image, 0.0) + wanted.pop(face)
         notes.append(
-            "Similarity of faces has no value at all (no face in the images or none in the photographs), so"
-            " the likeness of whole images (clip_image) takes its place."
+            "Similarity of faces has no value at all (no face in the images or none in the reference photos), so"
+            " the similarity of whole images (clip_image) takes its place."
         )
     for name in [m for m in wanted if m not in seen]:
         del wanted[name]
@@ -265,7 +265,7 @@ def settle_weights(
 
 
 def best_index(scores: Sequence[float | None]) -> int | None:
-    """Position of the greatest score, the earliest of those that tie; None where there is none."""
+    """Index of the greatest score, the earliest if several are equal; None if there is none."""
     known = [s for s in scores if s is not None]
     if not known:
         return None
@@ -288,7 +288,7 @@ def _correlation(
     first: int,
     second: int,
 ) -> float:
-    """Of a metric's values at two steps, 0 where the images' own are not known."""
+    """Correlation of a metric's values at two steps; 0 if the values of the images are unknown."""
     if paired is None:
         return 0.0
     a, b = (paired.get(step, {}).get(name) for step in (first, second))
@@ -313,7 +313,7 @@ def _ends(
     known = [v for v in [*values, _value(ceiling)] if v is not None]
     low, high = min(known), max(known)
     widest = max((limit[1] - limit[0] for limit in limits if limit is not None), default=0.0)
-    least = 2 * max(widest, NARROWEST)  # twice: the report gives these ends back, rounded
+    least = 2 * max(widest, NARROWEST)  # twice: the report returns these ends rounded
     spare = max(0.0, least - (high - low)) / 2
     return low - spare, high + spare
 

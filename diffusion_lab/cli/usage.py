@@ -12,7 +12,7 @@ diffusion_lab: measure how a diffusion model learns a subject from a few picture
 
   python -m diffusion_lab [group=option ...] [key=value ...] [flags]
 
-Groups and their options (* is taken where nothing is said):
+Groups and their options (* marks the default):
 {groups}
 
 Keys: every value of the configuration, group.key=value. See them all with --cfg job.
@@ -22,7 +22,7 @@ Flags:
   --cfg job      print the configuration and stop
   --dry-run      check everything, print the plan (images, steps, time, memory) and stop
   -m             sweep: one job for each combination of values, key=a,b
-  --sweep        a sweep out of a file under sweeps/, see Studies
+  --sweep        a sweep defined in sweeps/, see Studies
   --config-dir   a folder with options of your own, conf/<group>/<option>.yaml
   --hydra-help   more flags and settings
 
@@ -33,7 +33,7 @@ Examples:
   python -m diffusion_lab                                     a subject of the miniature, in minutes on a CPU
   python -m diffusion_lab data.subject=ben data.n_images=8
   python -m diffusion_lab data=folder data.folder=my_dog data.class_noun=dog
-  python -m diffusion_lab experiment=debug                    the whole way in a minute
+  python -m diffusion_lab experiment=debug                    a complete run in a minute
   python -m diffusion_lab -m data.subject=anna,ben data.n_images=4,14
   python -m diffusion_lab -m hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1,2
   python -m diffusion_lab --sweep methods seed=0

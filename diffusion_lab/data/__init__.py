@@ -1,1 +1,1 @@
-"""What a run is given: a subject's pictures, nested subsets of them, and the prompts of the evaluations."""
+"""The inputs of a run: a subject's pictures, nested subsets of them, and the prompts of the evaluations."""

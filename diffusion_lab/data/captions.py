@@ -1,7 +1,7 @@
-"""Captions of the training pictures: a row of a table or a text file tells what `01.jpg` shows (`data.sidecars`).
+"""Captions of the training photos: a row of a table or a text file describes `01.jpg` (`data.sidecars`).
 
-They take the place of the instance prompt for their picture. The identifier belongs into them, or the model
-learns what it stands for from the other pictures alone.
+A caption replaces the instance prompt for its picture. It should contain the identifier; otherwise the model
+learns the identifier's meaning from the other pictures only.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from diffusion_lab.values.words import stands_in
 
 
 def caption_file(picture: Path) -> Path:
-    """Where a picture's caption is looked for first, among the places for one picture alone."""
+    """The first place in which a picture's own caption is searched for."""
     return picture.with_suffix(".txt")
 
 
 def read_caption(picture: Path, beside: Beside | None = None) -> Said | None:
-    """What is said beside a picture, its white space reduced to single spaces; None where nothing is.
+    """The caption of a picture, with white space reduced to single spaces; None if there is none.
 
-    `beside`: the folder's, if other pictures are in it. UserError, naming the file, where it is empty, no text, or
-    could be another picture's.
+    `beside`: the folder's, if other pictures are in it. UserError, naming the file, if it is empty, is not text, or
+    could belong to another picture.
     """
     said = (beside or Beside(picture.parent, [picture])).of(picture)
     if said is None:
@@ -39,9 +39,9 @@ def read_caption(picture: Path, beside: Beside | None = None) -> Said | None:
 
 
 def read_captions(chosen: Sequence[Path], pictures: Sequence[Path], captions: str) -> list[Said | None]:
-    """The caption of each chosen picture of a folder's `pictures`; None where the instance prompt serves.
+    """The caption of each chosen picture of a folder's `pictures`; None where the instance prompt is used.
 
-    UserError where one must be there, or cannot be used.
+    UserError if a required caption is missing, or a caption cannot be used.
     """
     if captions == "never" or not chosen:
         return [None] * len(chosen)
@@ -51,17 +51,17 @@ def read_captions(chosen: Sequence[Path], pictures: Sequence[Path], captions: st
     if captions == "always" and missing:
         raise UserError(
             f"data.captions=always: {len(missing)} of {len(chosen)} pictures have none: {missing[0]} is missing "
-            f"in {chosen[0].parent}; write it, or set data.captions=auto for the instance prompt in its place"
+            f"in {chosen[0].parent}; write it, or set data.captions=auto to use the instance prompt instead"
         )
     return found
 
 
 def caption_warnings(captions: Mapping[Path, str], identifier: str) -> list[str]:
-    """What to say of captions (by file) without the identifier: one line, or none."""
+    """A warning about captions (by file) without the identifier: one line, or none."""
     without = [file.name for file, text in captions.items() if not stands_in(identifier, text)]
     if not without:
         return []
     return [
         f"{len(without)} of {len(captions)} captions do not say {identifier} (data.identifier), such as "
-        f"{without[0]}: their pictures do not teach what it means"
+        f"{without[0]}: the model does not learn the identifier from their pictures"
     ]

@@ -1,4 +1,4 @@
-"""Dealing phrases to prompts: every phrase of a slot equally often, no prompt twice, the first n the same for any n."""
+"""Draws phrases for prompts: every phrase of a slot equally often, no prompt twice, the first n the same for any n."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ T = TypeVar("T")
 
 
 def seeded(*words: object) -> random.Random:
-    """A generator of its own for each use; seeded by text it is the same in every process."""
+    """A separate generator for each use. Seeded with a text, it is the same in every process."""
     return random.Random("\0".join(map(str, words)))
 
 
 def stratified(slots: Mapping[str, tuple[T, ...]], n: int, seed: int) -> list[dict[str, T]]:
-    """n different combinations, in each slot every option equally often up to one; nested in n.
+    """n different combinations; in each slot the counts of the options differ by at most one. Nested in n.
 
-    Each slot deals its options in shuffled rounds. A combination that was there before takes another card of a
-    round in progress instead, which keeps every prefix balanced; where no round is in progress it borrows one of
-    the next round, which makes it up to two until that round is over. Raises UserError where nothing new is left.
+    Each slot draws its options in shuffled rounds. A combination that already exists takes another option of a
+    round in progress instead, which keeps every prefix balanced. If no round is in progress, it borrows one of
+    the next round; counts then differ by up to two until that round is over. Raises UserError if no new
+    combination is left.
     """
     there = math.prod(map(len, slots.values()))
     if n > there:
         raise UserError(
-            f"prompts.n: no more than {there} different prompts can be drawn from the set's phrases, and it is {n}; "
+            f"prompts.n: no more than {there} different prompts can be drawn from the set's phrases, but it is {n}; "
             "set it lower"
         )
     dealers = {slot: _Dealer(options, seeded("prompts", seed, slot)) for slot, options in slots.items()}
@@ -43,7 +44,7 @@ def stratified(slots: Mapping[str, tuple[T, ...]], n: int, seed: int) -> list[di
 
 
 class _Dealer:
-    """Deals the numbers of `options` in shuffled rounds, without end."""
+    """Draws the indices of `options` in shuffled rounds, without end."""
 
     def __init__(self, options: tuple[object, ...], generator: random.Random) -> None:
         self.size, self.generator = len(options), generator
@@ -54,16 +55,16 @@ class _Dealer:
         return self.rest.pop()
 
     def begin(self) -> None:
-        """A new round where none is in progress."""
+        """Starts a new round if none is in progress."""
         if not self.rest:
-            # Of all that Random offers, random() alone is promised to stay the same in later Pythons.
+            # Of all methods of Random, only random() is guaranteed to stay the same in later Python versions.
             self.rest = sorted(range(self.size), key=lambda _: self.generator.random())
 
 
 def _another(
     hand: dict[str, int], dealers: Mapping[str, _Dealer], seen: set[tuple[int, ...]]
 ) -> dict[str, int]:
-    """`hand` with one card exchanged for one still to come in its slot's round, so that it is new."""
+    """`hand` with one option exchanged for another of the same round of its slot, so that it is new."""
     for borrow in (False, True):
         for slot, dealer in dealers.items():
             if borrow:

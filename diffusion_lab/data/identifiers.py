@@ -1,7 +1,7 @@
-"""Can the identifier do its work? Asked before anything slow is loaded, with the model's tokenizer alone.
+"""Checks the identifier before anything slow is loaded, with the model's tokenizer only.
 
-It has to be seen, to be told from the class noun and from the words around it, and, where a method learns it as a new
-word, to be new. `tokenizers` reads a tokenizer in a tenth of a second; transformers would take seconds.
+It must be visible, differ from the class noun and the words around it, and, if a method learns it as a new word, be
+new. `tokenizers` reads a tokenizer in a tenth of a second; transformers would take seconds.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def learns_word(config: Config) -> bool:
 
 
 def check_identifier(config: Config, noun: str, prompts: PromptSet) -> list[str]:
-    """Warnings; UserError for an identifier that cannot do its work with any tokenizer."""
+    """Warnings; UserError for an identifier that cannot work with any tokenizer."""
     identifier, learnt = config.data.identifier, learns_word(config)
     key = f"data.identifier={identifier!r}"
     if not visible(identifier):
-        raise UserError(f"{key}: has no character that can be seen; give a word, such as customcls")
+        raise UserError(f"{key}: has no visible character; give a word, such as customcls")
     if learnt and len(identifier.split()) != 1:
         joined = "-".join(identifier.split())
         raise UserError(
@@ -40,12 +40,12 @@ def check_identifier(config: Config, noun: str, prompts: PromptSet) -> list[str]
     told = []
     if stands_in(identifier, noun):
         told.append(
-            f"{key}: is a word of the class noun {noun!r}, so the prompts with and without it say the same"
+            f"{key}: is a word of the class noun {noun!r}, so the prompts with and without it are the same"
         )
     elif others := [prompt.plain for prompt in prompts if stands_in(identifier, prompt.plain)]:
-        told.append(f"{key}: is an ordinary word of {_some(others)}, and means the subject there too")
+        told.append(f"{key}: is an ordinary word of {_some(others)}, where it would refer to the subject too")
     if stands_in(identifier, prompts.negative):
-        told.append(f"{key}: stands in the negative prompt, which asks for images without the subject")
+        told.append(f"{key}: stands in the negative prompt, which would suppress the subject")
     if told and learnt:
         raise UserError(f"{told[0]}; set data.identifier to a new word, such as customcls")
     return told
@@ -54,15 +54,15 @@ def check_identifier(config: Config, noun: str, prompts: PromptSet) -> list[str]
 def check_tokens(
     config: Config, model: Path, prompts: PromptSet, noun: str, captions: Mapping[Path, str]
 ) -> list[str]:
-    """Warnings about what the tokenizer in the folder `model` makes of the identifier.
+    """Warnings about how the tokenizer in the folder `model` encodes the identifier.
 
-    UserError where it cannot be learnt, where the model would read nothing or a control token in its place, or where
-    the instance prompt, a prompt or a caption has more tokens than the model reads, the new word's vectors counted.
+    UserError if it cannot be learned, if the model would read nothing or a control token in its place, or if the
+    instance prompt, a prompt or a caption has too many tokens, including the new word's vectors.
     """
     from diffusion_lab.data.subjects import instance_prompt
 
     tokenizer = read_tokenizer(model / "tokenizer")
-    if tokenizer is None:  # the job's own check has to do, as soon as it has loaded the tokenizer
+    if tokenizer is None:  # the job checks again after loading the tokenizer
         return []
     identifier = config.data.identifier
     warnings = identifier_warnings(tokenizer, identifier, learnt=learns_word(config))
@@ -78,7 +78,7 @@ def check_tokens(
 
 
 def identifier_warnings(tokenizer: Tokenizer, identifier: str, *, learnt: bool) -> list[str]:
-    """What to say of the identifier's tokens; UserError for what cannot work."""
+    """Warnings about the identifier's tokens; UserError if they cannot work."""
     key = f"data.identifier={identifier!r}"
     control = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
     if found := [content for content in control if content in identifier]:
@@ -91,12 +91,12 @@ def identifier_warnings(tokenizer: Tokenizer, identifier: str, *, learnt: bool) 
         raise UserError(f"{key}: the model's tokenizer reads nothing there; give a word, such as customcls")
     if unknown_id(tokenizer) in ids:
         return [
-            f"{key}: the model's tokenizer does not know it, in whole or in part, and reads 'unknown' there"
+            f"{key}: the model's tokenizer does not know it, in whole or in part, and uses the token for unknown words"
         ]
     if all(is_ordinary(tokenizer, word) for word in identifier.split()):
         return [
-            f"{key}: is an ordinary word to this model, and its meaning will change wherever it is said; a rare "
-            "one, such as customcls, keeps them apart"
+            f"{key}: is an ordinary word for this model, and its meaning will change in all prompts; a rare "
+            "word, such as customcls, avoids this"
         ]
     return []
 
@@ -109,7 +109,7 @@ def _in_diffusers(tokenizer: Tokenizer, word: str) -> list[str]:
     told = []
     if name != word:
         told.append(
-            f"data.identifier={word!r}: plain diffusers finds the learnt word as {name} only; say so there"
+            f"data.identifier={word!r}: plain diffusers finds the learned word as {name} only; use this name there"
         )
     inside = [
         piece.removesuffix("</w>")
@@ -119,7 +119,7 @@ def _in_diffusers(tokenizer: Tokenizer, word: str) -> list[str]:
     if name.isalpha() and (longest := max(inside, key=lambda one: (len(one), one), default="")):
         told.append(
             f"data.identifier={word!r}: plain diffusers would find it inside of other words too, such as {longest!r} "
-            f"(here it is found only as a word of its own); {word}cls, say, would be safe there"
+            f"(this program finds it only as a whole word); {word}cls, for example, would be safe there"
         )
     return told
 
@@ -127,7 +127,7 @@ def _in_diffusers(tokenizer: Tokenizer, word: str) -> list[str]:
 def _check_lengths(
     tokenizer: Tokenizer, named: Iterable[tuple[str, str]], identifier: str, vectors: int
 ) -> None:
-    """UserError for the first text that is too long. `vectors`: of the identifier as a new word; 0: it is none."""
+    """UserError for the first text that is too long. `vectors`: of the identifier as a new word; 0 if it is not one."""
     written = _identity
     if vectors:
         from diffusion_lab.families.learnt_words import Words
@@ -140,7 +140,7 @@ def _check_lengths(
         if length > CLIP_LIMIT:
             fewer = " or set a smaller method.vectors" if vectors > 1 else ""
             raise UserError(
-                f"prompts: {name} has {length} tokens with start and end, and the model reads {CLIP_LIMIT}; "
+                f"prompts: {name} has {length} tokens with start and end, but the model reads {CLIP_LIMIT}; "
                 f"shorten it{fewer}: {text[:60]!r}"
             )
 

@@ -1,7 +1,7 @@
-"""The prompts of images that lie in a folder, from where people and tools leave them.
+"""The prompts of the images in a folder.
 
-In this order: a table or a text file beside them (`data.sidecars`), what the file itself says (A1111's `parameters`,
-ComfyUI's graph), and prompts.json of one of our own runs. Imports no Pillow before it opens an image.
+Sources, in this order: a table or a text file beside them (`data.sidecars`), the metadata of the file itself (A1111's
+`parameters`, ComfyUI's graph), and prompts.json of a run of this program. Pillow is imported only to open an image.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from diffusion_lab.values.words import replace_words
 
 log = logging.getLogger(__name__)
 
-_USER_COMMENT = (0x8769, 0x9286)  # Exif: where A1111 puts its parameters in JPEG and WebP
+_USER_COMMENT = (0x8769, 0x9286)  # Exif tag of A1111's parameters in JPEG and WebP
 _MOST_HOPS = 8  # through a ComfyUI graph, from the sampler to the text
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What is known of an image besides its pixels."""
+    """What is known about an image besides its pixels."""
 
-    text: str | None = None  # the prompt; None: not known
-    plain: str | None = None  # with the class noun alone, where a run of ours has it
+    text: str | None = None  # the prompt; None: unknown
+    plain: str | None = None  # with the class noun alone, for images of our runs
     slots: Mapping[str, str] = field(default_factory=dict)
-    seed: int = 0  # of its noise, where the file says it
+    seed: int = 0  # of its noise, if the file has it
     source: str = ""  # "metadata.csv", "text file", ...
 
 
 def find_prompts(paths: Sequence[Path], folder: Path) -> list[Told]:
-    """What is known of each image of ``folder``. UserError (job.images) for a table or text that cannot be used."""
+    """What is known about each image of ``folder``. UserError (job.images) for a table or text that cannot be used."""
     beside = Beside(folder, paths, "job.images")
     try:
         table = beside.table()
@@ -53,7 +53,7 @@ def find_prompts(paths: Sequence[Path], folder: Path) -> list[Told]:
 
 
 def asked(text: str, identifier: str, class_noun: str) -> str:
-    """What CLIP is asked: no identifier, and none of the tools' own notation (<lora:x:1>, (word:1.2))."""
+    """The text for CLIP: without the identifier and the notation of tools (<lora:x:1>, (word:1.2))."""
     text = re.sub(r"<\w+:[^<>]*>", "", text)
     text = re.sub(r"\(([^()]*?):\s*[\d.]+\s*\)", r"\1", text)
     text = re.sub(r"\s{2,}", " ", text).strip(" ,\n")
@@ -77,7 +77,7 @@ def _told(said: Said | None) -> Told | None:
 
 
 def _run_prompts(folder: Path) -> dict[str, Told]:
-    """By id, where ``folder`` is RUN/samples/step-000100 of a run with tracker.keep_images."""
+    """By id, if ``folder`` is RUN/samples/step-000100 of a run with tracker.keep_images."""
     try:
         content = json.loads((folder.resolve().parent.parent / "prompts.json").read_text(encoding="utf-8"))
         return {
@@ -97,14 +97,14 @@ def _of_run(path: Path, prompts: Mapping[str, Told]) -> Told:
 
 
 def _inside(path: Path) -> Told | None:
-    """From the file's own metadata; damaged ones say nothing."""
+    """From the file's own metadata; damaged metadata is ignored."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             info = dict(image.info)
             comment = image.getexif().get_ifd(_USER_COMMENT[0]).get(_USER_COMMENT[1])
-    except Exception:  # whether it is a picture at all is said where its pixels are read
+    except Exception:  # a file that is not an image is reported when its pixels are read
         return None
     parameters = info.get("parameters") or _decoded(comment)
     if isinstance(parameters, str) and parameters.strip():
@@ -128,7 +128,7 @@ def parse_parameters(parameters: str) -> Told | None:
 
 
 def comfy_text(graph: str) -> str | None:
-    """The text that a ComfyUI graph leads to a sampler's `positive`; None where it is not written in it."""
+    """The text connected to a sampler's `positive` input in a ComfyUI graph; None if the graph has no such text."""
     try:
         nodes = json.loads(graph)
         starts = [node["inputs"]["positive"] for node in nodes.values() if "positive" in node["inputs"]]
@@ -147,7 +147,7 @@ def comfy_text(graph: str) -> str | None:
 
 
 def _decoded(comment: object) -> str | None:
-    """Exif's UserComment: eight bytes that name the code, then the text."""
+    """Exif's UserComment: eight bytes with the encoding, then the text."""
     if not isinstance(comment, bytes):
         return None
     if comment.startswith(b"UNICODE\0"):

@@ -1,7 +1,7 @@
-"""A first look at a subject's pictures, before anything slow: sizes, kinds, copies.
+"""A quick check of a subject's pictures, before anything slow: sizes, types, copies.
 
-Headers are read, and of at most 200 pictures a small version is decoded (JPEG at an eighth of its size). What
-cannot work is refused as the run itself would refuse it; what can and will disappoint is named in a warning.
+Headers are read, and for at most 200 pictures a small version is decoded (JPEG at an eighth of its size). Pictures
+that cannot be used are refused with the same error as in the run; pictures of poor quality are named in a warning.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
     from diffusion_lab.config.schema import Data
 
-LOOKED_AT = 200  # pictures of which a small version is decoded
+LOOKED_AT = 200  # pictures for which a small version is decoded
 DECODED = 4_000_000  # pixels of a picture that cannot be decoded small
-SMALL = 32  # pixels a side of the small version
+SMALL = 32  # pixels per side of the small version
 NAMED = 3  # pictures that a warning names
-ENLARGED = 2.0  # times: from here on a picture is named as too small
-LOST = 0.6  # share of a picture outside of the square: from here on it is named
-SAME = 5.0  # mean difference of two small versions, of 255. Saved again, smaller: 3 or less; different photos: 15 or more
+ENLARGED = 2.0  # factor of enlargement above which a picture is too small
+LOST = 0.6  # fraction of a picture outside of the square above which it is named
+SAME = 5.0  # mean difference of two small versions, of 255. Saved again or resized: 3 or less; different photos: 15 or more
 BLANK = 2.0  # standard deviation of a small version, of 255
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the first look has seen of one picture."""
+    """The result of the check for one picture."""
 
     path: Path
     width: int
@@ -43,11 +43,11 @@ class Look:
     mode: str  # Pillow's
     alpha: bool
     frames: int
-    small: NDArray[np.float32] | None  # [SMALL, SMALL, 3] of the centred square; None where not decoded
+    small: NDArray[np.float32] | None  # [SMALL, SMALL, 3] of the centred square; None if not decoded
 
 
 def look_at(path: Path, *, decode: bool = True) -> Look:
-    """Reads the header and a small version. UserError, as `read_picture`'s, for what is no whole picture."""
+    """Reads the header and a small version. UserError, as in `read_picture`, for a damaged or incomplete picture."""
     from PIL import Image
 
     small = None
@@ -68,18 +68,18 @@ def look_at(path: Path, *, decode: bool = True) -> Look:
                     elif image.format == "PNG":
                         image.verify()
     except Exception:
-        read_picture(path)  # says what is wrong, in its own words
+        read_picture(path)  # raises the error
         raise
     return Look(path, *size, mode=mode, alpha=alpha, frames=frames, small=small)
 
 
 def _see_through(image: Any) -> bool:
-    """Whether a decoded picture with an alpha channel or a transparent colour is transparent anywhere."""
+    """Whether a decoded picture with an alpha channel or a transparent colour has transparent pixels."""
     return bool(image.convert("RGBA").getchannel("A").getextrema()[0] < 255)
 
 
 def _frames(image: Any) -> int:
-    """Of an animation. MPO, which phones write, holds a second picture and is none."""
+    """The number of frames of an animation. MPO, written by phones, has a second picture but is not an animation."""
     return int(getattr(image, "n_frames", 1)) if image.format in ("GIF", "WEBP", "PNG", "TIFF", "AVIF") else 1
 
 
@@ -96,7 +96,7 @@ def _small(image: Any) -> NDArray[np.float32]:
 
 
 def look_at_subject(data: Data, resolution: int) -> list[str]:
-    """`check_pictures` of the configured folder; the miniature's own people need no look."""
+    """`check_pictures` of the configured folder; the miniature's own subjects need no check."""
     if data.source != "folder":
         return []
     from diffusion_lab.data.subjects import subject_folder, subject_name
@@ -107,14 +107,14 @@ def look_at_subject(data: Data, resolution: int) -> list[str]:
 def check_pictures(data: Data, resolution: int, folder: Path, subject: str) -> list[str]:
     """Warnings about the pictures of `folder` that a run with this configuration reads.
 
-    Raises UserError for a picture that cannot be read or is too large, unless data.on_corrupt=skip; then where
-    too few are left.
+    Raises UserError for a picture that cannot be read or is too large; with data.on_corrupt=skip, only if too few
+    are left.
     """
     paths = list_pictures(folder)
     held = check_counts(len(paths), data.n_images, data.n_heldout)
     order = nested_order([path.name for path in paths], subject, data.subset_seed)
     ranked = [paths[i] for i in order]
-    first = [*ranked[: data.n_images], *ranked[len(ranked) - held :]]  # what is used comes first
+    first = [*ranked[: data.n_images], *ranked[len(ranked) - held :]]  # the pictures in use come first
     rest = ranked[data.n_images : len(ranked) - held]
     found: dict[Path, Look] = {}
     for number, path in enumerate([*first, *rest]):
@@ -139,7 +139,7 @@ def check_pictures(data: Data, resolution: int, folder: Path, subject: str) -> l
 
 
 def check_headers(paths: Sequence[Path], on_corrupt: str) -> None:
-    """UserError for the first picture that is no picture or is too large; nothing is decoded."""
+    """UserError for the first file that is not a picture or is too large; nothing is decoded."""
     for path in paths if on_corrupt != "skip" else ():
         look_at(path, decode=False)
 
@@ -164,13 +164,13 @@ def _sizes(looks: Sequence[Look], resolution: int) -> list[str]:
     ]
     if blank:
         said.append(
-            f"data.folder: {_named(blank)}: of a single colour, nothing can be learnt from it; remove it"
+            f"data.folder: {_named(blank)}: of a single colour, nothing can be learned from it; remove it"
         )
     return said
 
 
 def _lost(look: Look) -> float:
-    """Share of the picture outside of the centred square."""
+    """Fraction of the picture outside of the centred square."""
     return 1 - min(look.width, look.height) / max(look.width, look.height)
 
 
@@ -182,7 +182,7 @@ KINDS: tuple[tuple[Callable[[Look], bool], str], ...] = (
     (lambda one: one.frames > 1, "animated or of several pages: only the first picture is used"),
     (
         lambda one: one.alpha,
-        "transparent in places, which become white; give them a background if that is wrong",
+        "partly transparent, which becomes white; add a background if that is wrong",
     ),
     (lambda one: one.mode == "CMYK", "CMYK for print, converted to RGB: check the colours on the sheet"),
     (lambda one: one.mode.startswith(("I", "F")), "of 16 bits or more, reduced to 8"),
@@ -202,7 +202,9 @@ def _kinds(looks: Sequence[Look]) -> list[str]:
             said.append(f"data.folder: {_named(found)}: {words}")
     grey = [one for one in looks if _is_grey(one)]
     if grey and len(grey) < len(looks):
-        said.append(f"data.folder: {_named(grey)}: grey among pictures in colour; the model learns that too")
+        said.append(
+            f"data.folder: {_named(grey)}: greyscale among colour pictures; the model learns that too"
+        )
     return said
 
 
@@ -220,7 +222,7 @@ def _copies(train: Sequence[Look], heldout: Sequence[Look]) -> list[str]:
     pairs = _pairs(train, train)
     if pairs:
         said.append(
-            f"data.folder: {_paired(pairs)}: the same picture, or nearly, which so counts twice in training; remove one"
+            f"data.folder: {_paired(pairs)}: the same picture, or nearly, which counts twice in training; remove one"
         )
     leaked = _pairs(train, heldout)
     if leaked:
@@ -235,7 +237,7 @@ def _copies(train: Sequence[Look], heldout: Sequence[Look]) -> list[str]:
 
 
 def _among_impostors(own: Sequence[Look], parent: Path, folder: Path) -> list[str]:
-    """Pictures of the subject in a folder of other subjects: those that a run reads there."""
+    """Pictures of the subject among those that a run reads of other subjects."""
     from diffusion_lab.data.subjects import IMPOSTOR_SUBJECTS, impostor_pictures
 
     others: list[Look] = []
@@ -245,7 +247,7 @@ def _among_impostors(own: Sequence[Look], parent: Path, folder: Path) -> list[st
         try:
             others += [look_at(path) for path in impostor_pictures(place)]
         except UserError:
-            continue  # read, and answered, by the run
+            continue  # the run reads it and reports the error
         if len(others) >= LOOKED_AT:
             break
     pairs = _pairs(own, others)
@@ -254,12 +256,12 @@ def _among_impostors(own: Sequence[Look], parent: Path, folder: Path) -> list[st
     named = [(one, f"{other.path.parent.name}/{other.path.name}") for one, other in pairs]
     told = _list([f"{one.path.name} and {other}" for one, other in named])
     return [
-        f"data.impostors: {told}: the same picture, or nearly, of the subject and of somebody else; remove the latter"
+        f"data.impostors: {told}: the same picture, or nearly, for the subject and for another one; remove the latter"
     ]
 
 
 def _pairs(ones: Sequence[Look], others: Sequence[Look]) -> list[tuple[Look, Look]]:
-    """Pictures that are the same, or nearly: saved again, resized, mirrored. Each pair once."""
+    """Pairs of pictures that are the same, or nearly: saved again, resized, mirrored. Each pair once."""
     left = [one for one in ones if one.small is not None]
     right = [one for one in others if one.small is not None]
     if not left or not right:
@@ -269,7 +271,7 @@ def _pairs(ones: Sequence[Look], others: Sequence[Look]) -> list[tuple[Look, Loo
     for number, one in enumerate(left):
         assert one.small is not None
         if float(one.small.std()) < BLANK:
-            continue  # of one colour: named as that
+            continue  # of one colour: reported separately
         apart = np.minimum(
             np.abs(stacked - one.small).mean(axis=(1, 2, 3)),
             np.abs(stacked - one.small[:, ::-1]).mean(axis=(1, 2, 3)),

@@ -1,7 +1,7 @@
-"""What kind of thing a class noun names, and which prompt set fits: for people, for animals, for objects.
+"""The kind of a class noun (person, animal, object) and the prompt set that fits it.
 
-A short table of usual nouns. A noun of several words goes by its last one ("golden retriever"), unless the whole is
-in the table ("teddy bear").
+A short table of common nouns. For a noun of several words the last one is used ("golden retriever"), unless the whole
+noun is in the table ("teddy bear").
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def kind_of(noun: str) -> Kind | None:
 
 
 def _singular(word: str) -> tuple[str, ...]:
-    """What an English plural may be the plural of."""
+    """Possible singulars of an English plural."""
     forms = [_IRREGULAR[word]] if word in _IRREGULAR else []
     if word.endswith("s"):
         forms.append(word.removesuffix("s"))
@@ -100,7 +100,7 @@ def _singular(word: str) -> tuple[str, ...]:
 
 
 def fitting_set(noun: str | None) -> str:
-    """The prompt set that `prompts.name=auto` stands for. Of an unknown noun the objects'."""
+    """The prompt set for `prompts.name=auto`; for an unknown noun, that for objects."""
     kind = kind_of(noun) if noun else "person"
     return SET_FOR[kind or "object"]
 

@@ -1,4 +1,4 @@
-"""Prompts as they are, of job=generate: `job.text`, `job.texts` or the lines of `job.texts_file`."""
+"""Prompts given directly for job=generate: `job.text`, `job.texts` or the lines of `job.texts_file`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def own_texts(job: Generate) -> list[str]:
-    """The prompts that were given word by word; none where the prompt set is asked for.
+    """The prompts that were given directly; none if the prompt set is used.
 
-    Raises UserError (job.texts_file) for a file that is missing, is no UTF-8 text or holds no prompt.
+    Raises UserError (job.texts_file) for a file that is missing, is not UTF-8 text or contains no prompt.
     """
     if job.text:
         return [job.text]
@@ -22,12 +22,12 @@ def own_texts(job: Generate) -> list[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    """One prompt a line, blanks around it taken off. Empty lines and lines that begin with # are left out, \\# is #."""
+    """One prompt per line, without surrounding spaces. Empty lines and lines that begin with # are skipped, \\# is #."""
     try:
         content = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(
-            f"job.texts_file={file}: there is no such file; write one prompt a line into it"
+            f"job.texts_file={file}: there is no such file; write one prompt per line into it"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(
@@ -42,5 +42,5 @@ def _lines(file: Path) -> list[str]:
         if line and line[0] != "#"
     ]
     if not found:
-        raise UserError(f"job.texts_file={file}: holds no prompt; write one a line, # begins a comment")
+        raise UserError(f"job.texts_file={file}: holds no prompt; write one per line, # begins a comment")
     return found

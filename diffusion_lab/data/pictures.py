@@ -1,4 +1,4 @@
-"""Reading a folder of pictures as people have them: rotated, transparent, 16 bit, with junk between.
+"""Reads a folder of pictures as found in practice: rotated, transparent, 16 bit, with other files in between.
 
 Listing is cheap and imports no Pillow; decoding does.
 """
@@ -41,17 +41,17 @@ UNREADABLE = frozenset(
         ".orf", ".rw2", ".psd", ".svg", ".pdf", ".mov", ".mp4", ".jxl",
     }
 )  # fmt: skip
-"""Pictures of a kind that Pillow alone does not decode: named to the user, never skipped silently."""
+"""Picture formats that Pillow alone cannot decode: reported to the user, never skipped silently."""
 COMPANIONS = frozenset(
     {
         ".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".toml",
         ".md", ".xml", ".html", ".ini", ".db", ".lnk", ".npy", ".npz", ".zip",
     }
 )  # fmt: skip
-"""Files that commonly lie beside pictures, skipped without a word."""
+"""Files that are common beside pictures, skipped silently."""
 JUNK = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx"})
 KEPT_SHORT_SIDE = 1024
-"""Large photographs are box-reduced by a whole factor that keeps the short side at or above this, pixels."""
+"""Large photos are box-reduced by a whole factor that keeps the short side at or above this, pixels."""
 
 
 def mask_of(stem: str) -> str | None:
@@ -75,9 +75,9 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def list_pictures(folder: Path, key: str = "data.folder") -> list[Path]:
     """The picture files directly in `folder`, in natural order of their names.
 
-    Hidden files, what operating systems leave behind, sub-folders and text files are skipped; kinds of
-    pictures that cannot be decoded are named in the log.
-    Raises UserError, naming `key`, when the folder is missing, is no folder, or holds no picture.
+    Hidden files, system files, subfolders and text files are skipped; picture formats that cannot be decoded are
+    named in the log.
+    Raises UserError, naming `key`, if the folder is missing, is not a folder, or contains no picture.
     """
     folder = Path(folder)
     try:
@@ -85,7 +85,7 @@ def list_pictures(folder: Path, key: str = "data.folder") -> list[Path]:
     except FileNotFoundError:
         raise UserError(f"{key}: {folder} does not exist") from None
     except NotADirectoryError:
-        raise UserError(f"{key}: {folder} is a file; give the folder that holds the pictures") from None
+        raise UserError(f"{key}: {folder} is a file; give the folder that contains the pictures") from None
     except OSError as error:
         raise UserError(f"{key}: {folder} cannot be read ({error.strerror or error})") from error
     visible = [p for p in entries if not p.name.startswith(".") and p.name.casefold() not in JUNK]
@@ -97,7 +97,7 @@ def list_pictures(folder: Path, key: str = "data.folder") -> list[Path]:
         count = _count(len(unreadable), "file")
         _warn_once(f"{folder}: {count} cannot be decoded; save as JPEG or PNG to use: {_names(unreadable)}")
     if others:
-        _warn_once(f"{folder}: left out, not known as pictures by their suffix: {_names(others)}")
+        _warn_once(f"{folder}: skipped, their suffixes are not those of pictures: {_names(others)}")
     if not pictures:
         raise UserError(f"{key}: no pictures in {folder}{_why_empty(visible, files, unreadable)}")
     return pictures
@@ -105,7 +105,7 @@ def list_pictures(folder: Path, key: str = "data.folder") -> list[Path]:
 
 @functools.lru_cache(maxsize=256)
 def _warn_once(message: str) -> None:
-    """A folder is listed by every check that asks for its pictures, and what is wrong with it said once."""
+    """Several checks list the same folder; a problem with it is reported once."""
     log.warning("%s", message)
 
 
@@ -113,9 +113,7 @@ def _why_empty(visible: list[Path], files: list[Path], unreadable: list[str]) ->
     if unreadable:
         return f"; save {_names(unreadable)} as JPEG or PNG"
     if dead := [path.name for path in visible if path.is_symlink() and not path.exists()]:
-        return (
-            f"; these links point to files that are gone: {_names(dead)}; copy the pictures themselves there"
-        )
+        return f"; these links point to missing files: {_names(dead)}; copy the pictures themselves there"
     folders = [path.name for path in visible if path.is_dir()]
     if folders:
         return f" itself; did you mean one of its folders: {_names(folders)}?"
@@ -133,8 +131,8 @@ def _names(names: list[str], most: int = 8) -> str:
 def read_picture(path: Path) -> Picture:
     """Decodes one file upright as sRGB: EXIF orientation, alpha over white, 16 bit scaled, first frame.
 
-    The sha256 is of the file's bytes. Raises UserError, naming the file, for anything that is not a whole
-    picture, or that unpacks to more pixels than Pillow's guard (about 89 million).
+    The sha256 is of the file's bytes. Raises UserError, naming the file, for anything that is not a complete
+    picture, or that decodes to more pixels than Pillow's limit (about 89 million).
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -142,7 +140,7 @@ def read_picture(path: Path) -> Picture:
     try:
         data = path.read_bytes()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+            warnings.simplefilter("ignore")  # Pillow's warnings about unusual metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
@@ -152,29 +150,29 @@ def read_picture(path: Path) -> Picture:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(
             f"{path}: unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, which is refused. "
-            "Make it smaller or remove it, or set data.on_corrupt=skip to leave such files out."
+            "Make it smaller or remove it, or set data.on_corrupt=skip to skip such files."
         ) from None
-    except Exception as error:  # each of Pillow's decoders fails in its own way: OSError, SyntaxError, ...
+    except Exception as error:  # Pillow's decoders raise different errors: OSError, SyntaxError, ...
         reason = "no picture format is recognised" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
             f"{path}: cannot be read as a picture ({reason}). "
-            "Replace or remove it, or set data.on_corrupt=skip to leave such files out."
+            "Replace or remove it, or set data.on_corrupt=skip to skip such files."
         ) from error
     return Picture(path=path, sha256=hashlib.sha256(data).hexdigest(), pixels=pixels)
 
 
 def rgb_upright(image: Image) -> Image:
-    """A decoded picture of any mode as RGB, turned as its EXIF data asks."""
+    """A decoded picture of any mode as RGB, rotated according to its EXIF data."""
     return _upright(image, _rgb(image))
 
 
 def _upright(source: Image, converted: Image) -> Image:
-    """`converted` turned as the EXIF data of `source` asks; unreadable EXIF data leaves it as it is."""
+    """`converted`, rotated according to the EXIF data of `source`; unchanged if the EXIF data cannot be read."""
     from PIL.Image import Transpose
 
     try:
         orientation = source.getexif().get(0x0112)
-    except Exception:  # damaged metadata says nothing about the pixels, which are whole
+    except Exception:  # damaged metadata does not affect the pixels
         return converted
     turn = {
         2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
@@ -201,7 +199,7 @@ def _rgb(image: Image) -> Image:
 
 
 def _srgb(image: Image, profile: bytes | None) -> Image:
-    """Mode RGB, converted by the embedded ICC profile where one fits and is not sRGB itself."""
+    """Mode RGB, converted with the embedded ICC profile if it is usable and not sRGB."""
     from PIL import ImageCms
 
     srgb = ImageCms.createProfile("sRGB")
@@ -215,7 +213,7 @@ def _srgb(image: Image, profile: bytes | None) -> Image:
             described = ImageCms.getProfileDescription(source)
             if source.profile.xcolor_space == space and "srgb" not in described.casefold():
                 return _converted(ImageCms.profileToProfile(image, source, srgb, outputMode="RGB"))
-        except (ImageCms.PyCMSError, OSError):  # a damaged profile: the plain conversion serves
+        except (ImageCms.PyCMSError, OSError):  # a damaged profile: use the plain conversion
             pass
     return image.convert("RGB")
 
@@ -231,7 +229,7 @@ def _deep_grey(image: Image) -> Image:
 
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("pixels that are not finite")
+        raise ValueError("pixels are not finite")
     if image.mode == "F":
         scales: tuple[float, ...] = (1.0, 255.0, 65535.0)
     elif image.mode == "I":
@@ -245,7 +243,7 @@ def _deep_grey(image: Image) -> Image:
 
 
 def read_pictures(paths: list[Path], on_corrupt: str = "error") -> list[Picture]:
-    """Reads `paths` in order; on_corrupt=skip leaves out what cannot be read and names it in the log."""
+    """Reads `paths` in order; on_corrupt=skip skips files that cannot be read and names them in the log."""
     if on_corrupt not in ("error", "skip"):
         raise UserError(f"data.on_corrupt={on_corrupt!r} is neither error nor skip")
     pictures: list[Picture] = []
@@ -258,12 +256,12 @@ def read_pictures(paths: list[Path], on_corrupt: str = "error") -> list[Picture]
                 raise
             skipped.append(path.name)
     if skipped:
-        log.warning("left out %s that cannot be read: %s", _count(len(skipped), "file"), ", ".join(skipped))
+        log.warning("skipped %s that cannot be read: %s", _count(len(skipped), "file"), ", ".join(skipped))
     return pictures
 
 
 def read_folder(folder: Path, on_corrupt: str = "error") -> list[Picture]:
-    """All pictures of `folder`, in natural order. Raises UserError where none can be read."""
+    """All pictures of `folder`, in natural order. Raises UserError if none can be read."""
     paths = list_pictures(folder)
     pictures = read_pictures(paths, on_corrupt)
     if not pictures:
@@ -302,7 +300,7 @@ def framing(pixels: Pixels, resolution: int) -> Framing:
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
-    """uint8 [r, r, 3] as float32 [3, r, r] in [-1, 1], what a VAE takes."""
+    """uint8 [r, r, 3] as float32 [3, r, r] in [-1, 1], the input of a VAE."""
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 127.5 - 1.0

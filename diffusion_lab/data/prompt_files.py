@@ -1,4 +1,4 @@
-"""Reading a user's own prompts: a text file with one a line, or a table with a column `prompt`."""
+"""Reads a user's own prompts: a text file with one per line, or a table with a column `prompt`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from diffusion_lab.records import UserError
 log = logging.getLogger(__name__)
 
 MOST_LINES = 100_000  # prompts of a file: twice what the largest evaluation draws, read in about a second
-MOST_CHARACTERS = 64 * 1024  # of a line; the model reads 77 tokens, some 5,000 characters at the very most
+MOST_CHARACTERS = 64 * 1024  # per line; the model reads 77 tokens, at most about 5,000 characters
 MOST_WARNINGS = 5  # of repeated prompts
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A prompt as written, `{subject}` not yet filled in, and what filled which slot."""
+    """A prompt as written, `{subject}` not yet filled in, and the phrase of each slot."""
 
     text: str
     slots: Mapping[str, str] = field(default_factory=dict)
@@ -33,11 +33,11 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def stream_lines(path: Path) -> Iterator[Line]:
-    """The prompts of a file, in its order, at most `MOST_LINES`; a repeated text counts once, with a warning.
+    """The prompts of a file, in its order, at most `MOST_LINES`; a repeated text is used once, with a warning.
 
-    Text: one prompt a line, empty lines and lines that begin with # left out. `.csv` and `.tsv`: a header
+    Text: one prompt per line, empty lines and lines that begin with # are skipped. `.csv` and `.tsv`: a header
     with a column `prompt`, every other column a slot. UTF-8. Raises UserError, naming file and line. Read line by
-    line; kept are the texts alone.
+    line; only the texts are kept in memory.
     """
     delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.casefold())
     seen = set[str]()
@@ -56,7 +56,7 @@ def stream_lines(path: Path) -> Iterator[Line]:
                     repeated += 1
                     if repeated <= MOST_WARNINGS:
                         log.warning(
-                            "prompts.path: %s, line %d: %r stands there twice, it counts once",
+                            "prompts.path: %s, line %d: %r occurs twice, it is used once",
                             path, number, line.text,
                         )  # fmt: skip
                     continue
@@ -75,20 +75,20 @@ def stream_lines(path: Path) -> Iterator[Line]:
     except OSError as error:
         raise UserError(f"prompts.path: {path} cannot be read ({error.strerror or error})") from error
     if repeated > MOST_WARNINGS:
-        log.warning("prompts.path: %s: %d more prompts stand there twice", path, repeated - MOST_WARNINGS)
+        log.warning("prompts.path: %s: %d more prompts occur twice", path, repeated - MOST_WARNINGS)
     if not seen:
         raise UserError(f"prompts.path: {path} holds no prompt")
 
 
 def _pieces(file: TextIO, path: Path) -> Iterator[str]:
-    """The file's lines, the end of each included; a line of a whole film's length is not read."""
+    """The file's lines, including line ends; a line that is far too long is not read."""
     number = 0
     while line := file.readline(MOST_CHARACTERS + 1):
         number += 1
         if len(line) > MOST_CHARACTERS:
             raise UserError(
-                f"prompts.path: {path}, line {number}: has more than {MOST_CHARACTERS:,} characters, and the model "
-                "reads 77 tokens; a text file has one prompt a line"
+                f"prompts.path: {path}, line {number}: has more than {MOST_CHARACTERS:,} characters, but the model "
+                "reads 77 tokens; a text file has one prompt per line"
             )
         yield line
 
@@ -110,16 +110,14 @@ def _table(file: TextIO, delimiter: str, path: Path) -> Iterator[tuple[int, Line
                 f"{', '.join(header) or 'none'}"
             )
         if len(set(header)) < len(header) or "" in header:
-            raise UserError(
-                f"prompts.path: {path}: every column needs a name of its own: {', '.join(header)}"
-            )
+            raise UserError(f"prompts.path: {path}: every column needs a different name: {', '.join(header)}")
         for row in reader:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(header):
                 raise UserError(
                     f"prompts.path: {path}, line {reader.line_num}: {len(row)} cells for {len(header)} "
-                    "columns; quote a prompt that holds the separator"
+                    "columns; quote a prompt that contains the separator"
                 )
             cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
             text = cells.pop("prompt")

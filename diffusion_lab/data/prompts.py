@@ -1,7 +1,7 @@
 """Prompt sets: the fixed prompts that every evaluation of a run, and of the runs it is compared with, uses.
 
-A set's own negative prompt is empty except in `miniature_negative`, `portrait_negative` and where a user's table has
-one: a negative prompt moves similarity and aesthetics by itself, so the plain ruler goes without.
+A set's own negative prompt is empty except in `miniature_negative`, `portrait_negative` and in user tables that have
+one. A negative prompt by itself changes similarity and aesthetics, so the default sets do not use one.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ IDENTIFIER, WITH, WITHOUT = "identifier", "with", "without"  # a slot of sets th
 def load_prompts(config_prompts: Prompts, *, identifier: str, class_noun: str) -> PromptSet:
     """The configured set, filled with the subject's words.
 
-    Depends on `prompts.seed` alone: the first n of a larger set are the set of n, in `miniature`; of a list
-    the drawn n lie inside the drawn n + 1. Ids stay the same too. Where the set has fewer than n prompts,
-    `images_per_prompt` makes up for it. Raises UserError for an unknown set or a file that cannot be used.
+    Depends only on `prompts.seed`. In `miniature`, the first n prompts of a larger set are the set of n; of a list,
+    the drawn n are a subset of the drawn n + 1. Ids do not change either. If the set has fewer than n prompts,
+    `images_per_prompt` is increased. Raises UserError for an unknown set or a file that cannot be used.
     """
     make = SETS.get(config_prompts.name)
     if make is None:
@@ -62,19 +62,19 @@ def load_prompts(config_prompts: Prompts, *, identifier: str, class_noun: str) -
     )
     if len(made) < config_prompts.n:
         log.info(
-            "prompts.n=%d, and the set %s has %d prompts: %d images of each",
+            "prompts.n=%d, but the set %s has %d prompts: using %d images per prompt",
             config_prompts.n, made.name, len(made), images_per_prompt(config_prompts, made),
         )  # fmt: skip
     return made
 
 
 def images_per_prompt(config_prompts: Prompts, prompts: PromptSet) -> int:
-    """Images a prompt, so that there are at least `prompts.n` times `prompts.images_per_prompt` in all."""
+    """Images per prompt, so that there are at least `prompts.n` times `prompts.images_per_prompt` in all."""
     return math.ceil(config_prompts.n / len(prompts)) * config_prompts.images_per_prompt
 
 
 def without_identifier(prompt: Prompt) -> bool:
-    """True for a set's prompts that speak of the class alone: their images are not of the subject."""
+    """True for prompts of the class alone: their images do not show the subject."""
     return prompt.slots.get(IDENTIFIER) == WITHOUT
 
 
@@ -106,7 +106,7 @@ def _miniature_negative(config: Prompts, identifier: str, class_noun: str) -> tu
 
 
 def prompt_slots() -> dict[str, tuple[phrases.Phrase, ...]]:
-    """`phrases.SLOTS` less the words for spoilt pictures: nobody asks for them but in negative prompts."""
+    """`phrases.SLOTS` without the phrases for degraded pictures, which are used only in negative prompts."""
     return {
         slot: tuple(phrase for phrase in options if phrase not in phrases.SPOILT)
         for slot, options in phrases.SLOTS.items()
@@ -157,8 +157,8 @@ def _templates(templates: tuple[Template, ...]) -> Make:
 
 
 def _paper(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
-    """Every prompt with the identifier, then the same ones without; of fewer than 20 whole pairs, the plain
-    prompt's always among them. An odd number is rounded up to whole pairs.
+    """Every prompt with the identifier, then the same ones without it. For n below 20, whole pairs, always including
+    the plain prompt. An odd number is rounded up to whole pairs.
     """
     edits = list(enumerate(PAPER))
     if config.n < 2 * len(PAPER):
@@ -181,7 +181,7 @@ def _paper(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Pro
 
 def _file(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prompt, ...], str]:
     if not config.path:
-        raise UserError("prompts.path is not set: give a text file (a prompt a line) or a CSV file")
+        raise UserError("prompts.path is not set: give a text file (one prompt per line) or a CSV file")
     lines = stream_lines(Path(config.path).expanduser())
     prompts = _from_lines(lines, config, identifier, class_noun)
     other_prompts = [
@@ -199,12 +199,12 @@ def _file(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prom
 def _from_lines(
     lines: Iterable[Line], config: Prompts, identifier: str, class_noun: str
 ) -> tuple[Prompt, ...]:
-    """All lines, or n drawn so that smaller draws lie inside larger ones, in the order of the lines.
+    """All lines, or n drawn so that smaller draws are subsets of larger ones, in the order of the lines.
 
-    Drawn are those of the n smallest random numbers, of which every line has one: only n lines are held at a time.
+    Every line gets a random number, and the n smallest are drawn: only n lines are in memory at a time.
     """
     generator = seeded("prompts", config.seed)
-    drawn: list[tuple[float, int, Line]] = []  # the largest number first; no two have the same place
+    drawn: list[tuple[float, int, Line]] = []  # the largest number first; positions are unique
     for i, line in enumerate(lines):
         entry = (-generator.random(), -i, line)
         if len(drawn) < config.n:
@@ -224,9 +224,9 @@ def _from_lines(
 
 
 def plain_prompt(template: str, identifier: str, class_noun: str) -> str:
-    """The prompt with the class noun where the subject stands."""
+    """The prompt with the class noun in place of the subject."""
     if "{subject}" in template:
-        # "a photo of {subject}" needs the article that an identifier goes without.
+        # "a photo of {subject}" needs an article, which an identifier does not.
         bare = re.compile(r"(?i)(^|\b(?:of|with|by|from|like|for|and|near|beside|in|on|at)\s+)\{subject\}")
         articled = bare.sub(lambda match: match[1] + with_article(class_noun), template)
         return fill(articled, class_noun)
@@ -234,7 +234,7 @@ def plain_prompt(template: str, identifier: str, class_noun: str) -> str:
 
 
 def fill(template: str, words: str) -> str:
-    """`template` with `words` for `{subject}`; "a {subject}" becomes "an ..." where the words ask for it."""
+    """`template` with `words` for `{subject}`; "a {subject}" becomes "an ..." if the word needs it."""
     if words[:1].casefold() in "aeiou":
         template = re.sub(r"\b([Aa]) \{subject\}", r"\1n {subject}", template)
     return template.replace("{subject}", words)
@@ -264,4 +264,4 @@ SETS: dict[str, Make] = {
     "probes": _templates(PROBES),
     "file": _file,
 }
-"""By name: from the config, the identifier and the class noun to the prompts and the set's negative one."""
+"""By name: functions from the config, the identifier and the class noun to the prompts and the set's negative prompt."""

@@ -1,15 +1,15 @@
-"""What lies beside the pictures of a folder: captions in the conventions of the field, and what is not read.
+"""Files beside the pictures of a folder: captions in the usual formats, and files that are not read.
 
-Of a picture `01.png` the first of these that is there gives its caption (training) or its prompt (`job=score`):
+The first of these that exists is the caption (training) or the prompt (`job=score`) of a picture `01.png`:
 
-1. its row in `metadata.csv` or else `metadata.jsonl`: columns `file_name` and `text` (or `prompt`, `caption`), as the
-   datasets library has them;
+1. its row in `metadata.csv` or else `metadata.jsonl`: columns `file_name` and `text` (or `prompt`, `caption`), as in the
+   datasets library;
 2. a text file named after the whole file, `01.png.txt`, or else `01.png.caption`;
-3. a text file named after its stem, `01.txt`, or else `01.caption`, as kohya's scripts and web UIs have them.
+3. a text file named after its stem, `01.txt`, or else `01.caption`, as in kohya's scripts and web UIs.
 
-Names are compared in Unicode's composed form, suffixes in any letter case, stems too where no other picture has a
-better claim. Text is UTF-8 or, with its mark at the beginning, UTF-16. Everything else is named in one line, with the
-reason (`Beside.unread`). Listing reads no file; Pillow is not needed.
+Names are compared in Unicode's composed form and suffixes without regard to case; stems too, if no other picture
+matches better. Text is UTF-8 or, with a byte order mark, UTF-16. Everything else is named in one line, with the reason
+(`Beside.unread`). Listing reads no file; Pillow is not needed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from diffusion_lab.values.words import nfc
 
 TABLES = ("metadata.csv", "metadata.jsonl")  # as the datasets library names them
 TEXT_COLUMNS = ("text", "prompt", "caption")
-SUFFIXES = (".txt", ".caption")  # of text files, the first that is there counts
+SUFFIXES = (".txt", ".caption")  # of text files, the first that exists is used
 NOT_CAPTIONS = frozenset({"class_noun.txt"})
 MOST_BYTES = 64 * 1024
 """Of a caption. CLIP reads 77 tokens, and none of its 49,408 is longer than 70 bytes: 5 KB at most are read. The rest
@@ -44,7 +44,7 @@ _CACHES = frozenset({".npz", ".npy"})
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a table or a text file says of a picture."""
+    """The text of a picture from a table or a text file."""
 
     text: str  # "" for an empty cell or file
     where: Path  # the text file, or the table and, in brackets, the picture's name
@@ -53,11 +53,11 @@ class Said:
 
 
 class NoCaptions(ValueError):
-    """A table that is whole and holds something else."""
+    """A valid table without captions."""
 
 
 class Beside:
-    """The files of one folder that speak of its pictures. `key`: the configuration's, for messages."""
+    """The files of one folder that belong to its pictures. `key`: the configuration key, for messages."""
 
     def __init__(self, folder: Path, pictures: Sequence[Path], key: str = "data.folder") -> None:
         self._folder, self._key = folder, key
@@ -72,14 +72,14 @@ class Beside:
         self._files = [path for path in listed if nfc(path.name) not in self._pictures and path.is_file()]
         self._texts: dict[
             tuple[str, str], list[Path]
-        ] = {}  # by name before the suffix, in small letters, and suffix
+        ] = {}  # by name before the suffix, in lower case, and suffix
         for path in self._files:
             suffix = path.suffix.casefold()
             if suffix in SUFFIXES and path.name.casefold() not in NOT_CAPTIONS:
                 self._texts.setdefault((nfc(path.stem).casefold(), suffix), []).append(path)
 
     def of(self, picture: Path) -> Said | None:
-        """What is said of a picture; None where nothing is. UserError for what cannot be used, or who is meant."""
+        """The text of a picture; None if there is none. UserError if it cannot be used or is ambiguous."""
         row = self._row(picture)
         if row is not None and row.text:
             return row
@@ -87,7 +87,7 @@ class Beside:
         return row if file is None else Said(read_text(file, self._key), file)
 
     def text_file(self, picture: Path) -> Path | None:
-        """The text file of a picture. UserError where two pictures or two files have the same claim."""
+        """The text file of a picture. UserError if two pictures or two files match equally well."""
         if own := self._one(self._named(nfc(picture.name))):
             return own
         shared = self._one(self._named(nfc(picture.stem)))
@@ -106,7 +106,7 @@ class Beside:
         return shared
 
     def table(self) -> str:
-        """The name of the folder's table of captions, "" where there is none. NoCaptions where it holds none."""
+        """The name of the folder's table of captions, "" if there is none. NoCaptions if it contains none."""
         if self._read_table[2]:
             raise NoCaptions(self._read_table[2])
         return self._read_table[0]
@@ -117,9 +117,9 @@ class Beside:
         return [row for row in self._read_table[1] if row.casefold() not in loose]
 
     def unread(self, captions: bool = True) -> list[str]:
-        """What lies there and is not read, each with the reason; nothing of what operating systems leave.
+        """Files that are not read, each with the reason, without system files.
 
-        `captions`: whether captions are asked for at all. UserError for a damaged table.
+        `captions`: whether captions are used at all. UserError for a damaged table.
         """
         told = self._captions_unread() if captions else []
         if caches := [path.name for path in self._files if path.suffix.casefold() in _CACHES]:
@@ -127,9 +127,9 @@ class Beside:
         if masks := [path.name for path in self._files if mask_of(path.stem)]:
             told.append(f"{names(masks)}: masks are not used")
         if folders := [f"{path.name}/" for path in self._folders if any(map(_is_picture, _entries(path)))]:
-            told.append(f"{names(folders)}: pictures in sub-folders")
+            told.append(f"{names(folders)}: pictures in subfolders")
         if captions and (texts := [f"{path.name}/" for path in self._folders if self._holds_captions(path)]):
-            told.append(f"{names(texts)}: captions in sub-folders; put them beside the pictures")
+            told.append(f"{names(texts)}: captions in subfolders; put them beside the pictures")
         if kohya := _KOHYA_FOLDER.fullmatch(self._folder.resolve().name):
             told.append(
                 f"the folder's own name, {kohya[1]} repeats of {kohya[2]!r} to kohya's scripts: see steps.total, "
@@ -138,7 +138,7 @@ class Beside:
         return told
 
     def _holds_captions(self, folder: Path) -> bool:
-        """Whether a text in the sub-folder is named after a picture of this one, and not after one of its own."""
+        """Whether a text in the subfolder is named after a picture of this one, and not after one of its own."""
         entries = _entries(folder)
         own = {nfc(path.stem) for path in entries if _is_picture(path)}
         texts = {nfc(path.stem) for path in entries if path.suffix.casefold() in SUFFIXES}
@@ -157,11 +157,11 @@ class Beside:
         if tables:
             told.append(f"{names(tables)}: {table or ' or '.join(TABLES)} is the only table that is read")
         if twice := [path.name for path in self._pictures.values() if self._said_twice(path)]:
-            told.append(f"more than one caption of {names(twice)}: the first counts ({ORDER})")
+            told.append(f"more than one caption of {names(twice)}: the first is used ({ORDER})")
         return told
 
     def _named(self, base: str) -> list[Path]:
-        """Text files of `base`, the first suffix that is there; without regard to case where that leaves no doubt."""
+        """Text files of `base`, with the first existing suffix; without regard to case if that is unambiguous."""
         for suffix in SUFFIXES:
             files = self._texts.get((base.casefold(), suffix), [])
             exact = [path for path in files if nfc(path.stem) == base]
@@ -170,15 +170,15 @@ class Beside:
         return []
 
     def _one(self, files: list[Path]) -> Path | None:
-        """Of files whose names differ by form or case alone: the first, if they say the same."""
+        """Of files whose names differ only by Unicode form or case: the first, if their contents are equal."""
         if len(files) > 1 and len({read_text(file, self._key) for file in files}) > 1:
             raise UserError(
-                f"{self._key}: {' and '.join(map(str, files))} speak of one picture and differ; remove one of them"
+                f"{self._key}: {' and '.join(map(str, files))} refer to one picture and differ; remove one of them"
             )
         return files[0] if files else None
 
     def _claimed(self, picture: Path) -> list[Path]:
-        """Every text file that could be the picture's."""
+        """Every text file that could belong to the picture."""
         bases = dict.fromkeys((nfc(picture.name), nfc(picture.stem)))
         return [
             file
@@ -229,7 +229,7 @@ ORDER = "metadata.csv or metadata.jsonl, 01.png.txt, 01.png.caption, 01.txt, 01.
 
 
 def read_text(file: Path, key: str = "data.folder") -> str:
-    """A text file's content without white space around it. UserError where it is no text, or too long for a caption."""
+    """A text file's content without surrounding white space. UserError if it is not text, or too long for a caption."""
     try:
         size = file.stat().st_size
         if size > MOST_BYTES:
@@ -244,13 +244,13 @@ def read_text(file: Path, key: str = "data.folder") -> str:
 
 
 def decode(content: bytes) -> str:
-    """UTF-8, with or without its mark, or UTF-16 with its mark. UnicodeError for anything else."""
+    """UTF-8, with or without a byte order mark, or UTF-16 with one. UnicodeError for anything else."""
     if content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-8-sig")
     text = content.decode("utf-16")
     if not any(character.isascii() and character.isalpha() for character in text):
-        # Bytes in the wrong order read as Chinese characters; an encoder of English text would not know either.
-        raise UnicodeError("UTF-16 without a letter of English")
+        # With swapped bytes, English text reads as Chinese characters, which a text encoder for English does not know.
+        raise UnicodeError("UTF-16 without any English letters")
     return text
 
 
@@ -278,7 +278,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def read_rows(path: Path) -> dict[str, Said]:
-    """The rows of a table by file_name. NoCaptions where it is of another kind, else ValueError or csv.Error."""
+    """The rows of a table by file_name. NoCaptions if it has other contents, else ValueError or csv.Error."""
     content = decode(path.read_bytes())
     found: dict[str, Said] = {}
     for row in _csv_rows(content) if path.suffix == ".csv" else _json_rows(content):
@@ -291,7 +291,7 @@ def read_rows(path: Path) -> dict[str, Said]:
             kind = ValueError if found else NoCaptions
             raise kind(f"it needs the columns file_name and text{' in every row' if found else ''}")
         text = cells.pop(column)
-        # A name with folders in it is no picture of this one: it is told as it is, and never looked for.
+        # A name with a path is not a picture of this folder: it is reported unchanged and never looked up.
         said = Said(text, path.with_name(f"{path.name} ({name.replace('/', '|')})"), cells, path.name)
         if found.setdefault(name, said) != said:
             raise ValueError(f"it has two rows for {name} that differ")

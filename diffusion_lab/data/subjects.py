@@ -1,7 +1,7 @@
-"""A subject: the pictures a model is tuned on, the references, and pictures of others to compare with.
+"""A subject: the training photos, the held-out photos, and photos of other subjects for comparison.
 
-The miniature's people are written as ordinary folders into a cache and read back by the same loader as a
-user's own pictures.
+The miniature's subjects are written as ordinary folders to a cache and read with the same loader as a user's
+own photos.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IMPOSTOR_PICTURES = 4  # of each other subject
+IMPOSTOR_PICTURES = 4  # per other subject
 IMPOSTOR_SUBJECTS = 16  # at most
 
 
 def load_subject(config_data: Data, cache: Path | None = None) -> Subject:
-    """Reads the subject's pictures and splits them. `cache` (`default_cache()`) serves the miniature.
+    """Reads the subject's pictures and splits them. `cache` (`default_cache()`) is for the miniature.
 
     Raises UserError, naming the config key, for an unknown subject or source, a missing folder or class
-    noun, a file that is no picture, or too few pictures.
+    noun, a file that is not a picture, or too few pictures.
     """
     folder, class_noun = subject_folder(config_data, cache)
     pictures = read_folder(folder, config_data.on_corrupt)
@@ -61,9 +61,9 @@ def load_subject(config_data: Data, cache: Path | None = None) -> Subject:
 
 
 def check_subject(config_data: Data) -> str:
-    """The cheap part of `load_subject`, for use before anything slow: decodes and writes nothing.
+    """The fast part of `load_subject`, for use before anything slow. Decodes and writes nothing.
 
-    Returns the class noun; raises the same UserErrors but those about a picture's content.
+    Returns the class noun; raises the same UserErrors except those about a picture's content.
     """
     if config_data.source == "miniature":
         from diffusion_lab.miniature.subjects import N_PORTRAITS
@@ -77,9 +77,9 @@ def check_subject(config_data: Data) -> str:
 
 
 def training_captions(config_data: Data) -> dict[Path, str]:
-    """Caption by file of the pictures trained on, if all of them can be read; decodes nothing.
+    """Captions by file of the training photos, if all of them can be read; decodes nothing.
 
-    Raises UserError where a caption is missing, empty or no text.
+    Raises UserError if a caption is missing, empty or not text.
     """
     if config_data.source != "folder":
         return {}
@@ -91,20 +91,20 @@ def training_captions(config_data: Data) -> dict[Path, str]:
 
 
 def passed_over(folder: Path, key: str = "data.folder", captions: str = "auto") -> list[str]:
-    """One line on what lies beside a folder's pictures and is not read, or none; see `sidecars.Beside.unread`."""
+    """One line about files beside a folder's pictures that are not read, or none; see `sidecars.Beside.unread`."""
     left = Beside(folder, list_pictures(folder, key), key).unread(captions != "never")
     return [f"{key}: not read in {folder}: {'; '.join(left)}"] if left else []
 
 
 def subject_name(config_data: Data) -> str:
-    """The configured name; of a folder without one the folder's own."""
+    """The configured name, or the folder's name."""
     if config_data.source == "folder" and not config_data.subject:
         return Path(config_data.folder or "").resolve().name
     return config_data.subject
 
 
 def instance_prompt(identifier: str, class_noun: str) -> str:
-    """ "a photo of customcls woman", the caption of every picture without one of its own."""
+    """ "a photo of customcls woman", the caption of every picture without its own caption."""
     return f"a photo of {identifier} {class_noun}"
 
 
@@ -119,18 +119,18 @@ def subject_folder(config_data: Data, cache: Path | None) -> tuple[Path, str]:
     if not config_data.folder:
         raise UserError("data.folder is not set: give the folder of pictures, as in data.folder=my_dog")
     folder = Path(config_data.folder).expanduser()
-    list_pictures(folder)  # a missing or empty folder is answered before a missing noun
+    list_pictures(folder)  # a missing or empty folder is reported before a missing noun
     noun = (config_data.class_noun or _noun_file(folder) or "").strip()
     if not noun:
         raise UserError(
-            "data.class_noun is not set: say what the pictures show, as in data.class_noun=dog, "
+            "data.class_noun is not set: say what the photos show, as in data.class_noun=dog, "
             f"or write the word into {folder / 'class_noun.txt'}"
         )
     return folder, noun
 
 
 def _noun_file(folder: Path) -> str | None:
-    """First line of class_noun.txt, None where there is no such file or nothing in it."""
+    """First line of class_noun.txt, None if the file is missing or empty."""
     try:
         lines = (folder / "class_noun.txt").read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
@@ -150,7 +150,7 @@ def _miniature_noun(name: str) -> str:
 
     if name not in SUBJECTS:
         raise UserError(
-            f"data.subject={name}: the miniature's people are {', '.join(SUBJECTS)}"
+            f"data.subject={name}: the miniature's subjects are {', '.join(SUBJECTS)}"
             f"{closest(name, SUBJECTS)}; "
             "for your own pictures set data=folder data.folder=..."
         )
@@ -158,9 +158,9 @@ def _miniature_noun(name: str) -> str:
 
 
 def renderer_version() -> str:
-    """12 hex digits that change with the renderer's code and the libraries that draw.
+    """12 hex digits that change with the renderer's code and the drawing libraries.
 
-    Anything else that ever changes the portraits must enter here: of the cache only the files are checked.
+    Anything else that changes the portraits must be added here, because only the files of the cache are checked.
     """
     import diffusion_lab.miniature as miniature
 
@@ -171,7 +171,7 @@ def renderer_version() -> str:
 
 
 def _miniature_folder(name: str, cache: Path) -> Path:
-    """`name`'s folder in the cache, written when it is not there. Two processes may do so at once."""
+    """`name`'s folder in the cache, written if missing. Two processes may do so at once."""
     from diffusion_lab.miniature.subjects import is_complete
 
     folder = cache / f"subjects-{renderer_version()}" / name
@@ -191,7 +191,7 @@ def _miniature_folder(name: str, cache: Path) -> Path:
 
 
 def _draw(name: str, folder: Path) -> None:
-    """Draws in a place of its own and renames: a whole folder is never taken away from who reads it."""
+    """Draws in a temporary folder and renames it, so that a complete folder never disappears while it is read."""
     from diffusion_lab.miniature.subjects import is_complete, write_subjects
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ def _draw(name: str, folder: Path) -> None:
         try:
             os.rename(drawn, folder)
         except OSError:
-            if is_complete(folder):  # another process was faster, and drew the same
+            if is_complete(folder):  # another process was faster and drew the same portraits
                 return
             if not folder.exists():
                 raise
@@ -212,7 +212,7 @@ def _draw(name: str, folder: Path) -> None:
 
 
 def _impostors(config_data: Data, own: Path, class_noun: str) -> tuple[Picture, ...]:
-    """A few pictures each of other subjects with the same noun: the same ones in every run."""
+    """A few photos of each other subject with the same noun, the same ones in every run."""
     if config_data.source == "miniature":
         from diffusion_lab.miniature.subjects import SUBJECTS
 
@@ -229,16 +229,18 @@ def _impostors(config_data: Data, own: Path, class_noun: str) -> tuple[Picture, 
 
 
 def impostor_pictures(folder: Path) -> list[Path]:
-    """The files that are read of another subject's folder: the same ones in every run."""
+    """The files that are read from another subject's folder, the same ones in every run."""
     paths = list_pictures(folder)
     order = nested_order([path.name for path in paths], folder.name, seed=0)
     return [paths[i] for i in order[:IMPOSTOR_PICTURES]]
 
 
 def impostor_folders(parent: Path, own: Path, class_noun: str) -> list[Path]:
-    """Sub-folders that hold pictures, less the subject's own and those that name another class noun."""
+    """Subfolders with pictures, without the subject's own and those with another class noun."""
     if not parent.is_dir():
-        raise UserError(f"data.impostors: {parent} is not a folder; give one that holds a folder a subject")
+        raise UserError(
+            f"data.impostors: {parent} is not a folder; give one that contains one folder per subject"
+        )
     folders: list[Path] = []
     for folder in sorted(parent.iterdir(), key=lambda path: (natural_key(path.name), path.name)):
         if not folder.is_dir() or folder.name.startswith(".") or folder.samefile(own):
@@ -248,12 +250,12 @@ def impostor_folders(parent: Path, own: Path, class_noun: str) -> list[Path]:
         try:
             list_pictures(folder)
         except UserError as error:
-            log.warning("data.impostors: %s is left out: %s", folder.name, error)
+            log.warning("data.impostors: %s is skipped: %s", folder.name, error)
             continue
         folders.append(folder)
     if not folders:
         raise UserError(
-            f"data.impostors: no folder in {parent} holds pictures of another {class_noun}; "
-            "it must hold one folder a subject, or be null"
+            f"data.impostors: no folder in {parent} contains pictures of another {class_noun}; "
+            "it must contain one folder per subject, or be null"
         )
     return folders

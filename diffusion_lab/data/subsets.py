@@ -1,4 +1,4 @@
-"""Nested subsets of a subject's pictures, and the reference pictures that no subset touches."""
+"""Nested subsets of a subject's photos for training, and the held-out photos that no subset contains."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from diffusion_lab.records import Picture, UserError
 
 log = logging.getLogger(__name__)
 
-MANY = 22  # from this many pictures on, eight can be spared as references
+MANY = 22  # minimum number of photos for which eight are held out
 
 
 def nested_order(names: Sequence[str], subject: str, seed: int) -> list[int]:
-    """Indices of `names` in an order drawn by the subject and the seed alone.
+    """Indices of `names` in an order that depends only on the subject and the seed.
 
-    Every name is ranked by its own hash, so the subset of n pictures lies inside that of n + 1, the order
-    does not depend on how the names are sorted, and adding or removing a picture moves none of the others.
+    Every name is ranked by its hash. The subset of n photos is therefore contained in that of n + 1, the order
+    does not depend on how the names are sorted, and adding or removing a photo does not reorder the others.
     """
 
     def rank(index: int) -> tuple[bytes, int]:
@@ -29,18 +29,18 @@ def nested_order(names: Sequence[str], subject: str, seed: int) -> list[int]:
 
 
 def heldout_count(total: int, n_heldout: int | None) -> int:
-    """How many of `total` pictures are kept as references; null: 8 of 22 or more, else a fifth."""
+    """How many of `total` photos are held out; null: 8 for 22 or more, else a fifth."""
     if n_heldout is not None:
         return n_heldout
     return 8 if total >= MANY else max(1, round(total / 5))
 
 
 def check_counts(total: int, n_images: int, n_heldout: int | None) -> int:
-    """Number of reference pictures. Raises UserError when `total` pictures cannot serve both."""
+    """Number of held-out photos. Raises UserError if `total` photos are too few for both."""
     if n_images < 1:
         raise UserError(f"data.n_images={n_images}: at least 1 picture is needed to train on")
     if n_heldout is not None and n_heldout < 0:
-        raise UserError(f"data.n_heldout={n_heldout}: cannot be negative; 0 keeps no reference pictures")
+        raise UserError(f"data.n_heldout={n_heldout}: cannot be negative; 0 holds out no photos")
     held = heldout_count(total, n_heldout)
     left = total - held
     if n_images > left:
@@ -50,7 +50,7 @@ def check_counts(total: int, n_images: int, n_heldout: int | None) -> int:
             remedies.append(f"set data.n_heldout={spare}{' or less' if spare > 0 else ''}")
         remedies.append(f"add {n_images - left} or more")
         raise UserError(
-            f"data.n_images={n_images}, but there are {total} pictures, {held} of them kept as references "
+            f"data.n_images={n_images}, but there are {total} pictures, {held} of them held out as references "
             f"({'the default for data.n_heldout' if n_heldout is None else f'data.n_heldout={n_heldout}'}): "
             f"{', or '.join(remedies)}"
         )
@@ -60,10 +60,10 @@ def check_counts(total: int, n_images: int, n_heldout: int | None) -> int:
 def split(
     pictures: Sequence[Picture], n_images: int, n_heldout: int | None, *, subject: str, seed: int
 ) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
-    """The pictures trained on (the first n of the nested order) and the references (its end, whatever n).
+    """The training photos (the first n of the nested order) and the held-out photos (its end, independent of n).
 
-    A reference that is also anywhere among the pictures an n could train on is dropped with a warning, for
-    every n alike. Raises UserError when there are too few pictures.
+    A held-out photo that is a copy of any possible training photo is dropped with a warning, for every n alike.
+    Raises UserError if there are too few photos.
     """
     held = check_counts(len(pictures), n_images, n_heldout)
     order = [pictures[i] for i in nested_order([p.path.name for p in pictures], subject, seed)]
@@ -77,19 +77,17 @@ def split(
             heldout.append(picture)
             seen |= dict.fromkeys(_keys(picture), picture)
         else:
-            log.warning(
-                "%s is a copy of %s: not kept as a reference picture", picture.path.name, twin.path.name
-            )
+            log.warning("%s is a copy of %s: not used as a held-out photo", picture.path.name, twin.path.name)
     if held and not heldout:
         raise UserError(
-            "data.n_heldout: every reference picture is a copy of another picture; "
-            "remove the copies, or set data.n_heldout=0 to go without references"
+            "data.n_heldout: every held-out photo is a copy of another photo; "
+            "remove the copies, or set data.n_heldout=0 to hold out none"
         )
     return tuple(pool[:n_images]), tuple(heldout)
 
 
 def _keys(picture: Picture) -> tuple[str, str]:
-    """The file's hash, and the pixels': a copy saved again without loss is found too."""
+    """The hashes of the file and of the pixels: a copy saved again without loss is found too."""
     shape = "x".join(map(str, picture.pixels.shape))
     return picture.sha256, f"{shape} {hashlib.sha256(picture.pixels.tobytes()).hexdigest()}"
 
@@ -100,7 +98,7 @@ def _warn_of_copies(pool: Sequence[Picture]) -> None:
         twin = next((seen[key] for key in _keys(picture) if key in seen), None)
         if twin is not None:
             log.warning(
-                "%s is a copy of %s: trained on, it counts twice; remove one",
+                "%s is a copy of %s: it counts twice in training; remove one",
                 picture.path.name,
                 twin.path.name,
             )

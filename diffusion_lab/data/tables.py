@@ -1,14 +1,14 @@
-"""Prompts out of a template with slots and a table of phrases: the set `portrait`, and a user's own table.
+"""Prompts from a template with slots and a table of phrases: the set `portrait`, and user tables.
 
     template: a photo of {subject}, {attire}, {place}
     slots:
       attire: [wearing a suit, wearing a red dress]
       place: ["", in a forest, on a beach]
-    negative: blurry        # may be left out
+    negative: blurry        # optional
 
-An empty phrase goes with the comma before it. Every slot is dealt by a generator of its own, seeded by its name: a
-slot or a phrase that is added leaves what was drawn for the other slots as it was (but for a prompt that was drawn
-anew because it was there before).
+An empty phrase is removed together with the comma before it. Every slot has its own generator, seeded with its name:
+adding a slot or a phrase does not change what was drawn for the other slots (except for prompts that were drawn again
+because they already existed).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 from diffusion_lab.records import UserError
 
-MOST_BYTES = 1_000_000  # PyYAML reads them in some ten seconds
-SUBJECT = "subject"  # the slot that identifier and class noun fill
+MOST_BYTES = 1_000_000  # PyYAML reads them in about ten seconds
+SUBJECT = "subject"  # the slot for identifier and class noun
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Of a YAML file as above. Raises UserError, naming prompts.path, for what is no such table."""
+    """Reads a YAML file as above. Raises UserError, naming prompts.path, for anything else."""
     import yaml  # type: ignore[import-untyped]
 
     where = f"prompts.path: {path}"
@@ -136,5 +136,5 @@ PORTRAIT = Table(
     negative=_PORTRAIT_NEGATIVE,
 )  # fmt: skip
 """For full-size models: medium and shot, attire, place, lighting, style and magic words; the negative prompt is the
-popular kind. The phrase table of the study this follows did not survive: this one is ours.
+popular kind. The phrase table of the original study is not available; this one is our own.
 """

@@ -1,11 +1,11 @@
-"""Prompts that others have published. `{subject}` stands for identifier and class noun.
+"""Published prompts. `{subject}` stands for identifier and class noun.
 
 - DreamBooth's: 25 for objects, 25 for live subjects. Ruiz et al. 2022 (arXiv:2208.12242), as published with their
-  dataset; each with the kind of change it asks for.
+  dataset; each with the kind of change it requests.
 - The ten of a comparison of fine-tuning methods by image similarity and prompt similarity, from its public code
   (gnguralnick/stable-diffusion-fine-tuning), which follows Gal et al. 2022 (arXiv:2208.01618).
-- Five for a logo, from a talk on brand logos. The fourth is garbled there; its legible words are kept.
-- Two that diffusion models fail: one of two things left out, colours on the wrong garment.
+- Five for a logo, from a talk on brand logos. The fourth is partly illegible there; its legible words are kept.
+- Two on which diffusion models fail: one of two objects is missing, colours are on the wrong garment.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ LOGO: tuple[Template, ...] = (
     ("product", "products", "the latest {subject} products"),
     ("product", "fragrance", "the new {subject} fragrance"),
 )
-PROBES: tuple[Template, ...] = (  # they name no subject: for methods of inference, and for what tuning broke
+PROBES: tuple[Template, ...] = (  # without a subject: for inference methods, and for damage by fine-tuning
     ("probe", "neglect", "a blue cat and a yellow bowl"),
     ("probe", "binding", "a man wearing a blue t shirt and red pants"),
 )

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of the identifier and the prompts, checked before anything else is loaded."""
+"""How a tokenizer encodes the identifier and the prompts, checked before anything else is loaded."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class TokenReport:
     instance_prompt: str
     instance_length: int
     longest: tuple[str, int]  # id and length of the longest prompt
-    too_long: tuple[tuple[str, int], ...]  # ids and lengths of what would be cut
-    learnt: bool = False  # the identifier is a new word of the tokenizer, of as many vectors as it has ids
+    too_long: tuple[tuple[str, int], ...]  # ids and lengths of truncated prompts
+    learnt: bool = False  # the identifier is a new word of the tokenizer, with one vector per id
 
     @property
     def kind(self) -> str:
         """ "one rare piece", "one ordinary piece", "2 ordinary pieces", "2 pieces, 1 of them rare".
 
-        Ordinary pieces mean something to the model already; a rare one, DreamBooth's advice, hardly anything.
+        Ordinary pieces already have a meaning for the model; a rare one, as DreamBooth recommends, hardly any.
         """
         if self.learnt:
             return f"a new word of {len(self.ids)} vector{'s' if len(self.ids) > 1 else ''}"
@@ -57,19 +57,19 @@ class TokenReport:
 
 
 def limit_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that fit, start and end included; a tokenizer saved without a limit has CLIP's."""
+    """The maximum number of tokens, including start and end; CLIP's for a tokenizer saved without a limit."""
     limit = int(tokenizer.model_max_length)
     return limit if limit <= 10_000 else CLIP_LIMIT
 
 
 def length_of(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """Tokens of `text` uncut, start and end included."""
-    # verbose=False: we say ourselves what is too long.
+    """Tokens of `text` without truncation, including start and end."""
+    # verbose=False: texts that are too long are reported here.
     return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
 
 
 def token_report(tokenizer: PreTrainedTokenizerBase, subject: Subject, prompts: PromptSet) -> TokenReport:
-    """Report on the subject's identifier and every prompt; the tokenizer is all that is needed."""
+    """Report on the subject's identifier and every prompt; needs only the tokenizer."""
     limit = limit_of(tokenizer)
     lengths = dict(_lengths(tokenizer, subject.instance_prompt, prompts))
     by_id = {prompt.id: lengths[prompt.id] for prompt in prompts}
@@ -92,7 +92,7 @@ def token_report(tokenizer: PreTrainedTokenizerBase, subject: Subject, prompts: 
 
 
 def check_lengths(tokenizer: PreTrainedTokenizerBase, instance_prompt: str, prompts: PromptSet) -> None:
-    """Raises UserError when the instance prompt, a prompt or the negative prompt would be cut off."""
+    """Raises UserError if the instance prompt, a prompt or the negative prompt would be truncated."""
     limit = limit_of(tokenizer)
     too_long = [
         (name, length) for name, length in _lengths(tokenizer, instance_prompt, prompts) if length > limit
@@ -109,7 +109,7 @@ def check_lengths(tokenizer: PreTrainedTokenizerBase, instance_prompt: str, prom
         text = next(prompt.text for prompt in prompts if prompt.id == name)
         remedy = f"shorten it or leave it out (prompts.path): {_start(text)!r}"
     raise UserError(
-        f"prompts: {name}{more}: {length} tokens, start and end included, and the model reads {limit}: "
+        f"prompts: {name}{more}: {length} tokens, start and end included, but the model reads {limit}: "
         f"the rest would be cut off silently; {remedy}"
     )
 

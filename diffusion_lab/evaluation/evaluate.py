@@ -1,4 +1,4 @@
-"""One evaluation: images, their features once, every metric's values, rows and summaries."""
+"""One evaluation: generates images, computes their features once, then values, rows and summaries of every metric."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def evaluate(
     resolution: int | None = None,
     base: Path | None = None,
 ) -> Evaluation:
-    """Draws the set's images with ``pipe`` as it is and scores them by the bank's metrics.
+    """Generates the prompt set's images with the current ``pipe`` and scores them with the metrics.
 
-    Raises UserError before any image is drawn where a metric compares images with each other and gets one alone.
-    Leaves the modes of all modules, `pipe.scheduler`, the weights and the global generators as they were.
+    Raises UserError before any image is generated if a metric compares images with each other and gets only one.
+    The modes of all modules, `pipe.scheduler`, the weights and the global random generators are left unchanged.
     ``cache``: the run's prompt embeddings; ``resolution``: pixels, by default the model's own. ``base``: a
-    file for what the untouched model drew without the identifier, written at step 0 and read at later steps;
-    only the metrics that compare with it make it.
+    file with the features of the base model's images without the identifier, written at step 0 and read at
+    later steps; only the metrics that need it create it.
     """
     planned = plan(prompts, settings)
     metrics = select(bank.settings.names)
@@ -100,11 +100,11 @@ def score(
     planned: Sequence[Planned],
     step: int,
 ) -> tuple[tuple[ScoreRow, ...], dict[str, Summary]]:
-    """A row per metric and image, metric by metric, and each metric's summary, clustered by prompt.
+    """One row per metric and image, sorted by metric, and the summary of each metric, clustered by prompt.
 
     A metric of the whole set has no rows.
-    Images of prompts without the identifier count in the metrics that speak of the class, and in no other,
-    where their value is None.
+    Images of prompts without the identifier are used only by the metrics of the class; in all others
+    their value is None.
     """
     rows: list[ScoreRow] = []
     summaries: dict[str, Summary] = {}
@@ -143,14 +143,14 @@ def score(
 
 
 def split_by_identifier(planned: Sequence[Planned]) -> tuple[list[int], list[int]]:
-    """Numbers of the images with the identifier in their prompt, and of those that a set has without it."""
+    """Indices of the images with the identifier in their prompt, and of those without it."""
     klass = [number for number, item in enumerate(planned) if without_identifier(item.prompt)]
     left_out = set(klass)
     return [number for number in range(len(planned)) if number not in left_out], klass
 
 
 def take(features: Features, numbers: Sequence[int]) -> Features | None:
-    """The features of these images; the same object for all of them, None for none."""
+    """The features of these images: the same object for all images, None for none."""
     if not numbers:
         return None
     if len(numbers) == features.n:
@@ -160,25 +160,27 @@ def take(features: Features, numbers: Sequence[int]) -> Features | None:
         value = getattr(features, name)
         fields[name] = None if value is None else value[list(numbers)]
     prompts = None if features.prompts is None else tuple(features.prompts[number] for number in numbers)
-    return Features(n=len(numbers), prompts=prompts, **fields)
+    more = {name: rows[list(numbers)] for name, rows in features.more.items()}
+    return Features(n=len(numbers), prompts=prompts, more=more, **fields)
 
 
 def joined(parts: Sequence[Features]) -> Features:
-    """The features of several batches as those of one; at least one batch."""
+    """The features of several batches, concatenated; at least one batch."""
     import torch
 
     fields: dict[str, Any] = {
         name: None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
         for name in TENSORS
     }
-    return Features(n=sum(part.n for part in parts), **fields)
+    more = {name: torch.cat([part.more[name] for part in parts]) for name in parts[0].more}
+    return Features(n=sum(part.n for part in parts), more=more, **fields)
 
 
-LOST = "begin anew in another folder with hydra.run.dir=FOLDER, or without class_drift in metrics.names"
+LOST = "start again in another folder with hydra.run.dir=FOLDER, or remove class_drift from metrics.names"
 
 
 def _base_features(path: Path, features: Features, planned: Sequence[Planned], step: int) -> Features | None:
-    """What the untouched model's class images were: kept at step 0, read back later, also by a resumed run."""
+    """Features of the base model's class images: stored at step 0 and read later, also by a resumed run."""
 
     from diffusion_lab.system import tensors
 
@@ -192,7 +194,7 @@ def _base_features(path: Path, features: Features, planned: Sequence[Planned], s
         return None
     found = read_tensors(path, "class_drift", remedy=LOST).get("clip_image")
     if found is None or found.ndim != 2 or found.shape[1] != klass.clip_image.shape[1]:
-        raise UserError(f"class_drift: {path} holds other features than this run's; {LOST}")
+        raise UserError(f"class_drift: {path} has features of another run; {LOST}")
     return Features(n=len(found), clip_image=found)
 
 
@@ -202,10 +204,10 @@ def reference_features(
     resolution: int,
     faces: Mapping[str, Sequence[Photograph]] | None = None,
 ) -> References:
-    """Features of the subject's photographs and the other subjects', cropped and resized.
+    """Features of the reference photos and of other subjects' photos, cropped and resized.
 
-    Photographs are compared as the model could have drawn them, at its ``resolution`` in pixels: a sharper
-    picture would be another measure. ``faces``: what `look_at` chose, by default chosen here.
+    The photos are compared at the model's ``resolution`` in pixels, because a sharper photo would give
+    values that are not comparable. ``faces``: the choice of `look_at`, made here by default.
     """
     from diffusion_lab.data.pictures import fit
     from diffusion_lab.evaluation.encoders.photographs import look_at
@@ -225,14 +227,14 @@ def reference_features(
 
     train = seen("train", subject.train)
     if train is None:
-        raise UserError("data.n_images: there is no training picture to compare with")
+        raise UserError("data.n_images: there is no training photo to compare with")
     return References(
         train=train, heldout=seen("heldout", subject.heldout), impostors=seen("impostors", subject.impostors)
     )
 
 
 def with_faces(features: Features, photographs: Sequence[Photograph]) -> Features:
-    """`features` with the embeddings of the chosen faces; NaN where there is none."""
+    """`features` with the embeddings of the chosen faces; NaN if there is none."""
     import torch
 
     rows = torch.stack([photograph.embedding for photograph in photographs])
@@ -243,9 +245,9 @@ def with_faces(features: Features, photographs: Sequence[Photograph]) -> Feature
 def reference_scores(
     references: References, metrics: Iterable[AnyMetric]
 ) -> dict[str, dict[Literal["ceiling", "impostor"], Summary | None]]:
-    """Each metric's ceiling (real against real, leave-one-out) and impostor line; None where it has none.
+    """Ceiling (real photos against each other, leave-one-out) and impostor line of each metric; None if it has none.
 
-    A summary's `missing` is the number of photographs without a face.
+    A summary's `missing` is the number of photos without a face.
     """
     result: dict[str, dict[Literal["ceiling", "impostor"], Summary | None]] = {}
     for metric in metrics:
@@ -261,14 +263,14 @@ def reference_scores(
 
 
 def several_faces(features: Features) -> int | None:
-    """Images in which more than one face was found, of which the most prominent is measured."""
+    """The number of images with more than one face. The most prominent face is used."""
     return None if features.faces is None else int((features.faces > 1).sum())
 
 
 def without_face(references: References) -> dict[str, tuple[int, int]]:
-    """Photographs in which no face was found and their number in all, by "train", "heldout" and "impostors".
+    """The number of photos without a face and the total number, by "train", "heldout" and "impostors".
 
-    Those are left out of the reference pairs. Empty where no metric looks at faces.
+    Photos without a face are excluded from the reference pairs. Empty if no metric uses faces.
     """
     groups = {"train": references.train, "heldout": references.heldout, "impostors": references.impostors}
     return {

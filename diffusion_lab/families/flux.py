@@ -89,12 +89,28 @@ class Flux:
     sampling_steps = 28
     guidance_scale = 3.5
     single_file_config = "black-forest-labs/FLUX.1-dev"
+    single_file_parts: Mapping[str, tuple[str, ...]] = {
+        "transformer": ("model.diffusion_model.double_blocks.", "double_blocks."), "vae": ("vae.", "first_stage_model."),
+        "text_encoder": ("text_encoders.clip_l.",), "text_encoder_2": ("text_encoders.t5xxl.",),
+    }  # fmt: skip
+    # As published: the transformer alone.
+    single_file_separate: frozenset[str] = frozenset({"vae", *text_encoders})
     parameters: Mapping[str, float] = {
         "transformer": 11_901_408_320,
         "vae": 83_819_683,
         "text_encoder": 123_060_480,
         "text_encoder_2": 4_762_310_656,
     }
+
+    configs: Mapping[str, Config] = {
+        "transformer": {
+            "num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128,
+            "in_channels": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True,
+        },
+        "vae": {"block_out_channels": [128, 256, 512, 512], "sample_size": 1024},
+        "text_encoder": {"hidden_size": 768},
+    }  # fmt: skip
+    loads_half = True
 
     # --- facts of a model ---
 
@@ -155,7 +171,8 @@ class Flux:
         embedded = 2 if found["guidance_embeds"] else 1  # timestep, guidance
         products += (embedded * (TIME_CHANNELS + width) + found["pooled_projection_dim"] + width) * width
         adapted = (36 * double + 6 * single) * width
-        return Work(0.0, positions * width, positions, 2 * products / 1e12, adapted)
+        sampled = 12.0 * tokens * width  # of one block: queries, keys, values, and the MLP's 4 widths, twice
+        return Work(0.0, positions * width, positions, 2 * products / 1e12, adapted, sampled)
 
     # --- loading ---
 
@@ -205,9 +222,12 @@ class Flux:
         )
         return {"hidden": hidden, "pooled": pooled}
 
-    def encode_negative(self, pipe: Any, text: str) -> Conditioning:
-        """Of no use to this family: guidance is embedded, and there is no other branch."""
-        return self.encode_prompts(pipe, [text])
+    def unconditional(self, pipe: Any, text: str, encoded: Conditioning) -> Conditioning:
+        """Never asked for: guidance is embedded, so there is no second branch."""
+        return encoded
+
+    def layer_name(self, name: str) -> str:
+        return name
 
     # --- what else the denoiser is given ---
 

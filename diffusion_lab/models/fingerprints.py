@@ -47,6 +47,8 @@ def source_of(model: Model) -> str | None:
     except (OSError, UserError):
         return None
     settings = {"variant": model.variant, "allow_pickle": model.allow_pickle, "config": model.config}
+    if which_family(model).loads_half:  # what is loaded depends on it
+        settings["precision"] = model.precision
     libraries = {name: versions().get(name) for name in ("diffusers", "transformers", "torch")}
     return (
         json.dumps({"files": found, "settings": settings, "libraries": libraries}, sort_keys=True)

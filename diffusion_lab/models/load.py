@@ -14,6 +14,7 @@ from diffusion_lab.models.devices import bf16_slowdown
 from diffusion_lab.models.fingerprints import source_of
 from diffusion_lab.models.folder import check_folder, variant_of
 from diffusion_lab.models.hub import HUB_ID, cached_model
+from diffusion_lab.models.quantise import quantisation
 from diffusion_lab.models.single_file import PICKLED, check_file, load_file, unneeded
 from diffusion_lab.models.which_family import which_family
 from diffusion_lab.records import UserError
@@ -116,9 +117,9 @@ def load_pipeline(model: Model, device: torch.device) -> Any:
     try:
         with quiet_loading():
             pipe = (
-                load_file(Path(source), model, family)
+                load_file(Path(source), model, family, loaded_dtype(family.denoiser, model, family))
                 if one_file
-                else _from_pretrained(source, model, family)
+                else _from_pretrained(source, model, family, device)
             )
     except UserError:
         raise
@@ -134,17 +135,16 @@ def load_pipeline(model: Model, device: torch.device) -> Any:
     return on_device
 
 
-def _from_pretrained(source: Path | str, model: Model, family: Family) -> Any:
+def _from_pretrained(source: Path | str, model: Model, family: Family, device: torch.device) -> Any:
     """Part by part, because only so the libraries tell which weights a file lacks.
 
     Otherwise they draw them at random, with no more than a warning.
     """
-    import torch
-
     options = {
         "revision": model.revision,
         "local_files_only": model.local_files_only or isinstance(source, Path),
     }
+    quantised = quantisation(model.quantise, device)
     parts: dict[str, Any] = {}
     for name, kind in family.part_classes().items():
         if name in family.optional and isinstance(source, Path) and not (source / name).is_dir():
@@ -155,8 +155,9 @@ def _from_pretrained(source: Path | str, model: Model, family: Family) -> Any:
             subfolder=name,
             variant=variant_of(source, name, model.variant) if isinstance(source, Path) else model.variant,
             use_safetensors=None if model.allow_pickle else True,  # None: pickled where there is nothing else
-            dtype=torch.float32,
+            dtype=loaded_dtype(name, model, family),
             output_loading_info=True,
+            **({"quantization_config": quantised} if quantised and name == family.denoiser else {}),
             **options,
         )
         if found["missing_keys"]:
@@ -165,7 +166,15 @@ def _from_pretrained(source: Path | str, model: Model, family: Family) -> Any:
                 f"model.path={model.path}: {name} lacks {len(lacking)} of its weights, such as {lacking[0]}; "
                 "copy or download the model again"
             )
+    for part in family.tokenizers:
+        if part in family.optional and isinstance(source, Path) and not (source / part).is_dir():
+            parts[part] = None
     return family.pipeline_class().from_pretrained(source, **parts, **options, **unneeded(family))
+
+
+def loaded_dtype(part: str, model: Model, family: Family) -> torch.dtype:
+    """float32, but for denoisers and text encoders that are too large for it."""
+    return frozen_dtype(model.precision if family.loads_half and part != "vae" else "fp32")
 
 
 def _loading_failed(model: Model, source: Path | str, error: Exception) -> str:
@@ -261,6 +270,10 @@ def cast_frozen(pipe: Any, precision: str, *, but: Container[nn.Module] = ()) ->
     """
     dtype = frozen_dtype(precision)
     for module in modules(pipe):
-        for parameter in module.parameters() if module not in but else ():
-            if not parameter.requires_grad and parameter.is_floating_point():
+        # Layers that overflow in float16 and that the library itself keeps in float32: T5's.
+        wide = tuple(getattr(module, "_keep_in_fp32_modules", None) or ()) if precision == "fp16" else ()
+        for name, parameter in module.named_parameters() if module not in but else ():
+            if parameter.requires_grad or not parameter.is_floating_point():
+                continue
+            if not any(layer in name.split(".") for layer in wide):
                 parameter.data = parameter.data.to(dtype)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.checks import one_of
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
+from diffusion_lab.values.checks import one_of
 
 if TYPE_CHECKING:
     import torch

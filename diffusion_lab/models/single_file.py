@@ -17,6 +17,8 @@ from diffusion_lab.models.which_family import which_family
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from diffusion_lab.config.schema import Model
     from diffusion_lab.families.family import Family
 
@@ -81,13 +83,11 @@ def unneeded(family: Family) -> dict[str, Any]:
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def load_file(path: Path, model: Model, family: Family) -> Any:
+def load_file(path: Path, model: Model, family: Family, dtype: torch.dtype) -> Any:
     """The pipeline, float32, through diffusers' converter. UserError where the file lacks weights.
 
     Text encoders that the file does not hold, as is usual for large models, come from the configs' model.
     """
-    import torch
-
     config = model.config or family.single_file_config
     folder = config_folder(model) or cached_configs(config)
     lacking = UserError(
@@ -96,19 +96,20 @@ def load_file(path: Path, model: Model, family: Family) -> Any:
     )
     source = str(folder or config)
     local = model.local_files_only or folder is not None
-    others = _missing_parts(path, family, source, local=local) if path.suffix == ".safetensors" else {}
+    others = _missing_parts(path, family, source, dtype, local=local) if path.suffix == ".safetensors" else {}
     options = {name: value for name, value in unneeded(family).items() if name != "requires_safety_checker"}
     try:
         pipe: Any = family.pipeline_class().from_single_file(
             str(path.absolute()),
             config=source,
-            dtype=torch.float32,
+            dtype=dtype,
             local_files_only=local,
             **options,
             **others,
         )
     except NotImplementedError as error:  # diffusers leaves what it does not find on the meta device
         raise lacking from error
+    pipe.vae.float()
     if any(p.is_meta for part in of(pipe).networks(pipe).values() for p in part.parameters()):
         raise lacking
     if options:
@@ -116,7 +117,9 @@ def load_file(path: Path, model: Model, family: Family) -> Any:
     return pipe
 
 
-def _missing_parts(path: Path, family: Family, source: str, *, local: bool) -> dict[str, Any]:
+def _missing_parts(
+    path: Path, family: Family, source: str, dtype: torch.dtype, *, local: bool
+) -> dict[str, Any]:
     """Parts that may be left out of a single file, and are, from the folder or repository of the configs."""
     import torch
 
@@ -128,7 +131,10 @@ def _missing_parts(path: Path, family: Family, source: str, *, local: bool) -> d
             continue
         if part in family.single_file_separate:
             found[part] = classes[part].from_pretrained(
-                source, subfolder=part, dtype=torch.float32, local_files_only=local
+                source,
+                subfolder=part,
+                dtype=torch.float32 if part == "vae" else dtype,
+                local_files_only=local,
             )
     return found
 

@@ -48,6 +48,11 @@ def check_device(model: Model) -> None:
     to import and has to be imported for that run anyway.
     """
     device = model.device
+    if model.quantise and (device == "cpu" or not may_have_card()):
+        raise UserError(
+            f"model.quantise={model.quantise}: 4-bit weights need an NVIDIA GPU, and none is used here; set "
+            "model.quantise=null"
+        )
     if device in ("auto", "cpu"):
         return
     if device == "mps" and (sys.platform != "darwin" or platform.machine() != "arm64"):

@@ -1,4 +1,4 @@
-"""The page of job=train_aesthetics: what a head says against what people said, with and without balancing."""
+"""The report of job=train_aesthetics: predicted and human ratings, with and without balancing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from diffusion_lab.report import charts
 from diffusion_lab.report.page import save
 
-EDGES = np.linspace(0, 10, 21)  # half grades
-FEWEST = 5  # pictures of a bin whose mean is drawn
+EDGES = np.linspace(0, 10, 21)  # half points
+FEWEST = 5  # minimum number of images for a bin whose mean is drawn
 ROWS = {
-    "mean_absolute_error": "mean absolute error, grades",
-    "root_mean_squared_error": "root mean squared error, grades",
+    "mean_absolute_error": "mean absolute error, points",
+    "root_mean_squared_error": "root mean squared error, points",
     "spearman": "rank correlation (Spearman)",
     "pearson": "correlation (Pearson)",
     "worst_rated_error": "mean absolute error of the 5 % rated lowest",
     "best_rated_error": "mean absolute error of the 5 % rated highest",
-    "worst_rated_bias": "called too good by, the 5 % rated lowest",
-    "best_rated_bias": "called too good by, the 5 % rated highest",
-    "spread": "spread of what is said over that of the ratings",
-    "slope": "slope of ratings on what is said",
+    "worst_rated_bias": "overestimation of the 5 % rated lowest",
+    "best_rated_bias": "overestimation of the 5 % rated highest",
+    "spread": "standard deviation of predictions over that of ratings",
+    "slope": "slope of ratings on predictions",
 }
 
 
@@ -37,7 +37,7 @@ def write_page(
     said: Mapping[str, NDArray[np.float64]],
     verdict: str,
 ) -> Path:
-    """``ratings``: of all pictures; ``rated`` and ``said`` (by balance): of those that were only measured on."""
+    """``ratings``: of all images; ``rated`` and ``said`` (by balance): of the test images."""
     names = {kind: "not balanced" if kind == "none" else f"balanced by {kind}" for kind in said}
     figures = {
         "distribution": _distribution(rated, said, names),
@@ -56,8 +56,8 @@ def write_page(
         {
             "title": "Aesthetics head",
             "facts": [
-                f"{result['pictures']} rated pictures", f"{result['trained_on']} trained on",
-                f"{len(rated)} only measured on", f"ratings {ratings.mean():.2f} ± {ratings.std():.2f}",
+                f"{result['pictures']} rated images", f"{result['trained_on']} used for training",
+                f"{len(rated)} used for testing", f"ratings {ratings.mean():.2f} ± {ratings.std():.2f}",
             ],
             "verdict": verdict,
             "names": names,
@@ -86,7 +86,7 @@ def _distribution(
             hovertemplate=f"{name}, %{{x:.2f}}: %{{y:.1%}}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title_text="grade")
-    figure.update_yaxes(title_text="share of pictures", tickformat=".0%")
+    figure.update_yaxes(title_text="fraction of images", tickformat=".0%")
     return figure
 
 
@@ -97,7 +97,7 @@ def _by_bin(
     of: Any,
     title: str,
 ) -> go.Figure:
-    """``of(said, rated)`` of the pictures in each half grade of the rating."""
+    """``of(said, rated)`` of the images in each half point of the rating."""
     figure = charts.empty_figure()
     at = np.clip(np.digitize(rated, EDGES) - 1, 0, len(EDGES) - 2)
     bins = [i for i in range(len(EDGES) - 1) if (at == i).sum() >= FEWEST]
@@ -107,7 +107,7 @@ def _by_bin(
             y=[float(of(told[at == b], rated[at == b])) for b in bins],
             customdata=[int((at == b).sum()) for b in bins],
             mode="lines+markers", line={"color": charts.SPARE_HUES[i], "width": 2},
-            hovertemplate=f"{names[kind]}<br>rated %{{x:.2f}}: <b>%{{y:.2f}}</b>, %{{customdata}} pictures<extra></extra>",
+            hovertemplate=f"{names[kind]}<br>rated %{{x:.2f}}: <b>%{{y:.2f}}</b>, %{{customdata}} images<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title_text="rated")
     figure.update_yaxes(title_text=title)

@@ -1,7 +1,7 @@
-"""Plotly figures of one run. Complete in the light scheme; `DARK` turns each colour into the dark one's.
+"""Plotly figures of one run. Complete in the light scheme; `DARK` maps each colour to the dark scheme.
 
-Hues are close to those of Okabe and Ito (2008), which people with any of the common colour deficiencies
-can tell apart; a metric keeps its hue in every chart.
+Hues are close to those of Okabe and Ito (2008), which are distinguishable with all common colour vision
+deficiencies. A metric has the same hue in every chart.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ REFERENCE_DASHES: Mapping[str, str] = {"ceiling": "dash", "floor": "dot", "impos
 
 
 def hue(name: str) -> str:
-    """A metric's colour; one we do not know gets a fixed one of the same set."""
+    """A metric's colour; an unknown metric gets a fixed one of the same set."""
     return HUES.get(name) or SPARE_HUES[sum(map(ord, name)) % len(SPARE_HUES)]
 
 
@@ -62,7 +62,7 @@ def metric_figure(
 ) -> go.Figure:
     """One metric against steps: mean, 95 % band, floor (step 0), ceiling, impostors, recommended stop.
 
-    Shape 0 is the stop and shape 1 the step whose pictures are shown, so that the page can move them.
+    Shape 0 is the stop and shape 1 the step whose images are shown, so that the page can move them.
     """
     colour = hue(info.name)
     known = {step: s for step, s in summaries.items() if s.mean is not None}
@@ -139,7 +139,7 @@ def score_figure(scores: Sequence[StepScore], stop: int | None) -> go.Figure:
 
 
 def band(score: StepScore) -> tuple[float, float] | None:
-    """The score's 95 % interval, None where it cannot be estimated."""
+    """The score's 95 % interval, None if it cannot be estimated."""
     if score.low is not None and score.high is not None:
         return score.low, score.high
     if score.score is None or score.half_width is None:
@@ -174,7 +174,7 @@ def training_figure(
 
 
 def as_json(figure: go.Figure) -> dict[str, Any]:
-    """The figure as plain JSON values, NaN as null."""
+    """The figure as plain JSON values, with NaN as null."""
     plain: dict[str, Any] = json.loads(figure.to_json())
     plain["layout"].pop("template", None)
     return plain
@@ -213,10 +213,10 @@ def _reference_lines(
 
 
 def _apart(wanted: Mapping[str, float], gap: float) -> dict[str, float]:
-    """Positions for labels: in the order of their values, `gap` apart or more, around where they belong."""
+    """Positions for labels: in the order of their values, at least `gap` apart, near the values."""
     names = sorted(wanted, key=lambda name: wanted[name])
     placed = [wanted[name] for name in names]
-    for _ in range(20):  # pushes every pair that is too near apart, evenly; three labels settle at once
+    for _ in range(20):  # moves every pair that is too close apart, evenly; three labels converge quickly
         for i in range(len(placed) - 1):
             lack = gap - (placed[i + 1] - placed[i])
             if lack > 1e-12:
@@ -238,11 +238,11 @@ def _steps_axis(figure: go.Figure, steps: Sequence[int]) -> None:
     if low == high:
         figure.update_xaxes(tickvals=[low])
     elif high - low <= 8:
-        figure.update_xaxes(dtick=1)  # there are no half steps
+        figure.update_xaxes(dtick=1)  # steps are whole numbers
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean over the last `window` values, and over what there is at the start."""
+    """Mean over the last `window` values; over fewer at the start."""
     means, total = [], 0.0
     for i, value in enumerate(values):
         total += value - (values[i - window] if i >= window else 0.0)
@@ -254,7 +254,7 @@ def _interval(s: Summary) -> str:
     if s.low is None or s.high is None:
         return "no interval"
     said = f"95 %: {s.low:.3f} to {s.high:.3f}"
-    return f"{said}, of one prompt's noise only" if s.within_one_prompt else said
+    return f"{said}, for the noise of one prompt only" if s.within_one_prompt else said
 
 
 def _count(s: Summary) -> str:
@@ -262,7 +262,7 @@ def _count(s: Summary) -> str:
 
 
 def empty_figure() -> go.Figure:
-    """Axes alone; the comparison page fills them with the curves that the reader asks for."""
+    """Axes only; the comparison page adds the curves that the reader selects."""
     figure = go.Figure()
     _layout(figure, x_title="optimizer steps", y_title="value", right=16)
     return figure

@@ -1,6 +1,6 @@
-"""One self-contained page over a folder of runs: what differed, what came of it, what it cost.
+"""One self-contained page that compares a folder of runs: their settings, results and costs.
 
-No pictures, so that thousands of runs fit; each run's own page is linked.
+Without images, so that thousands of runs fit. Each run's own report is linked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from diffusion_lab.report.page import save
 from diffusion_lab.runs.record import MetricInfo, Run, find_runs, read_run
 from diffusion_lab.runs.recorded import flatten
 
-# Settings that say where and how a run was watched, not what it computed.
+# Settings of where and how a run was tracked, which do not affect its results.
 UNTOLD = ("job.", "tracker.")
 
 
@@ -30,7 +30,7 @@ def write_comparison(runs_folder: Path) -> Path:
     A record that cannot be read is listed with the reason.
 
     Raises:
-        UserError: (job.runs) where there is no run in it, or where it cannot be written.
+        UserError: (job.runs) if it contains no run, or cannot be written.
     """
     folder = Path(runs_folder)
     found = find_runs(folder)
@@ -47,7 +47,7 @@ def write_comparison(runs_folder: Path) -> Path:
 
 
 def view(folder: Path, runs: Sequence[Run], unreadable: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """What the template shows, in plain values. A run that is there several times is shown and counted once."""
+    """The values for the template. Copies of a run are shown and counted once."""
     runs, repeated = distinct(runs)
     keys = telling([run.config for run in runs], differences([run.config for run in runs]))
     settings = [{key: _shown(flatten(run.config), key) for key in keys} for run in runs]
@@ -100,7 +100,7 @@ def view(folder: Path, runs: Sequence[Run], unreadable: Sequence[tuple[str, str]
 def differences(configs: Iterable[Mapping[str, Any]]) -> list[str]:
     """Dotted keys whose values differ among the runs, in the order of the first config that has them.
 
-    A key that some configs lack (another method's, or a run that failed early) differs only if the others do.
+    A key that some configs lack (of another method, or of a run that failed early) differs only if the others do.
     """
     flat = [flatten(config) for config in configs if config]
     keys = {key: None for config in flat for key in config if not key.startswith(UNTOLD)}
@@ -118,7 +118,7 @@ def common(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def name_of(run: Path, folder: Path) -> str:
-    """The run's folder as seen from the folder of runs."""
+    """The run's folder, relative to the folder of runs."""
     return run.relative_to(folder).as_posix()
 
 
@@ -162,7 +162,7 @@ def _cost(name: str, value: float | None) -> str:
 
 
 def _groups(runs: Sequence[Run], keys: Sequence[str], infos: Mapping[str, MetricInfo]) -> dict[str, Any]:
-    """The table of means over runs; empty where no two runs differ by their seed alone."""
+    """The table of means over runs; empty if no two runs differ only by their seed."""
     groups = grouped(runs, keys)
     if all(group.runs == 1 for group in groups):
         return {"keys": [], "rows": []}
@@ -189,7 +189,7 @@ def _groups(runs: Sequence[Run], keys: Sequence[str], infos: Mapping[str, Metric
 
 
 def _between(found: Mean, unit: str) -> str:
-    """The interval between runs, within the metric's range; "" where there is none."""
+    """The interval between runs, within the metric's range; "" if there is none."""
     if found.half is None:
         return ""
     least, most = BOUNDS.get(unit, (None, None))

@@ -1,4 +1,4 @@
-"""Runs that differ by their seed alone, taken together: means over runs with intervals between runs."""
+"""Groups of runs that differ only by their seed: means over runs, with intervals between runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from diffusion_lab.runs.recorded import flatten
 from diffusion_lab.runs.resume import folder_size, run_id
 
 SEEDS = ("seed", "data.subset_seed", "prompts.seed", "prompts.noise_seed")
-FIRST = ("method.name", "method.variant", "model.name", "data.subject", "data.n_images")  # told before others
+FIRST = (
+    "method.name",
+    "method.variant",
+    "model.name",
+    "data.subject",
+    "data.n_images",
+)  # listed before others
 COSTS: Mapping[str, tuple[str, str]] = {  # name -> label, unit
     "training_seconds": ("Training", "s"),
     "evaluation_seconds": ("Evaluation", "s"),
@@ -35,7 +41,7 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Runs with the same settings but for their seeds, and what came of them at their recommended stops."""
+    """Runs with the same settings except for their seeds, and their results at the recommended steps."""
 
     settings: Mapping[str, Any]
     runs: int
@@ -43,11 +49,11 @@ class Group:
 
 
 def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
-    """Every run once, in their order, and the copies and repetitions with the run that counts in their place.
+    """Every run once, in order, and for each copy or repetition the run that is used instead.
 
-    A run is its configuration and its seeds, whatever its folder is called. Of several records of one run a
-    completed one counts, then one with more evaluations, then the newest. Records without a configuration, of jobs
-    that ended before their run began, are all kept.
+    A run is identified by its configuration and seeds, not by its folder. Of several records of one run, a
+    completed one is preferred, then one with more evaluations, then the newest. Records without a configuration, of
+    jobs that ended before their run began, are all kept.
     """
     best: dict[str, Run] = {}
     ids = [run_id(run.config) if run.config else str(run.folder) for run in runs]
@@ -64,9 +70,9 @@ def _rank(run: Run) -> tuple[bool, int, str, str]:
 
 
 def telling(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
-    """Those of `keys` that tell the runs apart: one that follows from those before it is left out.
+    """Those of `keys` that distinguish the runs, without keys that are determined by those before them.
 
-    With five methods compared each one's own settings differ too; the method's name says it all.
+    If five methods are compared, their own settings differ too; the method's name is sufficient.
     """
     flat = [flatten(config) for config in configs]
     ordered = [key for key in FIRST if key in keys] + [key for key in keys if key not in FIRST]
@@ -80,9 +86,9 @@ def telling(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[s
 
 
 def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
-    """One group for each combination of `keys` without the seeds; only runs that have a recommended stop.
+    """One group for each combination of `keys` without the seeds; only runs with a recommended step.
 
-    A run that is there several times counts once: see `distinct`.
+    Copies of a run count once: see `distinct`.
     """
     runs, _ = distinct(runs)
     keys = [key for key in keys if key not in SEEDS]
@@ -107,9 +113,9 @@ def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
 
 
 def mean(values: Sequence[float | None]) -> Mean | None:
-    """Mean and half interval of values of independent runs, None of no values.
+    """Mean and half interval of values of independent runs; None without values.
 
-    No interval of one run, and of runs that came to the same: that says nothing about how far others would differ.
+    There is no interval for a single run or for equal values, because the variation between runs is unknown.
     """
     known = [value for value in values if value is not None]
     n = len(known)
@@ -125,7 +131,7 @@ def mean(values: Sequence[float | None]) -> Mean | None:
 
 
 def at_stop(run: Run) -> dict[str, float | None]:
-    """Every metric at the recommended step (images without a face are counted), and what the run cost."""
+    """Every metric at the recommended step (images without a face are counted), and the run's costs."""
     if run.recommendation is None:
         return {}
     summaries = run.summaries[run.recommendation.step]
@@ -133,7 +139,7 @@ def at_stop(run: Run) -> dict[str, float | None]:
 
 
 def costs(run: Run) -> dict[str, float | None]:
-    """Seconds, and MiB (2^20 bytes), by the names of `COSTS`; None where the record has none."""
+    """Seconds, and MiB (2^20 bytes), by the names of `COSTS`; None if the record has none."""
     training, evaluation = (run.cost.get(part) or {} for part in ("training", "evaluation"))
     memory, size = training.get("peak_memory_bytes"), folder_size(run.folder / "artefact")
     return {

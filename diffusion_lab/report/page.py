@@ -1,8 +1,8 @@
 """One self-contained HTML page of a run, made from its files alone.
 
-Nothing in the page is fetched: plotly.js, style, script, figures and pictures are inside, and a content
-security policy forbids the rest. All text is escaped by the template; script runs only if its hash is the
-page's own.
+The page loads nothing: plotly.js, style, script, figures and images are embedded, and a content security
+policy forbids everything else. The template escapes all text; a script runs only if its hash is listed in the
+page.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from diffusion_lab.system import atomic
 log = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).with_name("templates")
-KEEP_BYTES = 1_500_000  # a picture up to this size goes into the page as it is
-MAX_WIDTH = 1400  # pixels; wider pictures are reduced
+KEEP_BYTES = 1_500_000  # an image up to this size is embedded unchanged
+MAX_WIDTH = 1400  # pixels; wider images are reduced
 TRAINING_CURVES = (
     ("train/loss", "loss", "#0072b2", True),
     ("train/learning_rate", "learning rate", "#5f6875", False),
@@ -43,10 +43,10 @@ TRAINING_CURVES = (
 def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> Path:
     """Writes `report.html` into the folder of a run, finished or not, and returns its path.
 
-    ``result``: what result.json is about to say, of a run that is being closed.
+    ``result``: the future content of result.json, for a run that is being finished.
 
     Raises:
-        UserError: (job.runs) where the folder holds no run or cannot be written.
+        UserError: (job.runs) if the folder contains no run or cannot be written.
     """
     run = read_run(Path(run_folder), result)
     run = dataclasses.replace(run, lost=lost(run.folder, result))
@@ -54,9 +54,9 @@ def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> P
 
 
 def save(path: Path, template: str, values: Mapping[str, Any], *, charts: bool = True) -> Path:
-    """Renders `template`.html with its script and style, and puts it in place in one move.
+    """Renders `template`.html with its script and style, and writes it atomically.
 
-    ``charts``: with plotly.js, some megabytes.
+    ``charts``: include plotly.js, a few megabytes.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -76,7 +76,7 @@ def save(path: Path, template: str, values: Mapping[str, Any], *, charts: bool =
 
 
 def view(run: Run) -> dict[str, Any]:
-    """What the template shows, in plain values."""
+    """The values for the template."""
     recommended = run.recommendation
     stop = None if recommended is None else recommended.step
     scalars = list(read_scalars(run.folder, run.id))
@@ -96,9 +96,7 @@ def view(run: Run) -> dict[str, Any]:
         figures["score"] = charts.as_json(charts.score_figure(recommended.scores, stop))
     reason = run.reason or ("" if recommended is None else recommended.reason)
     sentences = re.split(r"(?<=\.) (?=[A-Z])", reason.replace(" %", "\N{NO-BREAK SPACE}%"))
-    sentences[0] = re.sub(
-        r"^Stop at step \d+(, the last)?: f", "F", sentences[0]
-    )  # the heading says it already
+    sentences[0] = re.sub(r"^Stop at step \d+(, the last)?: f", "F", sentences[0])  # already in the heading
     return {
         "run": run,
         "run_id": run.id,
@@ -132,7 +130,7 @@ def view(run: Run) -> dict[str, Any]:
 
 
 def _rule(run: Run, weights: Mapping[str, float], scores: tuple[StepScore, ...]) -> list[dict[str, Any]]:
-    """The stop rule's numbers for the page: scaled values, and half intervals on the same scale."""
+    """The stop rule's values for the page: scaled values, and half intervals on the same scale."""
     assert run.recommendation is not None
     rule = []
     for name, (low, high) in run.recommendation.ranges.items():
@@ -156,7 +154,7 @@ def _rule(run: Run, weights: Mapping[str, float], scores: tuple[StepScore, ...])
 
 
 def _sides(summary: Summary | None) -> tuple[float, float] | None:
-    """How far a value's interval reaches below and above it."""
+    """The distances of a value's interval limits below and above it."""
     value, limits = (None, None) if summary is None else (value_of(summary), limits_of(summary))
     return None if value is None or limits is None else (value - limits[0], limits[1] - value)
 
@@ -186,7 +184,7 @@ def _card(run: Run, info: MetricInfo, stop: int | None) -> dict[str, Any]:
 
 
 def _faces(run: Run) -> bool:
-    """True where a face was found in some image."""
+    """True if a face was found in any image."""
     rates = [at["face_rate"].mean for at in run.summaries.values() if "face_rate" in at]
     return any(rate for rate in rates)
 
@@ -197,7 +195,7 @@ def _table(run: Run) -> dict[str, Any]:
         {"step": step, "name": f"{step}", "cells": [_cell(at.get(name)) for name in names]}
         for step, at in run.summaries.items()
     ]
-    for kind, label in (("ceiling", "ceiling: real photographs"), ("impostor", "impostor: other subjects")):
+    for kind, label in (("ceiling", "ceiling: real photos"), ("impostor", "impostor: other subjects")):
         found = [run.references.get(name, {}).get(kind) for name in names]
         if any(found):
             rows.append({"step": None, "name": label, "cells": [_cell(s) for s in found]})
@@ -215,35 +213,35 @@ def _cell(s: Summary | None) -> dict[str, str]:
 
 
 def _lost(run: Run) -> list[str]:
-    """What a reader misses here because its file is gone or is not what it was."""
+    """A note on files that are missing or have changed, and are therefore not shown."""
     if not run.lost:
         return []
     names = ", ".join(run.lost[:5]) + (f" and {len(run.lost) - 5} more" if len(run.lost) > 5 else "")
     return [
-        f"Missing or damaged since the run wrote them: {names}. This page is without them; giving the run's command "
-        "again (resume=FOLDER) makes again what can be made."
+        f"Missing or damaged since the run wrote them: {names}. They are not shown on this page; giving the run's command "
+        "again (resume=FOLDER) restores them if possible."
     ]
 
 
 def _source(run: Run, name: str) -> str | None:
-    """A sheet of pictures for the page, None where it is missing, damaged or another run's."""
+    """A sheet of images for the page, None if it is missing, damaged or of another run."""
     path = run.folder / name
     if name in run.lost or not path.is_file():
         return None
     try:
         return data_uri(path)
-    except Exception as error:  # whatever Pillow raises for a damaged file
-        log.warning("%s is damaged and left out of the report: %s", path, error)
+    except Exception as error:  # Pillow raises various errors for a damaged file
+        log.warning("%s is damaged and not shown in the report: %s", path, error)
         return None
 
 
 def data_uri(path: Path, kind: str = "png") -> str:
-    """A picture for the page: as it is where it is small, else reduced and as WebP. ``kind``: the file's own."""
+    """An image for the page: unchanged if it is small, else reduced and as WebP. ``kind``: the file's type."""
     content = path.read_bytes()
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
-        image.load()  # raises where the file was cut
+        image.load()  # raises if the file is truncated
         if len(content) > KEEP_BYTES or image.width > MAX_WIDTH:
             reduced = image.convert("RGB")
             reduced.thumbnail((MAX_WIDTH, 16000), Image.Resampling.LANCZOS)

@@ -1,9 +1,9 @@
-"""How many prompts and images are enough? Each metric's standard error against their numbers, out of a run's scores.
+"""Standard error of each metric for several numbers of prompts and images, estimated from a run's scores.
 
     python -m diffusion_lab.report.precision outputs/RUN
 
-For a run with several images of each prompt (`prompts.images_per_prompt=4`). An image's value is taken as mean + what its
-prompt adds + what its noise adds, and the variances of both are estimated by the one-way analysis of variance with
+For a run with several images of each prompt (`prompts.images_per_prompt=4`). An image's value is modelled as mean +
+effect of the prompt + effect of the noise, and the variances of both effects are estimated by the one-way analysis of variance with
 random effects (Searle, Casella and McCulloch 1992, "Variance Components", section 3.6). The error of the mean of n
 prompts with k images each is then sqrt((between + within / k) / n).
 """
@@ -22,7 +22,7 @@ from diffusion_lab.evaluation.metrics import METRICS
 from diffusion_lab.records import Metric, ScoreRow, UserError
 from diffusion_lab.runs.scores import read
 
-NUMBERS = ((25, 1), (50, 1), (100, 1), (200, 1), (50, 2), (25, 4), (100, 4))  # prompts, images a prompt
+NUMBERS = ((25, 1), (50, 1), (100, 1), (200, 1), (50, 2), (25, 4), (100, 4))  # prompts, images per prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Parts:
 
 
 def variances(values: Mapping[str, Sequence[float]]) -> Parts:
-    """Of values by prompt; groups may differ in size. Raises ValueError for fewer than two prompts, or where no
+    """From values by prompt; groups may differ in size. Raises ValueError for fewer than two prompts, or if no
     prompt has two values.
     """
     groups = [np.asarray(group, dtype=np.float64) for group in values.values() if len(group)]
@@ -55,14 +55,14 @@ def variances(values: Mapping[str, Sequence[float]]) -> Parts:
     whole = float((sizes * means).sum() / n)
     between_square = float((sizes * (means - whole) ** 2).sum() / (a - 1))
     within = float(sum(((group - group.mean()) ** 2).sum() for group in groups) / (n - a))
-    each = (n - float((sizes**2).sum()) / n) / (a - 1)  # the groups' size, where all are equal
+    each = (n - float((sizes**2).sum()) / n) / (a - 1)  # the groups' size, if all are equal
     return Parts(max(0.0, (between_square - within) / each), within, a, n)
 
 
 def differences(
     first: Mapping[tuple[str, int], float], second: Mapping[tuple[str, int], float]
 ) -> dict[str, list[float]]:
-    """Second minus first of the images that both have (same prompt, same noise), by prompt."""
+    """Second minus first value of the images in both (same prompt, same noise), by prompt."""
     found: dict[str, list[float]] = {}
     for key in sorted(first.keys() & second.keys()):
         found.setdefault(key[0], []).append(second[key] - first[key])
@@ -72,9 +72,9 @@ def differences(
 def tables(run_folder: Path, numbers: Sequence[tuple[int, int]] = NUMBERS) -> str:
     """Two Markdown tables: errors of a mean at the last step, and of its paired difference from the first step.
 
-    A metric without enough values has a dash, and the reason stands below. Numbers of whole sets (KID, FID, Vendi) have
-    no values and are not listed.
-    Raises UserError where no metric has enough: scores that are missing, one prompt, one image of each prompt.
+    A metric without enough values has a dash, with the reason below. Metrics of whole sets (KID, FID, Vendi) have
+    no values per image and are not listed.
+    Raises UserError if no metric has enough values: no scores, one prompt, one image per prompt.
     """
     rows = _rows(run_folder)
     steps = sorted({row.step for row in rows})
@@ -90,7 +90,7 @@ def tables(run_folder: Path, numbers: Sequence[tuple[int, int]] = NUMBERS) -> st
         raise UserError(f"{run_folder}: {_advice(rows, steps[-1])}")
     shown = [text for text, _ in blocks if text is not None]
     if len(steps) == 1:
-        shown.append("One step was evaluated, so there is no difference of two.")
+        shown.append("One step was evaluated, so there is no difference between steps.")
     without = dict.fromkeys(name for _, names in blocks for name in names)
     if without:
         shown.append(
@@ -110,7 +110,7 @@ def _rows(run_folder: Path) -> list[ScoreRow]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not rows:
-        raise UserError(f"{path}: there is no score in it")
+        raise UserError(f"{path}: it contains no scores")
     return rows
 
 
@@ -121,8 +121,8 @@ def _block(
     first: int | None,
     last: int,
 ) -> tuple[str | None, list[str]]:
-    """A table of the errors at step ``last``, of differences from step ``first`` where that is given; and the metrics
-    that have none. No table where none has any.
+    """A table of the errors at step ``last``, or of differences from step ``first`` if given; and the metrics
+    without an error. No table if no metric has an error.
     """
     lines, without = [], []
     for metric, steps in by_metric.items():
@@ -140,14 +140,14 @@ def _block(
         return None, without
     lines += [f"| `{metric}` |{' - |' * (len(numbers) + 1)}" for metric in without]
     heads = [
-        f"| metric | share between prompts | {' | '.join(f'{n} x {k}' for n, k in numbers)} |",
+        f"| metric | variance between prompts | {' | '.join(f'{n} x {k}' for n, k in numbers)} |",
         "|---" * (len(numbers) + 2) + "|",
     ]
-    return f"Standard error {title}, prompts x images of each:\n\n" + "\n".join([*heads, *lines]), without
+    return f"Standard error {title}, prompts x images per prompt:\n\n" + "\n".join([*heads, *lines]), without
 
 
 def _advice(rows: Sequence[ScoreRow], step: int) -> str:
-    """What is wanting, and how to come by it."""
+    """What is missing, and how to get it."""
     images = {(row.prompt_id, row.index) for row in rows if row.step == step}
     prompts = {prompt for prompt, _ in images}
     scored = any("file" in row.slots for row in rows)
@@ -155,15 +155,15 @@ def _advice(rows: Sequence[ScoreRow], step: int) -> str:
         return f"no metric has a value at step {step}"
     if len(prompts) < 2:
         how = "score images of several prompts" if scored else "run with prompts.n=20 or more"
-        return f"all images are of one prompt, so what a prompt adds cannot be told; {how}"
+        return f"all images have the same prompt, so the effect of prompts cannot be estimated; {how}"
     if len(images) == len(prompts):
         how = (
             "score a folder with several images of each prompt"
             if scored
             else "run with prompts.images_per_prompt=4"
         )
-        return f"there is one image of each prompt, so what its noise adds cannot be told; {how}"
-    return "no metric has two values of one prompt and values of two prompts"
+        return f"there is one image per prompt, so the effect of noise cannot be estimated; {how}"
+    return "no metric has two values for one prompt and values for two prompts"
 
 
 def is_pairwise(metric: str) -> bool:

@@ -1,4 +1,4 @@
-"""The page and the table of job=score, made from its files alone."""
+"""The report and the table of job=score, created from its files only."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def write_score_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
-    """Writes `report.html` into the folder of a job=score and returns its path. UserError where it is none.
+    """Writes `report.html` into the folder of job=score and returns its path. UserError if it is not such a folder.
 
-    ``result``: what result.json is about to say, of a job that is being closed.
+    ``result``: the future content of result.json, for a job that is being finished.
     """
     run = read_run(folder, result)
     images = read_images(folder)
@@ -28,7 +28,7 @@ def write_score_report(folder: Path, result: Mapping[str, Any] | None = None) ->
 
 
 def read_images(folder: Path) -> list[dict[str, str]]:
-    """Rows of scores.csv: file, prompt, and a metric's value as text, "" where undefined."""
+    """Rows of scores.csv: file, prompt, and a metric's value as text, "" if undefined."""
     try:
         with (folder / TABLE).open(encoding="utf-8", newline="") as lines:
             return list(csv.DictReader(lines))
@@ -37,7 +37,7 @@ def read_images(folder: Path) -> list[dict[str, str]]:
 
 
 def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
-    """What the template shows, in plain values."""
+    """The values for the template."""
     summaries = run.summaries.get(0, {})
     named = [info for info in run.metrics.values() if any(row.get(info.name) for row in images)]
     source = {n: uri for n in range(len(images)) if (uri := _picture(run.folder, n))}
@@ -92,7 +92,7 @@ def _picture(folder: Path, number: int) -> str | None:
 
 
 def _line(run: Run, info: MetricInfo, found: Summary) -> dict[str, Any]:
-    """One metric's row, and where its value lies between the impostors' and the ceiling, in per cent."""
+    """One metric's row, and the position of its value between impostor line and ceiling, in per cent."""
     lines = run.references.get(info.name, {})
     ceiling, impostor = (_mean(lines.get(kind)) for kind in ("ceiling", "impostor"))
     place = None
@@ -117,9 +117,9 @@ def _line(run: Run, info: MetricInfo, found: Summary) -> dict[str, Any]:
 
 
 def _counting_missing(found: Summary) -> dict[str, str]:
-    """The mean over all images and the share that has a face; "" where none is missing or none can be.
+    """The mean over all images and the fraction with a face; "" if none is missing or can be missing.
 
-    A mean over the few images with a face says nothing of the others.
+    A mean over the few images with a face does not describe the others.
     """
     if found.penalised is None or not found.missing:
         return {"penalised": "", "penalised_interval": "", "imputed": "", "rate": ""}
@@ -133,8 +133,8 @@ def _counting_missing(found: Summary) -> dict[str, str]:
 
 
 def _ends(info: MetricInfo, images: list[dict[str, str]], source: Mapping[int, str]) -> dict[str, Any] | None:
-    """Best and worst images of a metric; None where fewer than two have a value or all have the same, and of a
-    yes or no, which has no order.
+    """Best and worst images of a metric; None if fewer than two have a value, if all values are equal, and for a
+    yes-or-no metric, which has no order.
     """
     values = [_number(row[info.name]) for row in images]
     if {value for value in values if value is not None} <= {0.0, 1.0}:
@@ -173,7 +173,7 @@ def print_table(folder: Path, console: Console | None = None) -> None:
 
     run = read_run(folder)
     lines = view(run, read_images(folder))["lines"]
-    table = Table(box=None, padding=(0, 1), pad_edge=False)  # 80 columns, whatever the metric's name
+    table = Table(box=None, padding=(0, 1), pad_edge=False)  # 80 columns for any metric name
     for name in ("metric", "mean", "95 % interval", "images", "ceiling", "impostor"):
         justify: JustifyMethod = "left" if name in ("metric", "mean") else "right"
         table.add_column(name, justify=justify, no_wrap=name == "metric", overflow="fold")
@@ -182,7 +182,7 @@ def print_table(folder: Path, console: Console | None = None) -> None:
         images = f"{line['n']} of {total}" if line["missing"] else str(line["n"])
         mean = f"{line['mean']} {line['error']}"
         table.add_row(line["name"], mean, line["interval"], images, line["ceiling"], line["impostor"])
-        if line["penalised"]:  # a mean over some of the images says nothing of the others
+        if line["penalised"]:  # a mean over some of the images does not describe the others
             table.add_row("  over all", line["penalised"], line["penalised_interval"], str(total))
     console = console or Console()
     console.print(table)

@@ -1,4 +1,4 @@
-"""The words of a run's page: what it was, what went wrong, what it cost, how to use what it made."""
+"""Texts of a run's report: settings, warnings, costs, and how to use the artefact."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from diffusion_lab.records import Summary
 from diffusion_lab.runs.record import NO_RECORD, Run
 
 STATUS = {
-    "completed": "The run came to its end.",
-    "interrupted": "The run was interrupted; what it had measured until then is here.",
+    "completed": "The run was completed.",
+    "interrupted": "The run was interrupted; this page shows the measurements up to then.",
     "diverged": "The training diverged: the loss or a gradient was no longer a finite number.",
     "failed": "The run failed.",
-    "running": "The run was still under way when this page was made, or was killed.",
+    "running": "The run was still in progress when this page was created, or was killed.",
     NO_RECORD: "The run ended before it wrote any result.",
 }
 FACE_METRICS = ("similarity", "similarity_heldout")
@@ -26,7 +26,7 @@ MOST_FILES = 200
 
 
 def get(config: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key, None where there is none."""
+    """The value at a dotted key, None if there is none."""
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -42,7 +42,7 @@ def title(run: Run) -> str:
 
 
 def taught(run: Run) -> tuple[int | None, str | None]:
-    """How many pictures of what class noun."""
+    """The number of training photos and the class noun."""
     return get(run.config, "data.n_images"), get(run.config, "data.class_noun")
 
 
@@ -66,28 +66,28 @@ def status(run: Run) -> str:
 
 
 def missing(name: str, summaries: Mapping[int, Summary], *, faces: bool = False) -> str:
-    """ "No face found in 100 of 100 images", of the step where most are missing; "" where none is."""
+    """ "No face found in 100 of 100 images", for the step with the most missing; "" if none is missing."""
     worst = max(summaries.items(), key=lambda item: item[1].missing, default=None)
     if worst is None or not worst[1].missing:
         return ""
     step, s = worst
     what = "no face found" if name in FACE_METRICS else "no value"
     if name in FACE_METRICS and faces and not s.n:
-        return "no face found in the photographs to compare with"
+        return "no face found in the reference photos"
     everywhere = all(other.n == 0 for other in summaries.values())
     where = "at every step" if everywhere else f"at step {step}" if len(summaries) > 1 else ""
     return f"{what} in {s.missing} of {s.n + s.missing} images {where}".strip()
 
 
 def counted_as(summaries: Mapping[int, Summary]) -> str:
-    """What an image without a face counts: "0", "-0.12", or "-0.12 to 0" where that differs by step."""
+    """The value of an image without a face: "0", "-0.12", or "-0.12 to 0" if it differs by step."""
     values = sorted({0.0 if s.imputed is None else s.imputed for s in summaries.values() if s.missing})
     said = [f"{value:.2f}" if value else "0" for value in values]
     return " to ".join(dict.fromkeys([said[0], said[-1]])) if said else ""
 
 
 def _surely_above(here: Summary, ceiling: Summary) -> bool:
-    """Whether the interval of the difference excludes 0; of a ceiling without an interval the mean alone counts."""
+    """Whether the interval of the difference excludes 0; for a ceiling without an interval only the mean is used."""
     if here.mean is None or here.low is None or here.high is None or ceiling.mean is None:
         return False
     reach = 0.0 if ceiling.low is None or ceiling.high is None else (ceiling.high - ceiling.low) / 2
@@ -95,14 +95,14 @@ def _surely_above(here: Summary, ceiling: Summary) -> bool:
 
 
 def cautions(run: Run, stop: int | None) -> list[str]:
-    """What a reader should know before believing the curves."""
+    """Warnings about the curves."""
     said = []
     for name in ("similarity", "similarity_heldout"):
         here = run.summaries.get(stop, {}).get(name) if stop is not None else None
         ceiling = run.references.get(name, {}).get("ceiling")
         if here and ceiling and _surely_above(here, ceiling):
             said.append(
-                f"At step {stop} {spoken(name)} lies above what real photographs reach among themselves"
+                f"At step {stop} {spoken(name)} is above the value of real photos among themselves"
                 f" ({here.mean:.2f} against {ceiling.mean:.2f}): a sign of copied pictures."
             )
     said += _photographs(run)
@@ -110,7 +110,7 @@ def cautions(run: Run, stop: int | None) -> list[str]:
     if crowded:
         said.append(
             f"Up to {max(crowded.values())} images of an evaluation show several faces: the most prominent one, by "
-            "size and centre, is measured."
+            "size and centre, is used."
         )
     if run.summaries and 0 not in run.summaries:
         said.append("Step 0 was not evaluated, so there is no floor to compare with.")
@@ -118,18 +118,18 @@ def cautions(run: Run, stop: int | None) -> list[str]:
 
 
 def _photographs(run: Run) -> list[str]:
-    """The subject's pictures that show several faces, or one unlike all others."""
+    """Notes on reference photos with several faces, or with one unlike all others."""
     own = [one for group in ("train", "heldout") for one in run.photographs.get(group, ())]
     said = []
     several = [str(one.get("file")) for one in own if one.get("faces", 0) > 1]
     if several:
         said.append(
-            f"Several faces in {_first(several)}: compared is the one that the other pictures show too, else by size "
-            "and centre; the sheet of training pictures frames it."
+            f"Several faces in {_first(several)}: the one that also appears in the other photos is used, else the choice is by size "
+            "and centre; it is framed in the sheet of training photos."
         )
     odd = [str(one.get("file")) for one in own if one.get("unlike")]
     if odd:
-        said.append(f"The face in {_first(odd)} is unlike that of the subject's other pictures.")
+        said.append(f"The face in {_first(odd)} is unlike that of the subject's other photos.")
     return said
 
 
@@ -150,7 +150,7 @@ def seconds(value: Any) -> str:
 
 
 def size(value: Any) -> str:
-    """Bytes in a unit one can read, powers of 1024."""
+    """Bytes in a readable unit, powers of 1024."""
     if not isinstance(value, (int, float)):
         return "unknown"
     for unit in ("bytes", "KiB", "MiB"):
@@ -161,7 +161,7 @@ def size(value: Any) -> str:
 
 
 def costs(run: Run) -> list[tuple[str, str, str]]:
-    """(what, how long, peak memory) of start, training and evaluation, and of the evaluation's parts."""
+    """(what, how long, peak memory) for start, training and evaluation, and for the parts of the evaluation."""
     rows = [
         (part, seconds(cost.get("seconds")), size(cost.get("peak_memory_bytes")))
         for part in ("start", "training", "evaluation")
@@ -171,11 +171,11 @@ def costs(run: Run) -> list[tuple[str, str, str]]:
     for spent in run.seconds.values():
         for part, value in spent.items():
             parts[part] = parts.get(part, 0.0) + value
-    return rows + [(f"of it {part}", seconds(total), "") for part, total in parts.items()]
+    return rows + [(f"of which {part}", seconds(total), "") for part, total in parts.items()]
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:
-    """Name and value of what ran where, in the record's order; versions come last."""
+    """Names and values of the provenance, in the record's order; versions last."""
     rows = []
     for key, value in run.provenance.items():
         if isinstance(value, Mapping):
@@ -194,7 +194,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
 
 
 def files(folder: Path) -> list[tuple[str, str]]:
-    """(path, size) of the run's files, the first 200; hidden ones left out."""
+    """(path, size) of the run's files, the first 200; hidden files are skipped."""
     found: list[tuple[str, str]] = []
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -206,14 +206,14 @@ def files(folder: Path) -> list[tuple[str, str]]:
 
 
 def loading(run: Run) -> str:
-    """Lines of Python that load the artefact, in plain diffusers where it can; "" where there is none."""
+    """Python code that loads the artefact, with plain diffusers if possible; "" if there is no artefact."""
     artefact = run.folder / "artefact"
     lora = sorted(artefact.rglob("pytorch_lora_weights.safetensors"))
     embeds = sorted(artefact.rglob("learned_embeds.safetensors"))
     whole = sorted(artefact.rglob("model_index.json"))
     adapters = sorted(path.parent for path in artefact.rglob("adapter_config.json"))
     networks = sorted(artefact.rglob("hypernetwork.safetensors"))
-    notes = artefact / "dreambooth.json"  # beside no weights: the base model, unchanged
+    notes = artefact / "dreambooth.json"  # without weights: the base model, unchanged
     if not (lora or embeds or whole or adapters or networks or notes.is_file()):
         return ""
     model = str(get(run.config, "model.path"))
@@ -222,7 +222,7 @@ def loading(run: Run) -> str:
     if whole:
         folder = repr(whole[0].parent.relative_to(run.folder).as_posix())
     elif model in MINIATURES:
-        lines = ["from diffusion_lab.models.shipped import shipped_folder", "", *lines]
+        lines = ["from diffusion_lab.miniature.shipped import shipped_folder", "", *lines]
         folder = f"shipped_folder({model!r})"
     lines.append(f"pipe = StableDiffusionPipeline.from_pretrained({folder})")
     lines += [f"pipe.load_lora_weights({p.parent.relative_to(run.folder).as_posix()!r})" for p in lora[:1]]
@@ -241,14 +241,14 @@ def loading(run: Run) -> str:
     if networks:
         lines[:0] = ["from pathlib import Path", "from diffusion_lab.methods.hypernetwork import from_file"]
     identifier, noun = get(run.config, "data.identifier"), get(run.config, "data.class_noun")
-    if embeds:  # plain diffusers may have to call the word otherwise
+    if embeds:  # plain diffusers may need another name for the word
         identifier = _word_in(embeds[0]) or identifier
     prompt = " ".join(str(word) for word in ("a photo of", identifier, noun) if word)
     return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]"])
 
 
 def _word_in(embedding: Path) -> str | None:
-    """The word that a file in diffusers' format is loaded by; None where it cannot be read."""
+    """The word by which a file in diffusers' format is loaded; None if it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:

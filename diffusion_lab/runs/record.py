@@ -1,4 +1,4 @@
-"""Reading what a run left behind. Nothing here needs the process that made it, nor torch."""
+"""Reads the files of a run. Needs neither the process that wrote them nor torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from diffusion_lab.analysis.stop import Recommendation, recommend
 from diffusion_lab.records import Summary, UserError
 
 RESULT, SCORES, EVENTS, COPY = "result.json", "scores.parquet", "events.jsonl", "record.zip"
-NO_RECORD = "no record"  # composed by Hydra and ended before its record began
+NO_RECORD = "no record"  # composed by Hydra, but ended before its record was started
 
 
 @dataclass(frozen=True, slots=True)
 class MetricInfo:
-    """A metric as the record describes it."""
+    """A metric as described in the record."""
 
     name: str
     version: str
@@ -31,29 +31,31 @@ class MetricInfo:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run's record; parts that a run never reached are empty."""
+    """The record of one run; parts that the run did not reach are empty."""
 
     folder: Path
-    status: str  # interfaces.Status, "running" (or killed while it ran), or "no record"
+    status: str  # interfaces.Status, "running" (or killed while running), or "no record"
     error: str | None
     config: Mapping[str, Any]
-    config_text: str  # config.yaml as it is
+    config_text: str  # content of config.yaml
     provenance: Mapping[str, Any]
     cost: Mapping[str, Any]  # "training" and "evaluation": "seconds", "peak_memory_bytes"
     metrics: Mapping[str, MetricInfo]
-    encoders: Mapping[str, Any]  # by role, its identity
+    encoders: Mapping[str, Any]  # identity by role
     summaries: Mapping[int, Mapping[str, Summary]]  # by step, ascending
     seconds: Mapping[int, Mapping[str, float]]  # by step: "sampling", "encoding", "metrics"
     references: Mapping[str, Mapping[str, Summary | None]]  # metric -> "ceiling", "impostor"
-    recommendation: Recommendation | None  # by the rule, from the recorded weights and ranges
+    recommendation: Recommendation | None  # by the stop rule, from the recorded weights and ranges
     reason: str  # as recorded
     started: str
     finished: str
     steps_done: int | None
-    photographs: Mapping[str, Sequence[Mapping[str, Any]]]  # by group, those with several faces or an odd one
-    several_faces: Mapping[int, int]  # by step: images with more than one face, where faces were looked for
+    photographs: Mapping[
+        str, Sequence[Mapping[str, Any]]
+    ]  # by group, those with several faces or an unlike one
+    several_faces: Mapping[int, int]  # by step: images with more than one face, if faces were detected
     id: str = ""  # resume.run_id of its configuration
-    lost: tuple[str, ...] = ()  # files of the record that are missing or damaged, where that was asked
+    lost: tuple[str, ...] = ()  # files of the record that are missing or damaged, if checked
 
     @property
     def steps(self) -> list[int]:
@@ -61,24 +63,24 @@ class Run:
 
 
 def is_run(folder: Path) -> bool:
-    """True for a folder with a run's record or what is left of one, or with Hydra's notes of a job without one."""
+    """True for a folder with a run's record or parts of one, or with Hydra's files of a job without a record."""
     if is_scored(folder):
         return False
     return (folder / RESULT).is_file() or _begun(folder) or _fine_tuning(_hydra_config(folder))
 
 
 def _begun(folder: Path) -> bool:
-    """Whether there are a run's files, though result.json may be lost."""
+    """Whether the folder has a run's files, even without result.json."""
     return any((folder / name).is_file() for name in (SCORES, EVENTS, COPY))
 
 
 def is_scored(folder: Path) -> bool:
-    """True for the folder of a job=score: a record too, but of no training."""
+    """True for the folder of job=score: it has a record too, but without training."""
     return (folder / "result.json").is_file() and (folder / "scores.csv").is_file()
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Folders of runs at or below `folder`, in natural order (2 before 10); hidden folders are not looked into."""
+    """Folders of runs at or below `folder`, in natural order (2 before 10); hidden folders are skipped."""
     from diffusion_lab.data.pictures import natural_key
 
     found: list[Path] = []
@@ -105,14 +107,14 @@ def _fine_tuning(config: Mapping[str, Any]) -> bool:
 
 
 def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
-    """Reads `result.json` and `config.yaml`; `result` is read instead of the first where it is given.
+    """Reads `result.json` and `config.yaml`; `result`, if given, replaces the former.
 
     Raises:
-        UserError: (job.runs) where there is no run, or where `result.json` is missing or cannot be read.
+        UserError: (job.runs) if there is no run, or `result.json` is missing or cannot be read.
     """
     folder = Path(folder)
     if not is_run(folder) and not is_scored(folder):
-        raise UserError(f"job.runs: {folder} is no run's folder: it has no {RESULT}")
+        raise UserError(f"job.runs: {folder} is not the folder of a run: it has no {RESULT}")
     path = folder / RESULT
     try:
         if result is None:
@@ -124,8 +126,8 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
         return _run(folder, result)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"job.runs: {path} cannot be read as a run's result ({error}); resume={folder} makes it again from "
-            f"{COPY} where it can"
+            f"job.runs: {path} cannot be read as a run's result ({error}); resume={folder} restores it from "
+            f"{COPY} if possible"
         ) from error
 
 
@@ -181,7 +183,7 @@ def _run(folder: Path, result: Mapping[str, Any]) -> Run:
 
 
 def _config_text(path: Path, config: Mapping[str, Any]) -> str:
-    """config.yaml as it is, or written anew from result.json's configuration where it does not say the same."""
+    """The content of config.yaml, or the configuration of result.json as YAML if they differ."""
     try:
         text = path.read_text(encoding="utf-8")
         if not config or yaml.safe_load(text) == config:
@@ -203,7 +205,7 @@ def lost(folder: Path, result: Mapping[str, Any] | None = None) -> tuple[str, ..
 
 
 def summary(values: Mapping[str, Any]) -> Summary:
-    """A `Summary` from its JSON form; keys of newer records are passed over."""
+    """A `Summary` from its JSON form; keys of newer records are ignored."""
     known = {f.name for f in fields(Summary)}
     absent: dict[str, Any] = {
         "mean": None,
@@ -227,9 +229,9 @@ def _info(name: str, described: Mapping[str, Any]) -> MetricInfo:
 
 
 def read_scalars(folder: Path, run: str = "") -> Iterator[dict[str, float]]:
-    """Training's scalars from `events.jsonl` in order, the step among them as "step"; none of another run's log.
+    """Training scalars from `events.jsonl` in order, including "step"; none from the log of another run.
 
-    Lines that cannot be read, as a kill may leave one, are passed over. `run`: the run's id.
+    Unreadable lines, which an interruption may leave, are skipped. `run`: the run's id.
     """
     from diffusion_lab.runs.earlier import parse_events
 

@@ -1,10 +1,10 @@
-"""Where a word stands in a text: the one rule for prompts, captions, checks and the tokenizer.
+"""Finds words in texts, by one rule for prompts, captions, checks and the tokenizer.
 
-A word stands where neither of its ends is glued to a letter, digit, mark or underscore: `lin` is not in "smiling",
-`x` not in "x_1", but in "x, x-ray and (x)". The end of "man's" or "don't" is no word of its own. An end that is itself
-a symbol (`<cat-toy>`, an emoji) needs no gap. What belongs to the last character counts as part of it: an accent, a
-joiner, a skin tone. Scripts without spaces need spaces (or punctuation) around the word. Compared in Unicode's composed
-form (NFC) and, if asked, in any letter case.
+Neither end of a word may be adjacent to a letter, digit, mark or underscore: `lin` is not in "smiling", `x` not in
+"x_1", but in "x, x-ray and (x)". The end of "man's" or "don't" is not a word. An end that is itself a symbol
+(`<cat-toy>`, an emoji) needs no boundary. Accents, joiners and skin tones after the last character belong to it.
+Scripts without spaces need spaces (or punctuation) around the word. Texts are compared in Unicode's composed form (NFC)
+and optionally without regard to case.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from collections.abc import Iterable, Sequence
 _JOINERS = frozenset("\u200c\u200d")  # zero width (non-)joiner: one written word, one emoji of several people
 _ENDINGS = frozenset(
     {"s", "t", "re", "ve", "m", "ll", "d"}
-)  # 's and the like, as CLIP's tokenizer cuts them off
+)  # 's and similar suffixes, as split off by CLIP's tokenizer
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 
 
 def spans(text: str, word: str) -> list[tuple[int, int]]:
-    """Start and end of every place where `word` stands as a word, from left to right, without overlap.
+    """Start and end of every occurrence of `word` as a word, from left to right, without overlap.
 
-    Both are compared as they are: normalise them first where case or form may differ.
+    Both are compared unchanged: normalise them first if case or form may differ.
     """
     return _found(text, re.compile(re.escape(word))) if word else []
 
 
 def longest_first(found: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Of (start, end, which) those that do not overlap: the leftmost, of these the longest."""
+    """The (start, end, which) that do not overlap: the leftmost, and of these the longest."""
     kept: list[tuple[int, int, int]] = []
     for span in sorted(found, key=lambda one: (one[0], -one[1])):
         if not kept or span[0] >= kept[-1][1]:
@@ -47,9 +47,9 @@ def stands_in(word: str, text: str) -> bool:
 
 
 def replace_words(text: str, words: Sequence[str], by: str) -> str:
-    """`text` with `by` in place of every one of `words` (the longest where several begin), in any letter case.
+    """`text` with `by` in place of each of `words` (the longest if several start at one place), in any letter case.
 
-    White space within a word stands for any white space. The text comes back in composed form where it changes.
+    White space in a word matches any white space. If the text changes, it is returned in composed form.
 
     >>> replace_words("a photo of Sks  dog, skswear", ["sks dog", "sks"], "dog")
     'a photo of dog, skswear'
@@ -68,17 +68,17 @@ def replace_words(text: str, words: Sequence[str], by: str) -> str:
 
 
 def nfc(text: str) -> str:
-    """Composed form, as every CLIP tokenizer reads a text."""
+    """Composed form, as used by CLIP tokenizers."""
     return unicodedata.normalize("NFC", text)
 
 
 def visible(text: str) -> bool:
-    """Has `text` a character that a person can see? White space, controls and zero width characters are none."""
+    """Whether `text` has a visible character. White space, control and zero width characters are not."""
     return any(unicodedata.category(one)[0] not in "CZ" for one in text)
 
 
 def _loose(text: str, word: str) -> list[tuple[int, int]]:
-    """As `spans`, in any case, with any white space where the word has some."""
+    """As `spans`, in any letter case, with any white space where the word has some."""
     parts = nfc(word).split()
     return _found(text, re.compile(r"\s+".join(map(re.escape, parts)), re.IGNORECASE)) if parts else []
 
@@ -94,7 +94,7 @@ def _found(text: str, pattern: re.Pattern[str]) -> list[tuple[int, int]]:
 
 
 def _free(text: str, start: int, end: int) -> bool:
-    """Neither end of text[start:end] is glued to its neighbour."""
+    """Whether neither end of text[start:end] is adjacent to a word character."""
     if start and (text[start - 1] in _JOINERS or (_written(text[start - 1]) and _written(text[start]))):
         return False
     is_ending = start > 1 and text[start - 1] in "'\u2019" and _written(text[start - 2])
@@ -109,5 +109,5 @@ def _free(text: str, start: int, end: int) -> bool:
 
 
 def _written(character: str) -> bool:
-    """A character of which words are made: letter, digit, mark, underscore."""
+    """Whether it is a word character: letter, digit, mark, underscore."""
     return character == "_" or unicodedata.category(character)[0] in "LNM"

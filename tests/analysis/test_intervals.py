@@ -133,7 +133,7 @@ def test_the_interval_holds_the_mean_and_the_mean_the_range(values: list[float])
     if summary.low is None:
         assert (
             summary.note
-            == f"no interval: all {len(values)} values are alike, which says nothing about their error"
+            == f"no interval: all {len(values)} values are alike, so their error cannot be estimated"
         )
         assert max(values) - min(values) < 1e-6
         return
@@ -239,13 +239,13 @@ def test_one_prompt_speaks_of_its_noise_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("n", "prompts", "more", "words"),
     [
-        (1, 1, {}, "one image is too few, it takes two"),
-        (2, 2, {"pairwise": True}, "two prompts are too few, it takes three"),
-        (8, 2, {"pairwise": True}, "two prompts are too few, it takes three"),
-        (2, 1, {"pairwise": True}, "two images are too few, it takes three"),
-        (4, 4, {"share": True}, "four prompts are too few, it takes five"),
-        (12, 3, {"share": True}, "three prompts are too few, it takes five"),
-        (3, 1, {"share": True}, "three images are too few, it takes five"),
+        (1, 1, {}, "one image is too few, at least two are needed"),
+        (2, 2, {"pairwise": True}, "two prompts are too few, at least three are needed"),
+        (8, 2, {"pairwise": True}, "two prompts are too few, at least three are needed"),
+        (2, 1, {"pairwise": True}, "two images are too few, at least three are needed"),
+        (4, 4, {"share": True}, "four prompts are too few, at least five are needed"),
+        (12, 3, {"share": True}, "three prompts are too few, at least five are needed"),
+        (3, 1, {"share": True}, "three images are too few, at least five are needed"),
     ],
 )
 def test_too_few_have_no_interval_and_the_note_says_why(

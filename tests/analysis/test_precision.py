@@ -110,17 +110,17 @@ def row(metric: str, prompt: int, index: int, value: float | None, step: int = 0
     [
         (
             [row("a", i, 0, 0.1 * i) for i in range(4)],
-            "one image of each prompt.*prompts.images_per_prompt=4",
+            "one image per prompt.*prompts.images_per_prompt=4",
         ),
         ([row("a", i, 0, 0.1 * i, file=f"{i}.png") for i in range(4)], "score a folder with several images"),
-        ([row("a", 0, i, 0.1 * i) for i in range(4)], "one prompt.*prompts.n=20"),
+        ([row("a", 0, i, 0.1 * i) for i in range(4)], "same prompt.*prompts.n=20"),
         (
             [row("a", 0, i, 0.1 * i, file=f"{i}.png") for i in range(4)],
-            "one prompt.*score images of several prompts",
+            "same prompt.*score images of several prompts",
         ),
         ([row("a", i // 2, i % 2, None) for i in range(4)], "no metric has a value"),
         ([row("a", i // 2, i % 2, 0.1 if i == 0 else None) for i in range(4)], "no metric has two values"),
-        ([], "no score in it"),
+        ([], "contains no scores"),
     ],
 )
 def test_advice_that_applies(rows: list[ScoreRow], words: str, tmp_path: Path) -> None:

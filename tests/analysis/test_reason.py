@@ -134,7 +134,7 @@ def test_one_prompt_speaks_of_its_noise_only() -> None:
     rng = np.random.default_rng(1)
     values = [rng.normal(level, 0.02, 30) for level in (0.3, 0.6, 0.4)]
     said = reason(evaluations("aesthetics", values, each=30), "aesthetics")
-    assert "All images are of one prompt, so these errors are of its noise only" in said
+    assert "All images have the same prompt, so these errors cover the noise only" in said
     assert "noise only" not in reason(evaluations("aesthetics", values), "aesthetics")
 
 

@@ -97,7 +97,7 @@ def test_nothing_is_fetched(tmp_path: Path, write_run: Write) -> None:
         ),
         ({"steps": (0,), "status": "interrupted"}, ["Only one evaluation", "was interrupted"]),
         ({"steps": (0, 50), "status": "diverged", "error": "loss is NaN"}, ["diverged", "loss is NaN"]),
-        ({"steps": (0, 50), "finish": False}, ["still under way"]),
+        ({"steps": (0, 50), "finish": False}, ["still in progress"]),
         ({"faces": 0.0}, ["no face found in 20 of 20 images at every step", "clip_image"]),
     ],
 )
@@ -213,7 +213,7 @@ def test_words() -> None:
     assert words.missing("similarity", {0: seen, 50: seen}) == "no face found in 3 of 100 images at step 0"
     nowhere = Summary(None, 0, 100, None, None, None, 0.0)
     assert words.missing("similarity", {0: nowhere, 50: nowhere}).endswith("100 of 100 images at every step")
-    assert "photographs to compare with" in words.missing("similarity", {0: nowhere}, faces=True)
+    assert "no face found in the reference photos" in words.missing("similarity", {0: nowhere}, faces=True)
     assert words.missing("aesthetics", {0: Summary(0.5, 9, 0, None, None, None)}) == ""
 
 

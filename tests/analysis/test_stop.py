@@ -51,7 +51,7 @@ def test_scale_is_min_max_without_clipping() -> None:
     assert scale(0.05, 0.45, 0.85) == pytest.approx(-1.0)
     assert scale(1.05, 0.45, 0.85) == pytest.approx(1.5)
     assert scale(0.55, 0.85, 0.45) == pytest.approx(0.75)  # inverted
-    with pytest.raises(ValueError, match="different"):
+    with pytest.raises(ValueError, match="must differ"):
         scale(1.0, 0.5, 0.5)
 
 

@@ -44,8 +44,8 @@ def test_clips_two_files_are_read_as_transformers_reads_them(clip: Any, text: st
 REFUSED = [
     ("lora", "<|endoftext|>", "control token"),
     ("lora", "a<|startoftext|>", "control token"),
-    ("lora", "\u200b", "no character that can be seen"),
-    ("textual_inversion", "\u00ad", "no character that can be seen"),
+    ("lora", "\u200b", "no visible character"),
+    ("textual_inversion", "\u00ad", "no visible character"),
     ("textual_inversion", "dog", "word of the model's vocabulary"),
     ("pivotal", "Cat", "word of the model's vocabulary"),
     ("textual_inversion", "Red", "ordinary word of the prompt"),
@@ -73,7 +73,7 @@ WARNED = [
     ("lora", "dog", "ordinary word"),
     ("dreambooth", "woman", "word of the class noun"),
     ("lora", "red dog", "ordinary word"),
-    ("textual_inversion", "MyDog", "plain diffusers finds the learnt word as mydog"),
+    ("textual_inversion", "MyDog", "plain diffusers finds the learned word as mydog"),
     ("pivotal", "pho", "as <pho>"),
     ("textual_inversion", "lin", "inside of other words too"),
 ]
@@ -140,7 +140,7 @@ def test_new_words_by_clips_vocabulary(clip: Any, word: str, new: bool) -> None:
 def test_what_plain_diffusers_would_do_is_said_of_clips_words(clip: Any) -> None:
     assert identifier_warnings(clip, "customcls", learnt=True) == []
     (said,) = identifier_warnings(clip, "joh", learnt=True)[:1]
-    assert "finds the learnt word as <joh> only" in said
+    assert "finds the learned word as <joh> only" in said
     assert any("inside of other words" in line for line in identifier_warnings(clip, "hotogra", learnt=True))
     assert identifier_warnings(clip, "sks", learnt=False) == []
     assert "ordinary word" in identifier_warnings(clip, "anna", learnt=False)[0]

@@ -292,7 +292,7 @@ def test_csv_file(tmp_path: Path) -> None:
         ("a.csv", b"", "one column named prompt"),
         ("a.csv", b"text,place\na,b\n", "one column named prompt.*text, place"),
         ("a.csv", b"prompt,prompt\na,b\n", "one column named prompt"),
-        ("a.csv", b"prompt,x,x\na,b,c\n", "name of its own"),
+        ("a.csv", b"prompt,x,x\na,b,c\n", "needs a different name"),
         ("a.csv", b"prompt,place\na, b, c\n", "line 2.*3 cells for 2 columns"),
         ("a.csv", b"prompt,place\n ,b\n", "line 2.*empty"),
         ("a.csv", b'prompt\n"open\n', "line"),
@@ -336,7 +336,7 @@ def test_many_repeated_lines_are_counted(tmp_path: Path, caplog: pytest.LogCaptu
     (tmp_path / "mine.txt").write_text("a {subject}\n" * 1000)
     assert len(read_lines(tmp_path / "mine.txt")) == 1
     assert len(caplog.records) == 6
-    assert "994 more prompts stand there twice" in caplog.text
+    assert "994 more prompts occur twice" in caplog.text
 
 
 def test_lines_without_end_are_not_read(tmp_path: Path) -> None:

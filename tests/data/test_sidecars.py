@@ -106,7 +106,7 @@ def test_capitals_that_tell_pictures_apart(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, str | bytes | None], str]] = {
     "two pictures of a stem": ({"0.jpg": None, "0.txt": "x"}, r"0\.txt could be the text of 0\.jpg and of 0\.png"),
-    "two texts that differ": ({"0.txt": "x", "0.TXT": "y"}, r"0\.TXT and .*0\.txt speak of one picture and differ"),
+    "two texts that differ": ({"0.txt": "x", "0.TXT": "y"}, r"0\.TXT and .*0\.txt refer to one picture and differ"),
     "Latin 1": ({"0.txt": "ein Mädchen".encode("latin-1")}, r"0\.txt: cannot be read as a caption"),
     "no text at all": ({"0.caption": bytes(range(256))}, r"0\.caption: cannot be read as a caption"),
     "cut UTF-16": ({"0.txt": b"\xff\xfea\0b"}, r"0\.txt: cannot be read as a caption"),
@@ -161,15 +161,15 @@ PASSED_OVER: dict[str, tuple[dict[str, str | bytes | None], str]] = {
     "labels": ({"metadata.csv": "file_name,label\n0.png,3\n"}, "metadata.csv: it needs the columns file_name and text"),
     "caches": ({"0.npz": b"x", "0_sd.npz": b"x"}, "0.npz, 0_sd.npz: another tool's cache"),
     "masks": ({"0-masklabel.png": None}, "0-masklabel.png: masks are not used"),
-    "two captions": ({"0.txt": "x", "0.caption": "y"}, "more than one caption of 0.png: the first counts (metadata.csv"),
+    "two captions": ({"0.txt": "x", "0.caption": "y"}, "more than one caption of 0.png: the first is used (metadata.csv"),
     "captions in a sub-folder": (
-        {"captions/0.txt": "x", "old/0.png.caption": "x"}, "captions/, old/: captions in sub-folders; put them beside",
+        {"captions/0.txt": "x", "old/0.png.caption": "x"}, "captions/, old/: captions in subfolders; put them beside",
     ),
     "rows of pictures in folders": (
         {"metadata.jsonl": '{"file_name": "train/0.png", "text": "x"}'}, "metadata.jsonl has train/0.png, and no picture",
     ),
     "a table in capitals": ({"Metadata.JSONL": JSONL}, "Metadata.JSONL: metadata.csv or metadata.jsonl is the only"),
-    "folders": ({"10_sks dog/1.png": None, "notes/a.txt": "x"}, "10_sks dog/: pictures in sub-folders"),
+    "folders": ({"10_sks dog/1.png": None, "notes/a.txt": "x"}, "10_sks dog/: pictures in subfolders"),
 }  # fmt: skip
 
 

@@ -209,7 +209,7 @@ def test_impostors_of_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     subject = load_subject(data)
     names = [p.path.parent.name for p in subject.impostors]
     assert names == ["bello"] * 4 + ["waldi"] * 2
-    assert "nothing is left out" in caplog.text
+    assert "nothing is skipped" in caplog.text
     again = load_subject(folder_data(rex, impostors=str(tmp_path / "dogs"), subset_seed=5, n_images=1))
     assert [p.path for p in again.impostors] == [p.path for p in subject.impostors]
     with pytest.raises(UserError, match=r"data\.impostors"):

@@ -148,7 +148,7 @@ def test_clip_folders_that_do_not_do(tmp_path: Path, dino_folder: Path) -> None:
         TransformersClip.load(str(tmp_path))
     with pytest.raises(UserError, match="no such folder"):
         TransformersClip.load("./nowhere")
-    with pytest.raises(UserError, match="ViTModel, which has no text and image features"):
+    with pytest.raises(UserError, match="ViTModel, which does not embed text and images"):
         TransformersClip.load(str(dino_folder))
     with pytest.raises(UserError, match=r"owner/name could not be downloaded.*config\.json"):
         TransformersClip.load("owner/name")
@@ -224,7 +224,7 @@ def test_dino_v2_and_its_preprocessing(tmp_path: Path, photograph: np.ndarray) -
 
 
 def test_dino_that_does_not_do(clip_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"metrics\.dino_model=.*it is a clip, and DINO is one of vit"):
+    with pytest.raises(UserError, match=r"metrics\.dino_model=.*it is a clip model, and DINO is one of vit"):
         DinoEncoder.load(str(clip_folder))
     with pytest.raises(
         UserError, match=r"facebook/dino-vits16 could not be downloaded.*config\.json and model"

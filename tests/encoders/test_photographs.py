@@ -189,7 +189,7 @@ def test_pictures_with_several_faces_are_named(bank: EncoderBank) -> None:
     pictures = [crowded(number, "ben") if number < 5 else portrait("anna", number, 64) for number in range(8)]
     said = report(look_at(subject(pictures), bank, 128))
     assert len(said) == 1
-    assert "00.png (2 faces, taken: the 2nd from the left)" in said[0]
+    assert "00.png (2 faces, used: the 2nd from the left)" in said[0]
     assert "more" in said[0], "not all five"
     assert said[0].count(".png (") == 3
 

@@ -1,4 +1,4 @@
-"""DDPM against its formulas in float64, and against the training losses' and the sampler's own functions."""
+"""DDPM against its formulas in float64, and against diffusers' schedulers to the bit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 
-from diffusion_lab.families import ddpm
-from diffusion_lab.sampling import sample
-from diffusion_lab.training import losses
+from diffusion_lab.families import ddpm, losses
 
 T = 1000
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, T) ** 2
@@ -38,11 +36,11 @@ def test_draws_are_those_of_the_loss() -> None:
     process = ddpm.process(pipe_of("epsilon"))
     ours, theirs = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     latents = torch.zeros(64, 1, 2, 2)
-    found = losses.draw_noise(latents, T, theirs)
+    found = losses.draw_noise(latents, process, theirs)
     timesteps = []
     for row in range(len(latents)):
         assert torch.equal(torch.randn((1, 2, 2), generator=ours), found.noise[row])
-        timesteps.append(process.draw(ours))
+        timesteps.append(torch.randint(0, T, (1,), generator=ours))
     assert torch.equal(torch.cat(timesteps), found.timesteps)
     assert found.timesteps.min() < 100
     assert found.timesteps.max() > 900
@@ -65,16 +63,14 @@ def test_noise_target_and_weights(prediction_type: str, drawn: tuple[torch.Tenso
     assert found is not None
     assert np.allclose(found, weights, rtol=1e-3)
 
-    # To the bit what the losses compute.
     scheduler = DDPMScheduler.from_config(pipe_of(prediction_type).scheduler.config)
-    draw = losses.Draw(noise, timesteps)
     assert torch.equal(
         process.add_noise(latents, noise, timesteps), scheduler.add_noise(latents, noise, timesteps)
     )
+    velocity = scheduler.get_velocity(latents, noise, timesteps)
     assert torch.equal(
-        process.target(latents, noise, timesteps), losses.prediction_target(scheduler, latents, draw)
+        process.target(latents, noise, timesteps), noise if prediction_type == "epsilon" else velocity
     )
-    assert torch.equal(found, losses.snr_weights(scheduler, timesteps, 5.0))
 
 
 def test_another_prediction_type_has_no_target(drawn: tuple[torch.Tensor, ...]) -> None:
@@ -86,7 +82,8 @@ def test_another_prediction_type_has_no_target(drawn: tuple[torch.Tensor, ...]) 
 @pytest.mark.parametrize("prediction_type", ddpm.PREDICTION_TYPES)
 def test_the_solver_is_the_samplers(prediction_type: str) -> None:
     pipe = pipe_of(prediction_type)
-    found, expected = ddpm.solver(pipe, 7), sample.sampling_scheduler(pipe)
+    found = ddpm.solver(pipe, 7)
+    expected = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **ddpm.SOLVER)
     expected.set_timesteps(7, device="cpu")
     assert type(found) is DPMSolverMultistepScheduler
     assert dict(found.config) == dict(expected.config)

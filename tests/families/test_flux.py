@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffusion_lab.families.family import Framing
-from diffusion_lab.interfaces import UserError
+from diffusion_lab.records import UserError
 from tests.families.tiny_flux import FLUX, TEXT, draw, flux, load, noise, plain
 
 DEV: dict[str, Any] = {  # transformer/config.json of FLUX.1 [dev], as published: axes_dims_rope is not in it

@@ -10,7 +10,6 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_lab import footprint
 from diffusion_lab.families import FAMILIES, unet
 from diffusion_lab.families.family import Work
 
@@ -99,11 +98,14 @@ def test_layers_and_widths_by_block() -> None:
 
 
 def test_stable_diffusion_15_as_in_the_plan() -> None:
-    found = FAMILIES["sd"].work({"unet": footprint.SD15.unet}, 64)
-    assert (found.residual, found.transformer) == footprint.sums(footprint.SD15.unet, 64)
-    assert found.positions == footprint.attention_positions(footprint.SD15.unet, 64)
-    blocks, channels = footprint.attention_channels(footprint.SD15.unet)
-    assert found.adapted == 14 * channels + 2 * blocks * 768
+    found = FAMILIES["sd"].work(FAMILIES["sd"].configs, 64)
+    # By hand: transformer blocks stand at 64, 32 and 16 latents a side (320, 640, 1280 channels; 2 + 3 each) and in
+    # the middle at 8.
+    blocks = [(64, 320)] * 5 + [(32, 640)] * 5 + [(16, 1280)] * 5 + [(8, 1280)]
+    assert found.transformer == sum(side**2 * channels for side, channels in blocks)
+    assert found.positions == sum(side**2 for side, _ in blocks)
+    assert found.adapted == sum(14 * channels + 2 * 768 for _, channels in blocks)
+    assert found.residual == 32_194_560
     assert found.tflop == pytest.approx(0.803, abs=5e-4)
 
 
@@ -129,4 +131,4 @@ def test_published_numbers_of_parameters() -> None:
         assert count(UNet2DConditionModel(**SDXL)) == sdxl["unet"]
         assert count(CLIPTextModel(base)) == sd["text_encoder"] == sdxl["text_encoder"]
         assert count(CLIPTextModelWithProjection(large)) == sdxl["text_encoder_2"]
-    assert sd["vae"] == sdxl["vae"] == footprint.SD15.parameters["vae"]
+    assert sd["vae"] == sdxl["vae"] == 83_653_863

@@ -140,7 +140,7 @@ def test_sets_too_small_have_no_value_and_say_why(photographs: References) -> No
     for name in ("kid", "fid"):
         summary = score(rich(8, 4), alone, select([name]), prompts, 0)[1][name]
         assert summary.mean is None
-        assert "two training pictures" in (summary.note or "")
+        assert "two training photos" in (summary.note or "")
     lines = reference_scores(photographs, select(SETS))
     assert lines["vendi"] == {"ceiling": None, "impostor": None}
     ceiling, impostor = lines["kid"]["ceiling"], lines["kid"]["impostor"]

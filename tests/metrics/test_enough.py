@@ -75,7 +75,7 @@ def test_the_remedy_of_the_message_helps() -> None:
         UserError, match=r"1 is of a prompt with the identifier.*prompts\.n to 4 or more, or prompts"
     ) as error:
         check_enough(select(["diversity"]), list(prompts))
-    assert "leave diversity out of metrics.names" in str(error.value)
+    assert "remove diversity from metrics.names" in str(error.value)
     for n, each in ((4, 1), (2, 2)):
         settings, prompts = loaded("paper", n, each)
         check_enough(select(list(METRICS)), [item.prompt for item in plan(prompts, settings)])
@@ -99,7 +99,7 @@ def test_one_prompt_is_warned_about() -> None:
 
 def test_one_training_picture_has_no_distance() -> None:
     _, prompts = loaded("miniature", 4, 1)
-    assert "kid_clip will have no value: it takes two training pictures" in without_value(
+    assert "kid_clip will have no value: it needs two training photos" in without_value(
         select(["kid_clip"]), list(prompts), 1
     )[0]  # fmt: skip
 

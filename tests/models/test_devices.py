@@ -199,7 +199,7 @@ def test_which_of_several_cards(on: Callable[..., None], monkeypatch: pytest.Mon
 
 def test_none_of_this_imports_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from diffusion_lab.compose import compose; from diffusion_lab.config import fill_defaults;"
+        "import sys; from diffusion_lab.cli.compose import compose; from diffusion_lab.config import fill_defaults;"
         "fill_defaults(compose(['experiment=full'])); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

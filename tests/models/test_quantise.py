@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_lab.interfaces import UserError
 from diffusion_lab.models import quantise
 from diffusion_lab.models.quantise import quantisation
+from diffusion_lab.records import UserError
 
 
 def test_no_quantisation_is_none_on_every_device() -> None:

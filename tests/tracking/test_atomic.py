@@ -76,7 +76,7 @@ def test_a_real_limit_on_the_size_of_files(tmp_path: Path) -> None:
     pytest.importorskip("resource")
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from diffusion_lab.tracking import atomic; from diffusion_lab.interfaces import UserError\n"
+        "from diffusion_lab.trackers import atomic; from diffusion_lab.records import UserError\n"
         "path = Path(sys.argv[1]); atomic.write_bytes(path, b'old')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "atomic.append_line(path.with_name('log'), 'x' * 40_000)\n"

@@ -265,7 +265,7 @@ def test_a_disk_that_fills_up_keeps_what_was_measured(
 
 WRITER = """
 import sys; sys.path.insert(0, sys.argv[1]); import cases, pathlib
-from diffusion_lab.tracking.files import FileTracker
+from diffusion_lab.runs.files import FileTracker
 tracker = FileTracker(sys.argv[2])
 tracker.start({"seed": 0})
 step = 0

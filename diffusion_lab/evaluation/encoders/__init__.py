@@ -1,1 +1,1 @@
-"""Encoders: networks that turn pictures or texts into numbers. Loaded once, shared by all metrics."""
+"""Encoders: networks that compute embeddings of images or texts. Loaded once, shared by all metrics."""

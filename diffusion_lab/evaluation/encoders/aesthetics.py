@@ -1,9 +1,9 @@
 """The aesthetics head: linear layers on CLIP's image embedding, read from a file.
 
-Fits what `write_head` writes (its header names the activation between the layers and the CLIP it was trained on)
+Reads files of `write_head` (the header names the activation between the layers and the CLIP used in training)
 and the two published families: LAION-AI/aesthetic-predictor (one linear layer) and
 christophschuhmann/improved-aesthetic-predictor (five linear layers with dropout and **no** activation between
-them, trained on SAC, Logos and AVA). With these two a warning goes along: see `LEAK`.
+them, trained on SAC, Logos and AVA). The last two are loaded with a warning: see `LEAK`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ LAYOUTS: Mapping[tuple[int, ...], str] = {
     (768, 1024, 128, 64, 16, 1): "improved-aesthetic-predictor, ViT-L/14",
 }
 LEAK = (
-    "Stable Diffusion was trained on pictures of LAION that such a predictor had chosen, so it may rate what it "
-    "taught itself; a head trained on other ratings, such as AVA's, does not"
+    "Stable Diffusion was trained on LAION images selected with such a predictor, so its scores may be biased "
+    "towards Stable Diffusion; a head trained on other ratings, such as AVA's, avoids this"
 )
 _ACTIVATIONS = {"none": nn.Identity, "gelu": nn.GELU}
 
@@ -51,7 +51,7 @@ class AestheticsHead:
 
     @classmethod
     def load(cls, weights: str, device: str = "cpu") -> Self:
-        """From a file (.safetensors, or .pt with tensors only), which also fixes the layers' sizes.
+        """Reads a file (.safetensors, or .pt with tensors only), which also determines the layer sizes.
 
         "laion": the published head, which has been fetched before (`plan/fetch.py`).
         """
@@ -69,17 +69,17 @@ class AestheticsHead:
         width = self._net[0].in_features  # type: ignore[index]
         if inputs.shape[1] != width:
             raise UserError(
-                f"{_KEY} expects embeddings of {width} numbers, metrics.clip_model gives {inputs.shape[1]}: "
-                "the head belongs to another CLIP"
+                f"{_KEY} expects embeddings of width {width}, but metrics.clip_model gives {inputs.shape[1]}: "
+                "the head was trained for another CLIP"
             )
         rating: Tensor = self._net(inputs)[:, 0].clamp(0, 10).cpu()
         return rating
 
     def check_clip(self, identity: str) -> None:
-        """UserError where it was trained on another CLIP than ``identity`` (name and weights' hash)."""
+        """UserError if it was trained on another CLIP than ``identity`` (name and weights' hash)."""
         if self.clip and self.clip != identity:
             raise UserError(
-                f"{_KEY} was trained on {self.clip}, and metrics has {identity}: train it anew on that one"
+                f"{_KEY} was trained on {self.clip}, but the metrics use {identity}: train a head on that CLIP"
             )
 
 
@@ -102,8 +102,8 @@ def layout(net: nn.Module) -> tuple[int, ...]:
 
 
 def read_head(path: Path) -> nn.Sequential:
-    """The chain of linear layers in ``path``, in the order of the numbers in their names, and what its header
-    says stands between them.
+    """The chain of linear layers in ``path``, in the order of the numbers in their names, and the activation between
+    them according to the header.
     """
     tensors = read_tensors(path, _KEY)
     names = [name for name in tensors if re.fullmatch(r"(.*\.)?weight", name) and tensors[name].ndim == 2]
@@ -112,12 +112,10 @@ def read_head(path: Path) -> nn.Sequential:
     widths = [(tensors[name].shape[1], tensors[name].shape[0]) for name in names]
     chained = all(before[1] == after[0] for before, after in pairwise(widths))
     if not names or used != set(tensors) or not chained or widths[-1][1] != 1:
-        raise UserError(
-            f"{_KEY}: {path} is not a chain of linear layers (weight and bias) that ends in one number"
-        )
+        raise UserError(f"{_KEY}: {path} is not a chain of linear layers (weight and bias) with one output")
     between = read_header(path).get("activation", "none")
     if between not in _ACTIVATIONS:
-        raise UserError(f"{_KEY}: {path} asks for the activation {between!r}, which is not known here")
+        raise UserError(f"{_KEY}: {path} needs the activation {between!r}, which is not supported")
     layers: list[nn.Module] = []
     for name, (inputs, outputs) in zip(names, widths, strict=True):
         layer = nn.Linear(inputs, outputs)

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffusion_lab.config.schema import Metrics
 from diffusion_lab.evaluation.encoders.cache import FeatureCache, image_key, text_key
 from diffusion_lab.evaluation.encoders.photographs import of_both, packed, unpacked
+from diffusion_lab.evaluation.encoders.table import IMAGE_ENCODERS
 from diffusion_lab.records import Features, UserError
 from diffusion_lab.system.rng import preserved_rng
 
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
     from diffusion_lab.records import Pixels
 
 KINDS = ("miniature", "full")
-# Those of `Features`; "face_found" asks for the detector alone, and fills `face` where nobody asks for embeddings.
+# Fields of `Features`. "face_found" needs only the detector, and fills `face` if embeddings are not needed.
 FIELDS = frozenset(
     {"face", "face_found", "clip_image", "clip_text", "aesthetics", "dino", "inception", "inception_logits"}
 )
 
 
 class EncoderBank:
-    """Images to `Features`. Loading happens inside `features` and disturbs no global generator.
+    """Computes `Features` of images. Encoders are loaded inside `features`; global random generators are not affected.
 
-    ``cache``: where rows are kept and looked up before anything is encoded; for images that will be seen again.
+    ``cache``: stores rows, and is searched before anything is encoded; for images that will be used again.
     """
 
     def __init__(
@@ -57,14 +58,15 @@ class EncoderBank:
     ) -> Features:
         """The fields in ``needs`` (of `Features`) of n >= 1 images, float32 on the CPU; the others are None.
 
-        ``texts``: what CLIP is asked about each image, None for an image without a prompt, whose `clip_text`
-        is NaN; None for photographs, which have no `clip_text`.
-        `aesthetics` is None too where no head is configured.
-        Rows of `face` are NaN where no face is found, also where the crop's embedding is not finite. With `face`
-        comes `faces`, how many were found; of several the most prominent one is embedded. With "face_found"
-        and without "face" in ``needs`` they have one number, 1, and no embedder is loaded.
+        ``texts``: the text for CLIP of each image, None for an image without a prompt, whose `clip_text`
+        is NaN; None for photos, which have no `clip_text`.
+        `aesthetics` is also None if no head is configured.
+        Rows of `face` are NaN if no face is found, or if the crop's embedding is not finite. `faces`, the number
+        of faces found, is returned with `face`; of several faces the most prominent one is embedded. With
+        "face_found" and without "face" in ``needs``, rows of `face` have the single value 1, and no embedder is
+        loaded.
         """
-        if unknown := set(needs) - FIELDS:
+        if unknown := set(needs) - FIELDS - set(IMAGE_ENCODERS):
             raise ValueError(f"features has no {', '.join(sorted(unknown))}")
         if texts is not None and len(texts) != len(images):
             raise ValueError(f"{len(texts)} texts for {len(images)} images")
@@ -77,7 +79,8 @@ class EncoderBank:
                 if progress is not None:
                     progress(len(chunk))
         fields: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return Features(n=len(images), **fields)
+        more = {name: fields.pop(name) for name in list(fields) if name in IMAGE_ENCODERS}
+        return Features(n=len(images), more=more, **fields)
 
     def _encode(
         self, images: Sequence[Pixels], texts: Sequence[str | None] | None, needs: Set[str]
@@ -110,12 +113,14 @@ class EncoderBank:
             logits = self._inception.logits(found["inception"]) if "inception_logits" in needs else None
             if logits is not None:
                 found["inception_logits"] = logits
+        for name in sorted(set(IMAGE_ENCODERS) & needs):
+            found[name] = seen((name,), lambda some, name=name: self._other(name).embed_images(some))  # type: ignore[misc]
         return {name: value.float().cpu() for name, value in found.items()}
 
     def _texts(self, texts: Sequence[str | None]) -> Tensor:
         """float32 [n, d], NaN rows for None."""
         there = [(row, text) for row, text in enumerate(texts) if text is not None]
-        asked = [text for _, text in there] or [""]  # the empty one only tells the width
+        asked = [text for _, text in there] or [""]  # the empty text only gives the width
         if self.cache is None:
             rows = self._clip.embed_texts(asked)
         else:
@@ -129,10 +134,12 @@ class EncoderBank:
     def _kept(
         self, roles: tuple[str, ...], keys: Sequence[bytes], encode: Callable[[list[int]], Tensor]
     ) -> Tensor:
-        """Rows from the cache, and of those that are not there ``encode(numbers)``."""
+        """Rows from the cache; ``encode(numbers)`` computes those that are missing."""
         assert self.cache is not None
         for role in roles:
-            getattr(self, _LOADED_BY[role])  # its identity is known once it is loaded
+            self._other(role) if role in IMAGE_ENCODERS else getattr(
+                self, _LOADED_BY[role]
+            )  # for its identity
         known = self.identities()
         identity = "; ".join([*(known[role] for role in roles), torch.device(self.device).type])
         return self.cache.rows(identity, keys, encode)
@@ -143,7 +150,7 @@ class EncoderBank:
         return self.settings.encoders == "miniature" or self.settings.aesthetics_weights is not None
 
     def networks(self) -> list[torch.nn.Module]:
-        """The networks loaded so far, which may be moved away between two uses."""
+        """The networks loaded so far, which may be offloaded between two uses."""
         return [
             value
             for encoder in self._used.values()
@@ -152,11 +159,11 @@ class EncoderBank:
         ]
 
     def clip_identity(self) -> str:
-        """Name and weights' hash of the CLIP in use: what a head is trained for."""
+        """Name and weights' hash of the CLIP in use, for which a head is trained."""
         return f"{self._clip.name} {self._clip.version}"
 
     def identities(self) -> dict[str, str]:
-        """Encoder -> name, weights and preprocessing, of those that have been used so far: for the record."""
+        """Encoder -> name, weights and preprocessing, of the encoders used so far, for the record."""
         return {
             role: " ".join(
                 part
@@ -168,14 +175,14 @@ class EncoderBank:
 
     @property
     def same_person(self) -> float:
-        """The cosine from which two faces may be one person's, for the embedder in use."""
+        """The smallest cosine at which two faces may show the same person, for the embedder in use."""
         return float(self._embedder.same_person)
 
     def all_faces(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> list[list[Seen]]:
         """Every face of each image, the most prominent first, at most 8.
 
-        ``detailed``: the same pictures with more pixels, where there are more; a face that only they show counts
-        too. Boxes and embeddings are those of ``images``.
+        ``detailed``: the same images at a higher resolution, if available; faces found only there are included.
+        Boxes and embeddings refer to ``images``.
         """
         with preserved_rng(), torch.inference_mode(False), torch.no_grad():
             if self.cache is None:
@@ -190,7 +197,7 @@ class EncoderBank:
         return [unpacked(row) for row in packed]
 
     def _packed(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> Tensor:
-        """float32 [n, 8, 5 + d]: box, probability and embedding of each face, NaN for those that are not there."""
+        """float32 [n, 8, 5 + d]: box, probability and embedding of each face, NaN for missing ones."""
         found = [
             of_both(self._detector, image, detail) for image, detail in zip(images, detailed, strict=True)
         ]
@@ -200,8 +207,8 @@ class EncoderBank:
         return packed(found, self._embedded(crops))
 
     def _faces(self, images: Sequence[Pixels]) -> Tensor:
-        """float32 [n, d + 1], the last column the number of faces; detection and cropping apart, since MTCNN's
-        own batch call fails on mixed batches.
+        """float32 [n, d + 1], the last column the number of faces; detection and cropping are separate, because
+        MTCNN's own batch call fails for mixed batches.
         """
         found = self._detector.detect_all(list(images))
         with_face = [row for row, some in enumerate(found) if some]
@@ -219,7 +226,7 @@ class EncoderBank:
         return torch.where(embedded.isfinite().all(1, keepdim=True), embedded, torch.nan)
 
     def _found(self, images: Sequence[Pixels]) -> Tensor:
-        """float32 [n, 2]: 1 where the detector finds a face, NaN elsewhere; the number of faces."""
+        """float32 [n, 2]: 1 if the detector finds a face, else NaN; and the number of faces."""
         found = self._detector.detect_all(list(images))
         return torch.tensor([[1.0 if some else torch.nan, float(len(some))] for some in found])
 
@@ -227,6 +234,11 @@ class EncoderBank:
         with preserved_rng():
             self._used[role] = load()
         return self._used[role]
+
+    def _other(self, name: str) -> Any:
+        if name in self._used:
+            return self._used[name]
+        return self._load(name, lambda: IMAGE_ENCODERS[name](self.settings, self.device))
 
     @cached_property
     def _detector(self) -> FaceDetector:

@@ -1,8 +1,8 @@
-"""What encoders have seen, kept on disk by image and encoder, so that nothing is encoded twice.
+"""Embeddings cached on disk by image and encoder, so that nothing is encoded twice.
 
 One SQLite file: an encoder's identity (name, weights' hash, preprocessing), a SHA-256 of the pixels or the text,
-and the embedding as float32. It can be deleted at any time; a damaged one is made anew, and one that cannot be written
-costs a warning and time, never a result.
+and the embedding as float32. It can be deleted at any time. A damaged file is rebuilt. If it cannot be written, a
+warning is logged and the embeddings are computed again.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WAIT_SECONDS = 20.0  # for another process that writes
+WAIT_SECONDS = 20.0  # for another process that is writing
 _RENEWALS = 2
-_AT_ONCE = 500  # keys in one question: SQLite's own limit is 999 in old versions
+_AT_ONCE = 500  # keys per query: the limit of SQLite is 999 in old versions
 
 
 def image_key(pixels: Pixels) -> bytes:
-    """SHA-256 of shape and values of uint8 [h, w, 3]: the same for the same picture in any file format."""
+    """SHA-256 of shape and values of uint8 [h, w, 3]: the same for the same image in any file format."""
     digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype}\n".encode())
     digest.update(np.ascontiguousarray(pixels).tobytes())
     return digest.digest()
@@ -43,25 +43,25 @@ def text_key(text: str) -> bytes:
 
 
 class FeatureCache:
-    """``path``: the file, made when first written. ``hits`` and ``misses`` count rows, for the log."""
+    """``path``: the file, created when first written. ``hits`` and ``misses`` count rows, for the log."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.hits = self.misses = 0
         self._broken = False
-        self._renewed = 0  # how often a damaged file was taken away
+        self._renewed = 0  # how often a damaged file was removed
 
     def rows(self, identity: str, keys: Sequence[bytes], encode: Callable[[list[int]], Tensor]) -> Tensor:
-        """float32 [len(keys), ...]: rows that are kept, and ``encode(numbers)`` for the others, which it keeps.
+        """float32 [len(keys), ...]: cached rows; the others are computed by ``encode(numbers)`` and cached.
 
-        Of equal keys one is encoded. Rows are kept with NaN too: that there is no face is worth knowing.
+        Equal keys are encoded once. NaN rows are cached too: they record that there is no face.
         """
         import torch
 
         known = self._read(identity, keys)
         if len({row.size for row in known.values()}) > 1:
             log.warning(
-                "the feature cache %s holds rows of several sizes for one encoder: they are made anew",
+                "the feature cache %s has rows of several sizes for one encoder: they are computed again",
                 self.path,
             )
             known = {}
@@ -74,7 +74,9 @@ class FeatureCache:
             fresh = {keys[number]: row.numpy() for number, row in zip(numbers, encoded, strict=True)}
             odd = [key for key, row in known.items() if row.size != encoded[0].numel()]
             if odd:
-                log.warning("the feature cache %s holds rows of another size: they are made anew", self.path)
+                log.warning(
+                    "the feature cache %s has rows of another size: they are computed again", self.path
+                )
                 again = sorted(list(keys).index(key) for key in odd)
                 fresh |= {
                     keys[n]: row.numpy() for n, row in zip(again, encode(again).float().cpu(), strict=True)
@@ -94,14 +96,16 @@ class FeatureCache:
                 marks = ",".join("?" * len(part))
                 question = f"SELECT key, value FROM features WHERE encoder = ? AND key IN ({marks})"
                 for key, value in base.execute(question, [identity, *part]):
-                    if isinstance(value, bytes) and value and len(value) % 4 == 0:  # else it is made anew
+                    if (
+                        isinstance(value, bytes) and value and len(value) % 4 == 0
+                    ):  # else it is computed again
                         found[key] = np.frombuffer(value, dtype="<f4").copy()
         return found
 
     def _write(self, identity: str, rows: dict[bytes, np.ndarray]) -> None:
         question = "INSERT OR REPLACE INTO features VALUES (?, ?, ?)"
         values = [(identity, key, row.astype("<f4").tobytes()) for key, row in rows.items()]
-        for _ in range(2):  # the second time into a new file, where the old one was damaged
+        for _ in range(2):  # the second time with a new file, if the old one was damaged
             before = self._renewed
             if self._broken:
                 return
@@ -127,13 +131,13 @@ class FeatureCache:
         except (sqlite3.Error, OSError, ValueError) as error:
             if self._renewed < _RENEWALS and self._is_damaged(error) and self._remove():
                 self._renewed += 1
-                log.warning("the feature cache %s cannot be used and is made anew (%s)", self.path, error)
+                log.warning("the feature cache %s cannot be used and is rebuilt (%s)", self.path, error)
                 return
             self._broken = True
-            log.warning("the feature cache %s cannot be used, nothing is kept in it: %s", self.path, error)
+            log.warning("the feature cache %s cannot be used, nothing is stored in it: %s", self.path, error)
 
     def _is_damaged(self, error: Exception) -> bool:
-        """Not a database, or not ours; and not one that is locked, cannot be written, or has no room."""
+        """Whether the file is no database or has other tables. False if it is locked, not writable, or the disk is full."""
         if self.path.is_dir():
             return True
         foreign = any(

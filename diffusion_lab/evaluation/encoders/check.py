@@ -1,4 +1,4 @@
-"""Are the full-size encoders that the metrics need named rightly? Asked before anything slow; imports no torch."""
+"""Checks the names of the full-size encoders that the metrics need, before anything slow. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_encoders(metrics: Metrics) -> None:
     head = metrics.aesthetics_weights
     if head is not None and head != PUBLISHED and not Path(head).expanduser().is_file():
         raise UserError(
-            f"metrics.aesthetics_weights={head}: there is no such file (nor is it {PUBLISHED}, the published head)"
+            f"metrics.aesthetics_weights={head}: there is no such file; give a file, or {PUBLISHED} for the published head"
         )
     if "inception" in needs and metrics.inception_weights is not None:
         _check_file("inception_weights", metrics.inception_weights)
@@ -42,23 +42,23 @@ def check_encoders(metrics: Metrics) -> None:
         problem = why_not_published(metrics.clip_model, metrics.clip_weights)
         if problem:
             raise UserError(
-                f"metrics.aesthetics_weights={PUBLISHED}: was trained on OpenAI's CLIP ViT-L/14, and {problem}; give "
+                f"metrics.aesthetics_weights={PUBLISHED}: was trained on OpenAI's CLIP ViT-L/14, but {problem}; give "
                 "a head of your own, or null"
             )
 
 
 def encoder_warnings(metrics: Metrics) -> list[str]:
-    """For the plan: what will have no value, and what is known of the published head."""
+    """Warnings for the plan: a missing aesthetics head, and the bias of the published one."""
     if metrics.encoders != "full" or "aesthetics" not in metrics.names:
         return []
     if metrics.aesthetics_weights is None:
         problem = why_not_published(metrics.clip_model, metrics.clip_weights)
-        why = f": the published head is for OpenAI's CLIP ViT-L/14, and {problem}" if problem else ""
+        why = f": the published head is for OpenAI's CLIP ViT-L/14, but {problem}" if problem else ""
         return [f"metrics.aesthetics_weights is null: aesthetics will have no value{why}"]
     if metrics.aesthetics_weights == PUBLISHED:
         return [
-            "metrics.aesthetics_weights=laion: Stable Diffusion was trained on pictures that this head had chosen, so "
-            "it may rate what it taught itself; job=train_aesthetics makes a head from other ratings, such as AVA's"
+            "metrics.aesthetics_weights=laion: Stable Diffusion was trained on images selected with this head, so "
+            "its scores may be biased; job=train_aesthetics trains a head on other ratings, such as AVA's"
         ]
     return []
 

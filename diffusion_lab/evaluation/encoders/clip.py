@@ -1,4 +1,4 @@
-"""Full-size CLIP through open_clip, with the preprocessing that belongs to its weights."""
+"""Full-size CLIP through open_clip, with the preprocessing of its weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _is_cached(name: str, tag: str) -> bool:
 
 
 class OpenClip:
-    """Images and texts -> unit vectors in one space."""
+    """Embeds images and texts as unit vectors in one space."""
 
     def __init__(
         self, model: Any, preprocess: Any, tokenizer: Any, *, name: str, device: str = "cpu"
@@ -45,8 +45,8 @@ class OpenClip:
     def load(cls, model: str, weights: str, device: str = "cpu") -> Self:
         """``model``: open_clip's name; ``weights``: its tag, or a local file.
 
-        OpenAI's weights need the activation QuickGELU. Their tag says so and it is switched on here
-        (open_clip itself only warns); a file says nothing, so that for OpenAI's the model's name must,
+        OpenAI's weights need the activation QuickGELU. For their tag it is enabled here
+        (open_clip itself only warns). A file does not say so: for OpenAI's weights in a file, use the model name
         "ViT-L-14-quickgelu".
         """
         import open_clip
@@ -55,7 +55,7 @@ class OpenClip:
         if name not in open_clip.list_models():
             near = ", ".join(known for known in open_clip.list_models() if known.startswith(name[:5]))
             raise UserError(
-                f"metrics.clip_model={model} is not a model of open_clip; near it: {near or 'nothing'}"
+                f"metrics.clip_model={model} is not a model of open_clip; similar names: {near or 'none'}"
             )
         tag = open_clip.get_pretrained_cfg(name, weights)
         file = Path(weights).expanduser()
@@ -72,7 +72,7 @@ class OpenClip:
         except Exception as error:  # no network, a wrong file
             raise UserError(
                 f"metrics.clip_weights={weights} could not be downloaded or read for {name} ({error}). "
-                "Where there is no network, set metrics.clip_weights to a local file of this model "
+                "Without a network, set metrics.clip_weights to a local file of this model "
                 "(safetensors preferred)"
             ) from error
         return cls(net, preprocess, open_clip.get_tokenizer(name), name=f"open_clip {name}", device=device)
@@ -90,7 +90,7 @@ class OpenClip:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch: int = 128) -> Tensor:
-        """Texts (cut at the model's length) -> float32 [n, d] of unit norm, on the CPU."""
+        """Texts (truncated to the model's length) -> float32 [n, d] of unit norm, on the CPU."""
         parts = []
         for start in range(0, len(texts), batch):
             tokens = self._tokenizer(list(texts[start : start + batch])).to(self.device)

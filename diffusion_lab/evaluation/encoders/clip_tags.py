@@ -1,4 +1,4 @@
-"""Which weights open_clip knows for which model, read from its source: importing it would import torch."""
+"""The models and weights of open_clip, read from its source, because importing it would import torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def models() -> tuple[str, ...]:
 
 @cache
 def tags() -> Mapping[str, Mapping[str, str]]:
-    """Model -> tag -> the hub's repository with a slash behind it and perhaps a file's name, "" where there is none."""
+    """Model -> tag -> the hub's repository followed by a slash and possibly a file name, "" if there is none."""
     tree = ast.parse((_folder() / "pretrained.py").read_text("utf-8"))
     seen: dict[str, dict[str, ast.expr]] = {}
     found: dict[str, dict[str, str]] = {}
@@ -42,7 +42,7 @@ def tags() -> Mapping[str, Mapping[str, str]]:
 
 
 def repository(model: str, tag: str) -> tuple[str, str] | None:
-    """The hub's repository and the file's name, "" for open_clip's usual one; None where the tag is not there."""
+    """The hub's repository and the file's name, "" for open_clip's default one; None for an unknown tag."""
     place = tags().get(model.replace("/", "-"), {}).get(tag.lower().replace("-", "_"))
     if place is None:
         return None

@@ -1,7 +1,7 @@
-"""CLIP through transformers: any checkpoint name or folder, with the preprocessing in its own config.
+"""CLIP through transformers: any hub id or folder, with the preprocessing of its own config.
 
-The image processor is the one on Pillow, which resizes as OpenAI's published code does; the library's default
-one resizes tensors and gives other numbers.
+Uses the Pillow image processor, which resizes like OpenAI's published code. The library's default one
+resizes tensors and gives different values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FILES = "config.json, preprocessor_config.json, the tokenizer's files and model
 
 
 class TransformersClip:
-    """Images and texts -> unit vectors in one space."""
+    """Embeds images and texts as unit vectors in one space."""
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, *, name: str, device: str = "cpu") -> None:
         self._model = model.to(device).eval()
@@ -51,14 +51,14 @@ class TransformersClip:
             )
             if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
                 raise UserError(
-                    f"{_KEY}={name}: is a {type(model).__name__}, which has no text and image features in one "
-                    "space; give a CLIP"
+                    f"{_KEY}={name}: is a {type(model).__name__}, which does not embed text and images in one "
+                    "space; give a CLIP model"
                 )
             processor = load_pretrained(
                 lambda path: AutoImageProcessor.from_pretrained(path, backend="pil"), name, _KEY, _FILES
             )
             tokenizer = load_pretrained(AutoTokenizer.from_pretrained, name, _KEY, _FILES)
-        last = name.rstrip("/").rpartition("/")[2]  # not where it lies on this machine
+        last = name.rstrip("/").rpartition("/")[2]  # not its path on this machine
         return cls(model, processor, tokenizer, name=f"transformers {last}", device=device)
 
     @torch.no_grad()
@@ -75,10 +75,10 @@ class TransformersClip:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch: int = 128) -> Tensor:
-        """Texts (cut at the model's length) -> float32 [n, d] of unit norm, on the CPU."""
+        """Texts (truncated to the model's length) -> float32 [n, d] of unit norm, on the CPU."""
         parts = []
         for start in range(0, len(texts), batch):
-            # Padded to the full length: SigLIP was trained so, and CLIP, which looks back only, does not mind.
+            # Padded to the full length, as SigLIP was trained; for CLIP, whose attention is causal, it makes no difference.
             tokens = self._tokenizer(
                 list(texts[start : start + batch]), padding="max_length", truncation=True,
                 max_length=self._limit, return_tensors="pt",
@@ -88,6 +88,6 @@ class TransformersClip:
 
 
 def _pooled(output: Any) -> Tensor:
-    """Since transformers 5 features are an output object; its `pooler_output` is the projected one."""
+    """Since transformers 5 features are an output object; its `pooler_output` is the projected embedding."""
     found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return found.float()

@@ -1,4 +1,4 @@
-"""Face detection: facenet-pytorch's MTCNN with the weights in its wheel, made safe for batches.
+"""Face detection: facenet-pytorch's MTCNN with the weights in its wheel, independent of the batch.
 
 Source: Zhang et al. 2016, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional
 Networks".
@@ -26,8 +26,8 @@ _MIN_FACE = 20  # pixels of the (enlarged) image: MTCNN's own default
 _THRESHOLDS = (0.6, 0.7, 0.7)  # of its three networks: the defaults
 _FACTOR = 0.709  # of its image pyramid
 _SMALLEST = 21  # pixels of the shorter side below which the pyramid has no level at all
-CENTRE = 4.0  # how fast a face loses weight with its distance from the centre
-_NO_FACE = 8  # pixels of the shorter side below which nobody could tell a face: not enlarged for it
+CENTRE = 4.0  # how fast a face's weight falls with its distance from the centre
+_NO_FACE = 8  # pixels of the shorter side below which no face is recognisable: such images are not enlarged
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Face:
 
 
 def prominence(face: Face, width: int, height: int) -> float:
-    """How much a face stands out in an image of that size: area * exp(-4 d^2) * probability^4, pixels^2.
+    """The prominence of a face in an image of this size: area * exp(-4 d^2) * probability^4, pixels^2.
 
     d is the distance of its centre from the image's, in half widths and half heights, so that a face at the
-    middle of an edge has d near 1. Size less distance from the centre is the rule of facenet's alignment
+    middle of an edge has d near 1. Size less distance from the centre is the rule used by facenet's alignment
     (Sandberg's `align_dataset_mtcnn.py`) and of facenet-pytorch's `center_weighted_size`; as a product it does
-    not depend on the image's size. A doubtful box (MTCNN's lowest probability is .7) weighs a quarter.
+    not depend on the image's size. The least certain box (MTCNN's lowest probability is .7) has a quarter of the weight.
     """
     left, top, right, bottom = face.box
     across = (left + right) / width - 1
@@ -74,14 +74,14 @@ class FaceDetector:
         )
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Face | None]:
-        """The most prominent face of each image (uint8 [h, w, 3], any sizes), None where there is none."""
+        """The most prominent face of each image (uint8 [h, w, 3], any sizes), None if there is none."""
         return [faces[0] if faces else None for faces in self.detect_all(images)]
 
     def detect_all(self, images: Sequence[NDArray[np.uint8]]) -> list[list[Face]]:
         """All faces of each image (uint8 [h, w, 3], any sizes), the most prominent first.
 
-        Every image goes through the cascade alone, so its result is the same to the bit whatever else is in
-        the list. (Sharing a batch was tried: no faster on a CPU, and boxes moved by 1e-5 pixels.)
+        Every image is processed alone, so its result is bit-identical whatever else is in the list. (Batches were
+        tested: not faster on a CPU, and boxes moved by 1e-5 pixels.)
         """
         return [self._one(image) for image in images]
 
@@ -117,7 +117,7 @@ class FaceDetector:
 def crop(image: NDArray[np.uint8], face: Face, size: int, margin: float = 0.0) -> NDArray[np.uint8]:
     """The square around ``face``, resized (bilinear, antialiased): uint8 [size, size, 3].
 
-    The square's side is the box's longer side times ``1 + margin``; beyond the image its edge is repeated.
+    The square's side is the box's longer side times ``1 + margin``; outside of the image its edge is repeated.
     """
     left, top, right, bottom = face.box
     side = max(2, round(max(right - left, bottom - top) * (1 + margin)))

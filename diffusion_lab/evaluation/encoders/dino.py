@@ -2,7 +2,7 @@
 
 Caron et al. 2021 (arXiv:2104.14294) and Oquab et al. 2023 (arXiv:2304.07193): shorter side to 256 (bicubic, on
 Pillow), centre 224, ImageNet's mean and deviation. The feature is the class token after the last layer norm.
-The processor that is stored with `facebook/dino-vits16` on the hub squeezes to 224x224 instead: not used.
+The processor stored with `facebook/dino-vits16` on the hub resizes to 224x224 without cropping: not used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def published_transform(size: int = 224, resize: int = 256) -> Any:
 
 
 class DinoEncoder:
-    """Images -> unit vectors."""
+    """Embeds images as unit vectors."""
 
     preprocessing = "Pillow bicubic 256, centre 224, ImageNet mean and deviation"
 
@@ -62,8 +62,8 @@ class DinoEncoder:
         def load(path: str) -> Any:
             kind = AutoConfig.from_pretrained(path).model_type
             if kind not in KINDS:
-                raise UserError(f"it is a {kind}, and DINO is one of {', '.join(KINDS)}")
-            # ViT's pooler is not part of DINO: it would come with random weights.
+                raise UserError(f"it is a {kind} model, and DINO is one of {', '.join(KINDS)}")
+            # ViT's pooler is not part of DINO and would have random weights.
             extra = {"add_pooling_layer": False} if kind == "vit" else {}
             return AutoModel.from_pretrained(path, use_safetensors=True, **extra)
 

@@ -1,7 +1,7 @@
 """The full-size face embedder: facenet-pytorch's InceptionResnetV1, as published.
 
-Preprocessing to the bit: MTCNN's box cut without margin and resized to 160x160 by facenet-pytorch's own
-`extract_face` (PIL, bilinear, aspect not kept), then `fixed_image_standardization`, (x - 127.5) / 128.
+Bit-identical preprocessing: MTCNN's box is cropped without margin and resized to 160x160 by facenet-pytorch's own
+`extract_face` (PIL, bilinear, aspect ratio not kept), then `fixed_image_standardization`, (x - 127.5) / 128.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _FILES = {"vggface2": "20180402-114759-vggface2.pt", "casia-webface": "20180408-
 
 
 class FacenetEmbedder:
-    """Face crops -> unit vectors of 512 numbers."""
+    """Embeds face crops as unit vectors of 512 dimensions."""
 
     name = "inception-resnet-v1"
     size = 160
     margin = 0.0
     preprocessing = "MTCNN box, margin 0, 160x160 bilinear, (x - 127.5) / 128"
-    # FaceNet (Schroff et al. 2015, arXiv:1503.03832, section 5.6): squared distance 1.242 between unit vectors, that is
-    # a cosine of 1 - 1.242 / 2. As published; not measured on these weights.
+    # FaceNet (Schroff et al. 2015, arXiv:1503.03832, section 5.6): squared distance 1.242 between unit vectors, i.e.
+    # a cosine of 1 - 1.242 / 2. As published; not measured for these weights.
     same_person = 0.38
 
     def __init__(self, net: Any, *, device: str = "cpu") -> None:
@@ -50,10 +50,10 @@ class FacenetEmbedder:
         if weights in PUBLISHED:
             try:
                 return cls(_without_classes(InceptionResnetV1(pretrained=weights)), device=device)
-            except Exception as error:  # no network, a proxy's page, a half-read file
+            except Exception as error:  # no network, a proxy's page, an incomplete file
                 raise UserError(
                     f"metrics.face_weights={weights} could not be downloaded or read ({error}). "
-                    f"Where there is no network, fetch {_FILES[weights]} from the releases of "
+                    f"Without a network, download {_FILES[weights]} from the releases of "
                     "timesler/facenet-pytorch (v2.2.9) and set metrics.face_weights to that file, or put it into "
                     "torch's cache, ~/.cache/torch/checkpoints"
                 ) from error
@@ -93,6 +93,6 @@ class FacenetEmbedder:
 
 
 def _without_classes(net: Any) -> Any:
-    """The classifier is not used; without it name and file have one fingerprint."""
+    """The classifier is not used. Without it, a name and a file have the same fingerprint."""
     del net.logits
     return net

@@ -1,7 +1,7 @@
-"""Do the local files named for the encoders hold what they should? Asked of headers, before torch is imported.
+"""Checks the local files of the encoders by their headers, before torch is imported.
 
-What is in a pickled file (.pt) is not looked at, only whether it can be one. The encoders themselves ask again when
-they load, and compare every shape.
+The content of a pickled file (.pt) is not read, only its type. The encoders check again when they load, and
+compare every shape.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ MAGIC = (b"PK", b"\x80", b"\x1f\x8b")  # torch's zip, its older pickle, a compre
 
 
 def check_files(metrics: Metrics, needs: Set[str]) -> None:
-    """UserError naming the key of a file or folder that cannot be what it is given for."""
+    """UserError, naming the key, for a file or folder that has the wrong content."""
     full = metrics.encoders == "full"
     if full and "face" in needs:
         shapes = _shapes("metrics.face_weights", metrics.face_weights)
         name, shape = FACE_LAYER
         if shapes is not None and shapes.get(name) != shape:
             raise UserError(
-                f"metrics.face_weights={metrics.face_weights}: does not hold InceptionResnetV1 (no {name} of "
+                f"metrics.face_weights={metrics.face_weights}: does not contain InceptionResnetV1 (no {name} of shape "
                 f"{' x '.join(map(str, shape))}); give weights of facenet-pytorch, or vggface2"
             )
     if "inception" in needs and metrics.inception_weights is not None:
         shapes = _shapes("metrics.inception_weights", metrics.inception_weights)
         if shapes is not None and INCEPTION_LAYER not in shapes:
             raise UserError(
-                f"metrics.inception_weights={metrics.inception_weights}: does not hold Inception v3 (no "
+                f"metrics.inception_weights={metrics.inception_weights}: does not contain Inception v3 (no "
                 f"{INCEPTION_LAYER}); give the file that pytorch-fid publishes"
             )
     if "aesthetics" in needs and metrics.aesthetics_weights is not None:
@@ -51,27 +51,27 @@ def check_files(metrics: Metrics, needs: Set[str]) -> None:
         kind = _check_folder("metrics.dino_model", metrics.dino_model, ())
         if kind is not None and kind not in DINO_KINDS:
             raise UserError(
-                f"metrics.dino_model={metrics.dino_model}: is a {kind or 'nameless model'}, and DINO is one of "
+                f"metrics.dino_model={metrics.dino_model}: is a model of type {kind or 'unknown'}, and DINO is one of "
                 f"{', '.join(DINO_KINDS)}"
             )
 
 
 def _shapes(key: str, value: str) -> dict[str, tuple[int, ...]] | None:
-    """Of a safetensors file; None for anything else. UserError for a file that is neither that nor torch's."""
+    """The header of a safetensors file; None for anything else. UserError for a file that is neither this nor torch's."""
     path = Path(value).expanduser()
     if not path.is_file():
-        return None  # a published name, or refused where names are checked
+        return None  # a published name, or refused by the check of names
     if path.suffix == ".safetensors":
         return dict(read_header(path, f"{key}={value}").shapes)
     with path.open("rb") as file:
         first = file.read(2)
     if not first.startswith(MAGIC):
-        raise UserError(f"{key}={value}: is no file of weights, or damaged; copy or download it again")
+        raise UserError(f"{key}={value}: is not a weights file, or is damaged; copy or download it again")
     return None
 
 
 def _check_head(metrics: Metrics) -> None:
-    """A chain of linear layers down to one number, as wide as the CLIP whose embeddings it reads."""
+    """Checks for a chain of linear layers with one output, whose input width is that of the CLIP in use."""
     key, value = "metrics.aesthetics_weights", str(metrics.aesthetics_weights)
     shapes = _shapes(key, value)
     if shapes is None:
@@ -81,13 +81,13 @@ def _check_head(metrics: Metrics) -> None:
     chain = [shapes[name] for name in names]
     if not chain or chain[-1][0] != 1 or any(one[0] != other[1] for one, other in pairwise(chain)):
         raise UserError(
-            f"{key}={value}: is not a chain of linear layers that ends in one number; give an aesthetics head, as "
-            "job=train_aesthetics makes them"
+            f"{key}={value}: is not a chain of linear layers with one output; give an aesthetics head, as "
+            "written by job=train_aesthetics"
         )
     width = _clip_width(metrics)
     if width is not None and chain[0][1] != width:
         raise UserError(
-            f"{key}={value}: reads embeddings of {chain[0][1]} numbers, and the CLIP in use gives {width}; give a "
+            f"{key}={value}: expects embeddings of width {chain[0][1]}, but the CLIP in use gives {width}; give a "
             "head that was trained on this CLIP"
         )
 
@@ -108,7 +108,7 @@ def _clip_width(metrics: Metrics) -> int | None:
 
 
 def _check_folder(key: str, value: str, files: tuple[str, ...]) -> str | None:
-    """The kind of model in a folder of transformers, by its config; None where `value` is none on this machine."""
+    """The model type in a transformers folder, by its config; None if `value` is not a local folder."""
     folder = Path(value).expanduser()
     if not folder.is_dir():
         return None
@@ -117,7 +117,7 @@ def _check_folder(key: str, value: str, files: tuple[str, ...]) -> str | None:
         read_json(folder / name, f"{key}={value}", name=name)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise UserError(f"{key}={value}: holds no .safetensors file; copy or download the model again")
+        raise UserError(f"{key}={value}: contains no .safetensors file; copy or download the model again")
     for path in weights:
         read_header(path, f"{key}={value}", name=path.name)
     return str(config.get("model_type") or "")

@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 def load_pretrained(load: Callable[[str], T], name: str, key: str, files: str) -> T:
-    """``load(name)``; what goes wrong becomes a UserError with the key and the files that are needed.
+    """``load(name)``. Errors become a UserError with the key and the files that are needed.
 
     ``files``: "config.json and model.safetensors".
     """
     folder = Path(name).expanduser()
     local = folder.is_dir()
-    # A hub id may hold a dot (owner/model-1.5), so only a weights file's own ending tells a path.
+    # A hub id may contain a dot (owner/model-1.5), so only the suffix of a weights file indicates a path.
     if not local and (folder.suffix in WEIGHTS or name.startswith((".", "/", "~"))):
         problem = "that is a file" if folder.is_file() else "there is no such folder"
         raise UserError(f"{key}={name}: {problem}; give a folder with {files}, or a hub id (owner/name)")
@@ -44,7 +44,7 @@ def load_pretrained(load: Callable[[str], T], name: str, key: str, files: str) -
         weights = ("model.safetensors", "model.safetensors.index.json")
         with from_cache(not local and any(cached(name, file) is not None for file in weights)):
             return load(str(folder) if local else name)
-    except Exception as error:  # no network, a private repository, a file that does not fit
+    except Exception as error:  # no network, a private repository, an unsuitable file
         raise UserError(
             f"{key}={name} could not be {'read' if local else 'downloaded or read'} ({_first(error)}). "
             f"Put {files} of that model into a folder and set {key} to it"
@@ -52,7 +52,7 @@ def load_pretrained(load: Callable[[str], T], name: str, key: str, files: str) -
 
 
 def _check_files(folder: Path, key: str) -> None:
-    """UserError with the first file that is cut or of another shape: the libraries' errors name none."""
+    """UserError for the first file that is truncated or has other shapes; the libraries' errors do not name it."""
     for path in sorted(folder.iterdir()):
         if path.name in DESCRIPTIONS:
             read_json(path, key, name=path.name)

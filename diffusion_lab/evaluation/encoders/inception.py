@@ -1,10 +1,10 @@
-"""Inception v3's pool features, 2048 numbers, for FID and KID; and its classifier's logits, for `fid_legacy`.
+"""Inception v3's pool features, 2048 dimensions, for FID and KID, and its classifier's logits, for `fid_legacy`.
 
-Two published networks, told apart by their classifier's size:
+Two published networks, distinguished by the size of their classifier:
 - the one of the FID paper as ported to torch by pytorch-fid (1008 classes): average pools that do not count the
   padding, a max pool in the last block, input resized to 299x299 (bilinear, not antialiased) and scaled to
-  [-1, 1]. Numbers in the literature are of this one;
-- torchvision's own (1000 classes), with torchvision's preprocessing: its numbers compare with nobody else's.
+  [-1, 1]. Values in the literature use this one;
+- torchvision's own (1000 classes), with torchvision's preprocessing. Its values are not comparable with published ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KEY = "metrics.inception_weights"
 
 
 class InceptionEncoder:
-    """Images -> pool features as they are, float32 [n, 2048]."""
+    """Computes the pool features of images, not normalised, float32 [n, 2048]."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class InceptionEncoder:
 
     @classmethod
     def load(cls, weights: str | None, device: str = "cpu") -> Self:
-        """``weights``: a file; None looks for the published ones in torch's cache."""
+        """``weights``: a file; None searches for the published ones in torch's cache."""
         path = find_inception(weights)
         tensors = read_tensors(path, _KEY)
         classes = len(tensors.get("fc.bias", ()))
@@ -80,7 +80,7 @@ class InceptionEncoder:
         return torch.cat(parts)
 
     def logits(self, pooled: Tensor) -> Tensor | None:
-        """float32 [n, classes] of pool features [n, 2048]; None where the weights have no classifier."""
+        """float32 [n, classes] of pool features [n, 2048]; None if the weights have no classifier."""
         if self._classifier is None:
             return None
         weight, bias = self._classifier
@@ -88,7 +88,7 @@ class InceptionEncoder:
 
 
 def build(*, fid: bool) -> nn.Module:
-    """The network without classifier, random weights."""
+    """The network without its classifier, with random weights."""
     blocks: list[Any] = [
         published.BasicConv2d, published.InceptionA, published.InceptionB, published.InceptionC,
         published.InceptionD, published.InceptionE, published.InceptionAux,
@@ -128,7 +128,7 @@ class _BlockE1(published.InceptionE):  # type: ignore[misc]
 
 
 class _BlockE2(published.InceptionE):  # type: ignore[misc]
-    """Max pool: a slip of the original network that its published weights were trained with."""
+    """Max pool: a mistake in the original network, with which its published weights were trained."""
 
     def _forward(self, x: Tensor) -> list[Tensor]:
         pooled = F.max_pool2d(x, kernel_size=3, stride=1, padding=1)

@@ -22,11 +22,11 @@ def fingerprint(folder: Path) -> str:
 
 
 class MiniatureFaceEmbedder:
-    """Face crops of MTCNN's boxes -> unit vectors; cosine similarity tells the same person from others."""
+    """Embeds face crops of MTCNN's boxes as unit vectors; their cosine similarity separates people."""
 
     name = "miniature-face"
-    # On 16 portraits of each of the ten subjects: of pairs of one person 1 % have a cosine below .62, of pairs of two
-    # people 1 % one above .64. The nearest other portrait of the same person: .76 or more; of another: 5 % above .62.
+    # On 16 portraits of each of the ten subjects: 1 % of the pairs of one person have a cosine below .62, and 1 % of the
+    # pairs of two people one above .64. The nearest portrait of the same person has .76 or more; of others 5 % exceed .62.
     same_person = 0.6
 
     def __init__(self, net: Any, *, size: int, margin: float, version: str, device: str = "cpu") -> None:
@@ -61,7 +61,7 @@ class MiniatureFaceEmbedder:
 
 
 class MiniatureClip:
-    """Images and texts -> unit vectors in one space."""
+    """Embeds images and texts as unit vectors in one space."""
 
     name = "miniature-clip"
 
@@ -118,7 +118,7 @@ class MiniatureClip:
 
 
 class MiniatureAesthetics:
-    """CLIP image embeddings -> the rating that the world's raters would give, 0 to 10."""
+    """Predicts the rating by the miniature's simulated raters, 0 to 10, from CLIP image embeddings."""
 
     name = "miniature-aesthetics"
     preprocessing = "unit-length miniature CLIP image embedding; clamped to 0..10"
@@ -144,7 +144,7 @@ class MiniatureAesthetics:
 
 
 def fit(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The largest centred square, bicubic to uint8 [size, size, 3]; of that size already: unchanged."""
+    """The largest centred square, resized (bicubic) to uint8 [size, size, 3]; unchanged if it already has this size."""
     height, width = image.shape[:2]
     if (height, width) == (size, size):
         return image

@@ -1,11 +1,10 @@
-"""Which face of a photograph is the subject's, where it shows several.
+"""Finds the subject's face in reference photos that show several faces.
 
-The person is sought who is there in most of the subject's pictures. Every face of every picture is a
-candidate, and every picture with a face that is similar enough to be the same person counts for it: 1, and `PROMINENT`
-times the share of prominence (size, centre: `detect.prominence`) that this face has in the picture. So being there
-outweighs being large: a person in all pictures is taken before a larger one who is in up to three quarters of
-them. Where two people are in all pictures, or there is only one picture, size and centre decide. Single faces are
-what they are: nothing changes for them.
+The subject is the person who appears in most of the photos. Every face of every photo is a candidate. Every photo with a
+face that is similar enough to be the same person adds 1 to the candidate's score, plus `PROMINENT` times this face's
+fraction of the prominence in the photo (size, centre: `detect.prominence`). Appearing in a photo therefore outweighs size:
+a person in all photos is chosen over a larger one in up to three quarters of them. If two people appear in all photos, or
+there is only one photo, size and centre decide. Photos with a single face are not affected.
 """
 
 from __future__ import annotations
@@ -27,32 +26,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST = 8  # faces of one photograph that are looked at, the most prominent ones
-DETAIL = 480  # pixels of the shorter side at which small faces are looked for
-CLOSE = 0.05  # cosines that differ by less say nothing: the more prominent face is taken
-PROMINENT = 0.5  # weight of a face's share of prominence, beside 1 for being in the picture at all
-_SAME_PLACE = 0.3  # overlap (intersection over union) from which two boxes are one face
-_NAMED = 3  # pictures that a warning names
+MOST = 8  # faces of one photo that are considered, the most prominent ones
+DETAIL = 480  # pixels of the shorter side at which small faces are searched for
+CLOSE = 0.05  # if cosines differ by less, the more prominent face is chosen
+PROMINENT = 0.5  # weight of a face's fraction of prominence, relative to 1 for appearing in the photo
+_SAME_PLACE = 0.3  # minimum overlap (intersection over union) at which two boxes are one face
+_NAMED = 3  # photos that a warning names
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One face of a photograph."""
+    """One face of a photo."""
 
-    face: Face  # in pixels of the picture as it is compared
-    embedding: Tensor  # float32 [d], unit norm; NaN where it is not finite
+    face: Face  # in pixels of the photo as it is compared
+    embedding: Tensor  # float32 [d], unit norm; NaN if it is not finite
 
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
-    """What was found in one photograph, and which face is taken for the subject's."""
+    """The faces found in one photo, and the one chosen as the subject's."""
 
     path: Path
     faces: tuple[Face, ...]  # the most prominent first
-    chosen: int | None  # number of the face taken; None where there is none
-    embedding: Tensor  # float32 [d] of the chosen face, NaN where there is none
-    likeness: float | None = None  # largest cosine to the chosen faces of the person's other photographs
-    unlike: bool = False  # `likeness` is below what the embedder needs for one person
+    chosen: int | None  # index of the chosen face; None if there is none
+    embedding: Tensor  # float32 [d] of the chosen face, NaN if there is none
+    likeness: float | None = None  # largest cosine to the chosen faces of the person's other photos
+    unlike: bool = False  # `likeness` is below the embedder's threshold for one person
 
 
 class FindsFaces(Protocol):
@@ -67,7 +66,7 @@ class FindsFaces(Protocol):
 def look_at(subject: Subject, bank: FindsFaces, resolution: int) -> dict[str, list[Photograph]]:
     """The faces of the subject's photographs and of the others', by "train", "heldout" and "impostors".
 
-    Training and held-out pictures show one person and decide together; of the others each folder does.
+    Training and held-out photos show one person and are used together; for other subjects, each folder is.
     """
     own = _chosen([*subject.train, *subject.heldout], bank, resolution)
     impostors: list[Photograph] = []
@@ -101,7 +100,7 @@ def _chosen(pictures: Sequence[Picture], bank: FindsFaces, resolution: int) -> l
 def choose(
     paths: Sequence[Path], seen: Sequence[Sequence[Seen]], side: int, same_person: float
 ) -> list[Photograph]:
-    """One face a photograph. ``side``: of the square pictures in pixels; ``same_person``: a cosine."""
+    """One face per photo. ``side``: of the square photos in pixels; ``same_person``: a cosine."""
     finite = [
         [number for number, one in enumerate(some) if bool(one.embedding.isfinite().all())] for some in seen
     ]
@@ -136,7 +135,7 @@ def choose(
 
 
 def _shares(faces: Sequence[Face], side: int) -> list[float]:
-    """Each face's share of the picture's prominence: they sum to 1."""
+    """Each face's fraction of the photo's prominence; they sum to 1."""
     weights = [prominence(face, side, side) for face in faces]
     return [weight / sum(weights) for weight in weights]
 
@@ -144,7 +143,7 @@ def _shares(faces: Sequence[Face], side: int) -> list[float]:
 def _person(
     stacked: Sequence[Tensor | None], shares: Sequence[Sequence[float]], same_person: float
 ) -> dict[int, Tensor]:
-    """By picture the face of the person with the most support; empty where there is no face at all."""
+    """By photo, the face of the person with the highest score; empty if there is no face."""
     best, most = dict[int, Tensor](), -1.0
     for some in stacked:
         for candidate in some if some is not None else ():
@@ -157,7 +156,7 @@ def _person(
                     number = _nearest(cosines)
                     support += 1 + PROMINENT * shares[picture][number]
                     members[picture] = others[number]
-            if support > most + 1e-9:  # of equals the first
+            if support > most + 1e-9:  # the first one if equal
                 best, most = members, support
     return best
 
@@ -165,7 +164,7 @@ def _person(
 def _in_picture(
     picture: int, stacked: Sequence[Tensor | None], person: Mapping[int, Tensor], same_person: float
 ) -> int | None:
-    """Number of the picture's face that is most like the person in the other pictures; None: nothing says so."""
+    """Index of the photo's face that is most similar to the person in the other photos; None if there is none."""
     own = stacked[picture]
     others = [face for number, face in person.items() if number != picture]
     if own is None or not others:
@@ -177,12 +176,12 @@ def _in_picture(
 
 
 def _nearest(cosines: Tensor) -> int:
-    """Number of the largest, or of one hardly smaller that is more prominent, since those come first."""
+    """Index of the largest value, or of a slightly smaller one of a more prominent face, since those come first."""
     return int((cosines >= cosines.max() - CLOSE).nonzero()[0])
 
 
 def _likeness(chosen: Sequence[Tensor], among: Iterable[int]) -> list[float | None]:
-    """Largest cosine of each face to the others ``among`` the pictures; None where there is none to compare."""
+    """Largest cosine of each face to the others ``among`` the photos; None if there is none to compare."""
     of = list(among)
     there = [bool(embedding.isfinite().all()) for embedding in chosen]
     found: list[float | None] = []
@@ -195,38 +194,38 @@ def _likeness(chosen: Sequence[Tensor], among: Iterable[int]) -> list[float | No
     return found
 
 
-# --- what is said about it ------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------------
 
 
 def report(photographs: Mapping[str, Sequence[Photograph]]) -> list[str]:
-    """Warnings: the subject's pictures with several faces, and those whose face is unlike all others."""
+    """Warnings: the reference photos with several faces, and those whose face is unlike all others."""
     own = [*photographs.get("train", ()), *photographs.get("heldout", ())]
     said = []
     crowded = [one for one in own if len(one.faces) > 1]
     if crowded:
-        places = [f"{one.path.name} ({len(one.faces)} faces, taken: {_place(one)})" for one in crowded]
+        places = [f"{one.path.name} ({len(one.faces)} faces, used: {_place(one)})" for one in crowded]
         said.append(
-            f"{_listed(places)}: several faces; the one is taken that the other pictures show too, else by size "
-            "and centre (framed in samples/training.png); crop a picture where that is wrong"
+            f"{_listed(places)}: several faces; the one that also appears in the other photos is used, else the choice is by size "
+            "and centre (framed in samples/training.png); crop a photo if the choice is wrong"
         )
     faces = [one for one in own if one.likeness is not None]
     odd = [one for one in faces if one.unlike]
     if len(odd) > 2 and len(odd) == len(faces):
         said.append(
-            f"the faces found in the subject's {len(faces)} pictures are all unlike each other: is it one person? For "
-            "a subject without a face leave similarity out of metrics.names and use clip_image or dino"
+            f"the faces found in the subject's {len(faces)} photos are all unlike each other: is it one person? For "
+            "a subject without a face, remove similarity from metrics.names and use clip_image or dino"
         )
     elif odd:
         named = [f"{one.path.name} ({one.likeness:.2f})" for one in odd]
         said.append(
-            f"{_listed(named)}: the face is unlike that of the other pictures (largest cosine in brackets); "
-            "replace it if it shows somebody else"
+            f"{_listed(named)}: the face is unlike that of the other photos (largest cosine in brackets); "
+            "replace the photo if it shows another person"
         )
     return said
 
 
 def describe(photographs: Mapping[str, Sequence[Photograph]]) -> dict[str, list[dict[str, object]]]:
-    """For the record: of each group the pictures that have several faces, or one that is unlike all others."""
+    """For the record: in each group, the photos with several faces, or with one that is unlike all others."""
     return {
         group: [
             {
@@ -244,7 +243,7 @@ def describe(photographs: Mapping[str, Sequence[Photograph]]) -> dict[str, list[
 
 
 def _place(photograph: Photograph) -> str:
-    """Which of the faces: "the 2nd from the left"."""
+    """The position of the chosen face: "the 2nd from the left"."""
     assert photograph.chosen is not None
     order = sorted(range(len(photograph.faces)), key=lambda number: photograph.faces[number].box[0])
     place = order.index(photograph.chosen) + 1
@@ -257,11 +256,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-# --- finding them ---------------------------------------------------------------------------------------
+# --- detection ------------------------------------------------------------------------------------------
 
 
 def of_both(detector: FaceDetector, image: Pixels, detail: Pixels) -> list[Face]:
-    """The faces of ``image``, and those that only its larger version shows, in pixels of ``image``."""
+    """The faces of ``image``, and those found only in its larger version, in pixels of ``image``."""
     (found,) = detector.detect_all([image])
     height, width = image.shape[:2]
     if detail.shape != image.shape:
@@ -273,10 +272,10 @@ def of_both(detector: FaceDetector, image: Pixels, detail: Pixels) -> list[Face]
 
 
 def _merged(found: Sequence[Face], more: Sequence[Face]) -> list[Face]:
-    """A face in both keeps its first box and the larger probability."""
+    """A face found in both keeps its first box and the larger probability."""
     faces = list(found)
     for face in more:
-        if face.box[2] - face.box[0] < 2:  # pixels: nothing to embed
+        if face.box[2] - face.box[0] < 2:  # pixels: too small to embed
             continue
         overlaps = [_overlap(face.box, one.box) for one in faces]
         near = max(range(len(faces)), key=lambda number: overlaps[number], default=None)
@@ -315,9 +314,9 @@ def packed(found: Sequence[Sequence[Face]], embeddings: Tensor) -> Tensor:
 
 
 def unpacked(row: Tensor) -> list[Seen]:
-    """What `packed` put into one picture's row."""
+    """The inverse of `packed` for one photo's row."""
     faces = []
-    for one in row.reshape(MOST, -1):  # the cache keeps it flat
+    for one in row.reshape(MOST, -1):  # the cache stores it flat
         if bool(one[:5].isnan().any()):
             break
         left, top, right, bottom, probability = (float(v) for v in one[:5])

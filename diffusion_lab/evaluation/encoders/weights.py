@@ -1,4 +1,4 @@
-"""Weights files that a person names: safetensors, or a pickle of tensors and nothing else."""
+"""Weights files given in the configuration: safetensors, or a pickle that contains only tensors."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "inception_v3_google-0cc3c7bd.pth")
-"""As pytorch-fid and torchvision publish them, the one that the literature's numbers are of first."""
+"""As published by pytorch-fid and torchvision; the first is the one used in the literature."""
 
 
-PUBLISHED, PUBLISHED_WIDTH = "laion", 768  # the name of the published aesthetics head, and what it reads
+PUBLISHED, PUBLISHED_WIDTH = "laion", 768  # the name of the published aesthetics head, and its input width
 
 
 def find_inception(weights: str | None) -> Path:
     """The file of `metrics.inception_weights`, or one in torch's cache. Imports nothing slow.
 
-    UserError that says which file to put where.
+    UserError that says which file is needed and where.
     """
     if weights is not None:
         path = Path(weights).expanduser()
@@ -38,22 +38,22 @@ def find_inception(weights: str | None) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError(
-        f"metrics.inception_weights is not set: fid and kid need Inception's weights. Fetch {INCEPTION_FILES[0]} "
+        f"metrics.inception_weights is not set: fid and kid need Inception's weights. Download {INCEPTION_FILES[0]} "
         "from the releases of mseitzer/pytorch-fid and set metrics.inception_weights to that file, or put it "
-        f"into {folder}; fid_clip and kid_clip do without"
+        f"into {folder}; fid_clip and kid_clip do not need it"
     )
 
 
 def why_not_published(clip_model: str, clip_weights: str) -> str:
-    """Why the published head does not fit this CLIP, "" where it does: it was trained on OpenAI's ViT-L/14.
+    """Why the published head does not fit this CLIP, or "" if it does. It was trained on OpenAI's ViT-L/14.
 
-    Weights in a file and models in a folder are taken for these where their width is theirs. Asks no network and
-    imports no torch.
+    Weights in a file and models in a folder are accepted if their width matches. Uses no network and does not
+    import torch.
     """
     name = clip_model.replace("/", "-")
     if name.removesuffix("-quickgelu") == "ViT-L-14":
         fits = clip_weights == "openai" or Path(clip_weights).expanduser().is_file()
-        return "" if fits else f"metrics.clip_weights={clip_weights} are other weights than OpenAI's"
+        return "" if fits else f"metrics.clip_weights={clip_weights} are not OpenAI's weights"
     if clip_model == "openai/clip-vit-large-patch14":
         return ""
     folder = Path(clip_model).expanduser()
@@ -65,7 +65,7 @@ def why_not_published(clip_model: str, clip_weights: str) -> str:
         return (
             ""
             if width == PUBLISHED_WIDTH
-            else f"metrics.clip_model={clip_model} gives {width} numbers, not 768"
+            else f"metrics.clip_model={clip_model} has embeddings of width {width}, not 768"
         )
     return f"metrics.clip_model={clip_model} is another model"
 
@@ -83,19 +83,19 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zipfile and pickle each raise their own
+    except Exception as error:  # safetensors, zipfile and pickle raise different errors
         raise UserError(f"{key}: {path} cannot be read as weights ({error})") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(
         isinstance(value, torch.Tensor) for value in content.values()
     ):
-        raise UserError(f"{key}: {path} does not hold a table of tensors")
+        raise UserError(f"{key}: {path} does not contain a dict of tensors")
     return content
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """What a safetensors file says about itself; nothing for other files."""
+    """The metadata of a safetensors file; empty for other files."""
     if path.suffix != ".safetensors":
         return {}
     return dict(readers.read_header(path, "the weights").metadata)

@@ -1,6 +1,6 @@
-"""The metrics: arithmetic on features, one value per image where it can be. Importing this does not import torch.
+"""The metrics, computed from features, with one value per image where possible. Importing this does not import torch.
 
-A new metric is a class in a file of its own and a line in the table; the tests pick it up.
+To add a metric, write a class in its own file and add a line to the table. The tests find it automatically.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _ALL: tuple[AnyMetric, ...] = (
     ClipText(),
     ClipImage(),
     Memorisation(),
-    # optional (metrics.names): they need another encoder, other prompts, or time
+    # optional (metrics.names): they need another encoder, other prompts, or more time
     Dino(),
-    Kid("kid", "inception", "Distance to the pictures (KID)"),
-    Kid("kid_clip", "clip_image", "Distance to the pictures (KID on CLIP)"),
-    Fid("fid", "inception", "Distance to the pictures (FID)"),
-    Fid("fid_clip", "clip_image", "Distance to the pictures (Frechet, on CLIP)"),
+    Kid("kid", "inception", "Distance to the training photos (KID)"),
+    Kid("kid_clip", "clip_image", "Distance to the training photos (KID on CLIP)"),
+    Fid("fid", "inception", "Distance to the training photos (FID)"),
+    Fid("fid_clip", "clip_image", "Distance to the training photos (Frechet, on CLIP)"),
     Fid(
         "fid_legacy",
         "inception",
-        "Distance to the pictures (FID as some code had it: complex root, float32)",
+        "Distance to the training photos (FID as some code had it: complex root, float32)",
         legacy=True,
     ),
     Vendi(),
@@ -52,17 +52,17 @@ _ALL: tuple[AnyMetric, ...] = (
 NEEDS_TWINS = frozenset(
     {"image_similarity", "prompt_similarity", "prompt_baseline", "class_drift", "class_leak"}
 )
-"""Those that speak of prompts with and without the identifier, which only some sets have."""
+"""Metrics that need prompts with and without the identifier, which only some prompt sets have."""
 
 METRICS: dict[str, AnyMetric] = {metric.name: metric for metric in _ALL}
 
 
 def select(names: Sequence[str]) -> tuple[AnyMetric, ...]:
-    """The metrics of these names, in this order; UserError names an unknown one and those there are."""
+    """The metrics with these names, in this order. UserError for an unknown name; it lists the known ones."""
     for name in names:
         if name not in METRICS:
             raise UserError(
-                f"metrics.names: there is no metric {name}; there are {', '.join(METRICS)}"
+                f"metrics.names: there is no metric {name}; choose from {', '.join(METRICS)}"
                 f"{closest(name, METRICS)}"
             )
     return tuple(METRICS[name] for name in dict.fromkeys(names))

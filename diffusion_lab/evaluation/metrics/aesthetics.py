@@ -1,4 +1,4 @@
-"""Would people call it a good picture?"""
+"""Would people rate the image as good?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Aesthetics:
-    """The head's rating of 0 to 10, divided by 10. NaN where no head is configured."""
+    """The head's rating of 0 to 10, divided by 10. NaN if no head is configured."""
 
     name = "aesthetics"
     version = "1"
@@ -33,7 +33,7 @@ class Aesthetics:
         return generated.aesthetics / 10
 
     def ceiling(self, references: References) -> Tensor | None:
-        """The subject's own photographs, trained on or held out. A model may well draw better ones."""
+        """Scores of the reference photos, training and held out. Generated images may exceed them."""
         ratings = joined(
             references.train.aesthetics, references.heldout.aesthetics if references.heldout else None
         )

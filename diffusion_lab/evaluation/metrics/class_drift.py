@@ -1,4 +1,4 @@
-"""What tuning did to the class itself: images of prompts without the identifier, slot `identifier` =
+"""How fine-tuning changed the class itself: images of prompts without the identifier, slot `identifier` =
 "without".
 """
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class ClassDrift:
-    """1 - cos(image, the untouched model's image of the same prompt and noise), on CLIP: 0 at step 0.
+    """1 - cos(image, the base model's image of the same prompt and noise), on CLIP: 0 at step 0.
 
-    NaN without the untouched model's images (step 0 was not evaluated).
+    NaN if there are no images of the base model (step 0 was not evaluated).
     """
 
     name = "class_drift"
     version = "1-clip"
     higher_is_better = False
     needs: tuple[str, ...] = ("clip_image",)
-    label = "How far the class moved from the base model"
+    label = "Distance of the class from the base model"
     unit = "cosine distance"
     can_miss = False
     pairwise: frozenset[str] = frozenset()
@@ -36,15 +36,13 @@ class ClassDrift:
         if base is None:
             return undefined(generated.n, generated.clip_image)
         if base.shape != generated.clip_image.shape:
-            raise ValueError(
-                f"{len(base)} images of the untouched model for {generated.n}: not the same prompts"
-            )
+            raise ValueError(f"{len(base)} images of the base model for {generated.n}: not the same prompts")
         # Half the squared chord of two unit vectors is 1 - cos, and exactly 0 for equal ones.
         moved = (generated.clip_image.double() - base.double()).square().sum(1).div(2).float()
         return moved.where(moved.isfinite(), float("nan"))
 
     def ceiling(self, references: References) -> Tensor | None:
-        """None: photographs did not move."""
+        """None: photos do not change."""
         return None
 
     def impostor(self, references: References) -> Tensor | None:
@@ -53,15 +51,15 @@ class ClassDrift:
 
 
 class ClassLeak:
-    """Mean over the training pictures t of cos(class image, t), on CLIP: the class became the subject as far
-    as it rises above its value at step 0.
+    """Mean over the training photos t of cos(class image, t), on CLIP: the class turned into the subject as far
+    as this rises above its value at step 0.
     """
 
     name = "class_leak"
     version = "1-clip"
     higher_is_better = False
     needs: tuple[str, ...] = ("clip_image",)
-    label = "How much the class became the subject"
+    label = "Similarity of the class to the subject"
     unit = "cosine"
     can_miss = False
     pairwise: frozenset[str] = frozenset()
@@ -72,11 +70,11 @@ class ClassLeak:
         return mean_cosine(generated.clip_image, references.train.clip_image)
 
     def ceiling(self, references: References) -> Tensor | None:
-        """None: there is nothing to reach; step 0 is the line to compare with."""
+        """None: no value is to be reached; compare with step 0."""
         return None
 
     def impostor(self, references: References) -> Tensor | None:
-        """Photographs of other subjects against the training pictures: the class in real life."""
+        """Photos of other subjects against the training photos: real examples of the class."""
         if references.impostors is None or references.impostors.clip_image is None:
             return None
         return or_none(mean_cosine(references.impostors.clip_image, references.train.clip_image))

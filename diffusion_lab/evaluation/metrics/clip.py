@@ -1,4 +1,4 @@
-"""Does it show what was asked, and does it resemble the pictures as a whole? CLIP's two cosines."""
+"""Does the image show what the prompt says, and does it resemble the training photos? Two CLIP cosines."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class ClipText:
-    """cos(image, prompt), the prompt with the class noun alone: CLIP has never heard of the identifier.
+    """cos(image, prompt), the prompt with the class noun alone, since CLIP does not know the identifier.
 
-    The plain cosine, without the factors 100 or 2.5 that other tools multiply by.
+    The plain cosine, without the factors 100 or 2.5 that other tools apply.
     """
 
     name = "clip_text"
@@ -34,7 +34,7 @@ class ClipText:
         return (generated.clip_image.double() * generated.clip_text.double()).sum(dim=1).float()
 
     def ceiling(self, references: References) -> Tensor | None:
-        """None: photographs have no prompt."""
+        """None: photos have no prompt."""
         return None
 
     def impostor(self, references: References) -> Tensor | None:
@@ -43,13 +43,13 @@ class ClipText:
 
 
 class ClipImage:
-    """Mean over the training pictures t of cos(image, t): the whole picture, not the face."""
+    """Mean over the training photos t of cos(image, t): the whole image, not the face."""
 
     name = "clip_image"
     version = "1"
     higher_is_better = True
     needs: tuple[str, ...] = ("clip_image",)
-    label = "Resemblance of the whole picture"
+    label = "Similarity of the whole image"
     unit = "cosine"
     can_miss = False
     pairwise: frozenset[str] = frozenset({"ceiling"})
@@ -60,11 +60,11 @@ class ClipImage:
         return mean_cosine(generated.clip_image, references.train.clip_image)
 
     def ceiling(self, references: References) -> Tensor | None:
-        """Each training picture against the others."""
+        """Each training photo against the others."""
         return leave_one_out(references.train.clip_image)
 
     def impostor(self, references: References) -> Tensor | None:
-        """Photographs of other subjects against the training pictures."""
+        """Photos of other subjects against the training photos."""
         if references.impostors is None or references.impostors.clip_image is None:
             return None
         return or_none(mean_cosine(references.impostors.clip_image, references.train.clip_image))

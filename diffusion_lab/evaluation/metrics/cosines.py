@@ -1,6 +1,6 @@
 """Cosines between rows of embeddings, shared by the metrics. Pure functions of tensors.
 
-Rows are unit length, or NaN where there is nothing to compare (no face). Sums are taken in float64, so that
+Rows are unit length, or NaN if there is nothing to compare (no face). Sums are computed in float64, so that
 a row's value does not depend on the other rows of its batch.
 """
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def defined(rows: Tensor | None) -> Tensor | None:
-    """The rows that are finite, float64 [k, d]; None where there are none."""
+    """The finite rows, float64 [k, d]; None if there are none."""
     if rows is None:
         return None
     kept = rows[rows.isfinite().all(dim=1)].double()
@@ -26,7 +26,7 @@ def undefined(n: int, like: Tensor) -> Tensor:
 
 
 def mean_cosine(rows: Tensor, references: Tensor | None) -> Tensor:
-    """float32 [n]: mean of each row's cosines with the ``references`` (not those of NaN), or NaN."""
+    """float32 [n]: mean of each row's cosines with the ``references`` (without NaN rows), or NaN."""
     against = defined(references)
     if against is None:
         return undefined(len(rows), rows)
@@ -34,7 +34,7 @@ def mean_cosine(rows: Tensor, references: Tensor | None) -> Tensor:
 
 
 def nearest_cosine(rows: Tensor, references: Tensor | None) -> Tensor:
-    """float32 [n]: the largest of each row's cosines with ``references``; NaN where undefined."""
+    """float32 [n]: the largest of each row's cosines with ``references``; NaN if undefined."""
     against = defined(references)
     if against is None:
         return undefined(len(rows), rows)
@@ -42,9 +42,9 @@ def nearest_cosine(rows: Tensor, references: Tensor | None) -> Tensor:
 
 
 def leave_one_out(rows: Tensor | None) -> Tensor | None:
-    """float32 [m]: the mean of each row's cosines with every other; None for fewer than two with a value.
+    """float32 [m]: the mean of each row's cosines with all others; None for fewer than two finite rows.
 
-    A row of NaN stays NaN and is left out of the others' means.
+    A NaN row stays NaN and is excluded from the other means.
     """
     kept = defined(rows)
     if rows is None or kept is None or len(kept) < 2:
@@ -55,12 +55,12 @@ def leave_one_out(rows: Tensor | None) -> Tensor | None:
 
 
 def or_none(values: Tensor) -> Tensor | None:
-    """None in place of values that are all NaN."""
+    """The values, or None if all are NaN."""
     return None if bool(values.isnan().all()) else values
 
 
 def joined(*tensors: Tensor | None) -> Tensor | None:
-    """Those that are there, one after another; None where none is."""
+    """The tensors that are not None, concatenated; None if all are."""
     import torch
 
     there = [tensor for tensor in tensors if tensor is not None]

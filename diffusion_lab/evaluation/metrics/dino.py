@@ -1,4 +1,4 @@
-"""Is it the same thing, down to its details? DINO's cosine, the subject fidelity of the DreamBooth paper."""
+"""Is it the same subject in its details? DINO's cosine, the subject fidelity metric of the DreamBooth paper."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class Dino:
-    """Mean over the training pictures t of cos(image, t), on DINO's class token.
+    """Mean over the training photos t of cos(image, t), on DINO's class token.
 
-    Ruiz et al. 2022 (arXiv:2208.12242), section 4.3: unlike CLIP, DINO was not trained to call two things of
-    one class the same.
+    Ruiz et al. 2022 (arXiv:2208.12242), section 4.3: unlike CLIP, DINO was not trained to ignore differences
+    between objects of one class.
     """
 
     name = "dino"
     version = "1"
     higher_is_better = True
     needs: tuple[str, ...] = ("dino",)
-    label = "Resemblance of the subject (DINO)"
+    label = "Similarity of the subject (DINO)"
     unit = "cosine"
     can_miss = False
     pairwise: frozenset[str] = frozenset({"ceiling"})
@@ -34,11 +34,11 @@ class Dino:
         return mean_cosine(generated.dino, references.train.dino)
 
     def ceiling(self, references: References) -> Tensor | None:
-        """Each training picture against the others."""
+        """Each training photo against the others."""
         return leave_one_out(references.train.dino)
 
     def impostor(self, references: References) -> Tensor | None:
-        """Photographs of other subjects against the training pictures."""
+        """Photos of other subjects against the training photos."""
         if references.impostors is None or references.impostors.dino is None:
             return None
         return or_none(mean_cosine(references.impostors.dino, references.train.dino))

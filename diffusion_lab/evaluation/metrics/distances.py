@@ -1,6 +1,6 @@
 """Distances between sets of features, and the Vendi score: pure functions of float tensors [n, d].
 
-All sums are float64. `ValueError` for sets too small to have the number, or with values that are not finite.
+All sums are in float64. ValueError for sets that are too small, or with values that are not finite.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def checked(rows: Tensor, least: int, what: str) -> Tensor:
-    """float64 [n, d]; ValueError for fewer than ``least`` rows or numbers that are not finite."""
+    """float64 [n, d]; ValueError for fewer than ``least`` rows or for values that are not finite."""
     if rows.ndim != 2 or len(rows) < least:
         raise ValueError(f"{what} needs at least {least} images in each set, there are {len(rows)}")
     if not bool(rows.isfinite().all()):
@@ -28,8 +28,8 @@ def frechet(x: Tensor, y: Tensor) -> float:
 
     Heusel et al. 2017 (arXiv:1706.08500). With A = centred rows / sqrt(n - 1), S = A^T A and the eigenvalues
     of S1 S2 are the squared singular values of A1 A2^T, so that Tr (S1 S2)^1/2 is the nuclear norm of
-    A1 A2^T: exact for any number of rows, real and never negative, and no matrix root is taken. The distance
-    of so few samples is biased upwards all the same; see `metrics/fid.py`.
+    A1 A2^T. This is exact for any number of rows, real and never negative, without a matrix square root.
+    With few samples the distance is still biased upwards; see `set_distances.Fid`.
     """
     import torch
 
@@ -50,11 +50,11 @@ def _factor(x: Tensor) -> Tensor:
 
 
 def frechet_legacy(x: Tensor, y: Tensor) -> float:
-    """The same with the real part of scipy's complex matrix root in float32, as published code had it.
+    """The same with the real part of scipy's complex matrix square root in float32, as in some published code.
 
-    Of singular covariances (fewer images than dimensions) that root is mostly rounding: two identical sets of 5 rows
-    and 1000 columns come out near -20, and differently with another linear algebra library. Only to show what
-    numbers made that way are worth.
+    Of singular covariances (fewer images than dimensions) that root is mostly rounding error: for two identical sets of 5 rows
+    and 1000 columns the result is near -20, and depends on the linear algebra library. Included only to show how
+    unreliable such values are.
     """
     import warnings
 
@@ -65,7 +65,7 @@ def frechet_legacy(x: Tensor, y: Tensor) -> float:
     rows = [z.float().numpy() for z in (x, y)]
     first, second = (np.cov(z, rowvar=False, dtype=np.float32).reshape(z.shape[1], -1) for z in rows)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the matrix is singular is the point
+        warnings.simplefilter("ignore")  # the singular matrix is intended
         root = sqrtm(first @ second)
     means = float(((rows[0].mean(0) - rows[1].mean(0)) ** 2).sum())
     return means + float(np.trace(first) + np.trace(second) - 2 * np.trace(np.real(root)))
@@ -81,18 +81,18 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def kid(x: Tensor, y: Tensor) -> float:
-    """Unbiased MMD^2 with `polynomial_kernel`: means over pairs of different images, so it may be negative.
+    """Unbiased MMD^2 with `polynomial_kernel`: means over pairs of different images. May be negative.
 
-    Gretton et al. 2012, "A kernel two-sample test", equation 3. Its expectation does not depend on the
-    numbers of images.
+    Gretton et al. 2012, "A kernel two-sample test", equation 3. Its expected value does not depend on the
+    number of images.
     """
     return kid_pairs(x, y)[0]
 
 
 def kid_pairs(x: Tensor, y: Tensor) -> tuple[float, Tensor]:
-    """KID, and the pairs of ``x`` whose mean it is up to a constant, with ``y`` fixed: float64 [n, n].
+    """KID, and its kernel over pairs of ``x``, with ``y`` fixed: float64 [n, n]. KID is the kernel's mean plus a constant.
 
-    k(x_i, x_j) - mean_y k(x_i, y) - mean_y k(x_j, y); the diagonal does not count.
+    k(x_i, x_j) - mean_y k(x_i, y) - mean_y k(x_j, y); the diagonal is not used.
     """
     x, y = checked(x, 2, "KID"), checked(y, 2, "KID")
     within, between = polynomial_kernel(x, x), polynomial_kernel(x, y)
@@ -113,8 +113,8 @@ def _off_diagonal_mean(kernel: Tensor) -> Tensor:
 def vendi(rows: Tensor) -> float:
     """exp(-sum l log l) over the eigenvalues l of K / n, K the cosines of the rows: 1 to min(n, d).
 
-    Friedman & Dieng 2022 (arXiv:2210.02410), definition 3.1: an effective number of different images.
-    K / n and X^T X / n have the same eigenvalues but zeros, so the smaller of the two is decomposed.
+    Friedman & Dieng 2022 (arXiv:2210.02410), definition 3.1: the effective number of different images.
+    K / n and X^T X / n have the same nonzero eigenvalues, so the smaller of the two is decomposed.
     """
     import torch
 

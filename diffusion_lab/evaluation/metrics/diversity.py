@@ -1,4 +1,4 @@
-"""Do the images differ from each other?"""
+"""How much do the images of an evaluation differ from each other?"""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Diversity:
     """d(s) = mean over e in S without s of 1 - cos(s, e), on CLIP's image embeddings; the score is the mean
     of d.
 
-    A value belongs to an image only together with the others of its evaluation: NaN for one alone, and for embeddings
-    that are not finite or of length zero, which are left out of the others' means too.
+    An image's value depends on the other images of its evaluation. NaN for a single image, and for embeddings that are
+    zero or not finite, which are also excluded from the means of the others.
     """
 
     name = "diversity"
@@ -36,12 +36,12 @@ class Diversity:
         return _of_those_there(generated.clip_image)
 
     def ceiling(self, references: References) -> Tensor | None:
-        """The subject's own photographs among each other; None for one alone."""
+        """The reference photos among each other; None for a single one."""
         rows = self.pair_rows("ceiling", references.train, references)
         return None if rows is None else or_none(_of_those_there(rows))
 
     def impostor(self, references: References) -> Tensor | None:
-        """None: it compares with no reference."""
+        """None: it does not use references."""
         return None
 
     def pair_rows(
@@ -63,12 +63,12 @@ def _of_those_there(rows: Tensor) -> Tensor:
 
 
 def diversity(embeddings: Tensor) -> Tensor:
-    """d of every row: float32 [n], 0 to 2, of embeddings [n, d] of any length but zero."""
+    """d of every row: float32 [n], 0 to 2, of nonzero embeddings [n, d]."""
     if len(embeddings) < 2:
         raise ValueError("diversity of one image is not defined: set prompts.n to 2 or more")
     lengths = embeddings.double().norm(dim=1, keepdim=True)
     if not bool((lengths > 0).all()) or not bool(lengths.isfinite().all()):
-        raise ValueError("diversity needs embeddings that are finite and not zero")
+        raise ValueError("diversity needs finite embeddings that are not zero")
     others = leave_one_out(embeddings.double() / lengths)
     assert others is not None
     return (1 - others.double()).float()

@@ -1,8 +1,8 @@
-"""The paper's two axes, distortion and editability, for prompt sets with and without the identifier.
+"""Distortion and editability, for prompt sets with and without the identifier.
 
 A set like `paper` has a plain prompt ("a photo of customcls dog", slot `edit` empty), edits of it ("... in a
-forest") and each of them again without the identifier ("a photo of a dog in a forest", slot `identifier` =
-"without"). Cosines are CLIP's. NaN where an image is not what the metric speaks of.
+forest") and all of them again without the identifier ("a photo of a dog in a forest", slot `identifier` =
+"without"). Cosines are CLIP's. NaN for images to which the metric does not apply.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ EDIT = "edit"  # the slot: "" for the plain prompt
 
 
 class ImageSimilarity:
-    """Images of the plain prompt against the target photographs: the mean of all pairs' cosines."""
+    """Images of the plain prompt against the training photos: the mean cosine over all pairs."""
 
     name = "image_similarity"
     version = "1-clip"
     higher_is_better = True
     needs: tuple[str, ...] = ("clip_image",)
-    label = "Image similarity (plain prompt against the pictures)"
+    label = "Image similarity (plain prompt against training photos)"
     unit = "cosine"
     can_miss = False
     pairwise: frozenset[str] = frozenset({"ceiling"})
@@ -41,11 +41,11 @@ class ImageSimilarity:
         return values if generated.prompts else undefined(generated.n, values)
 
     def ceiling(self, references: References) -> Tensor | None:
-        """The targets against themselves, each against the others."""
+        """Each training photo against the others."""
         return leave_one_out(references.train.clip_image)
 
     def impostor(self, references: References) -> Tensor | None:
-        """Photographs of other subjects against the targets."""
+        """Photos of other subjects against the training photos."""
         if references.impostors is None or references.impostors.clip_image is None:
             return None
         return or_none(mean_cosine(references.impostors.clip_image, references.train.clip_image))
@@ -84,7 +84,7 @@ class PromptSimilarity:
         return values
 
     def ceiling(self, references: References) -> Tensor | None:
-        """None before images are drawn: `prompt_baseline` is this axis' baseline."""
+        """None: the baseline is `prompt_baseline`, which needs generated images."""
         return None
 
     def impostor(self, references: References) -> Tensor | None:
@@ -115,7 +115,7 @@ class PromptBaseline:
         return values
 
     def ceiling(self, references: References) -> Tensor | None:
-        """None: no photograph has a prompt."""
+        """None: no photo has a prompt."""
         return None
 
     def impostor(self, references: References) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Do the metrics get the images that they need? Asked of the prompts alone, before anything is loaded."""
+"""Checks that the metrics get enough images. Uses the prompts only, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ WITH, WITHOUT = "with", "without"
 
 
 def check_enough(metrics: Iterable[AnyMetric], prompts: Sequence[Prompt], *, scored: bool = False) -> None:
-    """UserError where a metric that compares images with each other gets fewer than it takes.
+    """UserError if a metric that compares images with each other gets too few.
 
-    ``prompts``: of each image of an evaluation, one entry per image. ``scored``: the images are those of a job=score.
+    ``prompts``: one entry per image of an evaluation. ``scored``: the images are those of job=score.
     """
     if not prompts:
         raise UserError("prompts.n: there is no prompt to evaluate")
@@ -30,13 +30,13 @@ def check_enough(metrics: Iterable[AnyMetric], prompts: Sequence[Prompt], *, sco
         )  # fmt: skip
         key, remedy = ("job.images", "add images") if scored else ("prompts.n", _remedy(prompts, have, least))
         raise UserError(
-            f"{key}: {metric.name} compares images with each other and one alone has no value{split}; {remedy}, or "
-            f"leave {metric.name} out of metrics.names"
+            f"{key}: {metric.name} compares images with each other, and a single image has no value{split}; {remedy}, or "
+            f"remove {metric.name} from metrics.names"
         )
 
 
 def without_value(metrics: Iterable[AnyMetric], prompts: Sequence[Prompt], n_training: int) -> list[str]:
-    """Warnings: metrics that will have no value at all, intervals and advice that so few images cannot carry."""
+    """Warnings: metrics that will have no value, and too few images for intervals or a recommendation."""
     counts = _counts(prompts)
     found = []
     for metric in metrics:
@@ -44,31 +44,29 @@ def without_value(metrics: Iterable[AnyMetric], prompts: Sequence[Prompt], n_tra
         if not counts[_group(metric)]:
             why = f"no prompt of the set is {_group(metric)} the identifier"
         elif metric.name in ("kid", "kid_clip", "fid", "fid_clip", "fid_legacy") and n_training < 2:
-            why = f"it takes two training pictures, and data.n_images={n_training}"
+            why = f"it needs two training photos, and data.n_images={n_training}"
         elif metric.name == "image_similarity" and not any(_plain(p) for p in prompts):
             why = "the set has no plain prompt (slot edit empty)"
         elif metric.name == "prompt_similarity" and not _edits(prompts):
-            why = "no edit of the set is there with and without the identifier; raise prompts.n"
+            why = "no edit of the set occurs both with and without the identifier; raise prompts.n"
         elif metric.name == "prompt_baseline" and max(Counter(_class_texts(prompts)).values(), default=0) < 2:
-            why = (
-                "it compares images of one prompt, and there is one of each; set prompts.images_per_prompt=2"
-            )
+            why = "it compares images of one prompt, and there is one per prompt; set prompts.images_per_prompt=2"
         if why:
             found.append(f"{metric.name} will have no value: {why}")
     images = max(counts.values())
     if images <= TOO_FEW_FOR_ADVICE:
         number = "one image" if images == 1 else "two images"
         found.append(
-            f"{number} per evaluation: too few for a recommended step that means anything, and for most intervals; "
+            f"{number} per evaluation: too few for a reliable recommended step and for most intervals; "
             "raise prompts.n"
         )
     elif len({prompt.id for prompt in prompts if not without_identifier(prompt)}) == 1:
-        found.append("all images are of one prompt: intervals will speak of its noise only; raise prompts.n")
+        found.append("all images have the same prompt: intervals will cover the noise only; raise prompts.n")
     return found
 
 
 def least_images(metric: AnyMetric) -> int:
-    """How many images a value takes: 2 where a metric compares images with each other."""
+    """The minimum number of images: 2 for a metric that compares images with each other."""
     return int(getattr(metric, "least_images", 1))
 
 
@@ -82,7 +80,7 @@ def _group(metric: AnyMetric) -> str:
 
 
 def _remedy(prompts: Sequence[Prompt], have: int, least: int) -> str:
-    per_image = -(-len(prompts) // have)  # images of an evaluation for each that counts
+    per_image = -(-len(prompts) // have)  # images of an evaluation for each one that is used
     return f"set prompts.n to {least * per_image} or more, or prompts.images_per_prompt to {least}"
 
 

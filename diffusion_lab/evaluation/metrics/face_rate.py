@@ -1,4 +1,4 @@
-"""Is there a face at all?"""
+"""Is there a face in the image?"""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class FaceRate:
-    """1 where the detector finds a face, 0 elsewhere; its mean is the share of images with a face."""
+    """1 if the detector finds a face, else 0. The mean is the fraction of images with a face."""
 
     name = "face_rate"
     version = "1"
     higher_is_better = True
-    needs: tuple[str, ...] = ("face_found",)  # no embedder where this is the only metric of faces
+    needs: tuple[str, ...] = ("face_found",)  # no embedder if this is the only face metric
     label = "Images with a face"
     unit = "share"
     can_miss = False
@@ -27,17 +27,17 @@ class FaceRate:
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.face is not None
-        if generated.faces is not None:  # a face is there even where nothing could be made of it
+        if generated.faces is not None:  # a face counts even if it could not be embedded
             return (generated.faces > 0).float()
         return _has_face(generated.face)
 
     def ceiling(self, references: References) -> Tensor | None:
-        """The subject's own photographs, trained on or held out."""
+        """The reference photos, training and held out."""
         faces = joined(references.train.face, references.heldout.face if references.heldout else None)
         return None if faces is None else _has_face(faces)
 
     def impostor(self, references: References) -> Tensor | None:
-        """None: a face is a face."""
+        """None: it does not depend on the subject."""
         return None
 
 

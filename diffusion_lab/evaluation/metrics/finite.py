@@ -1,4 +1,4 @@
-"""Features that are not numbers: the image counts as missing for the metrics that need them, and is named."""
+"""Non-finite features: the image counts as missing for the metrics that need them, and a warning names it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MOST_NAMES = 5
 
 
 def without_broken_rows(features: Features, names: Sequence[str]) -> Features:
-    """The same with NaN for every row that holds a number that is not finite; the images are named in a warning.
+    """The features with NaN in every row that has a value that is not finite. A warning names the images.
 
-    ``names``: of the images, in order. An encoder overflows on a single image, in half precision for example; the other
-    images of the evaluation are worth no less for it.
+    ``names``: of the images, in order. An encoder may overflow on a single image, for example in half precision; the
+    other images of the evaluation are still valid.
     """
     mended: dict[str, Any] = {}
-    for field in FIELDS:
-        rows = getattr(features, field)
+    for field in (*FIELDS, *features.more):
+        rows = features.more[field] if field in features.more else getattr(features, field)
         if rows is None:
             continue
         flat = rows.reshape(len(rows), -1)
@@ -46,4 +46,5 @@ def without_broken_rows(features: Features, names: Sequence[str]) -> Features:
             kept = rows.clone()
             kept[broken] = float("nan")
             mended[field] = kept
-    return replace(features, **mended) if mended else features
+    others = {name: mended.pop(name, rows) for name, rows in features.more.items()}
+    return replace(features, more=others, **mended) if mended or others else features

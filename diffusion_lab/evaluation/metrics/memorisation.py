@@ -1,4 +1,4 @@
-"""Is it a copy of a training picture?"""
+"""Is the image a copy of a training photo?"""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class Memorisation:
-    """max over the training pictures t of cos(image, t), on CLIP's image embeddings: 1 is a copy.
+    """max over the training photos t of cos(image, t), on CLIP's image embeddings: 1 is a copy.
 
-    A copy scores high on similarity and is worth nothing. The largest of n cosines grows with n by itself:
-    compare with the ceiling, the same for photographs that were not trained on, before calling it copying.
+    A copy has a high similarity but is not useful. The maximum of n cosines grows with n: compare it with the
+    ceiling, the same value for photos that were not trained on, before concluding that images are copied.
     """
 
     name = "memorisation"
     version = "1-clip"  # the embeddings are part of the definition
     higher_is_better = False
     needs: tuple[str, ...] = ("clip_image",)
-    label = "Similarity to the nearest training picture"
+    label = "Similarity to the nearest training photo"
     unit = "cosine"
     can_miss = False
     pairwise: frozenset[str] = frozenset()
@@ -34,13 +34,13 @@ class Memorisation:
         return nearest_cosine(generated.clip_image, references.train.clip_image)
 
     def ceiling(self, references: References) -> Tensor | None:
-        """Each held-out picture and its nearest training picture: what no copying looks like."""
+        """Each held-out photo and its nearest training photo: the values without copying."""
         if references.heldout is None or references.heldout.clip_image is None:
             return None
         return or_none(nearest_cosine(references.heldout.clip_image, references.train.clip_image))
 
     def impostor(self, references: References) -> Tensor | None:
-        """Photographs of other subjects and their nearest training picture."""
+        """Photos of other subjects and their nearest training photo."""
         if references.impostors is None or references.impostors.clip_image is None:
             return None
         return or_none(nearest_cosine(references.impostors.clip_image, references.train.clip_image))

@@ -1,9 +1,8 @@
-"""Distances of the generated images, as a set, to the training pictures: KID, the default one, and FID.
+"""Distances of the generated images, as a set, to the training photos: KID, the default one, and FID.
 
-Both are conditional on the training pictures: the interval says how another draw of prompts would come out.
-KID is unbiased, so runs with different numbers of training pictures compare; FID is not, and its interval is of the FID
-that so many images have on average, not of the one that infinitely many would have. Images whose features are not
-finite are missing.
+Both are conditional on the training photos: the interval refers to another draw of prompts. KID is unbiased, so runs
+with different numbers of training photos are comparable. FID is biased, and its interval is for the mean FID of this
+number of images, not for the FID of infinitely many. Images whose features are not finite count as missing.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class Kid:
-    """Unbiased MMD^2 with the kernel (x . y / d + 1)^3; the interval is that of a mean over pairs (`pairs.py`).
+    """Unbiased MMD^2 with the kernel (x . y / d + 1)^3; the interval is for a mean over pairs (`pairs.py`).
 
     ``field`` names the features: Inception's pool features as in the paper, or CLIP's unit vectors times
-    sqrt(d), whose kernel is (cos + 1)^3 (on the miniature, and where Inception's view of the world is not
-    wanted). The two are two metrics: their numbers do not compare.
+    sqrt(d), whose kernel is (cos + 1)^3 (for the miniature, and if Inception features are not wanted). These
+    are two different metrics whose values are not comparable.
     """
 
     version = "1"
@@ -44,11 +43,11 @@ class Kid:
         return self._distance(generated, references.train, prompt_ids)
 
     def ceiling_summary(self, references: References) -> Summary | None:
-        """The held-out pictures against the training pictures: 0 up to chance."""
+        """The held-out photos against the training photos: 0 up to chance."""
         return None if references.heldout is None else self._distance(references.heldout, references.train)
 
     def impostor_summary(self, references: References) -> Summary | None:
-        """Photographs of other subjects against the training pictures."""
+        """Photos of other subjects against the training photos."""
         if references.impostors is None:
             return None
         return self._distance(references.impostors, references.train)
@@ -68,11 +67,11 @@ class Kid:
 
 
 class Fid:
-    """The Frechet distance, exact for any number of images; every value of n < d carries a note.
+    """The Frechet distance, exact for any number of images. Every value with n < d has a note.
 
-    ``legacy``: as published code had it instead, the real part of a complex matrix root in float32, of the classifier's
-    logits. Of fewer images than classes it is mostly rounding and can be negative, so it has no interval: it shows what
-    numbers made that way are worth. Weights without a classifier leave it the pool features, which its note says.
+    ``legacy``: as in some published code, the real part of a complex matrix square root in float32, on the classifier's
+    logits. With fewer images than classes it is mostly rounding error and can be negative, so it has no interval. It
+    shows how unreliable such values are. For weights without a classifier it uses the pool features; its note says so.
     """
 
     higher_is_better = False
@@ -91,11 +90,11 @@ class Fid:
         return self._distance(generated, references.train, prompt_ids)
 
     def ceiling_summary(self, references: References) -> Summary | None:
-        """The held-out pictures against the training pictures."""
+        """The held-out photos against the training photos."""
         return None if references.heldout is None else self._distance(references.heldout, references.train)
 
     def impostor_summary(self, references: References) -> Summary | None:
-        """Photographs of other subjects against the training pictures."""
+        """Photos of other subjects against the training photos."""
         if references.impostors is None:
             return None
         return self._distance(references.impostors, references.train)
@@ -117,14 +116,16 @@ class Fid:
             return undefined(_TOO_FEW, some.n)
         note = few_images(len(x), len(y), x.shape[1])
         if self.legacy:
-            what = "class logits" if classified else "pool features, for the weights have no classifier"
-            said = f"the real part of a complex root in float32, of {what}: mostly rounding, can be negative; no interval"
+            what = "class logits" if classified else "pool features, since the weights have no classifier"
+            said = f"the real part of a complex root in float32, of {what}: mostly rounding error, can be negative; no interval"
             note = "; ".join(part for part in (note, said) if part)
             return interval_of(frechet_legacy(x, y), len(x), None, 0, missing=missing, note=note)
         codes, alone = units(ids)
 
         def of_rows(rows: NDArray[np.int64]) -> float:
-            return frechet(x[torch.from_numpy(rows)], y)  # of three groups two are left: two images
+            return frechet(
+                x[torch.from_numpy(rows)], y
+            )  # with three groups, two are left: at least two images
 
         error, groups = jackknife_error(of_rows, codes)
         why = too_few(groups, FEWEST, alone)
@@ -136,28 +137,28 @@ class Fid:
         )  # fmt: skip
 
 
-_TOO_FEW = "a distance between sets needs two images and two training pictures at least"
+_TOO_FEW = "a distance between sets needs at least two images and two training photos"
 
 
 def few_images(n: int, m: int, dimensions: int) -> str | None:
-    """The flag of every FID of fewer images than dimensions: it is biased upwards and grows as they get
-    fewer.
+    """The note for a FID of fewer images than dimensions: it is biased upwards, the more so the fewer images
+    there are.
     """
     fewest = min(n, m)
     if fewest >= dimensions:
         return None
-    return f"of {n} and {m} images in {dimensions} dimensions: biased, compare only equal numbers"
+    return f"{n} and {m} images in {dimensions} dimensions: biased; compare only with equal numbers"
 
 
 def expected_of(n: int) -> str:
-    """What the interval of a biased number speaks of."""
-    return f"the interval is of its mean over draws of {n} images"
+    """The note on what the interval of a biased value refers to."""
+    return f"the interval is for its mean over draws of {n} images"
 
 
 def _rows(
     features: Features, field: str, prompt_ids: Sequence[Hashable] | None = None
 ) -> tuple[Tensor, list[Hashable], int]:
-    """The rows that are finite, float64; the prompts of those; and how many are not."""
+    """The finite rows, float64; their prompts; and the number of other rows."""
     rows: Tensor | None = getattr(features, field)
     assert rows is not None
     there = rows.isfinite().all(dim=1)

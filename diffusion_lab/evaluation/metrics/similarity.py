@@ -1,4 +1,4 @@
-"""Does it look like the subject? Cosine of faces with every training picture."""
+"""Does the image look like the subject? Cosine similarity of faces with every training photo."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Similarity:
-    """s(x) = mean over the training pictures t of cos(face(x), face(t)).
+    """s(x) = mean over the training photos t of cos(face(x), face(t)).
 
-    NaN for an image without a face, and for all images where no training picture has one. Training pictures
-    without a face are left out of the pairs; the ceiling keeps a NaN for each, so that its summary counts
+    NaN for an image without a face, and for all images where no training photo has one. Training photos
+    without a face are excluded from the pairs; the ceiling has a NaN for each, so that its summary counts
     them.
     """
 
@@ -24,7 +24,7 @@ class Similarity:
     version = "1"
     higher_is_better = True
     needs: tuple[str, ...] = ("face",)
-    label = "Similarity to the training pictures"
+    label = "Similarity to the training photos"
     unit = "cosine"
     can_miss = True
     pairwise: frozenset[str] = frozenset({"ceiling"})
@@ -35,11 +35,11 @@ class Similarity:
         return mean_cosine(generated.face, references.train.face)
 
     def ceiling(self, references: References) -> Tensor | None:
-        """Each training picture against the others."""
+        """Each training photo against the others."""
         return leave_one_out(references.train.face)
 
     def impostor(self, references: References) -> Tensor | None:
-        """Photographs of other subjects against the training pictures."""
+        """Photos of other subjects against the training photos."""
         if references.impostors is None or references.impostors.face is None:
             return None
         return or_none(mean_cosine(references.impostors.face, references.train.face))
@@ -52,17 +52,17 @@ class Similarity:
 
 
 class SimilarityHeldout:
-    """The same against photographs that were never trained on, the same ones for every n.
+    """The same against photos that were never trained on, the same ones for every n.
 
-    `similarity` moves with the number of training pictures, because they are what it compares with; this
-    does not.
+    `similarity` depends on the number of training photos, because it compares with them; this metric does
+    not.
     """
 
     name = "similarity_heldout"
     version = "1"
     higher_is_better = True
     needs: tuple[str, ...] = ("face",)
-    label = "Similarity to held-out pictures"
+    label = "Similarity to held-out photos"
     unit = "cosine"
     can_miss = True
     pairwise: frozenset[str] = frozenset({"ceiling"})
@@ -75,7 +75,7 @@ class SimilarityHeldout:
         return mean_cosine(generated.face, references.heldout.face)
 
     def ceiling(self, references: References) -> Tensor | None:
-        """Held-out pictures against each other; a single one with a face against the training pictures."""
+        """Held-out photos against each other; a single one with a face against the training photos."""
         if references.heldout is None or references.heldout.face is None:
             return None
         among = leave_one_out(references.heldout.face)
@@ -86,7 +86,7 @@ class SimilarityHeldout:
         )
 
     def impostor(self, references: References) -> Tensor | None:
-        """Photographs of other subjects against the held-out pictures."""
+        """Photos of other subjects against the held-out photos."""
         if references.heldout is None or references.impostors is None or references.impostors.face is None:
             return None
         return or_none(mean_cosine(references.impostors.face, references.heldout.face))
@@ -94,6 +94,6 @@ class SimilarityHeldout:
     def pair_rows(
         self, kind: Literal["values", "ceiling"], generated: Features, references: References
     ) -> Tensor | None:
-        """The ceiling's embeddings, which are compared with each other; None where one alone has a face."""
+        """The ceiling's embeddings, which are compared with each other; None if only one has a face."""
         found = None if references.heldout is None else references.heldout.face
         return found if leave_one_out(found) is not None else None

@@ -1,4 +1,4 @@
-"""From a metric's values to its summary: range, pairs, and what an image without a face counts."""
+"""Summaries of metric values: range, pairs, and the value of an image without a face."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from diffusion_lab.records import Features, Summary
 
-NO_LIKENESS = 0.0  # the cosine of two things that have nothing in common
+NO_LIKENESS = 0.0  # the cosine of two unrelated things
 
 
 def of_images(
     metric: Metric, values: Tensor, generated: Features, references: References, ids: Sequence[Hashable]
 ) -> Summary:
     """The summary of an evaluation's images, clustered by prompt."""
-    # Without a face in any reference the metric has no meaning, so neither has a number for what is missing.
+    # If no reference photo has a face, the metric is undefined, and so is the value of a missing face.
     can_miss = metric.can_miss and comparable(metric, references)
     found = summarise(
         values.tolist(),
@@ -42,7 +42,7 @@ def of_images(
 def of_photographs(
     metric: Metric, kind: Literal["ceiling", "impostor"], references: References
 ) -> Summary | None:
-    """The summary of a metric's ceiling or impostor line, or None where it has none."""
+    """The summary of a metric's ceiling or impostor line, or None if it has none."""
     values = metric.ceiling(references) if kind == "ceiling" else metric.impostor(references)
     if values is None:
         return None
@@ -57,11 +57,11 @@ def of_photographs(
 
 
 def imputed(metric: Metric, references: References) -> float:
-    """What an image without a face counts: no likeness at all, or as much as a photograph of another subject where
-    that is lower still.
+    """The value of an image without a face: 0, or the mean score of other subjects' photos if that is
+    lower.
 
-    `summarise` takes the mean over faces where that is lower than both, so that the mean over all images is never above
-    it: see docs/metrics.md.
+    `summarise` uses the mean over faces if that is lower than both, so that the mean over all images never exceeds it:
+    see docs/metrics.md.
     """
     line = metric.impostor(references)
     known = [] if line is None else [value for value in line.tolist() if not math.isnan(value)]
@@ -69,7 +69,7 @@ def imputed(metric: Metric, references: References) -> float:
 
 
 def comparable(metric: Metric, references: References) -> bool:
-    """Whether an image with a face would have a value: asked of the photographs themselves."""
+    """Whether an image with a face would have a value, judged by the photos."""
     photographs = (references.train, references.heldout, references.impostors)
     return any(not bool(metric(some, references).isnan().all()) for some in photographs if some is not None)
 
@@ -77,7 +77,7 @@ def comparable(metric: Metric, references: References) -> bool:
 def _cosines(
     metric: Metric, kind: Literal["values", "ceiling"], generated: Features, references: References
 ) -> NDArray[np.float64] | None:
-    """float64 [n, n], of the embeddings whose pairs a metric averages; None where it averages none."""
+    """float64 [n, n], cosines of the embeddings whose pairs a metric averages; None if it averages none."""
     pair_rows = getattr(metric, "pair_rows", None)
     if kind not in metric.pairwise or pair_rows is None:
         return None

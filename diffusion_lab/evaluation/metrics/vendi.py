@@ -1,4 +1,4 @@
-"""How many different images are there, in effect?"""
+"""The effective number of different images."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FEWEST = 4  # prompts for an interval: of three the jackknife's covers the truth in 74 to 91 %
+FEWEST = 4  # prompts for an interval: with three, the jackknife interval covers the true value in 74 to 91 %
 MOST_GROUPS = 10  # of prompts, left out one and two at a time: 56 scores
-CORRECTED_FROM = 8  # groups: with fewer the second-order part is too uncertain to be taken off
+CORRECTED_FROM = 8  # groups: with fewer, the second-order part is too uncertain to subtract
 
 
 class Vendi:
     """exp of the entropy of the eigenvalues of the cosine matrix / n (Friedman & Dieng 2022), on CLIP.
 
-    1 where all images are the same, n where all are orthogonal, so it depends on the number of images:
-    compare evaluations of equal size. The interval is of the score that so many images have on average, by the
-    jackknife over groups of prompts on the logarithm (`pairs.py`). Images whose features are not finite are missing.
+    1 if all images are the same, n if all are orthogonal. It depends on the number of images, so compare only
+    evaluations of equal size. The interval is for the mean score of this number of images, by the jackknife over
+    groups of prompts on the logarithm (`pairs.py`). Images whose features are not finite count as missing.
     """
 
     name = "vendi"
@@ -52,7 +52,7 @@ class Vendi:
         rows, missing = generated.clip_image[there], int((~there).sum())
         n = len(rows)
         if n < 2:
-            return undefined("the Vendi score compares images with each other: it takes two", generated.n)
+            return undefined("the Vendi score compares images with each other and needs two", generated.n)
         ids = list(range(generated.n)) if prompt_ids is None else list(prompt_ids)
         codes, alone = units(list(compress(ids, there.tolist())))
 
@@ -61,7 +61,7 @@ class Vendi:
 
         error, groups = jackknife_error(of_rows, codes, MOST_GROUPS, second_order_from=CORRECTED_FROM)
         why = too_few(groups, FEWEST, alone)
-        note = f"of {n} images: compare equal numbers only"
+        note = f"{n} images: compare only with equal numbers"
         if why is None:
             note = f"{note}; {expected_of(n)}"
         found = interval_of(
@@ -78,9 +78,9 @@ class Vendi:
         )
 
     def ceiling_summary(self, references: References) -> Summary | None:
-        """None: a score of a few photographs does not compare with that of many images."""
+        """None: the score of a few photos is not comparable with that of many images."""
         return None
 
     def impostor_summary(self, references: References) -> Summary | None:
-        """None: it compares with no reference."""
+        """None: it does not use references."""
         return None
