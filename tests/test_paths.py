@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from PIL import Image
 from diffusion_lab.__main__ import main
 from diffusion_lab.cli.compose import compose
 from diffusion_lab.config import paths
+from diffusion_lab.config.jobs import JOBS
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import UserError
@@ -22,15 +24,6 @@ from diffusion_lab.runs.resume import bound, describe_differences, folder_status
 from diffusion_lab.runs.resume_folder import expand_resume
 from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.quoting import always_quoted
-
-NAMES = [
-    "data.folder",
-    "data.impostors",
-    "prompts.path",
-    "job.images",
-    "job.texts_file",
-    "metrics.inception_weights",
-]
 
 
 @pytest.fixture
@@ -112,20 +105,17 @@ def test_names_stay_names(here: Path, key: str, value: str, is_path: bool) -> No
 def test_every_key_that_may_hold_a_path_is_known() -> None:
     """A new key whose name or comment speaks of a file or folder has to be put into paths.py."""
     known = {*paths.PATHS, *paths.NAMES_OR_PATHS}
-    source = (Path(paths.__file__).parent / "schema.py").read_text("utf-8")
     speaks = re.compile(
         r"^    (\w+): (?:str|str \| None) = [^#\n]*#.*\b(?:file|folder|where to write)\b", re.MULTILINE
     )
-    found = set()
-    for field in dataclasses.fields(Config):
-        kind = type(getattr(Config(), field.name))
-        if dataclasses.is_dataclass(kind) and field.name != "method":
-            body = source.split(f"class {kind.__name__}:", 1)[-1].split("\n@dataclass", 1)[0]
-            found |= {f"{field.name}.{name}" for name in speaks.findall(body)}
+    groups = [(part.name, type(getattr(Config(), part.name))) for part in dataclasses.fields(Config)]
+    kinds = [(group, kind) for group, kind in groups if dataclasses.is_dataclass(kind) and group != "method"]
+    kinds += [("job", kind) for kind in JOBS.values()]
+    found = {f"{group}.{name}" for group, kind in kinds for name in speaks.findall(inspect.getsource(kind))}
     found -= {"data.captions", "data.subject", "data.source"}  # speak of files and hold none
-    assert len(found) > 8
+    assert len(found) > 12
     assert found <= known
-    assert all(hasattr(getattr(Config(), key.partition(".")[0]), key.partition(".")[2]) for key in known)
+    assert known <= {f"{group}.{part.name}" for group, kind in kinds for part in dataclasses.fields(kind)}
 
 
 def test_a_relative_path_of_an_earlier_versions_record(here: Path) -> None:

@@ -68,6 +68,11 @@ def _broken(folder: Path) -> None:
     (folder / "photos" / "9.png").write_bytes(b"no picture")
 
 
+def _rated(folder: Path) -> None:
+    _photos(folder)
+    (folder / "AVA.txt").write_text("")
+
+
 def _empty_caption(folder: Path) -> None:
     _photos(folder)
     for i in range(6):
@@ -194,7 +199,8 @@ CASES = [
     Case("no pairs of prompts", "metrics.names=[prompt_similarity]", "metrics.names"),
     Case("odd layers", "method=hypernetwork method.layers=[2,1]", "method.layers"),
     Case("no targets", "method=lora method.targets=[]", "method.targets"),
-    Case("a misspelt option of a list", "job.balance=bin", "job.balance"),
+    Case("a misspelt option of a list", "job=train_aesthetics job.images=photos job.ratings=AVA.txt job.balance=bin",
+         "job.balance", _rated),
     Case("misspelt metric", "metrics.names=[similarty]", "metrics.names"),
     Case("no metric", "metrics.names=[]", "metrics.names=[]", values={"metrics.names=[]": "metrics.names=[similarity]"}),
     Case("too many pixels", DOG, "9.png", _enormous, reading=True),

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from diffusion_lab.config.schema import Config, Data, Job, Metrics, Model, Tracking
+from diffusion_lab.config.jobs import Report, Score
+from diffusion_lab.config.schema import Config, Data, Metrics, Model, Tracking
 from diffusion_lab.jobs.score import check_images, run, scored_data, usual_side
 from diffusion_lab.records import UserError
 from diffusion_lab.report.score_page import print_table, read_images
@@ -47,7 +48,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def config(folders: tuple[Path, Path], **metrics: Any) -> Config:
     subject, images = folders
     return Config(
-        job=Job(name="score", images=str(images)),
+        job=Score(images=str(images)),
         data=Data(source="folder", folder=str(subject), subject="anna", class_noun="woman"),
         metrics=Metrics(**{"names": NAMES, "batch_size": 3, **metrics}),
         model=Model(device="cpu"),
@@ -177,7 +178,7 @@ def test_page_and_table(scored: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not is_run(scored)  # no training to compare with others
     assert find_runs(scored.parent) == []
     (scored / "report.html").unlink()
-    report(Config(job=Job(name="report", runs=str(scored))), Path())
+    report(Config(job=Report(runs=str(scored))), Path())
     assert (scored / "report.html").read_text() == page
     capsys.readouterr()
     print_table(scored)

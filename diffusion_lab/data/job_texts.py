@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
-    from diffusion_lab.config.schema import Job
+    from diffusion_lab.config.jobs import Generate
 
 
-def job_texts(job: Job) -> list[str]:
+def job_texts(job: Generate) -> list[str]:
     """The prompts that were given directly; none if the prompt set is used.
 
     Raises UserError (job.texts_file) for a file that is missing, is not UTF-8 text or contains no prompt.

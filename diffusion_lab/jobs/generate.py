@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_lab.artefacts.artefact import EMBEDDING, PIPELINE, Artefact, apply, recognise
 from diffusion_lab.config import paths
+from diffusion_lab.config.jobs import Generate, as_job
 from diffusion_lab.config.schema import Config
 from diffusion_lab.data.prompts import images_per_prompt
 from diffusion_lab.models.devices import precision_row, precision_warnings
@@ -59,7 +60,7 @@ def order(config: Config) -> Order:
     from diffusion_lab.data.job_texts import job_texts
     from diffusion_lab.data.prompts import load_prompts
 
-    job = config.job
+    job = as_job(config.job, Generate)
     place = Path(job.artefact).expanduser() if job.artefact else None
     found = recognise(place) if place is not None else ()
     check_weight(found, job.weight)
@@ -161,15 +162,13 @@ def run(config: Config, run_folder: Path) -> None:
     from diffusion_lab.system.atomic import write_bytes, write_json
     from diffusion_lab.system.progress import Progress
 
-    wanted = order(config)
+    wanted, job = order(config), as_job(config.job, Generate)
     if wanted.taken:
         log.info("drawn with %s", wanted.taken)
-    if config.job.weight != 1 and {EMBEDDING} < {piece.kind for piece in wanted.artefacts}:
-        log.info(
-            "job.weight=%g is of the LoRA; the word that lies beside it is used whole", config.job.weight
-        )
+    if job.weight != 1 and {EMBEDDING} < {piece.kind for piece in wanted.artefacts}:
+        log.info("job.weight=%g is of the LoRA; the word that lies beside it is used whole", job.weight)
     planned = plan(wanted.prompts, wanted.settings)
-    facts = _facts(config, wanted)
+    facts = _facts(job, wanted)
     names = [f"{item.prompt.id}-{item.index}.png" for item in planned]
     _check_same(wanted.folder, facts)
     size = wanted.settings.batch_size
@@ -185,7 +184,7 @@ def run(config: Config, run_folder: Path) -> None:
     pipe = load_pipeline(wanted.model, resolve_device(wanted.model.device))
     for piece in wanted.artefacts:
         if piece.kind != PIPELINE:
-            apply(pipe, piece, config.job.weight)
+            apply(pipe, piece, job.weight)
     check_lengths(pipe.tokenizer, "", wanted.prompts)
     cast_frozen(pipe, wanted.model.precision)
     resolution = resolution_of(pipe, wanted.model)
@@ -193,7 +192,7 @@ def run(config: Config, run_folder: Path) -> None:
         {"file": name, "prompt": item.prompt.text, "index": item.index, "seed": item.seed}
         for name, item in zip(names, planned, strict=True)
     ]
-    artefact = str(Path(config.job.artefact).expanduser().absolute()) if config.job.artefact else ""
+    artefact = str(Path(job.artefact).expanduser().absolute()) if job.artefact else ""
     write_json(wanted.folder / INDEX, {"settings": facts, "artefact": artefact, "images": rows})
     embeddings = PromptEmbeddings()
     with (
@@ -213,7 +212,7 @@ def run(config: Config, run_folder: Path) -> None:
     log.info("%s: %d images", wanted.folder, len(planned))
 
 
-def _facts(config: Config, wanted: Order) -> dict[str, object]:
+def _facts(job: Generate, wanted: Order) -> dict[str, object]:
     """Everything the images depend on but the machine."""
     settings = wanted.settings
     pieces = [
@@ -224,7 +223,7 @@ def _facts(config: Config, wanted: Order) -> dict[str, object]:
     return {
         "model": wanted.model.path,
         "artefact": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in pieces},
-        "weight": config.job.weight,
+        "weight": job.weight,
         "prompts": wanted.prompts.sha256,
         "negative": wanted.prompts.negative,
         "noise_seed": settings.noise_seed,

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from diffusion_lab.config.jobs import Score, as_job
 from diffusion_lab.config.schema import Config, Data, as_plain_dict
 from diffusion_lab.data.image_prompts import ImagePrompt, clip_text, find_prompts
 from diffusion_lab.data.picture_checks import check_headers, check_subject_pictures
@@ -65,7 +66,7 @@ def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
     from diffusion_lab.evaluation.metrics import NEEDS_TWINS, select
     from diffusion_lab.evaluation.metrics.enough import check_enough
 
-    folder, names = Path(config.job.images).expanduser(), config.metrics.names
+    folder, names = Path(as_job(config.job, Score).images).expanduser(), config.metrics.names
     paths = list_pictures(folder, "job.images")
     data = scored_data(config.data)
     noun = check_subject(data)
@@ -160,7 +161,7 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     from diffusion_lab.jobs.photographs import record_photographs
     from diffusion_lab.runs.score_files import write_score_files
 
-    folder = Path(config.job.images).expanduser()
+    folder = Path(as_job(config.job, Score).images).expanduser()
     paths = list_pictures(folder, "job.images")
     told = find_prompts(paths, folder)
     subject = load_subject(config.data)
@@ -242,7 +243,9 @@ def _encode(
                 small += [thumbnail(one) for one in pixels]
             bar.advance(min(size, len(paths) - start))
     if not parts:
-        raise UserError(f"job.images: none of the {len(paths)} images in {config.job.images} can be read")
+        raise UserError(
+            f"job.images: none of the {len(paths)} images in {as_job(config.job, Score).images} can be read"
+        )
     return kept, concatenate_features(parts), small
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusion_lab.config import paths
+from diffusion_lab.config import jobs, paths
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.methods import METHODS
 from diffusion_lab.records import UserError
@@ -99,10 +99,11 @@ def differing_values(
     """Key -> what it was and what it is, for every key that matters and differs.
 
     A path is the same however it is spelt; `began` is where relative ones of `before` started from. A key that
-    `before` does not have, since an earlier version wrote it, counts as its default.
+    `before` does not have, since an earlier version wrote it, counts as its default; those of other jobs count as
+    none.
     """
     old, new = flatten(plain(before)), flatten(plain(now))
-    usual = _defaults(new.get("method.name"))
+    usual = _defaults(new.get("method.name"), new.get("job.name"))
     absent = "not there"
     differing = {}
     for key in dict.fromkeys([*new, *old]):
@@ -111,16 +112,18 @@ def differing_values(
             continue
         if key not in old and key in usual and usual[key] == is_now:
             continue
+        if key not in new and jobs.foreign(key, new.get("job.name")):
+            continue
         differing[key] = (was, is_now)
     return differing
 
 
 @functools.lru_cache
-def _defaults(method: object) -> Mapping[str, Any]:
+def _defaults(method: object, job: object = None) -> Mapping[str, Any]:
     """The schema's own values, flat."""
     kind = METHODS.get(str(method))
-    config = Config() if kind is None else Config(method=kind())
-    return flatten(plain(as_plain_dict(config)))
+    config = as_plain_dict(Config() if kind is None else Config(method=kind()))
+    return flatten(plain({**config, "job": jobs.defaults(job) or config["job"]}))
 
 
 def bound(config: Config) -> dict[str, Any]:
@@ -135,11 +138,13 @@ def bound_flat(config: Mapping[str, Any]) -> dict[str, Any]:
     and without defaults, so that a key that is added later changes nothing here.
     """
     flat = flatten(plain(config))
+    job = flat.get("job.name")
     usual = _defaults(flat.get("method.name"))
     return {
         key: value
         for key, value in sorted(flat.items())
-        if not key.startswith(FREE) and not paths.is_path(key) and (key not in usual or usual[key] != value)
+        if not (key.startswith(FREE) or paths.is_path(key) or jobs.foreign(key, job))
+        and (key not in usual or usual[key] != value)
     }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.config import paths
+from diffusion_lab.config import jobs, paths
 from diffusion_lab.config.schema import RESUME
 from diffusion_lab.records import UserError
 from diffusion_lab.runs.folder_record import (
@@ -41,11 +42,17 @@ def expand_resume(words: list[str]) -> list[str]:
     began = began_in(folder) or Path.cwd()
     hydra = _words(notes / "hydra.yaml", "hydra", "overrides", "hydra")
     searched = [word for word in hydra if "hydra.searchpath=" in word]
-    placed = _placed(folder, began)
+    config = _config(folder)
+    placed = _placed(config, began)
     replaced = {"resume", *(_key(word) for word in placed)}
+    job = (config.get("job") or {}).get("name")
     return [
         *paths.searched(searched, began),
-        *(word for word in as_recorded(before) if _key(word) not in replaced),
+        *(
+            word
+            for word in as_recorded(before)
+            if _key(word) not in replaced and not jobs.foreign(_key(word), job)
+        ),
         *placed,
         *(word for word in words if word not in named),
         f"hydra.run.dir={always_quoted(str(folder))}",
@@ -93,19 +100,26 @@ def began_in(run_folder: Path) -> Path | None:
     return None
 
 
-def _placed(run_folder: Path, began: Path) -> list[str]:
-    """Words for the run's paths as they were resolved when it was begun, and for what had been typed.
-
-    They come from its config.yaml, so that paths of an experiment's file are among them. A record of an earlier
-    version has the relative ones only: they are taken against the folder in which the run was begun.
-    """
+def _config(run_folder: Path) -> Mapping[str, Any]:
+    """The run's configuration, by its config.yaml or else its record; empty where neither tells."""
     config: Any = None
     with contextlib.suppress(UserError):
         config = _notes(run_folder / "config.yaml")
     if not isinstance(config, dict):
         record = read_folder_record(run_folder, lambda config: True)
-        config = (record.result.get("config") if record else None) or {}
+        config = record.result.get("config") if record else None
+    return config if isinstance(config, dict) else {}
+
+
+def _placed(config: Mapping[str, Any], began: Path) -> list[str]:
+    """Words for the run's paths as they were resolved when it was begun, and for what had been typed.
+
+    They come from its configuration, so that paths of an experiment's file are among them. A record of an earlier
+    version has the relative ones only: they are taken against the folder in which the run was begun.
+    """
     flat = {key: value for key, value in flatten(plain(config)).items() if paths.is_path(key)}
+    job = (config.get("job") or {}).get("name")
+    flat = {key: value for key, value in flat.items() if not jobs.foreign(key, job)}
     typed = {key: str(value) for key, value in (config.get("as_typed") or {}).items() if key in flat}
     overrides = []
     for key, value in flat.items():

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from diffusion_lab.config.schema import Config, Job
+from diffusion_lab.config.jobs import Report
+from diffusion_lab.config.schema import Config
 from diffusion_lab.jobs import report as job
 from diffusion_lab.records import Summary, UserError
 from diffusion_lab.report import charts, texts
@@ -263,13 +264,13 @@ def test_differences_are_among_the_runs_that_have_the_key() -> None:
 
 def test_job(tmp_path: Path, write_run: Write, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "runs" / "one", steps=(0,))
-    job.run(Config(job=Job(name="report", runs=str(tmp_path / "runs" / "one"))), tmp_path)
+    job.run(Config(job=Report(runs=str(tmp_path / "runs" / "one"))), tmp_path)
     assert capsys.readouterr().out.strip() == str(tmp_path / "runs" / "one" / "report.html")
-    job.run(Config(job=Job(name="report", runs=str(tmp_path / "runs"))), tmp_path)
+    job.run(Config(job=Report(runs=str(tmp_path / "runs"))), tmp_path)
     assert capsys.readouterr().out.strip() == str(tmp_path / "runs" / "comparison.html")
     (tmp_path / "empty").mkdir()
     for where in (tmp_path / "empty", tmp_path / "nowhere"):
         with pytest.raises(UserError, match=r"job\.runs"):
-            job.run(Config(job=Job(name="report", runs=str(where))), tmp_path)
+            job.run(Config(job=Report(runs=str(where))), tmp_path)
     with pytest.raises(UserError, match=r"job\.runs"):
         write_report(tmp_path / "empty")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_lab.config.schema import BALANCES
+from diffusion_lab.config.jobs import BALANCES
 
 BINS = 20  # of half a grade each
 MOST = 50.0  # a picture is drawn at most so many times as often as the median one: none must rule alone
