@@ -138,6 +138,7 @@ class Family(Protocol):
     # Tokenizers with T5's files (spiece.model) instead of CLIP's (vocab.json, merges.txt).
     t5_tokenizers: frozenset[str]
     loads_half: bool  # denoiser and text encoders are loaded in model.precision: too large for float32
+    min_snr: bool  # steps.snr_gamma: Min-SNR weights are for models that predict noise or v
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         """Why a model with these configs is none of the family's; None where it is.

@@ -95,6 +95,7 @@ class Flux:
         "text_encoder": {"hidden_size": 768},
     }  # fmt: skip
     loads_half = True
+    min_snr = False
     saved: Mapping[tuple[bool, bool], Saved] = {
         (False, True): Saved(0.0, 80.0), (True, True): Saved(0.0, 56.0),
         (False, False): Saved(0.0, 56.0), (True, False): Saved(0.0, 40.0),

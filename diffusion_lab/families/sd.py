@@ -55,6 +55,7 @@ class StableDiffusion:
         "vae": {"block_out_channels": [128, 256, 512, 512]}, "text_encoder": {"hidden_size": 768},
     }  # fmt: skip
     loads_half = False
+    min_snr = True
     saved: Mapping[tuple[bool, bool], Saved] = {
         (False, True): Saved(13.3, 125.0), (True, True): Saved(11.8, 83.0),
         (False, False): Saved(13.3, 89.0), (True, False): Saved(11.8, 61.0),

@@ -100,6 +100,7 @@ class StableDiffusion3:
         "text_encoder_2": {"hidden_size": 1280},
     }  # fmt: skip
     loads_half = True
+    min_snr = False
     saved = sd3_work.SAVED
     checkpointed = 0.09
     t5_tokenizers: frozenset[str] = frozenset({"tokenizer_3"})

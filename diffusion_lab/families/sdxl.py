@@ -75,6 +75,7 @@ class StableDiffusionXL:
         "text_encoder": {"hidden_size": 768}, "text_encoder_2": {"hidden_size": 1280},
     }  # fmt: skip
     loads_half = False
+    min_snr = True
     saved: Mapping[tuple[bool, bool], Saved] = {
         (False, True): Saved(13.3, 115.0), (True, True): Saved(11.8, 61.0),
         (False, False): Saved(13.3, 90.0), (True, False): Saved(11.8, 59.0),
