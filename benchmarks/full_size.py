@@ -106,10 +106,11 @@ def pipeline(name: str, device: Any, *, half: bool = False) -> Any:
     parts: dict[str, Any] = {}
     before = torch.get_default_dtype()
     for part, config in configs.items():
-        torch.set_default_dtype(torch.bfloat16 if half and family.loads_half and part != "vae" else before)
+        dtype = torch.bfloat16 if half and family.loads_half and part != "vae" else before
+        torch.set_default_dtype(dtype)
         try:
             with torch.device(device):
-                parts[part] = network(family, part, config)
+                parts[part] = network(family, part, config).to(dtype)
         finally:
             torch.set_default_dtype(before)
     for part in family.tokenizers:
