@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab.artefacts.sampling_note import HEADER, MODEL, SAMPLER, SET
 from diffusion_lab.data.nouns import fitting_set
 from diffusion_lab.models.devices import best_precision
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.plan.defaults import is_full_size
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config
+    from diffusion_lab.families.family import Family
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +37,7 @@ ENCODERS = (
     "encoders", "face_weights", "clip_model", "clip_weights", "aesthetics_weights", "dino_model",
     "inception_weights",
 )  # fmt: skip
-# For another tool's file, which tells nothing of this: what full-size models are usually sampled with.
-FULL_SIZE: Mapping[str, Any] = {
-    "n": 100, "images_per_prompt": 1, "sampling_steps": 30, "guidance_scale": 7.5,
-    "batch_size": 8,
-}  # fmt: skip
+STEPS = 30  # of sampling a full-size model, where its authors take more
 INDEX = "generated.json"  # what the images of the folder depend on, and which file is which
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -101,7 +99,7 @@ def as_trained(
     prompts = recorded.get("prompts") or {}
     if not prompts and artefact is not None and is_full_size(config.model):
         noun = config.data.class_noun if "data.class_noun" in given else header.get("class_noun")
-        prompts = {**FULL_SIZE, "name": fitting_set(noun)}
+        prompts = {**usual(which_family(config.model)), "name": fitting_set(noun)}
         source = "the usual for full-size models, since the artefact tells nothing of it"
     is_other_set = any(f"prompts.{key}" in given for key in ("name", "path"))
     has_texts = any(getattr(config.job, key, None) for key in ("text", "texts", "texts_file"))
@@ -115,6 +113,17 @@ def as_trained(
             setattr(config.data, key, header[name])
     _check(config, source)
     return config, _line(before, config, ("model", "prompts", "data"), source)
+
+
+def usual(family: Family) -> dict[str, Any]:
+    """For another tool's file, which tells nothing of this: what the family's full-size models are usually sampled with."""
+    return {
+        "n": 100,
+        "images_per_prompt": 1,
+        "sampling_steps": min(STEPS, family.sampling_steps),
+        "guidance_scale": family.guidance_scale,
+        "batch_size": 8,
+    }
 
 
 def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Given) -> bool:
