@@ -21,7 +21,12 @@ from typing import Any
 from benchmarks.full_size import MODELS, network
 
 TOLERANCE = 0.15
-MODES = ((False, True), (True, True), (False, False), (True, False))  # half precision, the denoiser itself trains
+MODES = (
+    (False, True),
+    (True, True),
+    (False, False),
+    (True, False),
+)  # half precision, the denoiser itself trains
 RANK = 8
 
 
@@ -71,11 +76,10 @@ def kept(
         channels = configs["vae"]["latent_channels"]
         noisy = torch.zeros(1, channels, side, side)
         conditioning = _conditioning(family, configs, torch.bfloat16 if half else torch.float32)
-        with _autocast(device) if half else nullcontext():
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                family.predict(
-                    types.SimpleNamespace(**{family.denoiser: net}), noisy, torch.zeros(1), conditioning
-                )
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        pipe = types.SimpleNamespace(**{family.denoiser: net})
+        with _autocast(device) if half else nullcontext(), hooks:
+            family.predict(pipe, noisy, torch.zeros(1), conditioning)
     return float(sum(found.values()))
 
 

@@ -29,12 +29,18 @@ CASES: dict[str, tuple[list[str], float | None]] = {
     "lora, batch 4": ([*PLAIN, "method=lora"], None),
     "textual_inversion, batch 4": ([*PLAIN, "method=textual_inversion"], None),
 }
+
+
 def cases(model: str) -> dict[str, tuple[list[str], float | None]]:
     """The words and the goal of each case, of those methods that the model's family has; goals are for sd15."""
     from diffusion_lab.families import FAMILIES
 
     family = FAMILIES[MODELS[model][0]]
-    found = {name: case for name, case in CASES.items() if model == "sd15" or "word" in family.trainable or "inversion" not in name}
+    found = {
+        name: case
+        for name, case in CASES.items()
+        if model == "sd15" or "word" in family.trainable or "inversion" not in name
+    }
     if model == "sd15":
         return found
     return {name: ([*words, f"model={model}"], None) for name, (words, _) in found.items()}

@@ -50,7 +50,12 @@ def outcome(argv: list[str], *, killed: bool) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"):
+    for name in (
+        "StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusion3Pipeline",
+        "FluxPipeline",
+    ):
         getattr(diffusers, name)  # lazy until asked for
     ended = {
         name: [outcome(argv, killed=True), outcome(argv, killed=False)]

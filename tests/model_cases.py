@@ -71,7 +71,9 @@ def prepare(root: Path) -> None:
     (root / "prompts.txt").write_text("\n".join(PROMPTS))
 
 
-def words(root: Path, family: str, method: str, folder: Path, *more: str, pictures: str = "plain") -> list[str]:
+def words(
+    root: Path, family: str, method: str, folder: Path, *more: str, pictures: str = "plain"
+) -> list[str]:
     """The command line of a run into `folder`; `more` wins."""
     return [
         "experiment=debug", "model=folder", f"model.path={root / 'models' / family}", "model.device=cpu",

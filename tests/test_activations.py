@@ -35,7 +35,9 @@ def test_the_benchmarks_models_have_the_published_numbers(name: str) -> None:
             found = full_size.network(family, part, configs[part])
         number = sum(value.numel() for value in found.state_dict().values())
         if part.startswith("text_encoder"):
-            number = sum(value.numel() for value in found.parameters())  # the state has T5's words under two names
+            number = sum(
+                value.numel() for value in found.parameters()
+            )  # the state has T5's words under two names
             # Older files have the positions' numbers 0..76 beside the parameters.
             assert number == pytest.approx(published.parameters[part], rel=0.01), part
         else:

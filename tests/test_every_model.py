@@ -139,7 +139,9 @@ def test_killed_and_started_again_it_is_the_same_run(
     assert losses(again) == losses(whole)
     for folder in ("artefact", "adapters"):
         files = sorted(path.relative_to(whole) for path in (whole / folder).rglob("*") if path.is_file())
-        assert files == sorted(path.relative_to(again) for path in (again / folder).rglob("*") if path.is_file())
+        assert files == sorted(
+            path.relative_to(again) for path in (again / folder).rglob("*") if path.is_file()
+        )
         assert files
         for file in files:
             assert (whole / file).read_bytes() == (again / file).read_bytes(), file
@@ -179,7 +181,9 @@ def with_artefact(family: str, base: Path, folder: Path) -> Any:
     return pipe
 
 
-def assert_plain_diffusers_draws(family: str, base: Path, run_folder: Path, artefact: Path, step: int) -> None:
+def assert_plain_diffusers_draws(
+    family: str, base: Path, run_folder: Path, artefact: Path, step: int
+) -> None:
     """The images that the run measured at `step`, to the rounding."""
     drawn = run_folder / "samples" / f"step-{step:06d}"
     seeds = {

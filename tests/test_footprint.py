@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+
 import pytest
 import torch
 
@@ -134,7 +135,7 @@ def test_four_bits_are_offered_where_they_are_possible(
     words: tuple[str, ...], card: bool, offered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_card(monkeypatch, card)
-    found, best = costs.remedies(configured("experiment=full", *words))
+    found, _ = costs.remedies(configured("experiment=full", *words))
     assert ("model.quantise=nf4" in found) is offered
     if offered:
         without, _ = costs.remedies(configured("experiment=full", *words, "model.quantise=nf4"))
@@ -167,7 +168,11 @@ def test_peaks_are_near_published_ones(
 def test_the_start_holds_all_parts_as_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stable Diffusion XL in float32, FLUX.1 in half precision, T5 beside the denoiser; 4 bits shrink the denoiser."""
     pretend_card(monkeypatch, True)
-    for name, quantise, expected in (("sdxl", "null", 13.9e9), ("flux_dev", "null", 33.7e9), ("flux_dev", "nf4", 16.6e9)):
+    for name, quantise, expected in (
+        ("sdxl", "null", 13.9e9),
+        ("flux_dev", "null", 33.7e9),
+        ("flux_dev", "nf4", 16.6e9),
+    ):
         config = configured("experiment=full", f"model={name}", f"model.quantise={quantise}")
         found = footprint.loaded_bytes(config, footprint.architecture(config.model))
         assert found == pytest.approx(expected, rel=0.02)

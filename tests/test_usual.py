@@ -29,7 +29,9 @@ def test_full_size_prompt_sets_take_the_familys_guidance(model: str, scale: floa
     filled = fill_defaults(config)
     assert filled.prompts.guidance_scale == scale
     assert filled.prompts.sampling_steps == steps
-    given = fill_defaults(compose([f"model={model}", f"prompts={prompts}", "prompts.guidance_scale=2", *data]))
+    given = fill_defaults(
+        compose([f"model={model}", f"prompts={prompts}", "prompts.guidance_scale=2", *data])
+    )
     assert given.prompts.guidance_scale == 2
 
 
