@@ -238,9 +238,9 @@ def remedies(config: Config) -> tuple[list[str], float]:
     model = footprint.architecture(config.model)
     best = max(footprint.peaks(changed, model).values())
     precision = devices.best_precision(config.model.device)
-    savings: tuple[str, ...] = SAVINGS if precision == "fp32" else (f"model.precision={precision}", *SAVINGS)
-    if not can_quantise(config, model.family):
-        savings = tuple(saving for saving in savings if not saving.startswith("model.quantise="))
+    savings = [] if precision == "fp32" else [f"model.precision={precision}"]
+    may_quantise = can_quantise(config, model.family)
+    savings += [saving for saving in SAVINGS if may_quantise or not saving.startswith("model.quantise=")]
     for saving in savings * 2:  # what does not help at first may when another phase is the peak
         key, _, value = saving.partition("=")
         group, _, name = key.partition(".")

@@ -26,6 +26,7 @@ from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config
+    from diffusion_lab.families.family import Family
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,7 @@ ENCODERS = (
     "encoders", "face_weights", "clip_model", "clip_weights", "aesthetics_weights", "dino_model",
     "inception_weights",
 )  # fmt: skip
-# For another tool's file, which tells nothing of this: what full-size models are usually sampled with. The guidance is
-# the family's; so are the steps, where those are fewer.
-FULL_SIZE: Mapping[str, Any] = {
-    "n": 100, "images_per_prompt": 1, "sampling_steps": 30, "batch_size": 8,
-}  # fmt: skip
+STEPS = 30  # of sampling a full-size model, where its authors take more
 INDEX = "generated.json"  # what the images of the folder depend on, and which file is which
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -106,9 +103,7 @@ def as_trained(
         config.prompts = dataclasses.replace(config.prompts, **_not_given(own, given))
     if not prompts and artefact is not None and is_full_size(config.model):
         noun = config.data.class_noun if "data.class_noun" in given else header.get("class_noun")
-        steps = min(FULL_SIZE["sampling_steps"], family.sampling_steps)
-        usual = {"sampling_steps": steps, "guidance_scale": family.guidance_scale}
-        prompts = {**FULL_SIZE, **usual, "name": fitting_set(noun)}
+        prompts = {**usual(which_family(config.model)), "name": fitting_set(noun)}
         source = "the usual for full-size models, since the artefact tells nothing of it"
     is_other_set = any(f"prompts.{key}" in given for key in ("name", "path"))
     has_texts = any(getattr(config.job, key, None) for key in ("text", "texts", "texts_file"))
@@ -122,6 +117,17 @@ def as_trained(
             setattr(config.data, key, header[name])
     _check(config, source)
     return config, _line(before, config, ("model", "prompts", "data"), source)
+
+
+def usual(family: Family) -> dict[str, Any]:
+    """For another tool's file, which tells nothing of this: what the family's full-size models are usually sampled with."""
+    return {
+        "n": 100,
+        "images_per_prompt": 1,
+        "sampling_steps": min(STEPS, family.sampling_steps),
+        "guidance_scale": family.guidance_scale,
+        "batch_size": 8,
+    }
 
 
 def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Given) -> bool:
