@@ -36,10 +36,10 @@ def variants(config: Any, device: Any, subject: Any) -> dict[str, Any]:
 
     latents, text = build("memory"), build("memory")
     resolution = resolution_of(text.pipe, config.model)
-    encoded = encode_pictures(text.pipe.vae, subject.train, resolution, keep="off")
+    encoded = encode_pictures(text.pipe, subject.train, resolution, keep="off")
     return {
         NEITHER: build("off"),
-        "latents": dataclasses.replace(latents, hidden=None, text_anew=True),
+        "latents": dataclasses.replace(latents, conditioning=None, text_anew=True),
         "text embeddings": dataclasses.replace(text, latents=encoded),
         BOTH: build("memory"),
     }

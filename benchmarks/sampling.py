@@ -46,9 +46,10 @@ def main() -> int:
 
     from diffusion_lab.config.schema import Model, Prompts
     from diffusion_lab.data.prompts import load_prompts
+    from diffusion_lab.families.ddpm import solver
     from diffusion_lab.models.load import load_pipeline, resolve_device
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
-    from diffusion_lab.sampling.sample import plan, sample, sampling_scheduler
+    from diffusion_lab.sampling.sample import plan, sample
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="miniature")
@@ -65,7 +66,7 @@ def main() -> int:
     device = resolve_device(asked.device)
     pipe = load_pipeline(Model(path=asked.model), device)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = sampling_scheduler(pipe)
+    pipe.scheduler = solver(pipe, settings.sampling_steps or 1)
     planned = plan(prompts, settings)
     size = settings.batch_size
     blocks = [

@@ -108,6 +108,9 @@ class Features:
     inception: Tensor | None = None  # float32 [n, 2048], pool features as they are
     inception_logits: Tensor | None = None  # float32 [n, classes]; None where the weights have no classifier
     prompts: tuple[Prompt, ...] | None = None  # of generated images, where a metric asks for them
+    more: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # float32 [n, d] of each encoder in IMAGE_ENCODERS
 
     def __post_init__(self) -> None:
         if self.prompts is not None and len(self.prompts) != self.n:
@@ -125,6 +128,9 @@ class Features:
             value = getattr(self, name)
             if value is not None and value.shape[0] != self.n:
                 raise ValueError(f"features.{name} has {value.shape[0]} rows for {self.n} images")
+        for name, rows in self.more.items():
+            if rows.shape[0] != self.n:
+                raise ValueError(f"features.more[{name!r}] has {rows.shape[0]} rows for {self.n} images")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -243,7 +243,7 @@ def test_the_records_estimate_is_the_plans(words: list[str], tmp_path: Path) -> 
     numbers = planned(config, prompts)
     assert numbers.evaluations == plan.evaluations
     assert numbers.sampled == plan.images_sampled
-    assert numbers.forwards == plan.unet_forwards
+    assert numbers.forwards == plan.forwards
     recorded = costs.phases(config, numbers)
     assert recorded["evaluation"]["seconds"] == pytest.approx(plan.cost.evaluation_seconds)
     assert recorded["training"]["seconds"] == pytest.approx(plan.cost.training_seconds)

@@ -62,9 +62,9 @@ def test_the_plan_counts_right(make: Callable[..., Config], tmp_path: Path) -> N
     assert plan.evaluations == (0, 4, 8, 10)
     assert (plan.images, plan.prompts, plan.steps) == (3, 6, 10)
     assert plan.images_sampled == 6 * 4
-    assert plan.unet_forwards == 6 * 4 * 5 * 2, "guidance runs the U-Net twice"
+    assert plan.forwards == 6 * 4 * 5 * 2, "guidance runs the U-Net twice"
     alone = check(make("prompts.n=6", "prompts.guidance_scale=1", "steps.total=1"), tmp_path / "run")
-    assert alone.unet_forwards == 6 * 2 * 12
+    assert alone.forwards == 6 * 2 * 12
     assert not (tmp_path / "run").exists(), "checking writes nothing"
 
 

@@ -117,12 +117,12 @@ def _copied(folder: Path) -> None:
 def _model(folder: Path, variant: str = "", parts: tuple[str, ...] = ()) -> None:
     """The miniature as a folder of one's own; `parts` have their weights under the variant's name only."""
     from diffusion_lab.miniature.shipped import shipped_folder
-    from diffusion_lab.models.folder import WEIGHTS
+    from diffusion_lab.models.parts import stem
 
     shutil.copytree(shipped_folder("miniature"), folder / "model", copy_function=os.link)
     for part in parts:
-        file = folder / "model" / part / f"{WEIGHTS[part]}.safetensors"
-        file.rename(file.with_name(f"{WEIGHTS[part]}.{variant}.safetensors"))
+        file = folder / "model" / part / f"{stem(part)}.safetensors"
+        file.rename(file.with_name(f"{stem(part)}.{variant}.safetensors"))
 
 
 def _one_fp16(folder: Path) -> None:

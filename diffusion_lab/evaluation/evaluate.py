@@ -160,7 +160,8 @@ def take(features: Features, numbers: Sequence[int]) -> Features | None:
         value = getattr(features, name)
         fields[name] = None if value is None else value[list(numbers)]
     prompts = None if features.prompts is None else tuple(features.prompts[number] for number in numbers)
-    return Features(n=len(numbers), prompts=prompts, **fields)
+    more = {name: rows[list(numbers)] for name, rows in features.more.items()}
+    return Features(n=len(numbers), prompts=prompts, more=more, **fields)
 
 
 def joined(parts: Sequence[Features]) -> Features:
@@ -171,7 +172,8 @@ def joined(parts: Sequence[Features]) -> Features:
         name: None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
         for name in TENSORS
     }
-    return Features(n=sum(part.n for part in parts), **fields)
+    more = {name: torch.cat([part.more[name] for part in parts]) for name in parts[0].more}
+    return Features(n=sum(part.n for part in parts), more=more, **fields)
 
 
 LOST = "start again in another folder with hydra.run.dir=FOLDER, or remove class_drift from metrics.names"

@@ -56,6 +56,19 @@ class Work:
     tflop: float  # multiply-adds count 2; one forward pass of one image
     adapted: float  # numbers that a LoRA of rank 1 at the default targets trains
     sampled: float  # numbers of the largest activations while one image is generated
+    second_attention: float = 0.0  # over all second attentions (SD 3.5 medium's attn2): positions * channels
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Bytes that autograd keeps for the backward pass, for each unit of the sums in `Work`.
+
+    Of a card's kernels, whose attention keeps no matrices; `benchmarks/activations.py` measures.
+    """
+
+    residual: float
+    transformer: float
+    second_attention: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +131,12 @@ class Family(Protocol):
     # Of every part of the published model: used while none is on this machine.
     parameters: Mapping[str, float]
     configs: Mapping[str, Config]  # what `work` and `resolution` need of its configs, likewise
+    # By (half precision, the denoiser itself trains); otherwise a LoRA trains at the default targets.
+    saved: Mapping[tuple[bool, bool], Saved]
+    # Share of them that is kept at once with gradient checkpointing: the blocks' inputs, and one block's activations.
+    checkpointed: float
+    # Tokenizers with T5's files (spiece.model) instead of CLIP's (vocab.json, merges.txt).
+    t5_tokenizers: frozenset[str]
     loads_half: bool  # denoiser and text encoders are loaded in model.precision: too large for float32
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:

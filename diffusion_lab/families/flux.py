@@ -15,7 +15,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion_lab.families import flow, flux_names, vae
-from diffusion_lab.families.family import Config, Framing, NoiseProcess, Trainable, Vocabulary, Work
+from diffusion_lab.families.family import (
+    Config,
+    Framing,
+    NoiseProcess,
+    Saved,
+    Trainable,
+    Vocabulary,
+    Work,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +95,12 @@ class Flux:
         "text_encoder": {"hidden_size": 768},
     }  # fmt: skip
     loads_half = True
+    saved: Mapping[tuple[bool, bool], Saved] = {
+        (False, True): Saved(0.0, 80.0), (True, True): Saved(0.0, 56.0),
+        (False, False): Saved(0.0, 56.0), (True, False): Saved(0.0, 40.0),
+    }  # fmt: skip
+    checkpointed = 0.07
+    t5_tokenizers: frozenset[str] = frozenset({"tokenizer_2"})
 
     # --- facts of a model ---
 

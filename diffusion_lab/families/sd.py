@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion_lab.families import clip, ddpm, kohya, unet, vae
-from diffusion_lab.families.family import Config, Framing, Trainable, Vocabulary, Work
+from diffusion_lab.families.family import Config, Framing, Saved, Trainable, Vocabulary, Work
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,6 +55,12 @@ class StableDiffusion:
         "vae": {"block_out_channels": [128, 256, 512, 512]}, "text_encoder": {"hidden_size": 768},
     }  # fmt: skip
     loads_half = False
+    saved: Mapping[tuple[bool, bool], Saved] = {
+        (False, True): Saved(13.3, 125.0), (True, True): Saved(11.8, 83.0),
+        (False, False): Saved(13.3, 89.0), (True, False): Saved(11.8, 61.0),
+    }  # fmt: skip
+    checkpointed = 0.25
+    t5_tokenizers: frozenset[str] = frozenset()
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         parts = {part: configs.get(part, {}) for part in ("unet", "vae", "scheduler")}

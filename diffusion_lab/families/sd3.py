@@ -100,6 +100,9 @@ class StableDiffusion3:
         "text_encoder_2": {"hidden_size": 1280},
     }  # fmt: skip
     loads_half = True
+    saved = sd3_work.SAVED
+    checkpointed = 0.09
+    t5_tokenizers: frozenset[str] = frozenset({"tokenizer_3"})
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         """Sizes that a config leaves out are not compared."""

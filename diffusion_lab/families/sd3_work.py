@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_lab.families.family import Work
+from diffusion_lab.families.family import Saved, Work
 
 CLIP_TOKENS, T5_TOKENS = 77, 256  # of the text, in this order
 TIME_CHANNELS = 256  # of the sinusoids that the timestep becomes
+
+SAVED: Mapping[tuple[bool, bool], Saved] = {  # see `Family.saved`
+    (False, True): Saved(0.0, 96.0, 41.0), (True, True): Saved(0.0, 74.0, 38.0),
+    (False, False): Saved(0.0, 52.0, 28.0), (True, False): Saved(0.0, 44.0, 28.0),
+}  # fmt: skip
 
 
 def work(config: Mapping[str, Any], side: int) -> Work:
@@ -44,5 +49,6 @@ def work(config: Mapping[str, Any], side: int) -> Work:
         adapted=adapted,
         sampled=12.0
         * both
-        * width,  # of one block: queries, keys, values, and the feed-forward's 4 widths, twice
+        * width,  # one block: queries, keys, values, and the feed-forward's 4 widths, twice
+        second_attention=float(second * patches * width),
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion_lab.families import clip, ddpm, kohya, unet, vae
-from diffusion_lab.families.family import Config, Framing, Trainable, Vocabulary, Work
+from diffusion_lab.families.family import Config, Framing, Saved, Trainable, Vocabulary, Work
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,6 +75,12 @@ class StableDiffusionXL:
         "text_encoder": {"hidden_size": 768}, "text_encoder_2": {"hidden_size": 1280},
     }  # fmt: skip
     loads_half = False
+    saved: Mapping[tuple[bool, bool], Saved] = {
+        (False, True): Saved(13.3, 115.0), (True, True): Saved(11.8, 61.0),
+        (False, False): Saved(13.3, 90.0), (True, False): Saved(11.8, 59.0),
+    }  # fmt: skip
+    checkpointed = 0.11
+    t5_tokenizers: frozenset[str] = frozenset()
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         """`model_index` may be among the configs."""

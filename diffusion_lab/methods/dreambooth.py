@@ -295,4 +295,9 @@ def _train(module: nn.Module) -> list[nn.Parameter]:
     parameters = list(module.parameters())
     for parameter in parameters:
         parameter.data = parameter.data.to(torch.float32)
+    for (
+        buffer
+    ) in module.buffers():  # SD 3's positions, where it was loaded in half precision: one format in the file
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(torch.float32)
     return parameters

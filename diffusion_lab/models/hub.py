@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from diffusion_lab.families import FAMILIES
 from diffusion_lab.models.folder import check_configs, check_folder
 from diffusion_lab.models.parts import pickled_stem, stem, weight_parts
 from diffusion_lab.records import UserError
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 8.0  # seconds for one question; the libraries' own retries take minutes
 
+CLIP, T5 = ("vocab.json", "merges.txt"), ("spiece.model", "tokenizer.json")  # tokenizers' files
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
 
 T = TypeVar("T")
@@ -35,7 +35,11 @@ def configs_of(family: Family) -> tuple[str, ...]:
     tokenizers = [
         f"{part}/{name}"
         for part in family.tokenizers
-        for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+        for name in (
+            *(T5 if part in family.t5_tokenizers else CLIP),
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+        )
     ]
     configs = [f"{part}/config.json" for part in weight_parts(family)]
     return ("model_index.json", "scheduler/scheduler_config.json", *configs, *tokenizers)
@@ -74,14 +78,14 @@ def cached_configs(repo: str) -> Path | None:
 
 
 def model_files(
-    names: Collection[str], model: Model, *, weights: bool = True, family: Family | None = None
+    names: Collection[str], model: Model, family: Family, parts: Collection[str] | None = None
 ) -> list[str]:
-    """Which of a repository's files `model` is loaded from: configs, tokenizer, one kind of weights a part.
+    """Which of a repository's files `model` is loaded from: configs, tokenizers, one kind of weights a part.
 
-    Safetensors whole or in shards, of `model.variant`; pickled ones only where `model.allow_pickle` is set.
-    UserError where a part has none.
+    Safetensors whole or in shards, of `model.variant` (of a part that lacks it: without, as diffusers does); pickled
+    ones only where `model.allow_pickle` is set. Checkpoints of whole models, at the top of the repository, are left.
+    `parts`: whose weights are wanted; None: all. UserError where a part has none.
     """
-    family = family or FAMILIES["sd"]
     described = "|".join(("scheduler", *weight_parts(family)))
     chosen = [
         name
@@ -90,31 +94,42 @@ def model_files(
         or re.fullmatch(rf"({described})/[a-z_]*config\.json", name)
         or re.fullmatch(rf"({'|'.join(family.tokenizers)})/[a-z_]+\.(json|txt|model)", name)
     ]
-    variant = f".{model.variant}" if model.variant else ""
-    for part in weight_parts(family) if weights else ():
-        base = stem(part)
-        ending = re.escape(variant)
-        shards = rf"{part}/{base}({ending}-\d+-of-\d+|-\d+-of-\d+{ending})\.safetensors"
-        index = rf"{part}/{base}\.safetensors\.index{ending}\.json"
-        kinds = [
-            [rf"{part}/{base}{ending}\.safetensors"],
-            [shards, index],
-            *([[rf"{part}/{pickled_stem(part)}{ending}\.bin"]] if model.allow_pickle else []),
-            [] if variant else [rf"{part}/{base}\.fp16\.safetensors"],
-        ]
-        for patterns in kinds:
-            found = [name for name in sorted(names) if any(re.fullmatch(p, name) for p in patterns)]
-            if found:
-                chosen += found
-                break
-        else:
-            if part in family.optional:
-                continue
+    wanted = [part for part in weight_parts(family) if parts is None or part in parts]
+    has_variant = any(_weights_of(part, names, model.variant) for part in wanted) if model.variant else False
+    for part in wanted:
+        found = _weights_of(part, names, model.variant)
+        if not found and (has_variant or not model.variant):
+            found = _weights_of(part, names, None) or _pickled(part, names, model)
+        if not found and not model.variant:
+            found = _weights_of(part, names, "fp16")
+        if not found and model.variant and not has_variant:
+            found = _pickled(part, names, model, model.variant)
+        if not found and part not in family.optional:
+            variant = f".{model.variant}" if model.variant else ""
             raise UserError(
-                f"model.path={model.path}: its repository has no {base}{variant}.safetensors in {part}/; see "
+                f"model.path={model.path}: its repository has no {stem(part)}{variant}.safetensors in {part}/; see "
                 "model.variant, or set model.allow_pickle=true for pickled weights of people you trust"
             )
+        chosen += found
     return chosen
+
+
+def _weights_of(part: str, names: Collection[str], variant: str | None) -> list[str]:
+    """Safetensors of a part, whole, else its shards and their index; none where there are none."""
+    base, ending = stem(part), re.escape(f".{variant}" if variant else "")
+    whole = rf"{part}/{base}{ending}\.safetensors"
+    pieces = rf"{part}/{base}({ending}-\d+-of-\d+|-\d+-of-\d+{ending})\.safetensors"
+    pieces += rf"|{part}/{base}\.safetensors\.index{ending}\.json"
+    for pattern in (whole, pieces):
+        found = [name for name in sorted(names) if re.fullmatch(pattern, name)]
+        if found:
+            return found
+    return []
+
+
+def _pickled(part: str, names: Collection[str], model: Model, variant: str | None = None) -> list[str]:
+    name = f"{part}/{pickled_stem(part)}{f'.{variant}' if variant else ''}.bin"
+    return [name] if model.allow_pickle and name in names else []
 
 
 def shards(name: str, names: Collection[str]) -> list[str]:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from diffusion_lab.config.schema import Model
     from diffusion_lab.families.family import Family
 
-PART_NAMES = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder"}
+PART_NAMES = {
+    "unet": "U-Net", "transformer": "transformer", "vae": "VAE", "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder", "text_encoder_3": "third text encoder",
+}  # fmt: skip
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 CROSS_ATTENTION = "attn2.to_k.weight"  # its width is the text encoder's: 768 in 1.x, 1024 in 2.x
 SD2_WIDTH = 1024
@@ -54,6 +57,12 @@ def check_file(path: Path, model: Model) -> None:
         check_configs(
             folder, lambda what, remedy="": UserError(f"model.config={model.config}: {what}; {remedy}"), model
         )
+        for part in lacking_parts(path, family):
+            if part not in family.optional and not list((folder / part).glob("*.safetensors")):
+                raise UserError(
+                    f"model.config={model.config}: {path.name} holds no {PART_NAMES.get(part, part)}, and this folder has no "
+                    f"weights of it in {part}/; copy them there, or set model.config=null"
+                )
     elif model.config is None and family.name == "sd" and _width(shapes) == SD2_WIDTH:
         raise fail(
             "is a Stable Diffusion 2.x, whose weights do not tell its prediction type",
@@ -96,7 +105,7 @@ def load_file(path: Path, model: Model, family: Family, dtype: torch.dtype) -> A
     )
     source = str(folder or config)
     local = model.local_files_only or folder is not None
-    others = _missing_parts(path, family, source, dtype, local=local) if path.suffix == ".safetensors" else {}
+    others = _missing_parts(path, family, source, dtype, local=local)
     options = {name: value for name, value in unneeded(family).items() if name != "requires_safety_checker"}
     try:
         pipe: Any = family.pipeline_class().from_single_file(
@@ -107,7 +116,10 @@ def load_file(path: Path, model: Model, family: Family, dtype: torch.dtype) -> A
             **options,
             **others,
         )
-    except NotImplementedError as error:  # diffusers leaves what it does not find on the meta device
+    except (
+        NotImplementedError,
+        KeyError,
+    ) as error:  # diffusers leaves what it does not find on the meta device, or fails
         raise lacking from error
     pipe.vae.float()
     if any(p.is_meta for part in of(pipe).networks(pipe).values() for p in part.parameters()):
@@ -120,23 +132,40 @@ def load_file(path: Path, model: Model, family: Family, dtype: torch.dtype) -> A
 def _missing_parts(
     path: Path, family: Family, source: str, dtype: torch.dtype, *, local: bool
 ) -> dict[str, Any]:
-    """Parts that may be left out of a single file, and are, from the folder or repository of the configs."""
+    """Parts that may be left out of a single file, and are, from the folder or repository of the configs.
+
+    None in place of what the model need not have and that folder has not.
+    """
     import torch
 
-    keys = list(_shapes(path, lambda what, remedy: UserError(f"model.path={path}: {what}; {remedy}")))
     classes = family.part_classes()
-    found = {}
-    for part, prefixes in family.single_file_parts.items():
-        if part == family.denoiser or any(key.startswith(prefixes) for key in keys):
-            continue
-        if part in family.single_file_separate:
-            found[part] = classes[part].from_pretrained(
-                source,
-                subfolder=part,
-                dtype=torch.float32 if part == "vae" else dtype,
-                local_files_only=local,
-            )
-    return found
+    absent = {
+        part for part in family.optional if Path(source).is_dir() and not (Path(source) / part).is_dir()
+    }
+    found: dict[str, Any] = dict.fromkeys(absent & {*family.tokenizers, *lacking_parts(path, family)})
+    return found | {
+        part: classes[part].from_pretrained(
+            source,
+            subfolder=part,
+            dtype=torch.float32 if part == "vae" else dtype,
+            local_files_only=local,
+            use_safetensors=True,
+        )
+        for part in lacking_parts(path, family)
+        if part not in absent
+    }
+
+
+def lacking_parts(path: Path, family: Family) -> tuple[str, ...]:
+    """Parts that may be left out of a single file, and are. () for pickled ones, which are not looked into."""
+    if path.suffix != ".safetensors":
+        return ()
+    keys = list(_shapes(path, lambda what, remedy: UserError(f"model.path={path}: {what}; {remedy}")))
+    return tuple(
+        part
+        for part, prefixes in family.single_file_parts.items()
+        if part in family.single_file_separate and not any(key.startswith(prefixes) for key in keys)
+    )
 
 
 def _check_parts(shapes: dict[str, list[int]], family: Family, fail: Any) -> None:

@@ -22,6 +22,7 @@ from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config
+    from diffusion_lab.families.family import Family
     from diffusion_lab.plan.numbers import Planned
 
 # Miniature, two cores
@@ -29,14 +30,15 @@ STEP_SECONDS = 0.2  # training step at batch 4
 FORWARD_SECONDS = 0.012  # one image through the U-Net
 SCORE_SECONDS = 0.04  # one image through VAE decoder, detector and encoders
 START_SECONDS = 15.0  # imports, model, encoders, reference pictures
+# Full size: four times that, and for each byte of a model larger than Stable Diffusion 1.5's 5 GB at this rate
+# (assumed): from a disk through the main memory to the card.
+STARTED_BYTES, LOADED_BYTES = 5e9, 0.5e9
 
 ENCODE_TFLOP, DECODE_TFLOP = 1.12, 2.51  # the VAE, one image of 512 pixels
 SCORE_TFLOP = 0.25  # detector, face embedder, CLIP ViT-L/14: the same for every size of image
 BACKWARD = 2.0  # cost of the backward pass, in forward passes
 RECOMPUTING = 1.0  # more with gradient checkpointing, in forward passes
-LORA_FLOP = (
-    24.0  # a unit of rank and of `footprint.sums`' transformer part: two small products at seven layers
-)
+LORA_FLOP = 24.0  # a unit of rank and of `Work.transformer`: two small products at seven layers
 PROCESS_BYTES = 1.2e9  # on the CPU: Python and the libraries themselves
 # The share of a peak that a U-Net in eager mode reaches: of tensor cores, of float32 arithmetic. Assumed; published
 # timings of SD 1.5 lie between a fifth and a half of the peak.
@@ -86,6 +88,7 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
         disk = _disk(config, evaluations, sampled, 64, 50e6 if whole else 2e6, 150e6 if whole else 6e6)
         return Cost(found.device, training, evaluation, START_SECONDS, memory, disk, peaks, process)
     training, evaluation = _full_size(config, model, forwards, sampled, found)
+    start = 4 * START_SECONDS + max(0.0, footprint.loaded_bytes(config, model) - STARTED_BYTES) / LOADED_BYTES
     trained = footprint.trained_numbers(config, model)
     average = trained * footprint.FULL if traits.average else 0.0
     checkpoint = trained * (footprint.FULL + footprint.OPTIMIZER_BYTES[config.steps.optimizer]) + average
@@ -93,7 +96,7 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
     rest = footprint.FULL * sum(model.parameters.values()) - adapter if whole else 0.0
     disk = _disk(config, evaluations, sampled, _pixels(config, model), adapter, checkpoint, rest)
     return Cost(
-        found.device, training, evaluation, 4 * START_SECONDS, memory, disk, peaks, process, found.within,
+        found.device, training, evaluation, start, memory, disk, peaks, process, found.within,
         found.assumed,
     )  # fmt: skip
 
@@ -223,8 +226,8 @@ def device_bytes(config: Config) -> float | None:
 
 # What makes a run smaller, the least costly first.
 SAVINGS = (
-    "memory.offload=true", "memory.gradient_checkpointing=true", "steps.optimizer=adamw8bit", "steps.batch_size=1",
-    "prompts.batch_size=1",
+    "memory.offload=true", "memory.gradient_checkpointing=true", "steps.optimizer=adamw8bit", "model.quantise=nf4",
+    "steps.batch_size=1", "prompts.batch_size=1",
 )  # fmt: skip
 HOPELESS = 8.0  # times the device's memory: beyond any error of the estimate
 
@@ -236,6 +239,8 @@ def remedies(config: Config) -> tuple[list[str], float]:
     best = max(footprint.peaks(changed, model).values())
     precision = devices.best_precision(config.model.device)
     savings = SAVINGS if precision == "fp32" else (f"model.precision={precision}", *SAVINGS)
+    if not can_quantise(config, model.family):
+        savings = tuple(saving for saving in savings if not saving.startswith("model.quantise="))
     for saving in savings * 2:  # what does not help at first may when another phase is the peak
         key, _, value = saving.partition("=")
         group, _, name = key.partition(".")
@@ -247,6 +252,12 @@ def remedies(config: Config) -> tuple[list[str], float]:
         if saving not in found and peak < 0.99 * best:
             changed, best, found = trial, peak, [*found, saving]
     return found, best
+
+
+def can_quantise(config: Config, family: Family) -> bool:
+    """Whether the denoiser can be kept in 4 bits: a frozen one of a large family, on an NVIDIA GPU."""
+    on_card = config.model.device.partition(":")[0] in ("auto", "cuda") and has_gpu()
+    return family.loads_half and on_card and not config.method.traits.whole_networks
 
 
 def memory_row(cost: Cost) -> str:

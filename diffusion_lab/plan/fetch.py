@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from diffusion_lab.models import hub
 from diffusion_lab.models.wanted import Wanted
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.plan.downloads import CLIP_FILE, CLIP_PICKLED, size
 from diffusion_lab.records import UserError
 
@@ -69,8 +70,9 @@ def _on_hub(group: Sequence[Wanted], config: Config) -> list[tuple[Wanted, str]]
     repo, revision = group[0].repo, group[0].revision
     there = hub.listing(repo, revision)
     if group[0].key.startswith(("model.path=", "model.config=")):
-        weights = group[0].key.startswith("model.path=")
-        names = hub.model_files(there, config.model, weights=weights)
+        whole = group[0].key.startswith("model.path=")
+        weights = {file.name.partition("/")[0] for file in group if file.name.endswith(".safetensors")}
+        names = hub.model_files(there, config.model, which_family(config.model), None if whole else weights)
         return [
             (dataclasses.replace(group[0], name=name, size=there[name]), name)
             for name in names

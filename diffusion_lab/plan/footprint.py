@@ -1,10 +1,10 @@
 """How many bytes a run will need at its peak, from the architecture and the settings, before anything is loaded.
 
-Weights, gradients and the optimizer's numbers are counted. Activations are two coefficients times two sums over
-the denoiser: one over its residual blocks (positions times channels in and out), one over its transformer blocks
-(positions times channels). The coefficients were fitted to what autograd saves in Stable Diffusion 1.5's U-Net
-at 512 pixels, with torch's fake tensors, attention's own matrices left out (a card's kernels keep none);
-`benchmarks/memory.py` measures. What a driver and its context take is not counted.
+Weights, gradients and the optimizer's numbers are counted. Activations are coefficients (`Family.saved`) times sums
+over the denoiser (`Family.work`): over its residual blocks, its transformer blocks, its second attentions. The
+coefficients were fitted to what autograd saves in each family's published model, with torch's fake tensors
+(`benchmarks/activations.py`); attention's own matrices are left out, since a card's kernels keep none.
+`benchmarks/memory.py` measures on a card. What a driver and its context take is not counted.
 """
 
 from __future__ import annotations
@@ -18,28 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.families.family import Sizes
+from diffusion_lab.families.published import PUBLISHED, Published
 from diffusion_lab.models.folder import part_configs
 from diffusion_lab.models.parts import weight_parts
 from diffusion_lab.models.which_family import which_family
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config, Model
-    from diffusion_lab.families.family import Family, Work
+    from diffusion_lab.families.family import Family, Saved, Work
 
 GIB = 2**30
 FULL, HALF = 4, 2  # bytes a number
 QUANTISED = 0.56  # bytes a number in 4 bits (nf4): half a byte, and a scale for every 64 numbers
-# Bytes saved for the way back a unit of the sums: residual blocks, transformer blocks.
-SAVED = {
-    # (half precision, the U-Net itself trains)
-    (False, True): (13.3, 125.0),
-    (True, True): (11.8, 83.0),
-    (False, False): (13.3, 89.0),
-    (True, False): (11.8, 61.0),
-}
-RECOMPUTED = (
-    0.25  # share of it that stays with gradient checkpointing: blocks' inputs and one block at a time
-)
 WORKSPACE = 0.4e9  # convolutions' scratch space, fragments, what else is on a card
 # Decoding one 512-pixel image in float32: four layers of 128 to 256 channels at full size. Measured on a CPU: 1.08e9.
 DECODED = 1.0e9
@@ -96,7 +86,13 @@ def architecture(model: Model) -> Architecture:
     from diffusion_lab.models.single_file import config_folder
 
     family = which_family(model)
-    published = Architecture(family, family.parameters, family.configs, known=False)
+    figures = PUBLISHED.get(model.path, Published())
+    published = Architecture(
+        family,
+        {**family.parameters, **figures.parameters},
+        {**family.configs, **figures.configs},
+        known=False,
+    )
     place = model_folder(model)
     folder = config_folder(model) if place is not None and place.is_file() else place
     if place is None or folder is None:
@@ -168,12 +164,11 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
     optimizer = trained * OPTIMIZER_BYTES[config.steps.optimizer]
     side = _side(config, model)
     work = model.work(side)
-    per_residual, per_transformer = SAVED[half, whole]
     pictures = config.steps.batch_size * (2 if traits.class_images else 1)
-    saved = pictures * (per_residual * work.residual + per_transformer * work.transformer)
+    saved = pictures * saved_bytes(model.family.saved[half, whole], work)
     saved += pictures * traits.rank * ADAPTED * work.positions * width
     if config.memory.gradient_checkpointing:
-        saved *= RECOMPUTED
+        saved *= model.family.checkpointed
     casts = trained * HALF if half and whole else 0.0  # autocast's copies of trained weights
     gradients = trained * FULL
     idle = 0.0 if config.memory.offload else resting * width + encoders
@@ -182,16 +177,26 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
     backward = gradients + saved * (0.3 if config.memory.gradient_checkpointing else 0.5)
     area = (side / 64) ** 2
     images = min(config.prompts.batch_size, config.prompts.n * config.prompts.images_per_prompt)
-    sampling = images * 2 * (FULL if whole else width) * work.sampled
+    ways = 1 if model.family.guidance == "embedded" else 2  # with and without the prompt
+    sampling = images * ways * (FULL if whole else width) * work.sampled
     at_once = max(area, min(images * area, 8.0))  # 512-pixel images: see sampling/sample.py
     decoding = at_once * DECODED * width / FULL * model.decoder_channels / 128
     on_card = weights + optimizer + resting * width + encoders
     encoding = DECODED * area * model.decoder_channels / 128  # of one picture, in float32, as decoding
     return {
-        "start": _loaded(config, model) + encoders + encoding + WORKSPACE,
+        "start": loaded_bytes(config, model) + encoders + encoding + WORKSPACE,
         "training": weights + optimizer + idle + max(forward, backward) + WORKSPACE,
         "evaluation": on_card + max(sampling, decoding) + WORKSPACE,
     }
+
+
+def saved_bytes(saved: Saved, work: Work) -> float:
+    """What autograd keeps of one image, without checkpointing."""
+    return (
+        saved.residual * work.residual
+        + saved.transformer * work.transformer
+        + saved.second_attention * work.second_attention
+    )
 
 
 def encoder_bytes(config: Config) -> float:
@@ -206,7 +211,7 @@ def encoder_bytes(config: Config) -> float:
     return found + (ENCODERS["clip"] if needs & {"clip_image", "clip_text", "aesthetics"} else 0.0)
 
 
-def _loaded(config: Config, model: Architecture) -> float:
+def loaded_bytes(config: Config, model: Architecture) -> float:
     """Bytes of the weights as they are loaded: pictures and prompts are encoded before the cast.
 
     All in float32, but for families whose denoiser and text encoders are too large for that.

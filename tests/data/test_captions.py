@@ -93,15 +93,15 @@ def test_batch_pairs_pictures_with_their_captions(make_state, folder: Path, text
     batch = state.next_batch(5)
     numbers = state.sampler.__class__(n=5, seed=0).take(5)
     decode = state.pipe.tokenizer.batch_decode
-    texts = [t.replace(" ", "") for t in decode(batch.input_ids, skip_special_tokens=True)]
+    texts = [t.replace(" ", "") for t in decode(batch.tokens["tokenizer"], skip_special_tokens=True)]
     said = [(subject.train[i].caption or subject.instance_prompt).replace(" ", "") for i in numbers]
     assert texts == said
     assert len(set(texts)) > 2
     if text_encoder:
-        assert batch.encoder_hidden_states is None
+        assert batch.conditioning is None
     else:
         with torch.no_grad():
-            for row, ids in zip(batch.encoder_hidden_states, batch.input_ids, strict=True):
+            for row, ids in zip(batch.conditioning["hidden"], batch.tokens["tokenizer"], strict=True):
                 assert torch.equal(row, state.pipe.text_encoder(ids[None])[0][0])
     from diffusion_lab.config.schema import Steps
 

@@ -55,9 +55,9 @@ def test_a_batch_has_the_subject_first_and_the_class_behind(make_state) -> None:
     state = make_state(method=DreamBooth(prior_images=3))
     batch = state.next_batch(2)
     assert batch.n_class == 2
-    assert batch.latents.shape[0] == batch.input_ids.shape[0] == batch.encoder_hidden_states.shape[0] == 4
+    assert len(batch.latents) == len(batch.tokens["tokenizer"]) == len(batch.conditioning["hidden"]) == 4
     decode = state.pipe.tokenizer.batch_decode
-    texts = [t.replace(" ", "") for t in decode(batch.input_ids, skip_special_tokens=True)]
+    texts = [t.replace(" ", "") for t in decode(batch.tokens["tokenizer"], skip_special_tokens=True)]
     assert texts == ["aphotoofcustomclsdog"] * 2 + ["aphotoofadog"] * 2
     none = make_state(method=DreamBooth(prior_weight=0.0)).next_batch(2)
     assert (none.n_class, none.latents.shape[0]) == (0, 2)

@@ -11,6 +11,7 @@ import torch
 
 from diffusion_lab.artefacts import kohya
 from diffusion_lab.config.schema import Steps
+from diffusion_lab.families import FAMILIES
 from diffusion_lab.methods.lora import FILE_NAME, Lora
 from diffusion_lab.records import UserError
 from diffusion_lab.training.loop import train, training_step
@@ -72,9 +73,13 @@ def test_parameters_and_rates(tiny_pipe) -> None:
 
 
 def test_default_targets_go_by_the_models_size(tiny_pipe) -> None:
-    assert Lora().default_targets(small=False) == ["to_q", "to_k", "to_v", "to_out.0"]
+    assert Lora().default_targets(FAMILIES["sd"], small=False) == ["to_q", "to_k", "to_v", "to_out.0"]
     layers = [n for n, _ in tiny_pipe.unet.named_modules()]
-    wanted = [n for n in layers if any(n.endswith(f".{t}") for t in Lora().default_targets(small=True))]
+    wanted = [
+        n
+        for n in layers
+        if any(n.endswith(f".{t}") for t in Lora().default_targets(FAMILIES["sd"], small=True))
+    ]
     (group,) = Lora(rank=2).attach(tiny_pipe)
     assert len(group.params) == 2 * len(wanted)
     assert any("conv1" in n for n in wanted)

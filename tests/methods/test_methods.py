@@ -146,11 +146,11 @@ def test_loss_is_the_papers_formula(make_state, request, case: str, size: int, f
     """
     state = make_state(folder=request.getfixturevalue(folder), method=CASES[case].make())
     step(state, 2)  # now adapters and words differ from the model's own, and pivotal trains its second part
-    prior_weight = getattr(state.method, "prior_weight", 0.0)
+    prior_weight = state.method.traits.prior_weight
     batch = state.next_batch(size)
-    scheduler = state.noise_scheduler.config
+    scheduler = state.process.scheduler.config
     assert scheduler["prediction_type"] == ("v_prediction" if "_v_" in folder else "epsilon")
-    draw = draw_noise(batch.latents, scheduler["num_train_timesteps"], torch.Generator().manual_seed(7))
+    draw = draw_noise(batch.latents, state.process, torch.Generator().manual_seed(7))
     abar = cumulative_alphas(scheduler)
 
     def each(i: int) -> float:
@@ -158,7 +158,7 @@ def test_loss_is_the_papers_formula(make_state, request, case: str, size: int, f
 
         def predict(noisy, timesteps):
             with torch.no_grad():
-                hidden = state.pipe.text_encoder(batch.input_ids[i : i + 1])[0]
+                hidden = state.pipe.text_encoder(batch.tokens["tokenizer"][i : i + 1])[0]
                 return state.pipe.unet(noisy, timesteps, hidden).sample
 
         one = Draw(draw.noise[i : i + 1], draw.timesteps[i : i + 1])
@@ -178,8 +178,8 @@ def test_loss_is_the_papers_formula(make_state, request, case: str, size: int, f
         given = dataclasses.replace(batch, snr_gamma=gamma)
         ours = state.method.loss(state.pipe, given, torch.Generator().manual_seed(7))
         assert ours.item() == pytest.approx(expected, rel=1e-4)
-    if batch.encoder_hidden_states is not None:  # computed in the loss it is the same number
-        anew = dataclasses.replace(batch, snr_gamma=None, encoder_hidden_states=None)
+    if batch.conditioning is not None:  # computed in the loss it is the same number
+        anew = dataclasses.replace(batch, snr_gamma=None, conditioning=None)
         kept = dataclasses.replace(batch, snr_gamma=None)
         losses = [
             state.method.loss(state.pipe, b, torch.Generator().manual_seed(7)).item() for b in (anew, kept)

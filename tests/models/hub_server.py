@@ -16,12 +16,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """`repos`: owner/name -> folder. `asked`: the paths of all requests, in order."""
+    """`repos`: owner/name -> folder. `asked`: the paths of all requests, in order. `gated`: nobody is given a file."""
 
     def __init__(self, repos: dict[str, Path]) -> None:
         self.repos = repos
         self.asked: list[str] = []
         self.endpoint = ""
+        self.gated = False
 
 
 @contextmanager
@@ -46,6 +47,8 @@ def serving(repos: dict[str, Path]) -> Iterator[Hub]:
             repo = (info or file or ["", ""])[1]
             if repo not in repos:
                 self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+            elif hub.gated and file:  # a gated repository's listing is public, its files are not
+                self._send(401, b"", {"X-Error-Code": "GatedRepo"}, body)
             elif info:
                 siblings = [
                     {"rfilename": f.relative_to(repos[repo]).as_posix(), "size": f.stat().st_size}

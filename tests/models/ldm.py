@@ -11,13 +11,59 @@ RESNET = {
 }  # fmt: skip
 TOP = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
+}  # fmt: skip
+OPEN_CLIP = {
+    "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
 }  # fmt: skip
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
 def single_file(pipe: Any) -> dict[str, Any]:
     """Name -> tensor, as a `.safetensors` checkpoint of Stable Diffusion 1.x holds them."""
+    found = _unet_and_vae(pipe)
+    found |= _clip(pipe.text_encoder, "cond_stage_model.")
+    return {name: value.clone().contiguous() for name, value in found.items()}
+
+
+def sdxl_file(pipe: Any) -> dict[str, Any]:
+    """The same of Stable Diffusion XL, its second text encoder in open_clip's names."""
+    found = _unet_and_vae(pipe) | _clip(pipe.text_encoder, "conditioner.embedders.0.")
+    found |= open_clip(pipe.text_encoder_2, "conditioner.embedders.1.model.")
+    return {name: value.clone().contiguous() for name, value in found.items()}
+
+
+def open_clip(encoder: Any, prefix: str) -> dict[str, Any]:
+    """Queries, keys and values of a layer are rows of one matrix; the projection is transposed."""
+    import torch
+
+    weights = {name.removeprefix("text_model."): value for name, value in encoder.state_dict().items()}
+    found = {
+        "token_embedding.weight": weights["embeddings.token_embedding.weight"],
+        "positional_embedding": weights["embeddings.position_embedding.weight"],
+        "ln_final.weight": weights["final_layer_norm.weight"],
+        "ln_final.bias": weights["final_layer_norm.bias"],
+        "text_projection": weights["text_projection.weight"].T,
+    }
+    for layer in range(encoder.config.num_hidden_layers):
+        ours, theirs = f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            rows = [weights[f"{ours}self_attn.{one}_proj.{kind}"] for one in "qkv"]
+            found[f"{theirs}attn.in_proj_{kind}"] = torch.cat(rows)
+            found |= {f"{theirs}{b}.{kind}": weights[f"{ours}{a}.{kind}"] for a, b in OPEN_CLIP.items()}
+    return {prefix + name: value for name, value in found.items()}
+
+
+def _clip(encoder: Any, prefix: str) -> dict[str, Any]:
+    return {
+        f"{prefix}transformer.text_model.{name.removeprefix('text_model.')}": value
+        for name, value in encoder.state_dict().items()
+    }
+
+
+def _unet_and_vae(pipe: Any) -> dict[str, Any]:
     unet, vae = pipe.unet, pipe.vae
     found = {
         f"model.diffusion_model.{unet_name(name, unet.config)}": value
@@ -27,9 +73,7 @@ def single_file(pipe: Any) -> dict[str, Any]:
         own = vae_name(name, len(vae.config.block_out_channels))
         is_conv = "attn_1." in own and own.endswith("weight") and ".norm." not in own
         found[f"first_stage_model.{own}"] = value[:, :, None, None] if is_conv else value
-    for name, value in pipe.text_encoder.state_dict().items():
-        found[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = value
-    return {name: value.clone().contiguous() for name, value in found.items()}
+    return found
 
 
 def unet_name(name: str, config: Any) -> str:

@@ -24,6 +24,7 @@ from diffusion_lab.cli.compose import compose
 from diffusion_lab.config.schema import Config, Metrics, Model
 from diffusion_lab.evaluation.encoders import clip_tags
 from diffusion_lab.evaluation.encoders.weights import why_not_published
+from diffusion_lab.families import FAMILIES
 from diffusion_lab.jobs import check
 from diffusion_lab.models import hub
 from diffusion_lab.models.place import model_folder
@@ -207,12 +208,12 @@ def test_which_weights_of_a_repository_are_fetched(
     model = Model(path="owner/name", **options)  # type: ignore[arg-type]
     if not expected:
         with pytest.raises(UserError, match=r"model\.path=owner/name.*unet/.*model\.allow_pickle"):
-            hub.model_files({*names, *others}, model)
+            hub.model_files({*names, *others}, model, FAMILIES["sd"])
         return
-    chosen = hub.model_files({*names, *others}, model)
+    chosen = hub.model_files({*names, *others}, model, FAMILIES["sd"])
     assert len([name for name in chosen if name.startswith("unet/") and "config" not in name]) == expected
     assert not {"README.md", "v1-5-pruned.ckpt", "safety_checker/model.safetensors"} & set(chosen)
-    assert hub.model_files({*names, *others}, model, weights=False) == sorted(
+    assert hub.model_files({*names, *others}, model, FAMILIES["sd"], parts=()) == sorted(
         name for name in others if name.endswith(".json")
     )
 

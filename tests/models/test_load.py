@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffusion_lab.config.schema import Model
+from diffusion_lab.families.ddpm import process
 from diffusion_lab.miniature import shipped
-from diffusion_lab.models.folder import WEIGHTS, check_folder
+from diffusion_lab.models.folder import check_folder
 from diffusion_lab.models.load import (
     cast_frozen,
     load_pipeline,
@@ -21,8 +22,8 @@ from diffusion_lab.models.load import (
     resolution_of,
     resolve_device,
     resolve_path,
-    training_scheduler,
 )
+from diffusion_lab.models.parts import stem
 from diffusion_lab.records import UserError
 
 CPU = torch.device("cpu")
@@ -128,15 +129,15 @@ def test_a_variant_of_some_parts_or_all(copy: Path, parts: tuple[str, ...]) -> N
     from diffusers import StableDiffusionPipeline
 
     for part in parts:
-        file = copy / part / f"{WEIGHTS[part]}.safetensors"
+        file = copy / part / f"{stem(part)}.safetensors"
         weights = {name: value.half() for name, value in load_file(file).items()}
-        save_file(weights, file.with_name(f"{WEIGHTS[part]}.fp16.safetensors"), {"format": "pt"})
+        save_file(weights, file.with_name(f"{stem(part)}.fp16.safetensors"), {"format": "pt"})
         file.unlink()
     with pytest.raises(UserError, match=r"safetensors is missing; set model\.variant=fp16$"):
         load_pipeline(model(copy), CPU)
     ours = load_pipeline(model(copy, variant="fp16"), CPU)
     theirs = StableDiffusionPipeline.from_pretrained(copy, variant="fp16", safety_checker=None)
-    for part in WEIGHTS:
+    for part in ("unet", "vae", "text_encoder"):
         expected = getattr(theirs, part).state_dict()
         for name, value in getattr(ours, part).state_dict().items():
             assert value.dtype in (torch.float32, torch.int64)
@@ -229,7 +230,7 @@ def test_a_card_that_only_emulates_bf16_is_told(
 
 def test_training_scheduler_is_ddpm_with_the_models_own_schedule(tiny_pipe, tiny_v_pipe) -> None:
     for pipe, prediction_type in ((tiny_pipe, "epsilon"), (tiny_v_pipe, "v_prediction")):
-        scheduler = training_scheduler(pipe)
+        scheduler = process(pipe).scheduler
         assert type(scheduler).__name__ == "DDPMScheduler"
         assert type(pipe.scheduler).__name__ == "PNDMScheduler"
         assert scheduler.config.prediction_type == prediction_type

@@ -77,7 +77,7 @@ def test_latents_on_disk_serve_later_runs(tiny_pipe, tiny_subject, tmp_path: Pat
 
     def source(resolution: int = 64) -> Any:
         return encode_pictures(
-            tiny_pipe.vae, tiny_subject.train[:2], resolution, flip=True, keep="disk", folder=tmp_path
+            tiny_pipe, tiny_subject.train[:2], resolution, flip=True, keep="disk", folder=tmp_path
         )
 
     def sample(latents: Any) -> torch.Tensor:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from diffusion_lab.config.schema import Model
+from diffusion_lab.families.ddpm import process
 from diffusion_lab.miniature import shipped
 from diffusion_lab.models.folder import check_folder
-from diffusion_lab.models.load import describe, load_pipeline, training_scheduler
+from diffusion_lab.models.load import load_pipeline
 from diffusion_lab.records import UserError
 
 CPU = torch.device("cpu")
@@ -40,8 +41,7 @@ def test_each_is_an_ordinary_folder_with_its_own_parametrisation(
     folder = shipped.shipped_folder(name)
     check_folder(folder, Model(path=name))
     pipe = load_pipeline(Model(path=name, device="cpu"), CPU)
-    assert describe(pipe)["prediction_type"] == prediction_type
-    assert training_scheduler(pipe).config.prediction_type == prediction_type
+    assert process(pipe).scheduler.config.prediction_type == prediction_type
 
 
 def test_a_folder_is_put_together_once(cache: Path) -> None:

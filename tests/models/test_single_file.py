@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from diffusion_lab.cli.compose import compose
 from diffusion_lab.config.schema import Model
+from diffusion_lab.families.ddpm import process
 from diffusion_lab.jobs import check
-from diffusion_lab.models.load import load_pipeline, modules, resolution_of, training_scheduler
+from diffusion_lab.models.load import load_pipeline, modules, resolution_of
 from diffusion_lab.models.single_file import check_file
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import UserError
@@ -56,7 +57,7 @@ def test_it_is_the_model_that_was_written(checkpoint: Path, configs: Path, tiny_
         assert not ours.training
         assert not any(p.requires_grad for p in ours.parameters())
     assert pipe.safety_checker is None
-    assert training_scheduler(pipe).config.prediction_type == "v_prediction"
+    assert process(pipe).scheduler.config.prediction_type == "v_prediction"
     assert pipe.vae.config.scaling_factor == 0.5
     assert resolution_of(pipe, of(checkpoint, configs)) == 64
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from diffusion_lab.config.schema import Prompts
+from diffusion_lab.families import ddpm
 from diffusion_lab.records import Prompt, PromptSet, TrainingDiverged, UserError
 from diffusion_lab.sampling import sample as module
 from diffusion_lab.sampling.embeddings import PromptEmbeddings
-from diffusion_lab.sampling.sample import denoise, plan, sample, sampling_scheduler
+from diffusion_lab.sampling.sample import denoise, plan, sample
 
 PROMPTS = PromptSet(
     name="three",
@@ -33,7 +34,7 @@ def settings_of(**changes: Any) -> Prompts:
 
 def plain(pipe: Any, settings: Prompts, prompts: PromptSet = PROMPTS) -> list[np.ndarray]:
     """What anybody would write with diffusers."""
-    kept, pipe.scheduler = pipe.scheduler, sampling_scheduler(pipe)
+    kept, pipe.scheduler = pipe.scheduler, ddpm.solver(pipe, settings.sampling_steps)
     try:
         return [
             np.asarray(
@@ -177,8 +178,8 @@ def test_a_vae_that_overflows_draws_no_black_images(tiny_pipe: Any) -> None:
 
 
 def test_solver_is_ours_and_the_noise_schedule_the_models(tiny_v_pipe: Any) -> None:
-    config = sampling_scheduler(tiny_v_pipe).config
-    assert {key: config[key] for key in module.SOLVER} == module.SOLVER
+    config = ddpm.solver(tiny_v_pipe, 3).config
+    assert {key: config[key] for key in ddpm.SOLVER} == ddpm.SOLVER
     assert config.prediction_type == "v_prediction"
     assert (config.beta_schedule, config.beta_start) == ("scaled_linear", 0.00085)
 
@@ -211,10 +212,10 @@ def test_prompts_are_embedded_once_while_the_encoder_is_frozen(
 def test_a_changed_or_training_encoder_is_asked_again(tiny_pipe: Any, calls: list[list[str]]) -> None:
     cache = PromptEmbeddings()
     encoder = tiny_pipe.text_encoder.requires_grad_(False)
-    before = cache.encode(tiny_pipe, ["a dog"])
+    before = cache.encode(tiny_pipe, ["a dog"])["hidden"]
     with torch.no_grad():
         encoder.get_input_embeddings().weight.mul_(2)
-    after = cache.encode(tiny_pipe, ["a dog"])
+    after = cache.encode(tiny_pipe, ["a dog"])["hidden"]
     assert len(calls) == 2
     assert not torch.equal(before, after)
     encoder.requires_grad_(True)
@@ -226,7 +227,7 @@ def test_a_changed_or_training_encoder_is_asked_again(tiny_pipe: Any, calls: lis
 
 def test_embeddings_are_diffusers_own(tiny_pipe: Any) -> None:
     texts = ["a dog", "the woman", "a dog"]
-    ours = PromptEmbeddings().encode(tiny_pipe, texts)
+    ours = PromptEmbeddings().encode(tiny_pipe, texts)["hidden"]
     for text, embedding in zip(texts, ours, strict=True):
         expected, _ = tiny_pipe.encode_prompt(text, "cpu", 1, False)
         assert torch.allclose(embedding, expected[0], atol=1e-6)

@@ -14,7 +14,7 @@ from diffusion_lab.training.latents import encode_pictures, encode_text, tokeniz
 def test_cached_equals_uncached(tiny_pipe, tiny_subject) -> None:
     """Three epochs in changing order: a sample from the cache is diffusers' own sample."""
     vae, pictures = tiny_pipe.vae, tiny_subject.train
-    cache = encode_pictures(vae, pictures, 64)
+    cache = encode_pictures(tiny_pipe, pictures, 64)
     ours, theirs = torch.Generator().manual_seed(4), torch.Generator().manual_seed(4)
     for numbers in ([0, 1], [4, 2], [3, 3]):
         latents = cache.sample(numbers, ours)
@@ -26,7 +26,7 @@ def test_cached_equals_uncached(tiny_pipe, tiny_subject) -> None:
 
 
 def test_every_sample_is_fresh_and_has_the_posteriors_moments(tiny_pipe, tiny_subject) -> None:
-    cache = encode_pictures(tiny_pipe.vae, tiny_subject.train[:1], 64)
+    cache = encode_pictures(tiny_pipe, tiny_subject.train[:1], 64)
     samples = cache.sample([0] * 3000, torch.Generator().manual_seed(0)) / cache.scaling_factor
     std = torch.exp(0.5 * cache.logvar[0, 0])
     assert ((samples.mean(0) - cache.mean[0, 0]).abs() / std).max() < 6 / 3000**0.5
@@ -35,8 +35,8 @@ def test_every_sample_is_fresh_and_has_the_posteriors_moments(tiny_pipe, tiny_su
 
 def test_flipped_pictures_are_a_second_entry(tiny_pipe, tiny_subject) -> None:
     pictures = tiny_subject.train[:2]
-    cache = encode_pictures(tiny_pipe.vae, pictures, 64, flip=True)
-    plain = encode_pictures(tiny_pipe.vae, pictures, 64)
+    cache = encode_pictures(tiny_pipe, pictures, 64, flip=True)
+    plain = encode_pictures(tiny_pipe, pictures, 64)
     assert cache.mean.shape == (2, 2, 4, 16, 16)
     assert torch.equal(cache.mean[:, :1], plain.mean)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_flipped_pictures_are_a_second_entry(tiny_pipe, tiny_subject) -> None:
 
 
 def test_scaling_comes_from_the_vae(tiny_pipe, tiny_subject) -> None:
-    cache = encode_pictures(tiny_pipe.vae, tiny_subject.train[:1], 64)
+    cache = encode_pictures(tiny_pipe, tiny_subject.train[:1], 64)
     assert cache.scaling_factor == 0.5
     assert cache.shift_factor == 0.0
     assert cache.mean.dtype == cache.logvar.dtype == torch.float32
@@ -59,15 +59,16 @@ def test_scaling_comes_from_the_vae(tiny_pipe, tiny_subject) -> None:
 
 def test_encoding_in_half_precision_is_refused(tiny_pipe, tiny_subject) -> None:
     with pytest.raises(ValueError, match="bfloat16"):
-        encode_pictures(tiny_pipe.vae.to(torch.bfloat16), tiny_subject.train, 64)
+        tiny_pipe.vae.to(torch.bfloat16)
+        encode_pictures(tiny_pipe, tiny_subject.train, 64)
 
 
 def test_text_is_what_the_pipeline_would_use(tiny_pipe) -> None:
     text = "a photo of customcls dog"
-    ids = tokenize(tiny_pipe, text)
-    assert ids.shape == (1, 77)
+    tokens = tokenize(tiny_pipe, text)
+    assert tokens["tokenizer"].shape == (1, 77)
     expected, _ = tiny_pipe.encode_prompt(text, "cpu", 1, False)
-    assert torch.equal(encode_text(tiny_pipe, ids), expected)
+    assert torch.equal(encode_text(tiny_pipe, tokens)["hidden"], expected)
 
 
 def test_a_prompt_that_is_too_long_is_refused(tiny_pipe) -> None:

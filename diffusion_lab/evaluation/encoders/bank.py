@@ -14,6 +14,7 @@ from torch import Tensor
 from diffusion_lab.config.schema import Metrics
 from diffusion_lab.evaluation.encoders.cache import FeatureCache, image_key, text_key
 from diffusion_lab.evaluation.encoders.photographs import of_both, packed, unpacked
+from diffusion_lab.evaluation.encoders.table import IMAGE_ENCODERS
 from diffusion_lab.records import Features, UserError
 from diffusion_lab.system.rng import preserved_rng
 
@@ -65,7 +66,7 @@ class EncoderBank:
         "face_found" and without "face" in ``needs``, rows of `face` have the single value 1, and no embedder is
         loaded.
         """
-        if unknown := set(needs) - FIELDS:
+        if unknown := set(needs) - FIELDS - set(IMAGE_ENCODERS):
             raise ValueError(f"features has no {', '.join(sorted(unknown))}")
         if texts is not None and len(texts) != len(images):
             raise ValueError(f"{len(texts)} texts for {len(images)} images")
@@ -78,7 +79,8 @@ class EncoderBank:
                 if progress is not None:
                     progress(len(chunk))
         fields: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return Features(n=len(images), **fields)
+        more = {name: fields.pop(name) for name in list(fields) if name in IMAGE_ENCODERS}
+        return Features(n=len(images), more=more, **fields)
 
     def _encode(
         self, images: Sequence[Pixels], texts: Sequence[str | None] | None, needs: Set[str]
@@ -111,6 +113,8 @@ class EncoderBank:
             logits = self._inception.logits(found["inception"]) if "inception_logits" in needs else None
             if logits is not None:
                 found["inception_logits"] = logits
+        for name in sorted(set(IMAGE_ENCODERS) & needs):
+            found[name] = seen((name,), lambda some, name=name: self._other(name).embed_images(some))  # type: ignore[misc]
         return {name: value.float().cpu() for name, value in found.items()}
 
     def _texts(self, texts: Sequence[str | None]) -> Tensor:
@@ -133,7 +137,9 @@ class EncoderBank:
         """Rows from the cache; ``encode(numbers)`` computes those that are missing."""
         assert self.cache is not None
         for role in roles:
-            getattr(self, _LOADED_BY[role])  # its identity is known only after loading
+            self._other(role) if role in IMAGE_ENCODERS else getattr(
+                self, _LOADED_BY[role]
+            )  # for its identity
         known = self.identities()
         identity = "; ".join([*(known[role] for role in roles), torch.device(self.device).type])
         return self.cache.rows(identity, keys, encode)
@@ -228,6 +234,11 @@ class EncoderBank:
         with preserved_rng():
             self._used[role] = load()
         return self._used[role]
+
+    def _other(self, name: str) -> Any:
+        if name in self._used:
+            return self._used[name]
+        return self._load(name, lambda: IMAGE_ENCODERS[name](self.settings, self.device))
 
     @cached_property
     def _detector(self) -> FaceDetector:

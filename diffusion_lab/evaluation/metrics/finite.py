@@ -23,8 +23,8 @@ def without_broken_rows(features: Features, names: Sequence[str]) -> Features:
     other images of the evaluation are still valid.
     """
     mended: dict[str, Any] = {}
-    for field in FIELDS:
-        rows = getattr(features, field)
+    for field in (*FIELDS, *features.more):
+        rows = features.more[field] if field in features.more else getattr(features, field)
         if rows is None:
             continue
         flat = rows.reshape(len(rows), -1)
@@ -46,4 +46,5 @@ def without_broken_rows(features: Features, names: Sequence[str]) -> Features:
             kept = rows.clone()
             kept[broken] = float("nan")
             mended[field] = kept
-    return replace(features, **mended) if mended else features
+    others = {name: mended.pop(name, rows) for name, rows in features.more.items()}
+    return replace(features, more=others, **mended) if mended or others else features
