@@ -155,7 +155,7 @@ def check(config: Config, run_folder: Path) -> Plan:
 
 def run(config: Config, run_folder: Path) -> None:
     """Writes `<prompt>-<index>.png` into `job.output`, and `generated.json`. `run_folder` stays unused."""
-    from diffusion_lab.data.tokens import check_lengths
+    from diffusion_lab.data.tokens import check_texts
     from diffusion_lab.models.load import cast_frozen, load_pipeline, resolution_of, resolve_device
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
     from diffusion_lab.sampling.sample import draw, plan
@@ -185,7 +185,7 @@ def run(config: Config, run_folder: Path) -> None:
     for piece in wanted.artefacts:
         if piece.kind != PIPELINE:
             apply(pipe, piece, job.weight)
-    check_lengths(pipe.tokenizer, "", wanted.prompts)
+    check_texts(pipe, wanted.prompts)
     cast_frozen(pipe, wanted.model.precision)
     resolution = resolution_of(pipe, wanted.model)
     rows = [

@@ -309,3 +309,38 @@ def test_a_network_that_the_model_lacks(tmp_path: Path) -> None:
         UserError, match=r"it changes the text_encoder_3 \(lora_te3_.*\), which this model lacks"
     ):
         apply(pipe, *recognise(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_texts_that_t5_reads_whole(folders: dict[str, Path], family: str) -> None:
+    """Longer than CLIP's 77 tokens; beyond T5's own limit nothing is cut silently."""
+    from diffusion_lab.data.tokens import check_texts
+
+    def of_words(number: int) -> PromptSet:
+        return PromptSet("one", (Prompt("p7", "a " * number, "a"),), "", "")
+
+    pipe = load(folders[family])
+    check_texts(pipe, of_words(200))
+    with pytest.raises(UserError, match=r"prompts: p7: .* tokens, the model reads (256|512); shorten it"):
+        check_texts(pipe, of_words(600))
+    with pytest.raises(UserError, match="but the model reads 77"):
+        check_texts(load(folders["sdxl"]), of_words(200))
+
+
+def test_weights_in_4_bits_take_pairs_only(folders: dict[str, Path], trained) -> None:
+    """A packed weight's own shape tells nothing; what goes into weights is refused."""
+    pipe = load(folders["flux"])
+    pipe.transformer.is_quantized = True
+    for method in ("loha", "dora", "dreambooth"):
+        with pytest.raises(UserError, match=r"changes the weights themselves, .* set model\.quantise=null"):
+            apply(pipe, *recognise(trained("flux", method)[0]))
+    packed = {}
+    for name, module in pipe.transformer.named_modules():
+        if name.endswith(("to_q", "to_out.0")):
+            packed[name] = tuple(module.weight.shape)
+            numbers = torch.zeros(module.weight.numel() // 2, 1, dtype=torch.uint8)
+            module.weight = torch.nn.Parameter(numbers, requires_grad=False)
+    apply(pipe, *recognise(trained("flux", "lora")[0]))
+    for name, shape in packed.items():
+        layer = pipe.transformer.get_submodule(name)
+        assert (layer.lora_B["artefact"].weight.shape[0], layer.lora_A["artefact"].weight.shape[1]) == shape
