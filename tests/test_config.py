@@ -65,7 +65,9 @@ def test_conf_files_add_nothing_to_the_schema_and_take_nothing_away() -> None:
 def test_nothing_is_optional_and_every_method_has_its_file() -> None:
     texts = [path.read_text() for path in conf_folder().rglob("*.yaml")]
     assert len(texts) > 20
-    assert not any("optional " in yaml.safe_dump((yaml.safe_load(text) or {}).get("defaults")) for text in texts)
+    assert not any(
+        "optional " in yaml.safe_dump((yaml.safe_load(text) or {}).get("defaults")) for text in texts
+    )
     assert set(groups()["method"]) == set(METHODS)
     assert set(groups()["job"]) == set(JOBS)
 
