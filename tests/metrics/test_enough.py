@@ -13,6 +13,7 @@ from diffusion_lab.data.prompts import SETS, images_per_prompt, load_prompts
 from diffusion_lab.evaluation.evaluate import score
 from diffusion_lab.evaluation.metrics import METRICS, NEEDS_TWINS, select
 from diffusion_lab.evaluation.metrics.enough import check_enough, without_value
+from diffusion_lab.families import FAMILIES
 from diffusion_lab.plan.sampling import enough_images, ignored_negative
 from diffusion_lab.records import Features, Prompt, PromptSet, References, UserError
 from diffusion_lab.sampling.sample import plan
@@ -123,7 +124,7 @@ def test_a_negative_prompt_without_guidance_is_warned_about(
     scale: float, negative: str, warned: bool
 ) -> None:
     prompts = PromptSet("one", (Prompt("p000", "a", "a"),), negative, "")
-    said = ignored_negative(Prompts(guidance_scale=scale), prompts)
+    said = ignored_negative(Prompts(guidance_scale=scale), prompts, FAMILIES["sd"])
     assert [("negative prompt is ignored" in text, f"guidance_scale={scale:g}" in text) for text in said] == (
         [(True, True)] if warned else []
     )
