@@ -1,6 +1,6 @@
-"""Peak memory of a training step with Stable Diffusion 1.5's architecture: the plan's estimate, and measured.
+"""Peak memory of a training step with a published model's architecture: the plan's estimate, and measured.
 
-    python -m benchmarks.memory [--steps 3] [--only lora]
+    python -m benchmarks.memory [--model sd15] [--steps 3] [--only lora]
 
 The networks are built from their configs with random weights, so nothing is downloaded: memory does not depend
 on the values. Measured is torch's peak of allocated bytes on a CUDA device over the steps, after everything has
@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import sys
 from typing import Any
+
+from benchmarks.full_size import MODELS, pipeline
 
 GIB = 2**30
 # (words of the command line, goal in GiB): each method as experiment=small_card has it, then without savings.
@@ -27,57 +29,21 @@ CASES: dict[str, tuple[list[str], float | None]] = {
     "lora, batch 4": ([*PLAIN, "method=lora"], None),
     "textual_inversion, batch 4": ([*PLAIN, "method=textual_inversion"], None),
 }
-UNET = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-VAE = {
-    "sample_size": 512,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "latent_channels": 4,
-    "scaling_factor": 0.18215,
-}
-TEXT = {
-    "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
-}  # fmt: skip
 
 
-def build(device: Any) -> Any:
-    """A StableDiffusionPipeline of SD 1.5's size on `device`, float32, frozen; the miniature's tokenizer."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+def cases(model: str) -> dict[str, tuple[list[str], float | None]]:
+    """The words and the goal of each case, of those methods that the model's family has; goals are for sd15."""
+    from diffusion_lab.families import FAMILIES
 
-    from diffusion_lab.miniature.shipped import shipped_folder
-    from diffusion_lab.models.load import modules
-
-    with torch.device(device):
-        unet = UNet2DConditionModel(**UNET)
-        vae = AutoencoderKL(**VAE)
-        text_encoder = CLIPTextModel(CLIPTextConfig(**TEXT))
-    pipe = StableDiffusionPipeline(
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(shipped_folder("miniature") / "tokenizer"),
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    for module in modules(pipe):
-        module.requires_grad_(False)
-        module.eval()
-    return pipe.to(device)
+    family = FAMILIES[MODELS[model][0]]
+    found = {
+        name: case
+        for name, case in CASES.items()
+        if model == "sd15" or "word" in family.trainable or "inversion" not in name
+    }
+    if model == "sd15":
+        return found
+    return {name: ([*words, f"model={model}"], None) for name, (words, _) in found.items()}
 
 
 def configured(words: list[str]) -> Any:
@@ -91,12 +57,12 @@ def configured(words: list[str]) -> Any:
 
 def estimated(config: Any) -> float:
     """GiB of training, as the plan says before anything is loaded."""
-    from diffusion_lab.plan.footprint import SD15, peaks
+    from diffusion_lab.plan.footprint import architecture, peaks
 
-    return peaks(config, SD15)["training"] / GIB
+    return peaks(config, architecture(config.model))["training"] / GIB
 
 
-def measured(config: Any, steps: int) -> float:
+def measured(config: Any, model: str, steps: int) -> float:
     """GiB allocated at the peak of `steps` training steps."""
     import hashlib
     from pathlib import Path
@@ -111,14 +77,15 @@ def measured(config: Any, steps: int) -> float:
     from diffusion_lab.training.state import build_state
 
     device = torch.device("cuda")
+    side = config.model.resolution
     draw = np.random.default_rng(0)
-    pictures = [draw.integers(0, 256, (512, 512, 3), dtype=np.uint8) for _ in range(4)]
+    pictures = [draw.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(4)]
     train = tuple(
         Picture(Path(f"{i}.png"), hashlib.sha256(pixels.tobytes()).hexdigest(), pixels)
         for i, pixels in enumerate(pictures)
     )
     subject = Subject("noise", "dog", "customcls", train, (), (), "a photo of customcls dog")
-    state = build_state(config, build(device), subject)
+    state = build_state(config, pipeline(model, device, half=config.model.precision != "fp32"), subject)
     with awake(state, None, config.memory):
         pass
     torch.cuda.empty_cache()
@@ -133,6 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", choices=list(MODELS), default="sd15")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     options = parser.parse_args(arguments)
@@ -143,14 +111,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     has_card = torch.cuda.is_available()
     where = torch.cuda.get_device_name() if has_card else "no CUDA device here: nothing was measured"
-    print(f"Stable Diffusion 1.5's architecture, 512 pixels, GiB at the peak of a training step ({where})\n")
+    print(f"the architecture of model={options.model}, GiB at the peak of a training step ({where})\n")
     print("| case | words | goal | estimated | measured |\n|---|---|---|---|---|")
     missed = 0
-    for name, (words, goal) in CASES.items():
+    for name, (words, goal) in cases(options.model).items():
         if options.only not in name:
             continue
         config = configured(words)
-        found = measured(config, options.steps) if has_card else None
+        found = measured(config, options.model, options.steps) if has_card else None
         missed += goal is not None and found is not None and found > goal
         cells = [
             name, f"`{' '.join(words)}`", "" if goal is None else f"{goal:.1f}", f"{estimated(config):.1f}",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import TEXT, UNET, VAE
+from benchmarks.full_size import TEXT, UNET, VAE
 
 TINY_UNET = {**UNET, "block_out_channels": (32, 32, 64, 64), "layers_per_block": 1, "attention_head_dim": 4}
 TINY_VAE = {**VAE, "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}

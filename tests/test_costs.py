@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from diffusion_lab.cli.compose import compose
 from diffusion_lab.config.schema import Config
+from diffusion_lab.families import FAMILIES
 from diffusion_lab.models import devices
 from diffusion_lab.models.devices import Card
 from diffusion_lab.plan import costs, footprint
 from diffusion_lab.plan.costs import Cost, estimate, memory_warnings, speeds, time_rows
 from diffusion_lab.plan.defaults import fill_defaults
-from diffusion_lab.plan.numbers import Planned
+from diffusion_lab.plan.numbers import PlannedEvaluations
 from diffusion_lab.plan.shown import duration
 from diffusion_lab.records import UserError
 
@@ -208,17 +209,17 @@ def test_positions_are_those_of_the_network() -> None:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from benchmarks import memory
+    from benchmarks.full_size import UNET
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**memory.UNET)
+        unet = UNet2DConditionModel(**UNET)
     seen: list[int] = []
     for name, module in unet.named_modules():
         if name.endswith("transformer_blocks.0"):
             module.register_forward_pre_hook(lambda _, given: seen.append(int(given[0].shape[1])))
     latents = torch.zeros(1, 4, 64, 64, device="meta")
     unet(latents, torch.zeros(1, device="meta"), torch.zeros(1, 77, 768, device="meta"))
-    assert footprint.attention_positions(unet.config, 64) == sum(seen)
+    assert FAMILIES["sd"].work({"unet": unet.config}, 64).positions == sum(seen)
 
 
 @pytest.mark.parametrize(
@@ -274,5 +275,5 @@ def test_an_unknown_card_is_measured_at_the_start(
     for card, told in (("4090", False), ("unknown", True)):
         on(CARDS[card])
         config.model.precision = "bf16"
-        calibrate.tell(config, Planned((0, 10), 4, 100), torch.device("cuda"))
+        calibrate.tell(config, PlannedEvaluations((0, 10), 4, 100), torch.device("cuda"))
         assert ("does 100 TFLOP/s" in caplog.text) == told

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, rehearsal, stand_ins
+from benchmarks import full_size, rehearsal, stand_ins
 
 
 def test_the_tokenizer_is_clips() -> None:
@@ -27,12 +27,13 @@ def test_the_full_size_is_stable_diffusion_15s() -> None:
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from diffusion_lab.plan.footprint import SD15
+    from diffusion_lab.families import FAMILIES
 
+    published = FAMILIES["sd"].parameters
     with torch.device("meta"):
-        vae, text = AutoencoderKL(**memory.VAE), CLIPTextModel(CLIPTextConfig(**memory.TEXT))
-    assert sum(p.numel() for p in vae.parameters()) == SD15.parameters["vae"]
-    assert sum(p.numel() for p in text.parameters()) == SD15.parameters["text_encoder"]
+        vae, text = AutoencoderKL(**full_size.VAE), CLIPTextModel(CLIPTextConfig(**full_size.TEXT))
+    assert sum(p.numel() for p in vae.parameters()) == published["vae"]
+    assert sum(p.numel() for p in text.parameters()) == published["text_encoder"]
 
 
 def test_random_values_keep_activations_finite() -> None:

@@ -23,6 +23,7 @@ class StableDiffusion:
     denoiser = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     tokenizers: tuple[str, ...] = ("tokenizer",)
+    t5: str | None = None
     optional: frozenset[str] = frozenset()
     trainable: frozenset[Trainable] = frozenset({"network", "adapter", "word", "hypernetwork"})
     why_not: Mapping[Trainable, str] = {}
@@ -34,6 +35,7 @@ class StableDiffusion:
     guidance: Literal["classifier_free", "embedded"] = "classifier_free"
     sampling_steps = 50
     guidance_scale = 7.5
+    sampler = "DPM++ 2M"
     # Where the configs of 1.x are: diffusers' own choice for such a file.
     single_file_config = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     single_file_parts: Mapping[str, tuple[str, ...]] = {
@@ -156,5 +158,6 @@ class StableDiffusion:
         found = kohya.renamed(weights, settings)
         return found and {key.replace(kohya.FIRST, "lora_te_", 1): value for key, value in found.items()}
 
-    def layer_name(self, name: str) -> str:
-        return name
+    def layer_names(self, name: str) -> tuple[str, ...]:
+        """Of the original code's names too, which LyCORIS writes for some models."""
+        return (kohya.diffusers_name(name),)

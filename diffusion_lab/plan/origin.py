@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.artefacts.sampling_note import HEADER, MODEL, SAMPLER, SET
+from diffusion_lab.config.jobs import Score, as_job
 from diffusion_lab.data.nouns import fitting_set
 from diffusion_lab.models.devices import best_precision
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.plan.defaults import is_full_size
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config
+    from diffusion_lab.families.family import Family
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +38,7 @@ ENCODERS = (
     "encoders", "face_weights", "clip_model", "clip_weights", "aesthetics_weights", "dino_model",
     "inception_weights",
 )  # fmt: skip
-# For another tool's file, which tells nothing of this: what full-size models are usually sampled with.
-FULL_SIZE: Mapping[str, Any] = {
-    "n": 100, "images_per_prompt": 1, "sampling_steps": 30, "guidance_scale": 7.5,
-    "batch_size": 8,
-}  # fmt: skip
+STEPS = 30  # of sampling a full-size model, where its authors take more
 INDEX = "generated.json"  # what the images of the folder depend on, and which file is which
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -48,7 +47,7 @@ class Given:
     """Which keys the command line sets, its groups and experiments included."""
 
     def __init__(self, config: Config) -> None:
-        keys = config.job.given
+        keys = getattr(config.job, "given", None)  # jobs that take something up have it
         self.keys = _differing(config) if keys is None else set(keys)
 
     def __contains__(self, key: str) -> bool:
@@ -98,10 +97,13 @@ def as_trained(
         config.model.resolution = model.get("resolution")  # what was filled in is another model's
     if config.model.path != before.model.path and not precise and is_full_size(config.model):
         config.model.precision = best_precision(config.model.device)  # the default is the miniature's
-    prompts = recorded.get("prompts") or {}
+    prompts, family = recorded.get("prompts") or {}, which_family(config.model)
+    if family is not which_family(before.model):  # what was filled in is another family's
+        own = {"sampling_steps": family.sampling_steps, "guidance_scale": family.guidance_scale}
+        config.prompts = dataclasses.replace(config.prompts, **_not_given(own, given))
     if not prompts and artefact is not None and is_full_size(config.model):
         noun = config.data.class_noun if "data.class_noun" in given else header.get("class_noun")
-        prompts = {**FULL_SIZE, "name": fitting_set(noun)}
+        prompts = {**usual(which_family(config.model)), "name": fitting_set(noun)}
         source = "the usual for full-size models, since the artefact tells nothing of it"
     is_other_set = any(f"prompts.{key}" in given for key in ("name", "path"))
     has_texts = any(getattr(config.job, key, None) for key in ("text", "texts", "texts_file"))
@@ -115,6 +117,17 @@ def as_trained(
             setattr(config.data, key, header[name])
     _check(config, source)
     return config, _line(before, config, ("model", "prompts", "data"), source)
+
+
+def usual(family: Family) -> dict[str, Any]:
+    """For another tool's file, which tells nothing of this: what the family's full-size models are usually sampled with."""
+    return {
+        "n": 100,
+        "images_per_prompt": 1,
+        "sampling_steps": min(STEPS, family.sampling_steps),
+        "guidance_scale": family.guidance_scale,
+        "batch_size": 8,
+    }
 
 
 def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Given) -> bool:
@@ -132,9 +145,15 @@ def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Gi
             continue
         if key == "precision" and value != "fp32" and _on_cpu(config) != (device == "cpu"):
             continue  # half precision is a matter of the device, and this is another one
+        if key == "quantise" and (value != "nf4" or _on_cpu(config)):
+            continue
         setattr(config.model, key, value)
         precise |= key == "precision"
     return precise
+
+
+def _not_given(values: Mapping[str, Any], given: Given) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if f"prompts.{key}" not in given}
 
 
 def _on_cpu(config: Config) -> bool:
@@ -221,7 +240,7 @@ def as_measured(config: Config) -> tuple[Config, str]:
 
     config, given = copy.deepcopy(config), Given(config)
     before = copy.deepcopy(config)
-    images = Path(config.job.images).expanduser()
+    images = Path(as_job(config.job, Score).images).expanduser()
     run = run_of(images)
     if run is None and (images / INDEX).is_file():
         drawn = read_json(images / INDEX, "job.images", remedy="remove it, or draw the images again").get(

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.config.schema import Config, Data, Job, Metrics, Model, Prompts
+from diffusion_lab.config.schema import Config, Data, Metrics, Model, Prompts
 from diffusion_lab.data.prompts import SETS, images_per_prompt, load_prompts
 from diffusion_lab.evaluation.evaluate import score
 from diffusion_lab.evaluation.metrics import METRICS, NEEDS_TWINS, select
 from diffusion_lab.evaluation.metrics.enough import check_enough, without_value
+from diffusion_lab.families import FAMILIES
 from diffusion_lab.plan.sampling import enough_images, ignored_negative
 from diffusion_lab.records import Features, Prompt, PromptSet, References, UserError
 from diffusion_lab.sampling.sample import plan
@@ -107,7 +108,7 @@ def test_one_training_picture_has_no_distance() -> None:
 def test_the_plan_asks_for_what_will_be_drawn() -> None:
     config = Config(
         metrics=Metrics(names=["diversity"]), prompts=Prompts(name="paper", n=2, images_per_prompt=1),
-        data=Data(), model=Model(), job=Job(),
+        data=Data(), model=Model(),
     )  # fmt: skip
     _, prompts = loaded("paper", 2, 1)
     with pytest.raises(UserError, match="diversity"):
@@ -123,7 +124,7 @@ def test_a_negative_prompt_without_guidance_is_warned_about(
     scale: float, negative: str, warned: bool
 ) -> None:
     prompts = PromptSet("one", (Prompt("p000", "a", "a"),), negative, "")
-    said = ignored_negative(Prompts(guidance_scale=scale), prompts)
+    said = ignored_negative(Prompts(guidance_scale=scale), prompts, FAMILIES["sd"])
     assert [("negative prompt is ignored" in text, f"guidance_scale={scale:g}" in text) for text in said] == (
         [(True, True)] if warned else []
     )

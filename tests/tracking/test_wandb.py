@@ -26,7 +26,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from diffusion_lab.config import schema as config
 from diffusion_lab.records import UserError
-from diffusion_lab.trackers import Fanout, build_trackers
+from diffusion_lab.trackers import Fanout, build_trackers, wandb_mode
 from diffusion_lab.trackers import wandb as view
 
 KEY = "x" * 20 + "0123456789abcdef0123"
@@ -270,7 +270,7 @@ def test_nothing_is_printed_and_nothing_asked(
 
 
 def test_auto_is_offline_without_credentials() -> None:
-    assert view.resolve_mode("auto") == "offline"
+    assert wandb_mode.resolve_mode("auto") == "offline"
 
 
 def sessions(
@@ -419,7 +419,7 @@ def test_a_refused_project_names_one_that_would_do() -> None:
 
 def test_online_without_credentials_is_refused() -> None:
     with pytest.raises(UserError, match=r"tracker\.wandb=online needs credentials.*wandb login"):
-        view.resolve_mode("online")
+        wandb_mode.resolve_mode("online")
 
 
 def test_an_unknown_mode_is_named(tmp_path: Path) -> None:
@@ -447,29 +447,29 @@ def test_credentials_are_found_and_the_server_asked_first(
         else:
             netloc = url.removeprefix("http://")
             (tmp_path / "home" / "netrc").write_text(f"machine {netloc}\n login user\n password {KEY}\n")
-        assert view.resolve_mode("auto") == "online"
-        assert view.resolve_mode("online") == "online"
+        assert wandb_mode.resolve_mode("auto") == "online"
+        assert wandb_mode.resolve_mode("online") == "online"
         monkeypatch.setenv("WANDB_MODE", "offline")
         wandb.teardown()
-        assert view.resolve_mode("auto") == "offline"
+        assert wandb_mode.resolve_mode("auto") == "offline"
         monkeypatch.delenv("WANDB_MODE")
         wandb.teardown()
     with caplog.at_level(logging.WARNING):
-        assert view.resolve_mode("auto") == "offline"  # the server is gone
+        assert wandb_mode.resolve_mode("auto") == "offline"  # the server is gone
     assert "does not answer" in caplog.text
     assert KEY not in caplog.text
 
 
 def test_a_netrc_entry_for_somebody_else_is_none(tmp_path: Path) -> None:
     (tmp_path / "home" / "netrc").write_text(f"machine example.org\n login user\n password {KEY}\n")
-    assert not view.has_credentials()
+    assert not wandb_mode.has_credentials()
 
 
 def test_a_proxy_is_asked_in_the_servers_place(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
-        assert view.reachable("https://api.example.invalid")
-    assert not view.reachable("https://api.example.invalid")
+        assert wandb_mode.reachable("https://api.example.invalid")
+    assert not wandb_mode.reachable("https://api.example.invalid")
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
