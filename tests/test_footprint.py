@@ -15,7 +15,7 @@ from diffusion_lab.jobs import check
 from diffusion_lab.models import devices
 from diffusion_lab.plan import costs, footprint
 from diffusion_lab.plan.defaults import fill_defaults
-from diffusion_lab.plan.numbers import Planned
+from diffusion_lab.plan.numbers import PlannedEvaluations
 
 DATA = ["data=folder", "data.folder=.", "data.class_noun=dog"]
 
@@ -96,7 +96,7 @@ def test_a_run_that_does_not_fit_is_told_what_would_help(
 
 
 def test_the_record_has_the_estimate_beside_what_was_measured() -> None:
-    numbers = Planned(evaluations=(0, 1400), per_evaluation=100, forwards=10_000)
+    numbers = PlannedEvaluations(evaluations=(0, 1400), per_evaluation=100, forwards=10_000)
     planned = costs.phases(configured("experiment=full"), numbers)
     for phase in ("training", "evaluation"):
         assert planned[phase]["seconds"] > 0
@@ -176,5 +176,5 @@ def test_the_start_holds_all_parts_as_they_are_loaded(monkeypatch: pytest.Monkey
         config = configured("experiment=full", f"model={name}", f"model.quantise={quantise}")
         found = footprint.loaded_bytes(config, footprint.architecture(config.model))
         assert found == pytest.approx(expected, rel=0.02)
-        numbers = Planned(evaluations=(0, 500), per_evaluation=10, forwards=5000)
+        numbers = PlannedEvaluations(evaluations=(0, 500), per_evaluation=10, forwards=5000)
         assert costs.of_run(config, numbers).start_seconds == 60 + max(0, found - 5e9) / 0.5e9

@@ -7,6 +7,10 @@ Files of this kind name layers in several ways, and each tensor by a suffix:
     unet.down_blocks.0....attn1.to_q.lora.down.weight            diffusers' scripts
     unet.down_blocks.0....attn1.processor.to_q_lora.down.weight  earlier ones
     base_model.model.down_blocks.0....lora_A.weight              peft
+    diffusion_model.double_blocks.0....lora_A.weight             ComfyUI
+
+The denoiser's layers have diffusers' names, or those of the model's original code, where a layer may hold several of
+diffusers' (queries, keys and values are rows of one matrix): `Family.layer_names` tells.
 
 diffusers' own loader takes one alpha for a whole file where they differ by layer, and passes over layers that it
 does not know; so the layers are read here, each with its own alpha.
@@ -14,22 +18,18 @@ does not know; so the layers are read here, each with its own alpha.
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from diffusion_lab.artefacts import changes
-from diffusion_lab.families import of
+from diffusion_lab.artefacts import changes, peft_settings
+from diffusion_lab.artefacts.made_for import OTHER_FILE, check_header, check_names, no_fit
+from diffusion_lab.families import FAMILIES
 from diffusion_lab.records import UserError
-from diffusion_lab.system.readers import Header, read_tensors
+from diffusion_lab.system.readers import Header
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from diffusion_lab.families.family import Family
 
 SUFFIXES = {  # what follows a layer's name -> what the tensor is
@@ -52,17 +52,15 @@ TELLING = (
     "glora",
     ".dora_scale",
 )  # a key with one of these is an adapter's
-DENOISER = "denoiser"  # stands for the part that the family calls so: kohya's names do not tell
+DENOISER, T5 = "denoiser", "t5"  # stand for the parts that are these in the family: kohya's names do not tell
 KOHYA = {
-    "lora_unet_": DENOISER, "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2",
+    "lora_unet_": DENOISER, "lora_transformer_": DENOISER, "lora_te_": "text_encoder", "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2", "lora_te3_": T5,
 }  # fmt: skip
 PREFIXES = {
     "unet.": "unet", "transformer.": "transformer", "text_encoder.": "text_encoder",
-    "text_encoder_2.": "text_encoder_2", "base_model.model.": DENOISER,
+    "text_encoder_2.": "text_encoder_2", "text_encoder_3.": "text_encoder_3", "diffusion_model.": DENOISER,
 }  # fmt: skip
-NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2")
-SETTINGS = "lora_adapter_metadata"  # diffusers' name in the header for peft's settings
-WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 _EARLIER = {"to_out": "to_out.0"}  # the earlier scripts' names for layers
 _TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -71,9 +69,13 @@ _TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_pr
 class Layer:
     """One layer of the file."""
 
-    part: str  # unet, transformer, text_encoder, text_encoder_2; DENOISER where its key does not tell
+    part: (
+        str  # unet, transformer, text_encoder, text_encoder_2, ...; DENOISER, T5 where its key does not tell
+    )
     name: str  # the module's, without its network's; kohya's with underscores
     keys: dict[str, str] = field(default_factory=dict)  # what a tensor is -> its key in the file
+    # Of a layer under the original code's name: all layers that are rows of its matrix, this one among them, in order.
+    together: tuple[str, ...] = ()
 
     @property
     def is_plain(self) -> bool:
@@ -119,13 +121,10 @@ def layers(header: Header, where: str) -> list[Layer]:
                 )
         if wrong:
             raise UserError(f"{where}: the layer {layer.name} {wrong}; {OTHER_FILE}")
-    _settings(header, where)
+    peft_settings.read(header, where)
     return list(found.values())
 
 
-MADE_FOR = "set model.path to the one it was made for"
-CROSS = "its cross-attention reads text"
-OTHER_FILE = "the file is damaged or made by a tool that is not known here; copy it again, or convert it"
 _BY_LENGTH = sorted(SUFFIXES, key=len, reverse=True)
 
 
@@ -136,8 +135,18 @@ def _refuse_others(header: Header, where: str) -> None:
                 f"{where}: is an OFT in another tool's keys ({key}), whose rotations the tools compute differently; "
                 "OFT is read from peft's folders only (unet/adapter_config.json)"
             )
-        if key.startswith(("lora_transformer_", "lora_prior_")):
+        if key.startswith("lora_prior_"):
             raise UserError(f"{where}: is for an architecture that is not known here ({key})")
+        if re.search(r"_lora[12]\.(down|up)\.", key):
+            raise UserError(
+                f"{where}: is in XLabs' format ({key}), which is not read; convert it: diffusers' FluxPipeline reads it "
+                "(load_lora_weights) and writes its own (save_lora_adapter of the transformer)"
+            )
+        if re.search(r"(^|\.)(double|single)_blocks\.\d+\..*norm\.(key|query)_norm\.", key):
+            raise UserError(
+                f"{where}: is a control LoRA of FLUX.1 (Canny, Depth) ({key}), whose model is given a picture too; "
+                "such models are not supported"
+            )
 
 
 def _place(name: str, *, earlier: bool) -> tuple[str, str]:
@@ -153,7 +162,7 @@ def _place(name: str, *, earlier: bool) -> tuple[str, str]:
             break
     name = name.replace(".processor.", ".")
     head, _, last = name.rpartition(".")
-    if part == "text_encoder" and head.endswith("self_attn"):
+    if part.startswith("text_encoder") and head.endswith("self_attn"):
         last = _TEXT.get(last, last)
     elif earlier or last == "to_out":
         last = _EARLIER.get(last, last)
@@ -165,20 +174,40 @@ def parts_of(family: Family) -> tuple[str, ...]:
     return (family.denoiser, *family.text_encoders)
 
 
-def for_family(found: Sequence[Layer], family: Family, where: str) -> list[Layer]:
-    """The layers by the family's own names. UserError where they are of networks that it does not have."""
+def for_family(header: Header, family: Family, where: str) -> list[Layer]:
+    """`layers` by the family's own names. UserError too where the file is another family's."""
+    found = layers(header, where)
+    check_header(where, header.metadata, family)
     own = []
     for layer in found:
-        part, name = layer.part, layer.name
-        if part in (DENOISER, family.denoiser):
-            part, name = family.denoiser, family.layer_name(name)
+        names: tuple[str, ...] = (layer.name,)
+        part = {DENOISER: family.denoiser, T5: family.t5 or "text_encoder_3"}.get(layer.part, layer.part)
+        key = next(iter(layer.keys.values()))
+        if part == family.denoiser or part not in parts_of(family):
+            check_names(where, [key], family)
         if part not in parts_of(family):
+            having = [other for other in FAMILIES.values() if part in parts_of(other)]
+            like = [other for other in having if other.denoiser == family.denoiser] or having
+            titles = " or ".join(other.title for other in like)
             raise no_fit(
-                where,
-                f"it changes the {part} ({next(iter(layer.keys.values()))}), which {family.title} lacks",
+                where, f"it changes the {part} ({key}), as files for {titles} do, and this is {family.title}"
             )
-        own.append(Layer(part, name, layer.keys))
+        if part == family.denoiser:
+            names = family.layer_names(layer.name)
+        together = names if names != (layer.name,) else ()
+        own += [Layer(part, name, layer.keys, together) for name in names]
+    seen: dict[tuple[str, str], Layer] = {}
+    for layer in own:
+        other = seen.setdefault((layer.part, spelling(layer.name)), layer)
+        if other is not layer:
+            first, second = (next(iter(one.keys.values())) for one in (other, layer))
+            raise UserError(f"{where}: names one layer twice: {first} and {second}; {OTHER_FILE}")
     return own
+
+
+def spelling(name: str) -> str:
+    """One for all tools: underscores, and without the level `text_model`, which transformers has given up."""
+    return name.replace(".", "_").removeprefix("text_model_")
 
 
 def layers_of_peft(keys: Iterable[str], part: str) -> list[Layer]:
@@ -191,10 +220,10 @@ def layers_of_peft(keys: Iterable[str], part: str) -> list[Layer]:
     return [Layer(part, name) for name in names]
 
 
-def text_width(header: Header, found: list[Layer]) -> int | None:
+def text_width(header: Header, found: Sequence[Layer]) -> int | None:
     """Width of the text that the file's cross-attention layers read, None where it has none or does not tell."""
     for layer in found:
-        if layer.part not in (DENOISER, "unet") or not re.search(r"attn2[._]to[._][kv]$", layer.name):
+        if layer.part != "unet" or not re.search(r"attn2[._]to[._][kv]$", layer.name):
             continue
         shapes = {role: header.shapes[key] for role, key in layer.keys.items()}
         for role in ("down", "hada_w1_b", "diff"):
@@ -205,150 +234,3 @@ def text_width(header: Header, found: list[Layer]) -> int | None:
         if first and second:
             return first[1] * second[1]
     return None
-
-
-def no_fit(where: str, what: str) -> UserError:
-    """What is told where an artefact is another model's."""
-    return UserError(f"{where}: does not fit the model ({what}); {MADE_FOR}")
-
-
-def other_width(where: str, what: str, theirs: int, ours: int) -> UserError:
-    """The same where the widths of the text differ."""
-    them, us = (f", as in {WIDTHS[size]}" if size in WIDTHS else "" for size in (theirs, ours))
-    return no_fit(where, f"{what} {theirs} wide{them}, and this model's text encoder gives {ours}{us}")
-
-
-# --- onto a pipeline --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A layer of the file beside the layer of the pipeline that it changes."""
-
-    part: str
-    name: str  # the module's
-    module: Any  # linear or convolution, as it is without adapters
-    tensors: dict[str, Tensor]  # with alpha, where the file or its header tells one
-    stabilised: bool
-    is_plain: bool
-
-
-def read_changes(path: Path, header: Header, pipe: Any, where: str) -> list[Change]:
-    """All layers of the file with theirs in the pipeline. UserError where one of them has no place or not its size."""
-    family = of(pipe)
-    found = for_family(layers(header, where), family, where)
-    width = text_width(header, found)
-    ours = getattr(pipe, family.denoiser).config.get("cross_attention_dim")
-    if width is not None and isinstance(ours, int) and width != ours:
-        raise other_width(where, CROSS, width, ours)
-    parts = parts_of(family)
-    places = {part: _modules(getattr(pipe, part)) for part in parts if getattr(pipe, part) is not None}
-    _check_places(found, {part: frozenset(places[part]) for part in places}, where)
-    settings = _settings(header, where)
-    tensors = read_tensors(path, where, name="the file")
-    made = []
-    for layer in found:
-        name, module = places[layer.part][_key(layer.name)]
-        own = {role: tensors[key] for role, key in layer.keys.items()}
-        if settings.get(f"{layer.part}.use_dora") and not changes.LENGTHS & set(own):
-            raise UserError(f"{where}: is a DoRA, and the layer {layer.name} lacks its lengths; {OTHER_FILE}")
-        stabilised = _add_alpha(own, settings, layer.part, name)
-        made.append(Change(layer.part, name, module, own, stabilised, layer.is_plain))
-    return made
-
-
-def check_names(found: list[Layer], names: Mapping[str, Iterable[str]], where: str) -> None:
-    """UserError where the file has layers that the model has not. `names`: the model's by network; none: not known."""
-    _check_places(found, {part: frozenset(map(_key, names[part])) for part in names if names[part]}, where)
-
-
-def _check_places(found: list[Layer], keys: Mapping[str, frozenset[str]], where: str) -> None:
-    homeless = [layer for layer in found if layer.part in keys and _key(layer.name) not in keys[layer.part]]
-    if not homeless:
-        return
-    first = homeless[0]
-    told = f"such as {first.name} of the {first.part}"
-    if len(homeless) == len(found):
-        raise UserError(
-            f"{where}: none of its {len(found)} layers is in this model, {told}: it is for another architecture, or "
-            f"its tool names layers in a way that is not known here; convert it to kohya's or diffusers' names, or {MADE_FOR}"
-        )
-    raise no_fit(where, f"{len(homeless)} of its {len(found)} layers are not in this model, {told}")
-
-
-def _modules(network: nn.Module) -> dict[str, tuple[str, Any]]:
-    """Name with underscores -> name and module of every linear and convolution, below an adapter's wrapping."""
-    from torch import nn
-
-    found: dict[str, tuple[str, Any]] = {}
-    for name, module in network.named_modules():
-        base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
-        if isinstance(base, nn.Linear | nn.Conv2d) and "base_layer" not in name and ".lora_" not in name:
-            found[_key(name)] = (name, base)
-    return found
-
-
-def _key(name: str) -> str:
-    """One spelling for all: underscores, and without the level `text_model`, which transformers has given up."""
-    return name.replace(".", "_").removeprefix("text_model_")
-
-
-def _settings(header: Header, where: str) -> Mapping[str, Any]:
-    """peft's settings by `unet.r` and so on, where the file has them."""
-    text = header.metadata.get(SETTINGS)
-    if text is None:
-        return {}
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {SETTINGS} in its header is not JSON ({error}); {OTHER_FILE}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: {SETTINGS} in its header is not an object; {OTHER_FILE}")
-    for part in NETWORKS:
-        alpha, patterns = found.get(f"{part}.lora_alpha", 1), found.get(f"{part}.alpha_pattern") or {}
-        is_mapping = isinstance(patterns, dict)
-        alphas = [alpha, *patterns.values()] if is_mapping else [alpha]
-        switches = [found.get(f"{part}.{name}") for name in ("use_rslora", "use_dora")]
-        if not (
-            is_mapping
-            and all(map(_is_finite, alphas))
-            and all(map(_is_pattern, patterns))
-            and all(switch in (None, True, False) for switch in switches)
-            and not isinstance(found.get(part), dict)
-        ):
-            raise UserError(
-                f"{where}: {SETTINGS} in its header cannot be used: {part}.lora_alpha and the values of "
-                f"{part}.alpha_pattern must be numbers, its keys names of layers, use_rslora and use_dora true or "
-                f"false; {OTHER_FILE}"
-            )
-    return found
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_pattern(text: str) -> bool:
-    try:
-        re.compile(text)
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return True
-
-
-def _add_alpha(tensors: dict[str, Any], settings: Mapping[str, Any], part: str, name: str) -> bool:
-    """The layer's alpha from peft's settings, where it has none of its own; whether it is rank-stabilised.
-
-    Patterns are peft's: a layer's name or its end.
-    """
-    import torch
-
-    if f"{part}.lora_alpha" not in settings or "alpha" in tensors:
-        return False
-    alpha = settings[f"{part}.lora_alpha"]
-    for pattern, value in (settings.get(f"{part}.alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            alpha = value
-            break
-    tensors["alpha"] = torch.tensor(float(alpha))
-    return bool(settings.get(f"{part}.use_rslora"))

@@ -6,24 +6,22 @@ which words it is called. They are text, so every value is.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.artefacts import adapter_file, sampling_note
+from diffusion_lab.artefacts import adapter_file, made_for, peft_settings, whole
 from diffusion_lab.artefacts.attach import attach, kind_of, merge_folder
+from diffusion_lab.artefacts.notes import NOTES
+from diffusion_lab.artefacts.places import read_changes
 from diffusion_lab.families import FAMILIES, of
-from diffusion_lab.models.folder import shards
 from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import read_header, read_json, read_tensors
 
 if TYPE_CHECKING:
-    from diffusion_lab.config.schema import Config
     from diffusion_lab.families.family import Family
-    from diffusion_lab.records import Subject
 
 LORA, EMBEDDING, NETWORKS, PEFT, PIPELINE = "lora", "embedding", "networks", "peft", "pipeline"
 BASE = "base"  # notes of step 0: the base model, unchanged
@@ -34,7 +32,7 @@ TWINS = {  # the same thing in another tool's format -> the file of ours that it
     "lora_kohya.safetensors": "pytorch_lora_weights.safetensors",
     "learned_embeds_a1111.safetensors": "learned_embeds.safetensors",
 }
-NOTES = "dreambooth.json"
+OTHERS = {"t5xxl"}  # of embeddings that other tools read and diffusers does not
 AGAIN = "copy it again"
 
 
@@ -47,58 +45,14 @@ class Artefact:
     path: Path
     header: Mapping[str, str]
 
-    @property
-    def part(self) -> str:
-        """Of networks and peft's folders: the network that they change."""
-        return self.path.name if self.path.name in adapter_file.NETWORKS else "unet"
-
-
-def notes(config: Config, pipe: Any, subject: Subject, prompt: str) -> dict[str, str]:
-    """What every artefact's header says, beside the step and what the tools want to see of the method."""
-    from diffusion_lab.data.prompts import load_prompts
-    from diffusion_lab.system.atomic import dumps
-    from diffusion_lab.system.provenance import checkout, versions
-
-    prompts = load_prompts(config.prompts, identifier=subject.identifier, class_noun=subject.class_noun)
-    return {
-        sampling_note.HEADER: sampling_note.note(config, pipe.device.type, prompts.negative),
-        "base_model": config.model.path,
-        "prediction_type": str(pipe.scheduler.config.get("prediction_type", "epsilon")),
-        "trigger": subject.identifier,
-        "class_noun": subject.class_noun,
-        "instance_prompt": prompt,
-        "subject": subject.name,
-        "hyperparameters": dumps(
-            {
-                "seed": config.seed,
-                "method": dataclasses.asdict(config.method),  # type: ignore[call-overload]
-                "steps": dataclasses.asdict(config.steps),
-                "data": {key: getattr(config.data, key) for key in ("n_images", "captions", "flip")},
-                "model": {key: getattr(config.model, key) for key in ("resolution", "precision")},
-            }
-        ),
-        "seed": str(config.seed),
-        "version": versions().get("diffusion-lab", ""),
-        "commit": checkout(Path(__file__).resolve().parents[2])[0] or "",
-    }
-
-
-def annotate(folder: Path, words: Mapping[str, str]) -> None:
-    """Adds `words` to the headers of all artefacts in `folder`; weights stay to the bit."""
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
-    from diffusion_lab.system import tensors
-    from diffusion_lab.system.atomic import write_json
-
-    files = [*folder.glob("*.safetensors"), *folder.glob("*/adapter_model.safetensors")]
-    for path in sorted(files):
-        with safe_open(path, framework="pt") as file:
-            header = dict(file.metadata() or {})
-        tensors.write(path, load_file(path), {**header, **words})
-    record = folder / NOTES
-    if record.is_file():
-        write_json(record, {**read_json(record, "artefact"), **words})
+    def part(self, family: Family) -> str:
+        """Of networks and peft's folders: the network that they change. UserError where the family lacks it."""
+        part = self.path.name if self.path.name in peft_settings.NETWORKS else family.denoiser
+        if part not in adapter_file.parts_of(family):
+            raise made_for.no_fit(
+                f"job.artefact={self.path}", f"it changes the {part}, which {family.title} does not have"
+            )
+        return part
 
 
 def recognise(path: Path) -> tuple[Artefact, ...]:
@@ -120,7 +74,7 @@ def recognise(path: Path) -> tuple[Artefact, ...]:
     if (path / "adapter_config.json").exists():
         return (_peft_folder(path),)
     found = []
-    for part in adapter_file.NETWORKS:
+    for part in peft_settings.NETWORKS:
         if (path / part / "adapter_config.json").exists():
             found.append(_peft_folder(path / part))
         elif (path / part / "config.json").exists():
@@ -180,7 +134,7 @@ def _file(path: Path) -> Artefact:
     keys = list(found.shapes)
     if found.metadata.get("method") == HYPERNETWORK:
         return Artefact(HYPERNETWORK, path, found.metadata)
-    if keys and set(keys) <= SEVERAL:
+    if keys and set(keys) <= SEVERAL | OTHERS:
         widths = {key: shape[-1] for key, shape in found.shapes.items()}
         return Artefact(
             EMBEDDING, path, {"trigger": path.stem, **found.metadata, "widths": json.dumps(widths)}
@@ -224,16 +178,26 @@ def _peft_folder(folder: Path) -> Artefact:
     return Artefact(PEFT, folder, header.metadata)
 
 
+def check_family(piece: Artefact, family: Family) -> None:
+    """UserError where the piece names another family, or is what the family has none of."""
+    where = f"job.artefact={piece.path}"
+    made_for.check_header(where, piece.header, family)
+    if piece.kind == HYPERNETWORK and "hypernetwork" not in family.trainable:
+        raise made_for.no_fit(where, f"a hypernetwork, and {family.why_not['hypernetwork']}")
+    if piece.kind == EMBEDDING:
+        check_vocabularies(piece, family)
+    if piece.kind in (NETWORKS, PEFT):
+        piece.part(family)
+
+
 def check_vocabularies(piece: Artefact, family: Family) -> None:
     """UserError where an embedding has vectors for other text encoders than the family's."""
     theirs, ours = embedding_keys(piece), {place.key for place in family.vocabularies}
     if theirs != ours:
-        made = ", ".join(
-            other.title for other in FAMILIES.values() if {p.key for p in other.vocabularies} == theirs
-        )
-        raise adapter_file.no_fit(
-            f"job.artefact={piece.path}",
-            f"an embedding for {made or 'another model'}, and this is {family.title}",
+        titles = [other.title for other in FAMILIES.values() if {p.key for p in other.vocabularies} == theirs]
+        named = " or ".join(titles) or f"another model (vectors for {', '.join(sorted(theirs))})"
+        raise made_for.no_fit(
+            f"job.artefact={piece.path}", f"it is an embedding for {named}, and this is {family.title}"
         )
 
 
@@ -247,7 +211,7 @@ def check_width(piece: Artefact, ours: Mapping[str, int]) -> None:
     for key, theirs in json.loads(piece.header["widths"]).items():
         if key in ours and theirs != ours[key]:
             what = f"its vectors {key} are" if key else "its vectors are"
-            raise adapter_file.other_width(f"job.artefact={piece.path}", what, theirs, ours[key])
+            raise made_for.other_width(f"job.artefact={piece.path}", what, theirs, ours[key])
 
 
 def apply(pipe: Any, artefact: Artefact, weight: float = 1.0) -> None:
@@ -256,14 +220,15 @@ def apply(pipe: Any, artefact: Artefact, weight: float = 1.0) -> None:
     """
     where = f"job.artefact={artefact.path}"
     try:
+        check_family(artefact, of(pipe))
         _APPLY[artefact.kind](pipe, artefact, weight)
     except UserError as error:
         base = artefact.header.get("base_model")
-        if not base or not str(error).endswith(adapter_file.MADE_FOR):
+        if not base or not str(error).endswith(made_for.REMEDY):
             raise
         raise UserError(f"{error}: {base}") from error
     except (RuntimeError, ValueError, KeyError) as error:
-        raise adapter_file.no_fit(where, " ".join(str(error).split())[:200]) from error
+        raise made_for.no_fit(where, " ".join(str(error).split())[:200]) from error
     for module in of(pipe).networks(pipe).values():
         module.requires_grad_(False)
         module.eval()
@@ -272,7 +237,7 @@ def apply(pipe: Any, artefact: Artefact, weight: float = 1.0) -> None:
 def _lora(pipe: Any, artefact: Artefact, weight: float) -> None:
     where = f"job.artefact={artefact.path}"
     header = read_header(artefact.path, where)
-    attach(pipe, adapter_file.read_changes(artefact.path, header, pipe, where), weight, where)
+    attach(pipe, read_changes(artefact.path, header, pipe, where), weight, where)
 
 
 def _embedding(pipe: Any, artefact: Artefact, weight: float) -> None:
@@ -283,7 +248,6 @@ def _embedding(pipe: Any, artefact: Artefact, weight: float) -> None:
         return
     family, where = of(pipe), f"job.artefact={artefact.path}"
     vectors = read_tensors(artefact.path, where)
-    check_vocabularies(artefact, family)
     check_width(artefact, {
         place.key: int(getattr(pipe, place.text_encoder).config.hidden_size) for place in family.vocabularies
     })  # fmt: skip
@@ -298,75 +262,18 @@ def _embedding(pipe: Any, artefact: Artefact, weight: float) -> None:
 def _hypernetwork(pipe: Any, artefact: Artefact, weight: float) -> None:
     from diffusion_lab.methods.hypernetwork import from_file
 
+    where = f"job.artefact={artefact.path}"
     from_file(artefact.path).attach(pipe, weight)
-    _load_state(
-        pipe.unet.hypernetwork, read_tensors(artefact.path, f"job.artefact={artefact.path}"), artefact
-    )
+    whole.load_state(pipe.unet.hypernetwork, read_tensors(artefact.path, where), where)
 
 
 def _networks(pipe: Any, artefact: Artefact, weight: float) -> None:
-    """Whole networks: between 0 and 1 every weight lies on the line from the model's to the artefact's."""
-    import torch
-
-    where = f"job.artefact={artefact.path}"
-    files = weight_files(artefact.path, where)
-    weights = {key: value for file in files for key, value in read_tensors(file, where).items()}
-    network = getattr(pipe, artefact.part)
-    own = network.state_dict()
-    if artefact.part.startswith(
-        "text_encoder"
-    ):  # what older versions of transformers saved beside the weights
-        weights = {key.removeprefix("text_model."): value for key, value in weights.items()} if not any(
-            key.startswith("text_model.") for key in own
-        ) else weights  # fmt: skip
-        weights.pop("embeddings.position_ids", None)
-    if weight != 1:
-        weights = {
-            key: torch.lerp(own[key].float(), value.float().to(own[key].device), weight)
-            if key in own and own[key].shape == value.shape and value.is_floating_point()
-            else value
-            for key, value in weights.items()
-        }
-    _load_state(network, weights, artefact)
-
-
-def _load_state(network: Any, weights: dict[str, Any], artefact: Artefact) -> None:
-    """All of the network's tensors and no other. UserError with the first that differs, and the sizes."""
-    where = f"job.artefact={artefact.path}"
-    own = network.state_dict()
-    for key, value in weights.items():
-        if key in own and own[key].shape != value.shape:
-            raise adapter_file.no_fit(
-                where, f"{key} is {list(value.shape)}, and {list(own[key].shape)} is needed"
-            )
-    for keys, what in (
-        (set(own) - set(weights), "lacks"),
-        (set(weights) - set(own), "has beside the model's"),
-    ):
-        if keys:
-            raise adapter_file.no_fit(where, f"it {what} {len(keys)} tensors, such as {min(keys)}")
-    network.load_state_dict(weights)
-
-
-def weight_files(folder: Path, where: str) -> list[Path]:
-    """The safetensors files of one network: the whole one, or the index's shards. UserError."""
-    for stem in ("diffusion_pytorch_model", "model"):
-        index = folder / f"{stem}.safetensors.index.json"
-        if (folder / f"{stem}.safetensors").exists():
-            return [folder / f"{stem}.safetensors"]
-        if index.exists():
-            return [folder / name for name in shards(index, where)]
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise UserError(
-            f"{where}: one .safetensors file of weights is needed there, and there is {names}; {AGAIN}"
-        )
-    return found
+    network = getattr(pipe, artefact.part(of(pipe)))
+    whole.put(network, artefact.path, weight, f"job.artefact={artefact.path}")
 
 
 def _peft(pipe: Any, artefact: Artefact, weight: float) -> None:
-    merge_folder(pipe, artefact.part, artefact.path, weight, f"job.artefact={artefact.path}")
+    merge_folder(pipe, artefact.part(of(pipe)), artefact.path, weight, f"job.artefact={artefact.path}")
 
 
 def _base(pipe: Any, artefact: Artefact, weight: float) -> None:

@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.artefacts import adapter_file, changes
-from diffusion_lab.artefacts.adapter_file import CROSS, Change, no_fit, other_width
+from diffusion_lab.artefacts import changes
+from diffusion_lab.artefacts.adapter_file import parts_of
+from diffusion_lab.artefacts.made_for import CROSS, no_fit, other_width
+from diffusion_lab.artefacts.places import Change
 from diffusion_lab.families import of
 from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import read_json, read_tensors
@@ -29,10 +31,12 @@ _PREFIX = "base_model.model."  # of every key in peft's files
 
 def attach(pipe: Any, found: Sequence[Change], weight: float, where: str) -> None:
     """Puts all layers of a file onto the pipeline. UserError where one does not have its layer's size."""
-    for part in adapter_file.parts_of(of(pipe)):
+    for part in parts_of(of(pipe)):
         own = [change for change in found if change.part == part]
         pairs = [change for change in own if change.is_plain]
         try:
+            if len(pairs) < len(own):
+                refuse_quantised(getattr(pipe, part), where)
             if pairs:
                 _beside(getattr(pipe, part), pairs, weight)
             for change in own:
@@ -54,7 +58,7 @@ def _beside(network: nn.Module, pairs: Sequence[Change], weight: float) -> None:
     by_rank: dict[int, list[str]] = {}
     for change in pairs:
         try:
-            shaped[change.name] = changes.pair(change.tensors, change.module.weight)
+            shaped[change.name] = changes.pair(change.tensors, _unpacked(change.module))
         except changes.Misfit as error:
             raise changes.Misfit(f"{change.name} has {error}") from error
         by_rank.setdefault(len(shaped[change.name][0]), []).append(re.escape(change.name))
@@ -80,6 +84,24 @@ def _beside(network: nn.Module, pairs: Sequence[Change], weight: float) -> None:
     for module in modules.values():
         if isinstance(module, BaseTunerLayer):
             module.set_adapter(list(adapted.peft_config))
+
+
+def refuse_quantised(network: nn.Module, where: str) -> None:
+    """UserError where the network's weights are in 4 bits: pairs can stand beside them, nothing can go into them."""
+    if getattr(network, "is_quantized", False):
+        raise UserError(
+            f"{where}: changes the weights themselves, which model.quantise keeps in 4 bits; set model.quantise=null"
+        )
+
+
+def _unpacked(module: Any) -> Tensor:
+    """The module's weight, or one without numbers but of its real shape, where it is packed in 4 bits."""
+    import torch
+
+    weight: Tensor = module.weight
+    if weight.is_floating_point():
+        return weight
+    return torch.empty(module.out_features, module.in_features, device="meta")
 
 
 def _free_name(taken: Mapping[str, Any]) -> str:
@@ -133,6 +155,7 @@ def merge_folder(pipe: Any, part: str, folder: Path, weight: float, where: str) 
 
     kind = kind_of(folder, where)
     network: Any = getattr(pipe, part)
+    refuse_quantised(network, where)
     if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
         raise UserError(f"{where}: another adapter lies on the {part} already; put peft's folders on first")
     weights = read_tensors(folder / WEIGHTS, where)

@@ -115,6 +115,46 @@ def changed(tensors: Mapping[str, Tensor], weight: Tensor, *, stabilised: bool =
     return _with_lengths(whole, lengths.float(), of_outputs="magnitude" in tensors)
 
 
+# What has a row for each output of the layer.
+BY_OUTPUT = frozenset({"up", "hada_w1_a", "hada_w2_a", "diff", "diff_b", "bias"}) | LENGTHS
+
+
+def rows(tensors: Mapping[str, Tensor], start: int, stop: int, total: int) -> dict[str, Tensor]:
+    """The change of the outputs `start` to `stop` alone, of a layer of `total` outputs. Raises Misfit."""
+    import torch
+
+    if (start, stop) == (0, total):
+        return dict(tensors)
+    tensors = _by_output(tensors)
+    if {"hada_t1", "hada_t2"} & set(tensors):
+        raise Misfit("a core tensor, which is a convolution's, in a layer that is taken apart")
+    found = {}
+    for role, value in tensors.items():
+        if role not in BY_OUTPUT:
+            found[role] = value
+        elif value.ndim and len(value) == total:
+            found[role] = torch.as_tensor(value[start:stop])
+        else:
+            raise Misfit(f"{role} {list(value.shape)} for a layer of {total} outputs")
+    return found
+
+
+def swapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The change of a layer whose outputs are two halves, for the same layer with the halves in the other order."""
+    return {
+        role: value.roll(len(value) // 2, 0) if role in BY_OUTPUT else value
+        for role, value in _by_output(tensors).items()
+    }
+
+
+def _by_output(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LoKr is made of blocks of blocks: only the whole of it has a row for each output."""
+    if not set(tensors) & LOKR:
+        return dict(tensors)
+    whole = _kronecker(tensors) * scale(tensors)
+    return {"diff": whole, **{role: value for role, value in tensors.items() if role in LENGTHS}}
+
+
 def _change(tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor:
     import torch
 
@@ -126,11 +166,17 @@ def _change(tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor:
     if "hada_w1_a" in tensors:
         return torch.mul(*(_product(tensors, f"hada_w{n}", f"hada_t{n}") for n in (1, 2)))
     if "lokr_w1" in tensors or "lokr_w1_a" in tensors:
-        first, second = _product(tensors, "lokr_w1", ""), _product(tensors, "lokr_w2", "lokr_t2")
-        while first.ndim < second.ndim:
-            first = first.unsqueeze(-1)
-        return torch.kron(first.contiguous(), second.contiguous())
+        return _kronecker(tensors)
     return torch.zeros_like(weight, dtype=torch.float32)  # a bias alone
+
+
+def _kronecker(tensors: Mapping[str, Tensor]) -> Tensor:
+    import torch
+
+    first, second = _product(tensors, "lokr_w1", ""), _product(tensors, "lokr_w2", "lokr_t2")
+    while first.ndim < second.ndim:
+        first = first.unsqueeze(-1)
+    return torch.kron(first.contiguous(), second.contiguous())
 
 
 def _product(tensors: Mapping[str, Tensor], name: str, core: str) -> Tensor:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffusion_lab.system.atomic import dumps
+from diffusion_lab.values.jsonable import dumps
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config
 
 HEADER = "sampling"  # of an artefact: JSON of the groups `model` and `prompts`, and of the device
-MODEL = ("path", "config", "revision", "variant", "resolution", "precision")
+MODEL = ("path", "family", "config", "revision", "variant", "resolution", "precision", "quantise")
 SAMPLER = ("sampling_steps", "guidance_scale", "negative", "batch_size", "noise_seed")
 SET = ("name", "path", "n", "images_per_prompt", "seed")  # of prompts: one is not taken without the others
-SAMPLER_NAME = "DPM++ 2M"  # the one that images are drawn with, by the web UIs' name
 
 
-def note(config: Config, device: str, negative: str) -> str:
-    """The header's value. `negative`: the prompt set's, as it was used."""
+def note(config: Config, device: str, negative: str, sampler: str) -> str:
+    """The header's value. `negative`: the prompt set's, as it was used; `sampler`: the family's."""
     model = {key: getattr(config.model, key) for key in MODEL}
     prompts = {key: getattr(config.prompts, key) for key in (*SET, *SAMPLER)} | {"negative": negative}
-    return dumps({"device": device, "scheduler": SAMPLER_NAME, "model": model, "prompts": prompts})
+    return dumps({"device": device, "scheduler": sampler, "model": model, "prompts": prompts})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.families import of
 from diffusion_lab.families.vocabulary import RARE
 from diffusion_lab.records import PromptSet, Subject, UserError
 
@@ -112,6 +113,21 @@ def check_lengths(tokenizer: PreTrainedTokenizerBase, instance_prompt: str, prom
         f"prompts: {name}{more}: {length} tokens, start and end included, but the model reads {limit}: "
         f"the rest would be cut off silently; {remedy}"
     )
+
+
+def check_texts(pipe: Any, prompts: PromptSet) -> None:
+    """Raises UserError if a prompt would be truncated. Where there is T5, CLIP's cut is the pipeline's own way."""
+    family = of(pipe)
+    if family.t5 is None or getattr(pipe, family.t5) is None:
+        check_lengths(pipe.tokenizer, "", prompts)
+        return
+    for prompt in prompts:
+        try:
+            family.tokenize(pipe, prompt.text)
+        except ValueError as error:
+            raise UserError(
+                f"prompts: {prompt.id}: {error}; shorten it or leave it out (prompts.path)"
+            ) from error
 
 
 def _lengths(

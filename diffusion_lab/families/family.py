@@ -112,6 +112,7 @@ class Family(Protocol):
     denoiser: str  # part that denoises: "unet" or "transformer"
     text_encoders: tuple[str, ...]  # parts, in diffusers' order
     tokenizers: tuple[str, ...]  # parts, one for each text encoder
+    t5: str | None  # which of the text encoders is T5
     optional: frozenset[str]  # parts that a model may lack
     trainable: frozenset[Trainable]  # which kinds of fine-tuning there are for it
     why_not: Mapping[Trainable, str]  # of each kind that is not: the reason, for an error message
@@ -123,6 +124,7 @@ class Family(Protocol):
     guidance: Literal["classifier_free", "embedded"]  # embedded: the scale is an input of the denoiser
     sampling_steps: int  # the family's published defaults
     guidance_scale: float
+    sampler: str  # what web UIs call the sampler that images are generated with
     single_file_config: str  # hub id with the configs of a single file
     single_file_parts: Mapping[str, tuple[str, ...]]  # beginnings of the keys of each part in a single file
     single_file_separate: frozenset[str]  # parts that such a file may lack: they come with the configs
@@ -136,6 +138,7 @@ class Family(Protocol):
     # Tokenizers with T5's files (spiece.model) instead of CLIP's (vocab.json, merges.txt).
     t5_tokenizers: frozenset[str]
     loads_half: bool  # denoiser and text encoders are loaded in model.precision: too large for float32
+    min_snr: bool  # steps.snr_gamma: Min-SNR weights are for models that predict noise or v
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
         """Why a model with these configs is none of the family's; None where it is.
@@ -214,8 +217,9 @@ class Family(Protocol):
     def kohya(self, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """A LoRA (diffusers' keys, peft's settings) under the names that other tools read; None where they read none."""
 
-    def layer_name(self, name: str) -> str:
-        """diffusers' name of a layer of the denoiser that another tool calls `name`; unchanged where they agree.
+    def layer_names(self, name: str) -> tuple[str, ...]:
+        """diffusers' names of the layers of the denoiser that another tool's layer `name` holds, in order of its rows.
 
-        `name` is diffusers' own with points, or another tool's with underscores in their place.
+        Several where queries, keys and values are one matrix there. (name,) where the names agree, or `name` is none
+        that is known. `name` has points, or underscores in their place.
         """

@@ -51,11 +51,16 @@ class Flow:
     def weights(self, timesteps: Tensor, snr_gamma: float | None) -> Tensor | None:
         """None: the density of the timesteps weighs them. UserError where `snr_gamma` is set."""
         if snr_gamma is not None:
-            raise UserError(
-                f"steps.snr_gamma is {snr_gamma:g}: Min-SNR weights are for models that predict noise or v, and this "
-                "model is a rectified flow; set steps.snr_gamma=null"
-            )
+            raise no_min_snr(snr_gamma)
         return None
+
+
+def no_min_snr(snr_gamma: float) -> UserError:
+    """For a rectified flow that is to be trained with Min-SNR weights."""
+    return UserError(
+        f"steps.snr_gamma={snr_gamma:g}: Min-SNR weights are for models that predict noise or v, and this model is a "
+        "rectified flow; set steps.snr_gamma=null"
+    )
 
 
 def flow(config: Mapping[str, Any], tokens: int) -> Flow:

@@ -11,10 +11,10 @@ tokens), on a logit-normal distribution; so does `process`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffusion_lab.families import flow, kohya, vae
+from diffusion_lab.families import flow, flux_names, vae
 from diffusion_lab.families.family import (
     Config,
     Framing,
@@ -34,35 +34,9 @@ if TYPE_CHECKING:
 TEXT_TOKENS = 512  # of T5, padded: they are not masked
 PATCH = 2  # latents a token, each way
 TIME_CHANNELS = 256  # of diffusers' sinusoidal embeddings of timestep and guidance
-MLP_RATIO = 4
 DEFAULTS: Config = {  # of FluxTransformer2DModel, where a config leaves them out
     "patch_size": 1, "in_channels": 64, "out_channels": None, "joint_attention_dim": 4096,
     "pooled_projection_dim": 768, "guidance_embeds": False,
-}  # fmt: skip
-
-# Black Forest Labs' names of layers, which kohya's scripts and other tools read, and diffusers' layers that each of
-# them holds: queries, keys, values (and the MLP's first layer) are rows of one matrix there.
-DOUBLE = {
-    "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "img_attn_proj": ("attn.to_out.0",), "txt_attn_proj": ("attn.to_add_out",),
-    "img_mlp_0": ("ff.net.0.proj",), "img_mlp_2": ("ff.net.2",),
-    "txt_mlp_0": ("ff_context.net.0.proj",), "txt_mlp_2": ("ff_context.net.2",),
-    "img_mod_lin": ("norm1.linear",), "txt_mod_lin": ("norm1_context.linear",),
-}  # fmt: skip
-SINGLE = {
-    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-    "linear2": ("proj_out",), "modulation_lin": ("norm.linear",),
-}  # fmt: skip
-OUTSIDE = {
-    "x_embedder": "img_in", "context_embedder": "txt_in",
-    "time_text_embed.timestep_embedder.linear_1": "time_in_in_layer",
-    "time_text_embed.timestep_embedder.linear_2": "time_in_out_layer",
-    "time_text_embed.text_embedder.linear_1": "vector_in_in_layer",
-    "time_text_embed.text_embedder.linear_2": "vector_in_out_layer",
-    "time_text_embed.guidance_embedder.linear_1": "guidance_in_in_layer",
-    "time_text_embed.guidance_embedder.linear_2": "guidance_in_out_layer",
-    "norm_out.linear": "final_layer_adaLN_modulation_1", "proj_out": "final_layer_linear",
 }  # fmt: skip
 
 
@@ -75,6 +49,7 @@ class Flux:
     denoiser = "transformer"
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2")
+    t5: str | None = "text_encoder_2"
     optional: frozenset[str] = frozenset()
     trainable: frozenset[Trainable] = frozenset({"adapter", "network"})
     why_not: Mapping[Trainable, str] = {
@@ -96,6 +71,7 @@ class Flux:
     guidance: Literal["classifier_free", "embedded"] = "embedded"
     sampling_steps = 28
     guidance_scale = 3.5
+    sampler = "Euler"
     single_file_config = "black-forest-labs/FLUX.1-dev"
     single_file_parts: Mapping[str, tuple[str, ...]] = {
         "transformer": ("model.diffusion_model.double_blocks.", "double_blocks."), "vae": ("vae.", "first_stage_model."),
@@ -119,6 +95,7 @@ class Flux:
         "text_encoder": {"hidden_size": 768},
     }  # fmt: skip
     loads_half = True
+    min_snr = False
     saved: Mapping[tuple[bool, bool], Saved] = {
         (False, True): Saved(0.0, 80.0), (True, True): Saved(0.0, 56.0),
         (False, False): Saved(0.0, 56.0), (True, False): Saved(0.0, 40.0),
@@ -240,9 +217,6 @@ class Flux:
         """Never asked for: guidance is embedded, so there is no second branch."""
         return encoded
 
-    def layer_name(self, name: str) -> str:
-        return name
-
     # --- what else the denoiser is given ---
 
     def training_extras(self, pipe: Any, framings: Sequence[Framing]) -> Conditioning:
@@ -308,22 +282,11 @@ class Flux:
         """None for DoRA, whose lengths the tools store in different shapes or drop, and for unknown layers."""
         if any(settings.get(f"{part}.use_dora") for part in ("transformer", "text_encoder")):
             return None
-        pairs = _pairs(weights, settings)
-        if pairs is None:
-            return None
-        import torch
+        return flux_names.fused(weights, settings)
 
-        found: dict[str, Tensor] = {}
-        for name, members in _groups(pairs):
-            down, up, scale = _fused([pairs.pop(member, None) for member in members], members)
-            if "_final_layer_" in name:  # diffusers' loader passes over alpha here
-                up, scale = up * scale, 1.0
-            if name.endswith("_adaLN_modulation_1"):  # shift and scale, where diffusers has scale and shift
-                up = up.roll(len(up) // 2, 0)
-            found[f"{name}.lora_down.weight"] = down.contiguous()
-            found[f"{name}.lora_up.weight"] = up.contiguous()
-            found[f"{name}.alpha"] = torch.tensor(scale * len(down))
-        return None if pairs else found
+    def layer_names(self, name: str) -> tuple[str, ...]:
+        """Of Black Forest Labs' names too, which kohya's scripts write."""
+        return flux_names.held_by(name)
 
 
 def _guidance(pipe: Any, n: int, scale: float) -> Conditioning:
@@ -339,62 +302,3 @@ def _positions(height: int, width: int, device: torch.device) -> Tensor:
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     grid = torch.cartesian_prod(rows, columns).float()
     return torch.nn.functional.pad(grid, (1, 0))
-
-
-# A LoRA's down [rank, in] and up [out, rank], and what the product is multiplied with.
-_Pair = tuple["Tensor", "Tensor", float]
-
-
-def _pairs(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, _Pair] | None:
-    """By the layer's name, part first; None where there is more than pairs."""
-    found = {}
-    for key, down in weights.items():
-        if not key.endswith(".lora_A.weight"):
-            continue
-        layer = key.removesuffix(".lora_A.weight")
-        part = layer.partition(".")[0]
-        scale = kohya.scale({**settings, f"{part}.r": len(down)}, part)
-        found[layer] = down, weights[f"{layer}.lora_B.weight"], scale
-    return found if 2 * len(found) == len(weights) else None
-
-
-def _groups(layers: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """kohya's name of each matrix that `layers` change, and diffusers' names of all layers that it holds."""
-    blocks = {"transformer_blocks": ("double", DOUBLE), "single_transformer_blocks": ("single", SINGLE)}
-    found: dict[str, tuple[str, ...]] = {}
-    for layer in layers:
-        part, _, name = layer.partition(".")
-        if part == "text_encoder":
-            name = name.removeprefix("text_model.")
-            found[f"lora_te1_text_model_{name.replace('.', '_')}"] = (layer,)
-        elif name in OUTSIDE:
-            found[f"lora_unet_{OUTSIDE[name]}"] = (layer,)
-        elif (split := name.split(".", 2))[0] in blocks:
-            kind, number, end = split
-            short, table = blocks[kind]
-            for theirs, ends in table.items():
-                if end in ends:
-                    members = tuple(f"{part}.{kind}.{number}.{one}" for one in ends)
-                    found[f"lora_unet_{short}_blocks_{number}_{theirs}"] = members
-    return list(found.items())
-
-
-def _fused(pairs: Sequence[_Pair | None], layers: Sequence[str]) -> _Pair:
-    """One LoRA for matrices that stand below each other, exactly: downs below each other, ups on the diagonal.
-
-    A layer without a LoRA gets zeros of the others' rank, so that all have the same share of the rank:
-    diffusers' loader then takes the matrix apart into what it was made of.
-    """
-    import torch
-
-    there = [pair for pair in pairs if pair is not None]
-    rank, (first, _, scale) = max(len(down) for down, _, _ in there), there[0]
-    width = first.shape[1]
-    downs, ups = [], []
-    for pair, layer in zip(pairs, layers, strict=True):
-        rows = width * (MLP_RATIO if layer.endswith("proj_mlp") else 1)
-        down, up, own = pair or (first.new_zeros(0, width), first.new_zeros(rows, 0), scale)
-        missing = rank - len(down)
-        downs.append(torch.nn.functional.pad(down, (0, 0, 0, missing)))
-        ups.append(torch.nn.functional.pad(up if own == scale else up * (own / scale), (0, missing)))
-    return torch.cat(downs), torch.block_diag(*ups), scale  # type: ignore[no-untyped-call]

@@ -61,7 +61,7 @@ TOP = {
     "time_embedding_linear_2": "time_embed_2", "add_embedding_linear_1": "label_emb_0_0",
     "add_embedding_linear_2": "label_emb_0_2",
 }  # fmt: skip
-SDXL_LAYERS = 2  # residual blocks of a block on the way down; one more on the way up
+LAYERS = 2  # residual blocks of a block on the way down; one more on the way up. SD 1.x and 2.x have as many
 BLOCKS = re.compile(
     r"(down|up)_blocks_(\d+)_(resnets|attentions|downsamplers|upsamplers)_(\d+)_(.+)|mid_block_(resnets|attentions)_(\d+)_(.+)"
 )
@@ -83,11 +83,11 @@ def original_name(layer: str) -> str:
         place = 1 if kind == "attentions" else 2 * number
         return f"middle_block_{place}_{_within(kind, rest)}"
     way, block, kind, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
-    first = block * (SDXL_LAYERS + 1)
+    first = block * (LAYERS + 1)
     if kind == "downsamplers":
-        return f"input_blocks_{1 + first + SDXL_LAYERS}_0_op"
+        return f"input_blocks_{1 + first + LAYERS}_0_op"
     if kind == "upsamplers":  # only the blocks with attention, which comes before it, have one
-        return f"output_blocks_{first + SDXL_LAYERS}_2_conv"
+        return f"output_blocks_{first + LAYERS}_2_conv"
     place = 1 if kind == "attentions" else 0
     blocks = f"input_blocks_{1 + first + number}" if way == "down" else f"output_blocks_{first + number}"
     return f"{blocks}_{place}_{_within(kind, rest)}"
@@ -112,11 +112,15 @@ ORIGINAL = re.compile(r"(input|output)_blocks_(\d+)_(\d+)_(.+)|middle_block_(\d+
 
 
 def diffusers_name(layer: str) -> str:
-    """The inverse of `original_name`; other names stay as they are."""
+    """The inverse of `original_name`, for Stable Diffusion 1.x and 2.x as well; other names stay as they are.
+
+    `layer` may have points in the place of its underscores.
+    """
+    flat = layer.replace(".", "_")
     tops = {original: ours for ours, original in TOP.items()}
-    if layer in tops:
-        return tops[layer]
-    found = ORIGINAL.fullmatch(layer)
+    if flat in tops:
+        return tops[flat]
+    found = ORIGINAL.fullmatch(flat)
     if found is None:
         return layer
     if found[5] is not None:
@@ -124,7 +128,7 @@ def diffusers_name(layer: str) -> str:
         kind, number = ("attentions", 0) if place == 1 else ("resnets", place // 2)
         return f"mid_block_{kind}_{number}_{_back(kind, found[6])}"
     way, number, place, rest = found[1], int(found[2]), int(found[3]), found[4]
-    block, layer_number = divmod(number - (way == "input"), SDXL_LAYERS + 1)
+    block, layer_number = divmod(number - (way == "input"), LAYERS + 1)
     if rest == "op":
         return f"down_blocks_{block}_downsamplers_0_conv"
     if rest == "conv":

@@ -23,6 +23,7 @@ class StableDiffusion:
     denoiser = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     tokenizers: tuple[str, ...] = ("tokenizer",)
+    t5: str | None = None
     optional: frozenset[str] = frozenset()
     trainable: frozenset[Trainable] = frozenset({"network", "adapter", "word", "hypernetwork"})
     why_not: Mapping[Trainable, str] = {}
@@ -34,6 +35,7 @@ class StableDiffusion:
     guidance: Literal["classifier_free", "embedded"] = "classifier_free"
     sampling_steps = 50
     guidance_scale = 7.5
+    sampler = "DPM++ 2M"
     # Where the configs of 1.x are: diffusers' own choice for such a file.
     single_file_config = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     single_file_parts: Mapping[str, tuple[str, ...]] = {
@@ -53,6 +55,7 @@ class StableDiffusion:
         "vae": {"block_out_channels": [128, 256, 512, 512]}, "text_encoder": {"hidden_size": 768},
     }  # fmt: skip
     loads_half = False
+    min_snr = True
     saved: Mapping[tuple[bool, bool], Saved] = {
         (False, True): Saved(13.3, 125.0), (True, True): Saved(11.8, 83.0),
         (False, False): Saved(13.3, 89.0), (True, False): Saved(11.8, 61.0),
@@ -155,5 +158,6 @@ class StableDiffusion:
         found = kohya.renamed(weights, settings)
         return found and {key.replace(kohya.FIRST, "lora_te_", 1): value for key, value in found.items()}
 
-    def layer_name(self, name: str) -> str:
-        return name
+    def layer_names(self, name: str) -> tuple[str, ...]:
+        """Of the original code's names too, which LyCORIS writes for some models."""
+        return (kohya.diffusers_name(name),)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffusion_lab.families import clip, sd3_work, vae
+from diffusion_lab.families import clip, sd3_names, sd3_work, vae
 from diffusion_lab.families.flow import Flow, euler, flow
 from diffusion_lab.records import UserError
 
@@ -51,6 +51,7 @@ class StableDiffusion3:
     denoiser = "transformer"
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    t5: str | None = "text_encoder_3"
     # T5 may be left out of memory; the pipeline puts zeros in place of its tokens.
     optional: frozenset[str] = frozenset({"text_encoder_3", "tokenizer_3"})
     trainable: frozenset[Trainable] = frozenset({"network", "adapter"})
@@ -71,6 +72,7 @@ class StableDiffusion3:
     # SD 3.5 medium's card. SD 3.5 large's: 28 steps at 3.5; the pipeline's own: 28 at 7.
     sampling_steps = 40
     guidance_scale = 4.5
+    sampler = "Euler"
     single_file_config = "stabilityai/stable-diffusion-3.5-medium"
     single_file_parts: Mapping[str, tuple[str, ...]] = {
         "transformer": ("model.diffusion_model.joint_blocks.", "joint_blocks."), "vae": ("first_stage_model.",),
@@ -98,6 +100,7 @@ class StableDiffusion3:
         "text_encoder_2": {"hidden_size": 1280},
     }  # fmt: skip
     loads_half = True
+    min_snr = False
     saved = sd3_work.SAVED
     checkpointed = 0.09
     t5_tokenizers: frozenset[str] = frozenset({"tokenizer_3"})
@@ -281,26 +284,8 @@ class StableDiffusion3:
         alpha = rank. kohya's names (`lora_unet_joint_blocks_...`) have queries, keys and values in one layer, and
         diffusers ignores them without a word. None for DoRA: tools want its lengths in different shapes.
         """
-        import torch
+        return sd3_names.renamed(weights, settings)
 
-        from diffusion_lab.families.kohya import scale
-
-        prefixes = {
-            "transformer": "lora_transformer",
-            "text_encoder": "lora_te1",
-            "text_encoder_2": "lora_te2",
-        }
-        found: dict[str, Tensor] = {}
-        for key, value in weights.items():
-            part, _, rest = key.partition(".")
-            layer, _, side = rest.removesuffix(".weight").rpartition(".")
-            if part not in prefixes or side not in ("lora_A", "lora_B"):
-                return None
-            name = f"{prefixes[part]}_{layer.replace('.', '_')}"
-            found[f"{name}.lora_{'down' if side == 'lora_A' else 'up'}.weight"] = value.contiguous()
-            if side == "lora_A":
-                found[f"{name}.alpha"] = torch.tensor(scale(settings, part) * len(value))
-        return found
-
-    def layer_name(self, name: str) -> str:
-        return name
+    def layer_names(self, name: str) -> tuple[str, ...]:
+        """Of Stability AI's names too, which kohya's scripts write."""
+        return sd3_names.held_by(name)

@@ -34,6 +34,7 @@ class StableDiffusionXL:
     denoiser = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2")
+    t5: str | None = None
     optional: frozenset[str] = frozenset()
     trainable: frozenset[Trainable] = frozenset({"network", "adapter", "word"})
     why_not: Mapping[Trainable, str] = {
@@ -51,6 +52,7 @@ class StableDiffusionXL:
     guidance: Literal["classifier_free", "embedded"] = "classifier_free"
     sampling_steps = 50
     guidance_scale = 5.0
+    sampler = "DPM++ 2M"
     single_file_config = "stabilityai/stable-diffusion-xl-base-1.0"
     single_file_parts: Mapping[str, tuple[str, ...]] = {
         "unet": ("model.diffusion_model.",), "vae": ("first_stage_model.",),
@@ -73,6 +75,7 @@ class StableDiffusionXL:
         "text_encoder": {"hidden_size": 768}, "text_encoder_2": {"hidden_size": 1280},
     }  # fmt: skip
     loads_half = False
+    min_snr = True
     saved: Mapping[tuple[bool, bool], Saved] = {
         (False, True): Saved(13.3, 115.0), (True, True): Saved(11.8, 68.0),
         (False, False): Saved(13.3, 90.0), (True, False): Saved(11.8, 59.0),
@@ -220,6 +223,6 @@ class StableDiffusionXL:
         found = kohya.renamed(weights, settings)
         return found and kohya.with_original_names(found)
 
-    def layer_name(self, name: str) -> str:
+    def layer_names(self, name: str) -> tuple[str, ...]:
         """Of the original code's names too, which kohya's scripts write."""
-        return kohya.diffusers_name(name)
+        return (kohya.diffusers_name(name),)

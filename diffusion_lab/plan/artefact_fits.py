@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.artefacts import adapter_file
+from diffusion_lab.artefacts import adapter_file, made_for
 from diffusion_lab.artefacts.artefact import (
     EMBEDDING,
-    HYPERNETWORK,
     LORA,
     NETWORKS,
     PEFT,
     PIPELINE,
     Artefact,
-    check_vocabularies,
+    check_family,
     check_width,
 )
+from diffusion_lab.artefacts.places import check_names, check_sizes
 from diffusion_lab.models.folder import part_configs
 from diffusion_lab.models.which_family import which_family
 from diffusion_lab.plan.fits import layers_of
@@ -51,10 +51,10 @@ def check_fit(found: Sequence[Artefact], folder: Path, model: Model) -> None:
     reads = configs.get(family.denoiser, {}).get("cross_attention_dim")
     for piece in found:
         place = f"job.artefact={piece.path}"
-        if piece.kind == HYPERNETWORK and "hypernetwork" not in family.trainable:
-            raise adapter_file.no_fit(place, f"a hypernetwork, and {family.why_not['hypernetwork']}")
+        if piece.kind == PIPELINE:
+            continue  # it is the model itself
+        check_family(piece, family)
         if piece.kind == EMBEDDING:
-            check_vocabularies(piece, family)
             widths = {
                 place.key: configs.get(place.text_encoder, {}).get("hidden_size")
                 for place in family.vocabularies
@@ -62,21 +62,41 @@ def check_fit(found: Sequence[Artefact], folder: Path, model: Model) -> None:
             check_width(piece, {key: width for key, width in widths.items() if isinstance(width, int)})
         elif piece.kind == LORA:
             header = read_header(piece.path, place)
-            layers = adapter_file.for_family(adapter_file.layers(header, place), family, place)
+            layers = adapter_file.for_family(header, family, place)
             theirs = adapter_file.text_width(header, layers)
             if theirs is not None and isinstance(reads, int) and theirs != reads:
-                raise adapter_file.other_width(place, adapter_file.CROSS, theirs, reads)
-            names = {part: layers_of(folder / part) for part in adapter_file.parts_of(family)}
-            adapter_file.check_names(layers, names, place)
+                raise made_for.other_width(place, made_for.CROSS, theirs, reads)
+            shapes = {part: layers_of(folder / part) for part in adapter_file.parts_of(family)}
+            check_names(layers, shapes, place)
+            check_sizes(layers, header, shapes, place)
         elif piece.kind == PEFT:
+            part = piece.part(family)
             keys = read_header(piece.path / "adapter_model.safetensors", place).shapes
-            layers = adapter_file.layers_of_peft(keys, piece.part)
-            adapter_file.check_names(layers, {piece.part: layers_of(folder / piece.part)}, place)
+            layers = adapter_file.layers_of_peft(keys, part)
+            made_for.check_names(
+                place, [layer.name for layer in layers] if part == family.denoiser else (), family
+            )
+            check_names(layers, {part: layers_of(folder / part)}, place)
         elif piece.kind == NETWORKS:
-            is_text = piece.part.startswith("text_encoder")
-            key = "hidden_size" if is_text else "cross_attention_dim"
-            what = "its text encoder is" if is_text else adapter_file.CROSS
-            theirs = read_json(piece.path / "config.json", place).get(key)
-            ours = configs.get(piece.part, {}).get(key)
-            if isinstance(theirs, int) and isinstance(ours, int) and theirs != ours:
-                raise adapter_file.other_width(place, what, theirs, ours)
+            _check_network(piece, piece.part(family), configs)
+
+
+def _check_network(piece: Artefact, part: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """UserError where a whole network has another class or width than the model's."""
+    place = f"job.artefact={piece.path}"
+    theirs, ours = read_json(piece.path / "config.json", place), configs.get(part, {})
+    kinds = [_class_of(config) for config in (theirs, ours)]
+    if all(kinds) and kinds[0] != kinds[1]:
+        raise made_for.no_fit(place, f"its {part} is a {kinds[0]}, and this model's is a {kinds[1]}")
+    is_text = part.startswith("text_encoder")
+    what = "its text encoder is" if is_text else made_for.CROSS
+    key = "hidden_size" if is_text else "cross_attention_dim"
+    widths = theirs.get(key), ours.get(key)
+    if isinstance(widths[0], int) and isinstance(widths[1], int) and widths[0] != widths[1]:
+        raise made_for.other_width(place, what, widths[0], widths[1])
+
+
+def _class_of(config: Mapping[str, Any]) -> str | None:
+    """diffusers' name of the class, or transformers'."""
+    named = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    return str(named) if named else None

@@ -23,7 +23,7 @@ from diffusion_lab.records import UserError
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config
     from diffusion_lab.families.family import Family
-    from diffusion_lab.plan.numbers import Planned
+    from diffusion_lab.plan.numbers import PlannedEvaluations
 
 # Miniature, two cores
 STEP_SECONDS = 0.2  # training step at batch 4
@@ -310,7 +310,7 @@ def _culprit(config: Config, cost: Cost) -> str:
     return min(least, key=lambda key: least[key])
 
 
-def of_run(config: Config, numbers: Planned) -> Cost:
+def of_run(config: Config, numbers: PlannedEvaluations) -> Cost:
     """`estimate` of a run with these evaluations."""
     return estimate(
         config,
@@ -320,7 +320,7 @@ def of_run(config: Config, numbers: Planned) -> Cost:
     )
 
 
-def phases(config: Config, numbers: Planned) -> dict[str, dict[str, float]]:
+def phases(config: Config, numbers: PlannedEvaluations) -> dict[str, dict[str, float]]:
     """The estimate beside which a record puts what was measured: seconds and bytes of each phase."""
     cost = of_run(config, numbers)
     seconds = {

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.families.flow import no_min_snr
 from diffusion_lab.methods import METHODS
 from diffusion_lab.methods.method import NewWord, Targeted
 from diffusion_lab.miniature.shipped import MINIATURES, shipped_folder
@@ -81,10 +82,12 @@ def check_method(config: Config, configs: Path | None) -> list[str]:
     """Warnings about model and method. `configs`: the folder with the model's configs, None if only a hub has them.
 
     Raises UserError for a method that the model's family does not have, a model that is none of the family's, a
-    resolution it cannot make, targets that name no layer, a rank beyond every layer's width, and words that a new word cannot start from.
+    resolution it cannot make, Min-SNR weights of a rectified flow, targets that name no layer, a rank beyond every layer's width, and words that a new word cannot start from.
     """
     family = which_family(config.model)
     check_trainable(config.method, family)
+    if config.steps.snr_gamma is not None and not family.min_snr:
+        raise no_min_snr(config.steps.snr_gamma)
     if configs is not None:
         _check_configs(config.model, family, configs)
         for place in family.vocabularies:

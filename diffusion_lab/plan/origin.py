@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.artefacts.sampling_note import HEADER, MODEL, SAMPLER, SET
+from diffusion_lab.config.jobs import Score, as_job
 from diffusion_lab.data.nouns import fitting_set
 from diffusion_lab.models.devices import best_precision
 from diffusion_lab.models.which_family import which_family
@@ -46,7 +47,7 @@ class Given:
     """Which keys the command line sets, its groups and experiments included."""
 
     def __init__(self, config: Config) -> None:
-        keys = config.job.given
+        keys = getattr(config.job, "given", None)  # jobs that take something up have it
         self.keys = _differing(config) if keys is None else set(keys)
 
     def __contains__(self, key: str) -> bool:
@@ -96,7 +97,10 @@ def as_trained(
         config.model.resolution = model.get("resolution")  # what was filled in is another model's
     if config.model.path != before.model.path and not precise and is_full_size(config.model):
         config.model.precision = best_precision(config.model.device)  # the default is the miniature's
-    prompts = recorded.get("prompts") or {}
+    prompts, family = recorded.get("prompts") or {}, which_family(config.model)
+    if family is not which_family(before.model):  # what was filled in is another family's
+        own = {"sampling_steps": family.sampling_steps, "guidance_scale": family.guidance_scale}
+        config.prompts = dataclasses.replace(config.prompts, **_not_given(own, given))
     if not prompts and artefact is not None and is_full_size(config.model):
         noun = config.data.class_noun if "data.class_noun" in given else header.get("class_noun")
         prompts = {**usual(which_family(config.model)), "name": fitting_set(noun)}
@@ -141,9 +145,15 @@ def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Gi
             continue
         if key == "precision" and value != "fp32" and _on_cpu(config) != (device == "cpu"):
             continue  # half precision is a matter of the device, and this is another one
+        if key == "quantise" and (value != "nf4" or _on_cpu(config)):
+            continue
         setattr(config.model, key, value)
         precise |= key == "precision"
     return precise
+
+
+def _not_given(values: Mapping[str, Any], given: Given) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if f"prompts.{key}" not in given}
 
 
 def _on_cpu(config: Config) -> bool:
@@ -230,7 +240,7 @@ def as_measured(config: Config) -> tuple[Config, str]:
 
     config, given = copy.deepcopy(config), Given(config)
     before = copy.deepcopy(config)
-    images = Path(config.job.images).expanduser()
+    images = Path(as_job(config.job, Score).images).expanduser()
     run = run_of(images)
     if run is None and (images / INDEX).is_file():
         drawn = read_json(images / INDEX, "job.images", remedy="remove it, or draw the images again").get(

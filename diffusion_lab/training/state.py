@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.artefacts import kohya
-from diffusion_lab.artefacts.artefact import notes as artefact_notes
+from diffusion_lab.artefacts.notes import notes as artefact_notes
 from diffusion_lab.data.pictures import framing
 from diffusion_lab.families import of
 from diffusion_lab.families.batch import Batch

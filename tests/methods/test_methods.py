@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.artefacts.artefact import annotate
+from diffusion_lab.artefacts.notes import annotate
 from diffusion_lab.config.schema import Prompts, Steps
 from diffusion_lab.families.losses import Draw, draw_noise
 from diffusion_lab.methods import METHODS

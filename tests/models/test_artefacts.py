@@ -12,8 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusion_lab.artefacts import kohya
-from diffusion_lab.artefacts.artefact import Artefact, annotate, apply, recognise
+from diffusion_lab.artefacts.artefact import Artefact, apply, recognise
+from diffusion_lab.artefacts.notes import annotate
 from diffusion_lab.config.schema import Prompts, Steps
+from diffusion_lab.families import kohya as kohya_names
 from diffusion_lab.methods.dreambooth import DreamBooth
 from diffusion_lab.methods.hypernetwork import Hypernetwork
 from diffusion_lab.methods.lora import Lora
@@ -71,7 +73,7 @@ def test_kohyas_names_through_diffusers_loader(lora, tiny_pipe, load_plain_pipe,
 
 @pytest.mark.parametrize(("settings", "expected"), [({}, 0.5), ({"unet.use_rslora": True}, 1.0)])
 def test_the_scale_is_pefts(settings: dict[str, Any], expected: float) -> None:
-    assert kohya.scale({"unet.r": 4, "unet.lora_alpha": 2, **settings}, "unet") == expected
+    assert kohya_names.scale({"unet.r": 4, "unet.lora_alpha": 2, **settings}, "unet") == expected
 
 
 @pytest.mark.parametrize("file", ["", "pytorch_lora_weights.safetensors", kohya.FILE_NAME])

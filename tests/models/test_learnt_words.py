@@ -26,7 +26,7 @@ from diffusion_lab.miniature.shipped import shipped_folder
 from diffusion_lab.records import UserError
 from diffusion_lab.training.latents import tokenize
 from diffusion_lab.training.loop import training_step
-from diffusion_lab.values.words import stands_in
+from diffusion_lab.values.word_match import contains_word
 from tests.clip_vocabulary import clip_tokenizer
 from tests.conftest import tiny_tokenizer
 
@@ -93,7 +93,7 @@ def test_every_word_has_its_own_tokens_and_no_other_text_changes(fresh, plain, n
             assert tokenizer(f"a photo of {form} dog").input_ids[1:-1] == [*before, *ids, *after], form
             assert tokenizer(f"({form})", add_special_tokens=False).input_ids[1:-1] == ids
         for text in TEXTS:
-            if not stands_in(normalised(tokenizer.backend_tokenizer, word), text.lower()):
+            if not contains_word(normalised(tokenizer.backend_tokenizer, word), text.lower()):
                 assert tokenizer(text).input_ids == untouched(text).input_ids, (word, text)
 
 
@@ -115,7 +115,7 @@ def test_any_word_and_any_text(fresh, plain, name: str) -> None:
         ids = teach(tokenizer, word, count)
         for text in (" ".join(others), "".join(others)):
             read = tokenizer(text).input_ids
-            if not stands_in(normalised(backend, word), backend.normalizer.normalize_str(text)):
+            if not contains_word(normalised(backend, word), backend.normalizer.normalize_str(text)):
                 assert read == untouched(text).input_ids
             assert tokenizer(text, padding="max_length", max_length=77, truncation=True).input_ids[
                 :5
@@ -234,7 +234,7 @@ def test_every_vector_trains_and_is_drawn_with(
         state.step += 1
     assert ((embedding.learned - before).abs().max(dim=1).values > 0).all(), "every vector moves"
     assert torch.equal(embedding.weight[: len(rows)], rows)
-    ids = tokenize(state.pipe, f"a photo of {word} dog")[0]
+    ids = tokenize(state.pipe, f"a photo of {word} dog")["tokenizer"][0]
     assert (ids >= len(rows)).sum() == vectors
     state.save(tmp_path)
     pieces = recognise(tmp_path)
@@ -298,7 +298,7 @@ def test_another_models_embedding_is_refused_with_the_sizes(tiny_pipe, tmp_path:
     with pytest.raises(UserError, match=r"768 wide.* 32"):
         apply(tiny_pipe, recognise(tmp_path / "big.safetensors")[0])
     with pytest.raises(ValueError, match=r"\[2, 768\].* 32 numbers"):
-        learn(tiny_pipe, "big", torch.zeros(2, 768))
+        learn(tiny_pipe.tokenizer, tiny_pipe.text_encoder, "big", torch.zeros(2, 768))
     assert len(tiny_pipe.tokenizer) == size
 
 
@@ -307,7 +307,7 @@ def test_spare_rows_of_the_text_encoder_stay(tiny_pipe) -> None:
     size = len(tiny_pipe.tokenizer)
     tiny_pipe.text_encoder.resize_token_embeddings(size + 8)
     rows = tiny_pipe.text_encoder.get_input_embeddings().weight.detach().clone()
-    ids = learn(tiny_pipe, "word", torch.ones(3, 32))
+    ids = learn(tiny_pipe.tokenizer, tiny_pipe.text_encoder, "word", torch.ones(3, 32))
     weight = tiny_pipe.text_encoder.get_input_embeddings().weight
     assert len(weight) == size + 8
     assert [i for i in range(len(rows)) if not torch.equal(weight[i], rows[i])] == ids
