@@ -29,7 +29,7 @@ def plain_loop(pipe: Any, config: Any, subject: Any) -> Callable[[], float]:
     from diffusers import DDPMScheduler
     from peft import LoraConfig
 
-    from diffusion_lab.data.pictures import fit, to_tensor
+    from diffusion_lab.data.pictures import center_crop_resize, to_tensor
     from diffusion_lab.models.load import resolution_of
     from diffusion_lab.system.rng import generator, seeded, stream_seed
     from diffusion_lab.training.sampler import EpochSampler
@@ -50,7 +50,9 @@ def plain_loop(pipe: Any, config: Any, subject: Any) -> Callable[[], float]:
     optimizer = torch.optim.AdamW(params, lr=method.learning_rate, weight_decay=method.weight_decay)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     resolution = resolution_of(pipe, config.model)
-    pixels = torch.stack([to_tensor(fit(picture.pixels, resolution)) for picture in subject.train])
+    pixels = torch.stack(
+        [to_tensor(center_crop_resize(picture.pixels, resolution)) for picture in subject.train]
+    )
     ids = pipe.tokenizer(
         subject.instance_prompt, padding="max_length", max_length=pipe.tokenizer.model_max_length,
         truncation=True, return_tensors="pt",

@@ -14,6 +14,7 @@ import pytest
 
 from diffusion_lab.cli.compose import compose
 from diffusion_lab.config import schema
+from diffusion_lab.config.jobs import JOBS
 from diffusion_lab.config.schema import Config, number_of_evaluations
 from diffusion_lab.jobs import check
 from diffusion_lab.methods import METHODS
@@ -23,16 +24,18 @@ from diffusion_lab.values.bounds import BOUNDS
 from diffusion_lab.values.checks import bounded
 
 GROUPS: dict[str, type] = {
-    "job": schema.Job, "model": schema.Model, "data": schema.Data, "steps": schema.Steps, "memory": schema.Memory,
+    "model": schema.Model, "data": schema.Data, "steps": schema.Steps, "memory": schema.Memory,
     "prompts": schema.Prompts, "metrics": schema.Metrics, "tracker": schema.Tracking,
 }  # fmt: skip
+NEEDED = ("images", "ratings", "runs", "output")  # keys of jobs that have to be given
 BAD = (-1, 0, 1e12, 10**21, 10**400, -(10**400), math.nan, math.inf, -math.inf, True, "x", 1.5, 10**5000)
 
 
 def numbers() -> Iterator[tuple[str, type, str, bool]]:
     """(key, class, field, whether it is a list or table of numbers) of every numeric key."""
     classes = list(GROUPS.items())
-    for group, kind in [*classes, *(("method", method) for method in METHODS.values())]:
+    classes += [("method", method) for method in METHODS.values()] + [("job", job) for job in JOBS.values()]
+    for group, kind in classes:
         for name, hint in typing.get_type_hints(kind).items():
             if name not in {field.name for field in dataclasses.fields(kind)}:
                 continue
@@ -51,6 +54,7 @@ def refusal(make: Callable[..., object], *given: object, **named: object) -> str
 
 
 KEYS = list(numbers())
+RATED = ["job=train_aesthetics", "job.images=x", "job.ratings=x"]
 
 
 def test_every_number_has_a_bound_with_its_reason() -> None:
@@ -64,6 +68,7 @@ def test_every_number_has_a_bound_with_its_reason() -> None:
 @pytest.mark.parametrize(("key", "kind", "name", "many"), KEYS, ids=lambda value: str(value))
 def test_any_number_is_answered_at_once(key: str, kind: type, name: str, many: bool) -> None:
     refused = 0
+    needed = {part.name: "x" for part in dataclasses.fields(kind) if part.name in NEEDED}
     for value in BAD:
         given: Any = [value] if many else value
         if name in ("weights", "ranges"):
@@ -71,7 +76,7 @@ def test_any_number_is_answered_at_once(key: str, kind: type, name: str, many: b
         if name == "layers":
             given = [1.0, value, 1.0]
         started = time.perf_counter()
-        told = refusal(kind, **{name: given})
+        told = refusal(kind, **(needed | {name: given}))
         if told:
             refused += 1
             assert told.startswith(key), value
@@ -110,7 +115,7 @@ def test_bounds_themselves(key: str) -> None:
         "prompts.n=1000000000", "prompts.images_per_prompt=100000", "method.rank=100000", "steps.batch_size=1000000",
         "prompts.batch_size=1000000", "metrics.batch_size=1000000000", "data.n_images=10000000000",
         "steps.gradient_accumulation=1000000000", "steps.lr_warmup=1000000000000", "prompts.sampling_steps=100000",
-        "seed=4294967296", "job.weight=1e30", "method.alpha=1e30", "method.learning_rate=1e40",
+        "seed=4294967296", "method.alpha=1e30", "method.learning_rate=1e40",
         "prompts.guidance_scale=1e30", "model.resolution=1000000000", "model.resolution=1000000007",
         "steps.log_every=99999999999999999999", "tracker.images=99999999999", "metrics.weights.similarity=1e300",
     ],
@@ -126,7 +131,8 @@ def test_on_the_command_line(word: str) -> None:
         (["steps.total=10000000", "steps.every=1"], "steps.every=1: 10,000,001 evaluations"),
         (["steps.total=1000000", "steps.every=99"], "set steps.every=10000 or more"),
         (["prompts.n=1000", "prompts.images_per_prompt=51"], "51,000 images"),
-        (["job.hidden=[" + ",".join("8" * 17) + "]"], "job.hidden: has 17 layers"),
+        (["job=generate", "job.weight=1e30"], "job.weight=1e+30"),
+        ([*RATED, "job.hidden=[" + ",".join("8" * 17) + "]"], "job.hidden: has 17 layers"),
         (
             ["method=hypernetwork", "method.layers=[" + ",".join("1" * 17) + "]"],
             "method.layers: has 17 widths",

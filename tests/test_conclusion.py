@@ -18,7 +18,7 @@ from diffusion_lab.config.schema import Config
 from diffusion_lab.jobs import conclude as module
 from diffusion_lab.jobs import perform
 from diffusion_lab.plan.defaults import fill_defaults
-from diffusion_lab.runs.resume import standing
+from diffusion_lab.runs.resume import folder_status
 
 ROOT = Path(__file__).parents[1]
 WORDS = [
@@ -39,9 +39,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from diffusion_lab.cli.compose import compose
-from diffusion_lab.config import fill_defaults
+from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.jobs import conclude, load, perform
-from diffusion_lab.trackers import backup
+from diffusion_lab.runs import backup
 from diffusion_lab.runs.files import FileTracker
 load("finetune")
 root, words, kills = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
@@ -140,7 +140,7 @@ def test_killed_while_it_was_closed(killed: tuple[Path, dict[str, list[Any]]], w
     assert results[0]["files"].keys() == results[1]["files"].keys()
     for one, other in zip(*(result["evaluations"] for result in results), strict=True):
         assert (one["step"], one["metrics"]) == (other["step"], other["metrics"])
-    assert standing(fill_defaults(compose(WORDS)), folder) == "finished"
+    assert folder_status(fill_defaults(compose(WORDS)), folder) == "finished"
 
 
 # --- out of room --------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_a_disk_that_fills_up_at_the_end(
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "failed"
     assert "free some space" in result["error"] or "No space left" in result["error"]
-    assert standing(config, tmp_path) == "incomplete"
+    assert folder_status(config, tmp_path) == "incomplete"
     monkeypatch.undo()
 
     def trained(*_: object, **__: object) -> None:
@@ -187,7 +187,7 @@ def test_a_disk_that_fills_up_at_the_end(
     assert (result["status"], result["error"]) == ("completed", None)
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "artefact" / "pytorch_lora_weights.safetensors").is_file()
-    assert standing(config, tmp_path) == "finished"
+    assert folder_status(config, tmp_path) == "finished"
 
 
 # --- diverged, failed ---------------------------------------------------------------------------------

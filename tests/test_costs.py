@@ -18,7 +18,7 @@ from diffusion_lab.models.devices import Card
 from diffusion_lab.plan import costs, footprint
 from diffusion_lab.plan.costs import Cost, estimate, memory_warnings, speeds, time_rows
 from diffusion_lab.plan.defaults import fill_defaults
-from diffusion_lab.plan.numbers import Planned
+from diffusion_lab.plan.numbers import PlannedEvaluations
 from diffusion_lab.plan.shown import duration
 from diffusion_lab.records import UserError
 
@@ -274,5 +274,5 @@ def test_an_unknown_card_is_measured_at_the_start(
     for card, told in (("4090", False), ("unknown", True)):
         on(CARDS[card])
         config.model.precision = "bf16"
-        calibrate.tell(config, Planned((0, 10), 4, 100), torch.device("cuda"))
+        calibrate.tell(config, PlannedEvaluations((0, 10), 4, 100), torch.device("cuda"))
         assert ("does 100 TFLOP/s" in caplog.text) == told

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from diffusion_lab.config.schema import Steps
 from diffusion_lab.system import environment
-from diffusion_lab.system.environment import kind, neutral, recorded, told
+from diffusion_lab.system.environment import category, ignored_messages, neutral, recorded_variables
 from diffusion_lab.training.loop import train
 
 ROOT = Path(__file__).parents[1]
@@ -59,11 +59,11 @@ HARMLESS = {
 
 
 def test_every_variable_has_its_class() -> None:
-    assert {kind(name) for name in IGNORED if not environment.SINGLE.fullmatch(name)} == {"ignored"}
-    assert {kind(name) for name in RECORDED} == {"recorded"}
-    assert {kind(name) for name in SECRET} == {"secret"}
-    assert {kind(name) for name in NAMED} == {"named"}
-    assert {kind(name) for name in HARMLESS} == {None}
+    assert {category(name) for name in IGNORED if not environment.SINGLE.fullmatch(name)} == {"ignored"}
+    assert {category(name) for name in RECORDED} == {"recorded"}
+    assert {category(name) for name in SECRET} == {"secret"}
+    assert {category(name) for name in NAMED} == {"named"}
+    assert {category(name) for name in HARMLESS} == {None}
 
 
 def test_what_accelerate_reads_is_known() -> None:
@@ -82,8 +82,8 @@ def test_what_accelerate_reads_is_known() -> None:
         re.findall(r"\b(?:ACCELERATE|FSDP)_[A-Z0-9_]*[A-Z0-9]\b", "".join(file.read_text() for file in files))
     )
     assert len(names) > 15
-    assert {name for name in names if kind(name) is None} == set()
-    ours = {name for name in names if kind(name) == "recorded"}
+    assert {name for name in names if category(name) is None} == set()
+    ours = {name for name in names if category(name) == "recorded"}
     assert ours <= {"ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE"}
 
 
@@ -111,7 +111,7 @@ def test_ignored_ones_are_gone_inside_and_back_afterwards(
             assert again == {}
     assert dict(os.environ) == before
     assert taken == IGNORED
-    lines = "\n".join(told(taken))
+    lines = "\n".join(ignored_messages(taken))
     assert (
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4 in the environment has no effect; steps.gradient_accumulation"
         in lines
@@ -119,7 +119,7 @@ def test_ignored_ones_are_gone_inside_and_back_afterwards(
     assert (
         "ACCELERATE_MIXED_PRECISION=bf16 in the environment has no effect; model.precision decides" in lines
     )
-    assert told({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "false"}) == [], (
+    assert ignored_messages({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "false"}) == [], (
         "as accelerate launch has it"
     )
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -135,7 +135,7 @@ def test_nothing_secret_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
         "HF_ENDPOINT": "https://me:pass@mirror.example/x",
     }.items():
         monkeypatch.setenv(name, value)
-    found = recorded()
+    found = recorded_variables()
     assert {name: found.get(name) for name in RECORDED} == RECORDED
     assert {found.get(name) for name in NAMED} == {"(set)"}
     assert found["HF_ENDPOINT"] == "https://mirror.example/x"

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from diffusion_lab.jobs import outcome_of
 from diffusion_lab.records import UserError
-from diffusion_lab.system import atomic, failures, streams
+from diffusion_lab.system import atomic, disk_errors, failures, streams
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,7 +83,7 @@ def test_memory_is_named_with_its_remedy(error: Exception) -> None:
 
 @pytest.mark.parametrize("error", NEITHER, ids=repr)
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
-    assert failures.told(error) is None
+    assert failures.failure_message(error) is None
     assert outcome_of(error).exit_status == 1
 
 
@@ -94,10 +94,10 @@ def test_real_errors_of_the_libraries(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SafetensorError) as place:
         safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "file" / "x")
-    assert atomic.os_error(place.value) is not None
+    assert disk_errors.os_error(place.value) is not None
     with (
         pytest.raises(UserError, match=r"something else stands in its place"),
-        atomic.recoverable(tmp_path / "file"),
+        disk_errors.recoverable(tmp_path / "file"),
     ):
         raise place.value
 
@@ -108,7 +108,7 @@ def test_a_dead_link_is_called_one(tmp_path: Path) -> None:
         pytest.raises(
             UserError, match=r"symbolic link to /nowhere/at/all, which is not there; remove the link"
         ),
-        atomic.recoverable(tmp_path / "config.yaml"),
+        disk_errors.recoverable(tmp_path / "config.yaml"),
     ):
         (tmp_path / "config.yaml").write_text("")
 

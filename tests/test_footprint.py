@@ -14,7 +14,7 @@ from diffusion_lab.config.schema import Config, Model
 from diffusion_lab.jobs import check
 from diffusion_lab.plan import costs, footprint
 from diffusion_lab.plan.defaults import fill_defaults
-from diffusion_lab.plan.numbers import Planned
+from diffusion_lab.plan.numbers import PlannedEvaluations
 
 DATA = ["data=folder", "data.folder=.", "data.class_noun=dog"]
 
@@ -125,7 +125,7 @@ def test_a_run_that_does_not_fit_is_told_what_would_help(
 
 
 def test_the_record_has_the_estimate_beside_what_was_measured() -> None:
-    numbers = Planned(evaluations=(0, 1400), per_evaluation=100, forwards=10_000)
+    numbers = PlannedEvaluations(evaluations=(0, 1400), per_evaluation=100, forwards=10_000)
     planned = costs.phases(configured("experiment=full"), numbers)
     for phase in ("training", "evaluation"):
         assert planned[phase]["seconds"] > 0

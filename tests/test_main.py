@@ -17,7 +17,9 @@ import pytest
 
 from diffusion_lab import jobs
 from diffusion_lab.__main__ import main
+from diffusion_lab.cli.folders import claim
 from diffusion_lab.config.schema import Config
+from diffusion_lab.jobs import finetune
 from diffusion_lab.records import TrainingDiverged, UserError
 
 QUICK = ["model=folder", "model.path=owner/name"]  # a hub id passes the checks; the job here loads nothing
@@ -45,9 +47,9 @@ def run_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], None]:
 
     def put(job: Job) -> None:
         module = types.ModuleType("job_of_the_test")
-        module.run = job  # type: ignore[attr-defined]
+        module.run, module.check = job, finetune.check  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "job_of_the_test", module)
-        monkeypatch.setitem(jobs.JOBS, "finetune", "job_of_the_test:run")
+        monkeypatch.setitem(jobs.JOBS, "finetune", "job_of_the_test")
         # The job loads nothing, so the hub's files that it would need are not fetched before it either.
         monkeypatch.setattr("diffusion_lab.plan.fetch.fetch", lambda config, files: None)
 
@@ -86,9 +88,7 @@ def test_runs_of_one_second_have_folders_of_their_own(run_as: Callable[[Job], No
     assert Path("same/result.json").read_bytes() == record
     assert main([*words, "resume=never"]) == 2
     taken = Path("outputs")
-    import diffusion_lab.__main__ as entry
-
-    claimed = [entry._claim(taken.absolute() / "now", "hydra.run.dir", [], 0).name for _ in range(3)]
+    claimed = [claim(taken.absolute() / "now", "hydra.run.dir", [], 0).name for _ in range(3)]
     assert claimed == ["now", "now-2", "now-3"]
 
 

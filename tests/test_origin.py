@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from diffusion_lab.__main__ import main
 from diffusion_lab.artefacts.artefact import recognise
 from diffusion_lab.cli.compose import compose
-from diffusion_lab.config.schema import Config, Job, Prompts
+from diffusion_lab.config.jobs import Generate
+from diffusion_lab.config.schema import Config, Prompts
 from diffusion_lab.jobs import check, generate
 from diffusion_lab.jobs.score import check_images
 from diffusion_lab.plan import origin
@@ -115,7 +116,7 @@ def test_models_and_words_that_are_given_win(run_folder: Path, tiny_v_sd_folder:
 
 def test_a_configuration_made_by_hand(run_folder: Path) -> None:
     """What is not the schema's default was set."""
-    job = Job(name="generate", artefact=str(run_folder / "artefact"), output="images")
+    job = Generate(artefact=str(run_folder / "artefact"), output="images")
     wanted = generate.order(Config(job=job, prompts=Prompts(sampling_steps=9)))
     assert (wanted.settings.sampling_steps, wanted.settings.guidance_scale) == (9, 6.5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -15,21 +16,14 @@ from PIL import Image
 from diffusion_lab.__main__ import main
 from diffusion_lab.cli.compose import compose
 from diffusion_lab.config import paths
+from diffusion_lab.config.jobs import JOBS
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import UserError
-from diffusion_lab.runs.resume import bound, differences, expand, standing
-from diffusion_lab.system.atomic import plain
+from diffusion_lab.runs.resume import bound, describe_differences, folder_status
+from diffusion_lab.runs.resume_folder import expand_resume
+from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.quoting import always_quoted
-
-NAMES = [
-    "data.folder",
-    "data.impostors",
-    "prompts.path",
-    "job.images",
-    "job.texts_file",
-    "metrics.inception_weights",
-]
 
 
 @pytest.fixture
@@ -69,9 +63,11 @@ def test_spellings_of_one_path_are_one_configuration(here: Path, spelling: str) 
     assert os.path.isabs(other.data.folder or "")
     assert Path(other.data.folder or "").samefile(here / "pics")
     assert other.as_typed == {"data.folder": spelling}
-    assert differences(as_plain_dict(one), as_plain_dict(other)) == []
+    assert describe_differences(as_plain_dict(one), as_plain_dict(other)) == []
     assert bound(one) == bound(other)
-    told = differences(as_plain_dict(one), as_plain_dict(paths.resolve(given(data__folder="sub"), here)))
+    told = describe_differences(
+        as_plain_dict(one), as_plain_dict(paths.resolve(given(data__folder="sub"), here))
+    )
     assert told == [f"data.folder was {here}/pics, is {here}/sub"]
 
 
@@ -109,37 +105,34 @@ def test_names_stay_names(here: Path, key: str, value: str, is_path: bool) -> No
 def test_every_key_that_may_hold_a_path_is_known() -> None:
     """A new key whose name or comment speaks of a file or folder has to be put into paths.py."""
     known = {*paths.PATHS, *paths.NAMES_OR_PATHS}
-    source = (Path(paths.__file__).parent / "config.py").read_text("utf-8")
     speaks = re.compile(
         r"^    (\w+): (?:str|str \| None) = [^#\n]*#.*\b(?:file|folder|where to write)\b", re.MULTILINE
     )
-    found = set()
-    for field in dataclasses.fields(Config):
-        kind = type(getattr(Config(), field.name))
-        if dataclasses.is_dataclass(kind) and field.name != "method":
-            body = source.split(f"class {kind.__name__}:", 1)[-1].split("\n@dataclass", 1)[0]
-            found |= {f"{field.name}.{name}" for name in speaks.findall(body)}
+    groups = [(part.name, type(getattr(Config(), part.name))) for part in dataclasses.fields(Config)]
+    kinds = [(group, kind) for group, kind in groups if dataclasses.is_dataclass(kind) and group != "method"]
+    kinds += [("job", kind) for kind in JOBS.values()]
+    found = {f"{group}.{name}" for group, kind in kinds for name in speaks.findall(inspect.getsource(kind))}
     found -= {"data.captions", "data.subject", "data.source"}  # speak of files and hold none
-    assert len(found) > 8
+    assert len(found) > 12
     assert found <= known
-    assert all(hasattr(getattr(Config(), key.partition(".")[0]), key.partition(".")[2]) for key in known)
+    assert known <= {f"{group}.{part.name}" for group, kind in kinds for part in dataclasses.fields(kind)}
 
 
 def test_a_relative_path_of_an_earlier_versions_record(here: Path) -> None:
     before = {"data": {"folder": "pics"}}
     now = {"data": {"folder": f"{here}/pics"}}
-    assert differences(before, now, here) == []
-    assert differences(before, now, here / "sub") != []
-    assert differences(before, now) == [], "where nothing tells the folder, the ending decides"
-    assert differences({"data": {"folder": "s/pics"}}, now) != []
+    assert describe_differences(before, now, here) == []
+    assert describe_differences(before, now, here / "sub") != []
+    assert describe_differences(before, now) == [], "where nothing tells the folder, the ending decides"
+    assert describe_differences({"data": {"folder": "s/pics"}}, now) != []
 
 
 def test_a_key_that_an_earlier_version_did_not_know_counts_as_its_default() -> None:
     now = plain(as_plain_dict(fill_defaults(compose(["job=generate"]))))
     before = {**now, "job": {key: value for key, value in now["job"].items() if not key.startswith("text")}}
-    assert differences(before, now) == []
+    assert describe_differences(before, now) == []
     now["job"]["text"] = "a dog"
-    assert differences(before, now) == ["job.text was not there, is a dog"]
+    assert describe_differences(before, now) == ["job.text was not there, is a dog"]
 
 
 def test_what_a_tracker_sees_is_as_typed(here: Path) -> None:
@@ -181,15 +174,15 @@ def test_resume_from_another_folder(
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     for spelling in (str(folder), os.path.relpath(folder), always_quoted(str(folder))):
-        config = paths.resolve(fill_defaults(compose(expand([f"resume={spelling}"]))), Path.cwd())
+        config = paths.resolve(fill_defaults(compose(expand_resume([f"resume={spelling}"]))), Path.cwd())
         assert config.data.folder == f"{here}/pics"
         assert config.as_typed == {"data.folder": "pics"}
         assert config.tracker.run_name == "a, b"
-        assert standing(config, folder) == "unfinished"
+        assert folder_status(config, folder) == "unfinished"
     (elsewhere / "pics").mkdir()
-    moved = compose(expand([f"resume={folder}", "data.folder=pics"]))
+    moved = compose(expand_resume([f"resume={folder}", "data.folder=pics"]))
     with pytest.raises(UserError, match=r"data\.folder was"):
-        standing(paths.resolve(fill_defaults(moved), Path.cwd()), folder)
+        folder_status(paths.resolve(fill_defaults(moved), Path.cwd()), folder)
 
 
 def test_folders_of_options_are_found_again(
@@ -199,7 +192,7 @@ def test_folders_of_options_are_found_again(
     hydra = {"overrides": {"hydra": ["hydra.searchpath=['file://sub']"]}, "runtime": {"cwd": str(here)}}
     (tmp_path / "run" / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": hydra}))
     monkeypatch.chdir(tmp_path)
-    words = expand(["resume=run"])
+    words = expand_resume(["resume=run"])
     assert words[0] == f"hydra.searchpath=[{always_quoted(f'file://{here}/sub')}]"
     assert compose(words).tracker.run_name == "a, b"
 

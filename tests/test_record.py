@@ -21,7 +21,7 @@ from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import UserError
 from diffusion_lab.runs import scores
 from diffusion_lab.runs.files import FileTracker
-from diffusion_lab.runs.resume import standing
+from diffusion_lab.runs.resume import folder_status
 from diffusion_lab.training import checkpoint
 
 WORDS = [
@@ -168,7 +168,7 @@ def test_a_finished_run_with_a_damaged_file(
             continue
         damage(kind, folder, name, other)
         caplog.clear()
-        assert standing(config, folder) == ("finished" if name in UNNEEDED else "incomplete"), kind
+        assert folder_status(config, folder) == ("finished" if name in UNNEEDED else "incomplete"), kind
         outcome = perform(config, folder)
         assert outcome.exit_status == 0, (kind, outcome)
         assert results(folder) == before, kind
@@ -179,7 +179,7 @@ def test_a_finished_run_with_a_damaged_file(
         if name in (*NAMED, *UNNEEDED):
             continue
         assert re.search(rf"made again: .*{re.escape(name)}", caplog.text), kind
-        assert standing(config, folder) == "finished", kind
+        assert folder_status(config, folder) == "finished", kind
         assert json.loads((folder / "result.json").read_text())["status"] == "completed"
         if name.endswith(".safetensors"):
             one, two = load_file(folder / name), load_file(whole / name)
@@ -255,7 +255,7 @@ READ = (
 
 def taken_up(config: Config, folder: Path) -> tuple[int, FileTracker]:
     """As a run that is resumed begins: (the step of its checkpoint, its record)."""
-    assert standing(config, folder) == "unfinished"
+    assert folder_status(config, folder) == "unfinished"
     newest = checkpoint.latest(folder / "checkpoints")
     assert newest is not None
     tracker = FileTracker(folder, resume_step=newest.step)
@@ -350,4 +350,4 @@ def test_a_resumed_run_ends_as_if_nothing_had_been_lost(
     whole = runs / "finished"
     assert results(folder) == results(whole)
     assert (folder / "scores.parquet").read_bytes() == (whole / "scores.parquet").read_bytes()
-    assert standing(configured(), folder) == "finished"
+    assert folder_status(configured(), folder) == "finished"

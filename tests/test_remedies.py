@@ -68,6 +68,11 @@ def _broken(folder: Path) -> None:
     (folder / "photos" / "9.png").write_bytes(b"no picture")
 
 
+def _rated(folder: Path) -> None:
+    _photos(folder)
+    (folder / "AVA.txt").write_text("")
+
+
 def _empty_caption(folder: Path) -> None:
     _photos(folder)
     for i in range(6):
@@ -194,7 +199,8 @@ CASES = [
     Case("no pairs of prompts", "metrics.names=[prompt_similarity]", "metrics.names"),
     Case("odd layers", "method=hypernetwork method.layers=[2,1]", "method.layers"),
     Case("no targets", "method=lora method.targets=[]", "method.targets"),
-    Case("a misspelt option of a list", "job.balance=bin", "job.balance"),
+    Case("a misspelt option of a list", "job=train_aesthetics job.images=photos job.ratings=AVA.txt job.balance=bin",
+         "job.balance", _rated),
     Case("misspelt metric", "metrics.names=[similarty]", "metrics.names"),
     Case("no metric", "metrics.names=[]", "metrics.names=[]", values={"metrics.names=[]": "metrics.names=[similarity]"}),
     Case("too many pixels", DOG, "9.png", _enormous, reading=True),
@@ -464,11 +470,12 @@ EXCUSED = {
     "diffusion_lab/models/hub.py": "takes a hub; tests/models/test_downloads.py",
     "diffusion_lab/plan/inputs.py: steps.optimizer=": "the package is installed where tests run",
     "diffusion_lab/sampling/sample.py: model.precision": "takes a VAE that overflows; tests/sampling/test_sample.py",
-    "diffusion_lab/system/atomic.py": "takes a full disk; tests/tracking/test_atomic.py",
+    "diffusion_lab/system/disk_errors.py": "takes a full disk; tests/tracking/test_atomic.py",
+    "diffusion_lab/system/folders.py": "takes a full disk; tests/tracking/test_atomic.py",
     "diffusion_lab/runs/files.py": "the plan asks first; for callers from Python",
-    "diffusion_lab/runs/recorded.py": "takes a damaged run; tests/test_record.py",
-    "diffusion_lab/runs/taking_up.py": "takes a damaged run; tests/test_record.py",
-    "diffusion_lab/trackers/wandb.py": "takes a machine without credentials; tests/tracking/test_wandb.py",
+    "diffusion_lab/runs/folder_record.py": "takes a damaged run; tests/test_record.py",
+    "diffusion_lab/runs/resumed_record.py": "takes a damaged run; tests/test_record.py",
+    "diffusion_lab/trackers/wandb_mode.py": "takes a machine without credentials; tests/tracking/test_wandb.py",
     "diffusion_lab/training/checkpoint.py": "takes a run that was begun; tests/training/test_checkpoint.py",
     "diffusion_lab/training/optimizers.py": "takes a package that cannot be loaded; tests/training/test_optimizers.py",
 }

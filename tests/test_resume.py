@@ -19,9 +19,11 @@ from diffusion_lab.config.schema import as_plain_dict
 from diffusion_lab.jobs.assist import build
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import PromptSet, Subject, UserError
-from diffusion_lab.runs.resume import differences, expand, locked, standing
-from diffusion_lab.system.atomic import clear_leftovers, plain
+from diffusion_lab.runs.resume import describe_differences, folder_status, locked
+from diffusion_lab.runs.resume_folder import expand_resume
+from diffusion_lab.system.folders import clear_leftovers
 from diffusion_lab.training import checkpoint
+from diffusion_lab.values.jsonable import plain
 
 ROOT = Path(__file__).parents[1]
 TINY = ["experiment=debug", "metrics=debug", "steps.log_every=1", "steps.checkpoint_every=1"]
@@ -38,26 +40,26 @@ def record(folder: Path, status: str, *words: str) -> None:
 
 def test_an_unfinished_run_goes_on_and_a_finished_one_is_left_alone(tmp_path: Path) -> None:
     config = fill_defaults(compose(TINY))
-    assert standing(config, tmp_path / "nothing") == "empty"
+    assert folder_status(config, tmp_path / "nothing") == "empty"
     for status in ("running", "interrupted", "failed"):
         record(tmp_path, status)
-        assert standing(config, tmp_path) == "unfinished"
+        assert folder_status(config, tmp_path) == "unfinished"
     for status in ("completed", "diverged"):
         record(tmp_path, status)
-        assert standing(config, tmp_path) == "incomplete", "it has no report"
+        assert folder_status(config, tmp_path) == "incomplete", "it has no report"
     (tmp_path / "result.json").write_text('{"status": "failed", "error": "UserError: x", "traceback": ""}')
-    assert standing(config, tmp_path) == "empty"
+    assert folder_status(config, tmp_path) == "empty"
 
 
 def test_must_and_never(tmp_path: Path) -> None:
     must, never = (fill_defaults(compose([*TINY, f"resume={wish}"])) for wish in ("must", "never"))
-    assert standing(never, tmp_path) == "empty"
+    assert folder_status(never, tmp_path) == "empty"
     with pytest.raises(UserError, match=r"resume=must: .*holds no run.*resume=FOLDER"):
-        standing(must, tmp_path)
+        folder_status(must, tmp_path)
     record(tmp_path, "running")
-    assert standing(must, tmp_path) == "unfinished"
+    assert folder_status(must, tmp_path) == "unfinished"
     with pytest.raises(UserError, match=r"recorded there already.*hydra\.run\.dir"):
-        standing(never, tmp_path)
+        folder_status(never, tmp_path)
     with pytest.raises(UserError, match="resume=perhaps: must be one of auto, never, must"):
         compose([*TINY, "resume=perhaps"])
 
@@ -65,15 +67,17 @@ def test_must_and_never(tmp_path: Path) -> None:
 def test_another_configuration_is_refused_by_its_keys(tmp_path: Path) -> None:
     record(tmp_path, "running", "method.rank=4", "tracker.project=a")
     same = fill_defaults(compose([*TINY, "method.rank=4", "tracker.project=b", "steps.keep_checkpoints=5"]))
-    assert standing(same, tmp_path) == "unfinished"
+    assert folder_status(same, tmp_path) == "unfinished"
     other = fill_defaults(compose([*TINY, "steps.total=9", "data.subject=ben"]))
     with pytest.raises(UserError) as refused:
-        standing(other, tmp_path)
+        folder_status(other, tmp_path)
     told = str(refused.value)
     for words in ("steps.total was 4, is 9", "data.subject was anna, is ben", "method.rank was 4, is 8"):
         assert words in told
     assert "tracker" not in told
-    assert differences({"a": {"b": [1]}}, {"a": {"b": (1,)}, "c": None}) == ["c was not there, is None"]
+    assert describe_differences({"a": {"b": [1]}}, {"a": {"b": (1,)}, "c": None}) == [
+        "c was not there, is None"
+    ]
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(
@@ -96,7 +100,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(
 def test_a_record_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"status": ')
     with pytest.raises(UserError, match=r"cannot be read.*hydra\.run\.dir"):
-        standing(fill_defaults(compose(TINY)), tmp_path)
+        folder_status(fill_defaults(compose(TINY)), tmp_path)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -129,12 +133,12 @@ def test_resume_folder_stands_for_the_words_of_that_run(tmp_path: Path) -> None:
     (notes / "overrides.yaml").write_text("- data.n_images=4\n- resume=auto\n")
     hydra = {"overrides": {"hydra": ["hydra.run.dir=x", "hydra.mode=RUN", "hydra.searchpath=[file:///a]"]}}
     (notes / "hydra.yaml").write_text(json.dumps({"hydra": hydra}))
-    words = expand([f"resume={notes.parent}", "tracker=files"])
+    words = expand_resume([f"resume={notes.parent}", "tracker=files"])
     assert words[:3] == ["hydra.searchpath=[file:///a]", "data.n_images=4", "tracker=files"]
     assert words[3:] == [f"hydra.run.dir='{tmp_path}/it\\'s'", "resume=must"]
-    assert expand(["resume=must", "seed=1"]) == ["resume=must", "seed=1"]
+    assert expand_resume(["resume=must", "seed=1"]) == ["resume=must", "seed=1"]
     with pytest.raises(UserError, match="resume=atuo: must be one of auto, never, must, or the folder"):
-        expand(["resume=atuo"])
+        expand_resume(["resume=atuo"])
 
 
 @pytest.mark.parametrize("name", ["overrides.yaml", "hydra.yaml"])
@@ -150,7 +154,7 @@ def test_notes_of_another_shape_are_named(tmp_path: Path, name: str, content: st
     with pytest.raises(
         UserError, match=rf"{name}: cannot be read .* again with hydra\.run\.dir=.*run instead"
     ):
-        expand([f"resume={notes.parent}"])
+        expand_resume([f"resume={notes.parent}"])
 
 
 # --- real processes -----------------------------------------------------------------------------------
@@ -161,7 +165,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from diffusion_lab.cli.compose import compose
-from diffusion_lab.config import fill_defaults
+from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.jobs import load, perform
 import diffusion_lab, importlib, pkgutil, scipy.stats
 import diffusers, peft, pyarrow.parquet, facenet_pytorch, plotly.graph_objects, accelerate

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from diffusion_lab.config.schema import Config, Data, Job, Metrics, Model, Tracking
+from diffusion_lab.config.jobs import Report, Score
+from diffusion_lab.config.schema import Config, Data, Metrics, Model, Tracking
 from diffusion_lab.jobs.score import check_images, run, scored_data, usual_side
 from diffusion_lab.records import UserError
 from diffusion_lab.report.score_page import print_table, read_images
 from diffusion_lab.runs import scores
-from diffusion_lab.runs.scored import extremes
+from diffusion_lab.runs.score_files import best_and_worst
 
 NAMES = ["similarity", "aesthetics", "diversity", "clip_text", "memorisation", "kid_clip"]
 
@@ -47,7 +48,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def config(folders: tuple[Path, Path], **metrics: Any) -> Config:
     subject, images = folders
     return Config(
-        job=Job(name="score", images=str(images)),
+        job=Score(images=str(images)),
         data=Data(source="folder", folder=str(subject), subject="anna", class_noun="woman"),
         metrics=Metrics(**{"names": NAMES, "batch_size": 3, **metrics}),
         model=Model(device="cpu"),
@@ -166,7 +167,7 @@ def test_a_second_scoring_encodes_nothing(
 
 def test_page_and_table(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from diffusion_lab.jobs.report import run as report
-    from diffusion_lab.runs.record import find_runs, is_run
+    from diffusion_lab.runs.reading import find_runs, is_run
 
     page = (scored / "report.html").read_text()
     assert page.count("data:image/webp") >= 5
@@ -177,7 +178,7 @@ def test_page_and_table(scored: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not is_run(scored)  # no training to compare with others
     assert find_runs(scored.parent) == []
     (scored / "report.html").unlink()
-    report(Config(job=Job(name="report", runs=str(scored))), Path())
+    report(Config(job=Report(runs=str(scored))), Path())
     assert (scored / "report.html").read_text() == page
     capsys.readouterr()
     print_table(scored)
@@ -253,9 +254,9 @@ def test_how_many_pictures_are_compared_with(folders: tuple[Path, Path]) -> None
 def test_small_parts(folders: tuple[Path, Path]) -> None:
     assert usual_side(sorted(folders[1].glob("*.png"))) == 64
     values = [0.5, None, 0.9, 0.1]
-    assert extremes(values, True) == [2, 0, 3]
-    assert extremes(values, False) == [3, 0, 2]
-    many = extremes([float(n) for n in range(100)], True)
+    assert best_and_worst(values, True) == [2, 0, 3]
+    assert best_and_worst(values, False) == [3, 0, 2]
+    many = best_and_worst([float(n) for n in range(100)], True)
     assert many == [99, 98, 97, 96, 95, 94, 5, 4, 3, 2, 1, 0]
 
 

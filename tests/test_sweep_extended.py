@@ -12,8 +12,8 @@ import pytest
 from diffusion_lab.cli.compose import compose
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.report.groups import distinct
-from diffusion_lab.runs.record import find_runs, read_run
-from diffusion_lab.runs.resume import already_begun
+from diffusion_lab.runs.extended_sweep import already_begun
+from diffusion_lab.runs.reading import find_runs, read_run
 
 WORDS = [
     "experiment=debug", "metrics=debug", "metrics.names=[diversity]", "steps.total=1", "steps.every=1", "prompts.n=2",
@@ -56,7 +56,7 @@ def test_a_second_dimension_trains_nothing_twice(
 def test_the_folder_of_the_same_run(tmp_path: Path) -> None:
     """A finished one before an unfinished one, whatever it is called; another configuration or seed never."""
     from diffusion_lab.config.schema import as_plain_dict
-    from diffusion_lab.system.atomic import plain
+    from diffusion_lab.values.jsonable import plain
 
     config = fill_defaults(compose(WORDS))
 

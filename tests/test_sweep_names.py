@@ -19,8 +19,9 @@ from diffusion_lab.__main__ import main
 from diffusion_lab.cli.compose import compose, expand
 from diffusion_lab.cli.sweep_names import LONGEST, by_what_varies, job_folder, settle, write
 from diffusion_lab.config.schema import Config, as_plain_dict
+from diffusion_lab.jobs import finetune
 from diffusion_lab.plan.defaults import fill_defaults
-from diffusion_lab.system.atomic import plain
+from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.quoting import always_quoted
 
 TINY = ["experiment=debug"]
@@ -120,17 +121,17 @@ def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
     folders: list[str] = []
 
     def run(config: Config, folder: Path) -> None:
-        from diffusion_lab.runs.resume import standing
+        from diffusion_lab.runs.resume import folder_status
 
-        if standing(config, folder) == "empty":
+        if folder_status(config, folder) == "empty":
             folders.append(folder.name)
             record = {"status": "completed", "config": plain(as_plain_dict(config))}
             (folder / "result.json").write_text(json.dumps(record))
 
     module = types.ModuleType("job_of_the_test")
-    module.run = run  # type: ignore[attr-defined]
+    module.run, module.check = run, finetune.check  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "job_of_the_test", module)
-    monkeypatch.setitem(jobs.JOBS, "finetune", "job_of_the_test:run")
+    monkeypatch.setitem(jobs.JOBS, "finetune", "job_of_the_test")
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
     handlers = root.handlers[:]

@@ -19,9 +19,10 @@ from diffusion_lab import __main__ as entry
 from diffusion_lab.cli.compose import compose, compose_raw, conf_folder, expand, groups
 from diffusion_lab.cli.sweep_files import words as study_words
 from diffusion_lab.cli.yaml_texts import changed
-from diffusion_lab.config.schema import Config, Job
+from diffusion_lab.config.jobs import Generate
+from diffusion_lab.config.schema import Config
 from diffusion_lab.config.texts import Kind, advice, exact, kind, recorded
-from diffusion_lab.data.own_texts import own_texts
+from diffusion_lab.data.job_texts import job_texts
 from diffusion_lab.methods import METHODS
 from diffusion_lab.records import UserError
 from diffusion_lab.values.quoting import always_quoted, pasted, quoted, split, unquoted
@@ -180,7 +181,7 @@ def test_values_of_a_sweep_keep_their_letters() -> None:
     jobs = expand(["tracker.tags=[1_1,true],[010]", "data.identifier=choice(1e5,'a, b')"])
     assert [compose(job).tracker.tags for job in jobs] == [["1_1", "true"]] * 2 + [["010"]] * 2
     assert [compose(job).data.identifier for job in jobs[:2]] == ["1e5", "a, b"]
-    [job] = expand(["job.text=a dog, on the moon"])
+    [job] = expand(["job=generate", "job.text=a dog, on the moon"])
     assert compose(job).job.text == "a dog, on the moon", "a prompt is never split"
 
 
@@ -206,17 +207,17 @@ def test_several_prompts_one_key_each() -> None:
 def test_prompts_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\ufeff# mine\na dog, on the moon\r\n\n  1_1 \n\\#hashed\n", "utf-8")
-    assert own_texts(Job(texts_file=str(file))) == ["a dog, on the moon", "1_1", "#hashed"]
+    assert job_texts(Generate(output="x", texts_file=str(file))) == ["a dog, on the moon", "1_1", "#hashed"]
     file.write_text("# nothing\n", "utf-8")
     with pytest.raises(UserError, match=r"job\.texts_file=.*holds no prompt"):
-        own_texts(Job(texts_file=str(file)))
+        job_texts(Generate(output="x", texts_file=str(file)))
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"job\.texts_file=.*UTF-8"):
-        own_texts(Job(texts_file=str(file)))
+        job_texts(Generate(output="x", texts_file=str(file)))
     with pytest.raises(UserError, match=r"job\.texts_file=.*no such file"):
-        own_texts(Job(texts_file=str(tmp_path / "none")))
-    assert own_texts(Job(text="x")) == ["x"]
-    assert own_texts(Job()) == []
+        job_texts(Generate(output="x", texts_file=str(tmp_path / "none")))
+    assert job_texts(Generate(output="x", text="x")) == ["x"]
+    assert job_texts(Generate(output="x")) == []
 
 
 @pytest.mark.parametrize(
@@ -342,15 +343,16 @@ def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], list[d
 
     from diffusion_lab import jobs
     from diffusion_lab.config.schema import as_plain_dict
+    from diffusion_lab.jobs import finetune
 
     def run(config: Config, folder: Path) -> None:
         (folder / "got.json").write_text(json.dumps(as_plain_dict(config)))
         (folder / "result.json").write_text('{"status": "completed", "config": {}}')
 
     module = types.ModuleType("job_of_the_test")
-    module.run = run  # type: ignore[attr-defined]
+    module.run, module.check = run, finetune.check  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "job_of_the_test", module)
-    monkeypatch.setitem(jobs.JOBS, "finetune", "job_of_the_test:run")
+    monkeypatch.setitem(jobs.JOBS, "finetune", "job_of_the_test")
     monkeypatch.chdir(tmp_path)
     return lambda: [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("got.json"))]
 

@@ -61,11 +61,13 @@ def correlation(a: Values, b: Values, fill_a: float | None = None, fill_b: float
     scale = math.sqrt(float(first @ first) * float(second @ second))
     if scale <= 1e-18:
         return 0.0
-    found = max(-1.0, min(1.0, float(first @ second) / scale))
-    return found if len(sums) >= FEWEST else min(0.0, found)
+    r = max(-1.0, min(1.0, float(first @ second) / scale))
+    return r if len(sums) >= FEWEST else min(0.0, r)
 
 
-def by_image(rows: Iterable[ScoreRow]) -> dict[int, dict[str, dict[tuple[Hashable, int], float | None]]]:
+def values_by_step(
+    rows: Iterable[ScoreRow],
+) -> dict[int, dict[str, dict[tuple[Hashable, int], float | None]]]:
     """Step -> metric -> each image's value, of the rows of scores.parquet.
 
     Images of prompts without the identifier have a row without a value in metrics that do not use them. These rows are

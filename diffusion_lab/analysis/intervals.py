@@ -87,7 +87,7 @@ def summarise(
         raise ValueError("a share is of values that are 0 or 1")
     known, n, missing = x[there], int(there.sum()), int((~there).sum())
     if n == 0:
-        found = Summary(None, 0, missing, None, None, None)
+        summary = Summary(None, 0, missing, None, None, None)
     else:
         mean = math.fsum(known) / n
         codes, alone = units(list(compress(ids, there)))
@@ -97,10 +97,10 @@ def summarise(
             error, why = _pair_error(known - mean, codes, some), too_few(groups, FEWEST, alone)
         else:
             error, why = _clustered_error(known - mean, codes), too_few(groups, 2, alone)
-        found = interval_of(
+        summary = interval_of(
             mean, n, error, groups, missing=missing, bounds=bounds, why=why, alone=alone, share=share
         )
-    return _penalise(found, x, ids, imputed, bounds) if can_miss and len(x) else found
+    return _penalise(summary, x, ids, imputed, bounds) if can_miss and len(x) else summary
 
 
 def units(prompt_ids: Sequence[Hashable]) -> tuple[NDArray[np.int64], bool]:
@@ -155,10 +155,10 @@ def interval_of(
             high = max(value, min(high, bounds[1]))
     if low is None and error:
         error = None
-    said = [note, why, NOISE_ONLY if alone and low is not None else None]
+    notes = [note, why, NOISE_ONLY if alone and low is not None else None]
     return Summary(
         value, n, missing, error, low, high,
-        note="; ".join(part for part in said if part) or None,
+        note="; ".join(part for part in notes if part) or None,
         within_one_prompt=alone and low is not None,
     )  # fmt: skip
 
@@ -166,7 +166,7 @@ def interval_of(
 def _share(p: float, error: float, images: int, prompts: int) -> tuple[float, float]:
     """95 % interval of a fraction with its clustered standard error; see `shares.py`."""
     if images == prompts or p in (0.0, 1.0):
-        return wilson(p, prompts, normal())
+        return wilson(p, prompts, normal_quantile())
     effective = min(float(images), p * (1 - p) / error**2) if error > 0 else float(images)
     return wilson(p, effective, student_t(prompts - 1))
 
@@ -196,33 +196,33 @@ def _pair_error(
 
 
 def _penalise(
-    found: Summary, x: NDArray[np.float64], ids: Sequence[Hashable], imputed: float, bounds: Bounds
+    summary: Summary, x: NDArray[np.float64], ids: Sequence[Hashable], imputed: float, bounds: Bounds
 ) -> Summary:
     """Adds the mean over all images, those without a value counted as v; see the module docstring."""
     there = ~np.isnan(x)
-    v = imputed if found.mean is None else min(imputed, found.mean)
+    v = imputed if summary.mean is None else min(imputed, summary.mean)
     penalised = math.fsum(np.where(there, x, v)) / len(x)
-    if found.mean is not None:
-        penalised = min(penalised, found.mean)  # equal except for rounding if v is the mean
+    if summary.mean is not None:
+        penalised = min(penalised, summary.mean)  # equal except for rounding if v is the mean
     rate = summarise(there.astype(float), ids, share=True)
     low = high = None
-    if None not in (found.mean, rate.mean, rate.low, rate.high) and found.standard_error:
-        assert found.mean is not None and rate.mean is not None  # noqa: PT018 - for mypy
+    if None not in (summary.mean, rate.mean, rate.low, rate.high) and summary.standard_error:
+        assert summary.mean is not None and rate.mean is not None  # noqa: PT018 - for mypy
         assert rate.low is not None and rate.high is not None  # noqa: PT018
-        m, r = found.mean - v, rate.mean
+        m, r = summary.mean - v, rate.mean
         # Over all prompts, not only those with a face: with these degrees of freedom the coverage is 94 to 97 %.
-        reach = r * student_t(int(units(ids)[0].max())) * found.standard_error
+        reach = r * student_t(int(units(ids)[0].max())) * summary.standard_error
         low = penalised - math.hypot(m * (r - rate.low), reach)
         high = penalised + math.hypot(m * (rate.high - r), reach)
         low = low if bounds[0] is None else min(penalised, max(low, bounds[0]))
         high = high if bounds[1] is None else max(penalised, min(high, bounds[1]))
-    note = found.note
-    if found.low is not None and low is None and rate.note:
+    note = summary.note
+    if summary.low is not None and low is None and rate.note:
         note = "; ".join(part for part in (note, f"counting missing images: {rate.note}") if part)
-    return replace(found, penalised=penalised, penalised_low=low, penalised_high=high, imputed=v, note=note)
+    return replace(summary, penalised=penalised, penalised_low=low, penalised_high=high, imputed=v, note=note)
 
 
-def undefined(why: str, missing: int = 0) -> Summary:
+def undefined_summary(why: str, missing: int = 0) -> Summary:
     """A summary without a value, with the reason."""
     return Summary(None, 0, missing, None, None, None, note=why)
 
@@ -256,7 +256,7 @@ def student_t(degrees: int, level: float = LEVEL) -> float:
 
 
 @lru_cache(maxsize=4)
-def normal(level: float = LEVEL) -> float:
+def normal_quantile(level: float = LEVEL) -> float:
     """The same of the normal distribution: 1.96."""
     from scipy.special import ndtri
 

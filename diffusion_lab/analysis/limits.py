@@ -29,12 +29,6 @@ def limits_of(summary: Summary) -> Limits | None:
     return (value - 1.96 * s, value + 1.96 * s) if s else None
 
 
-def half_width_of(summary: Summary) -> float | None:
-    """Half of the 95 % interval of `value_of`, or None if it cannot be estimated."""
-    limits = limits_of(summary)
-    return None if limits is None else (limits[1] - limits[0]) / 2
-
-
 def _half_of_an_earlier_record(summary: Summary) -> float | None:
     """The half interval of a penalised mean that counts missing faces as 0 and has no interval of its own.
 

@@ -14,7 +14,7 @@ TOO_FEW = {1: "One image per evaluation is", 2: "Two images per evaluation are"}
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class MetricChange:
     """A metric at two evaluations, and the 95 % limits of the second value minus the first; None if unknown."""
 
     start: float | None
@@ -24,14 +24,14 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moves:
+class ReasonInputs:
     """The input of `explain`."""
 
     steps: Sequence[int]
     best: int  # index of the recommended step
     scores: Sequence[float | None]  # along the steps
-    before: Mapping[str, Change]  # of the weighted metrics, from the first step to the recommended one
-    after: Mapping[str, Change]  # from there to the last step
+    before: Mapping[str, MetricChange]  # of the weighted metrics, from the first step to the recommended one
+    after: Mapping[str, MetricChange]  # from there to the last step
     gaps: Mapping[
         int, tuple[float, float] | None
     ]  # neighbour's index -> 95 % limits of how much lower its score is
@@ -45,7 +45,7 @@ class Moves:
     notes: Sequence[str]
 
 
-def explain(moves: Moves) -> str:
+def reason_text(moves: ReasonInputs) -> str:
     """The changes up to the recommended step and after it, the certainty of the choice, then notes."""
     rules = rules_of_thumb(moves.n_images, moves.class_noun)
     sentences = [_movement(moves), _certainty(moves), *moves.notes]
@@ -63,7 +63,7 @@ def rules_of_thumb(n_images: int | None, class_noun: str | None) -> dict[str, in
     return {words: RULES_OF_THUMB[words] * n_images for words in ["in general", *nouns]}
 
 
-def _movement(m: Moves) -> str:
+def _movement(m: ReasonInputs) -> str:
     here, last = m.best, len(m.steps) - 1
     step = m.steps[here]
     if last == 0:
@@ -85,7 +85,9 @@ def _movement(m: Moves) -> str:
     )
 
 
-def _changes(m: Moves, changes: Mapping[str, Change], start: int, end: int, *, past: bool) -> str:
+def _changes(
+    m: ReasonInputs, changes: Mapping[str, MetricChange], start: int, end: int, *, past: bool
+) -> str:
     up, down, flat = ("rose", "fell", "stayed near") if past else ("rises", "falls", "stays near")
     moved, back = ("went", "came back to") if past else ("goes", "comes back to")
     parts: list[str] = []
@@ -93,19 +95,19 @@ def _changes(m: Moves, changes: Mapping[str, Change], start: int, end: int, *, p
         a, b = change.start, change.end
         if a is None or b is None:
             wanting = [m.steps[i] for i, value in ((start, a), (end, b)) if value is None]
-            parts.append(f"{spoken(name)} has no value at {_steps(wanting)}")
+            parts.append(f"{display_name(name)} has no value at {_steps(wanting)}")
         elif f"{a:.2f}" == f"{b:.2f}":
-            parts.append(f"{spoken(name)} {flat if change.steady else back} {b:.2f}")
+            parts.append(f"{display_name(name)} {flat if change.steady else back} {b:.2f}")
         elif change.limits is None:
-            parts.append(f"{spoken(name)} {moved} from {a:.2f} to {b:.2f}, with an unknown error")
+            parts.append(f"{display_name(name)} {moved} from {a:.2f} to {b:.2f}, with an unknown error")
         elif change.limits[0] <= 0 <= change.limits[1]:
-            parts.append(f"{spoken(name)} {moved} from {a:.2f} to {b:.2f}, within its error")
+            parts.append(f"{display_name(name)} {moved} from {a:.2f} to {b:.2f}, within its error")
         else:
-            parts.append(f"{spoken(name)} {up if b > a else down} from {a:.2f} to {b:.2f}")
-    return listed(parts)
+            parts.append(f"{display_name(name)} {up if b > a else down} from {a:.2f} to {b:.2f}")
+    return join_with_and(parts)
 
 
-def _certainty(m: Moves) -> str:
+def _certainty(m: ReasonInputs) -> str:
     """What the intervals imply about the evaluations next to the recommended one."""
     if len(m.steps) == 1:
         return "Use more evaluations to find out where to stop."
@@ -121,16 +123,18 @@ def _certainty(m: Moves) -> str:
     for i in m.gaps:
         kinds.setdefault(_kind(m, i), []).append(i)
     parts += [
-        _said(m, kind, kinds[kind]) for kind in ("close", "less", "unknown", "nothing") if kind in kinds
+        _neighbours_text(m, kind, kinds[kind])
+        for kind in ("close", "less", "unknown", "nothing")
+        if kind in kinds
     ]
     parts[0] = parts[0][0].upper() + parts[0][1:]
-    said = "; ".join(parts) + "."
+    text = "; ".join(parts) + "."
     if m.within_one_prompt:
-        said += " All images have the same prompt, so these errors cover the noise only: with other prompts another step may be best."
-    return said
+        text += " All images have the same prompt, so these errors cover the noise only: with other prompts another step may be best."
+    return text
 
 
-def _kind(m: Moves, i: int) -> str:
+def _kind(m: ReasonInputs, i: int) -> str:
     gap = m.gaps[i]
     if m.scores[i] is None:
         return "nothing"
@@ -139,7 +143,7 @@ def _kind(m: Moves, i: int) -> str:
     return "less" if gap[0] > 0 else "close"
 
 
-def _said(m: Moves, kind: str, neighbours: Sequence[int]) -> str:
+def _neighbours_text(m: ReasonInputs, kind: str, neighbours: Sequence[int]) -> str:
     steps = [m.steps[i] for i in neighbours]
     one = len(steps) == 1
     if kind == "nothing":
@@ -155,10 +159,10 @@ def _said(m: Moves, kind: str, neighbours: Sequence[int]) -> str:
         return f"{beside} clearly less{but}"
     if kind == "unknown":
         which = [
-            f"{spoken(name)} has no interval" + (f" ({why})" if why else "")
+            f"{display_name(name)} has no interval" + (f" ({why})" if why else "")
             for name, why in m.without_interval.items()
         ]
-        return f"how sure this is against {_steps(steps)} cannot be told: {listed(which or ['there is no interval'])}"
+        return f"how sure this is against {_steps(steps)} cannot be told: {join_with_and(which or ['there is no interval'])}"
     near = f"{_steps(steps)} {'scores' if one else 'score'} within the error of the difference"
     if last:
         return f"{near}, so the gain of the last steps is not certain"
@@ -168,15 +172,15 @@ def _said(m: Moves, kind: str, neighbours: Sequence[int]) -> str:
 
 
 def _steps(steps: Sequence[int]) -> str:
-    return f"{'step' if len(steps) == 1 else 'steps'} {listed([str(step) for step in steps])}"
+    return f"{'step' if len(steps) == 1 else 'steps'} {join_with_and([str(step) for step in steps])}"
 
 
-def spoken(name: str) -> str:
+def display_name(name: str) -> str:
     """`similarity_heldout` -> "similarity (heldout)", `clip_text` -> "clip text"."""
     head, _, tail = name.partition("_")
     return f"{head} ({tail})" if tail == "heldout" else name.replace("_", " ")
 
 
-def listed(parts: Sequence[str]) -> str:
+def join_with_and(parts: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -21,8 +21,8 @@ NOTES = "dreambooth.json"  # of whole networks, whose files have no headers of o
 def notes(config: Config, pipe: Any, subject: Subject, prompt: str) -> dict[str, str]:
     """What every artefact's header says, beside the step and what the tools want to see of the method."""
     from diffusion_lab.data.prompts import load_prompts
-    from diffusion_lab.system.atomic import dumps
     from diffusion_lab.system.provenance import checkout, versions
+    from diffusion_lab.values.jsonable import dumps
 
     prompts = load_prompts(config.prompts, identifier=subject.identifier, class_noun=subject.class_noun)
     return {

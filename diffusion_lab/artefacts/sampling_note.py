@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffusion_lab.system.atomic import dumps
+from diffusion_lab.values.jsonable import dumps
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config

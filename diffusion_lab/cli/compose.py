@@ -1,12 +1,14 @@
 """From words on a command line to a checked `Config`, through the files under `conf/`.
 
-This module, `texts.py`, `yaml_texts.py`, `explain.py` and `__main__.py` are the only ones that know Hydra and OmegaConf.
+This module, its neighbours `yaml_texts.py`, `explain.py`, `endings.py`, `hand_over.py` and `sweep.py`, and
+`config/texts.py` are the only ones that know Hydra and OmegaConf.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,11 +18,12 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_lab.cli.sweep_names import job_folder, limited
+from diffusion_lab.config.jobs import JOBS, Job, no_such_key
 from diffusion_lab.config.schema import Config
 from diffusion_lab.config.texts import exact, recorded
 from diffusion_lab.methods import METHODS
 from diffusion_lab.records import UserError
-from diffusion_lab.values.checks import closest
+from diffusion_lab.values.checks import closest, one_of
 
 
 def conf_folder() -> Path:
@@ -38,12 +41,13 @@ def register() -> None:
 
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
-    schema.method = None  # else the default method's type stands there, and no other fits
+    schema.method = schema.job = None  # else the default one's type stands there, and no other fits
     for table in (schema.metrics.weights, schema.metrics.ranges, schema.as_typed):
         OmegaConf.set_struct(table, False)  # metrics.weights.similarity=2 without a plus
     store.store(name="schema", node=schema)
-    for name, method in METHODS.items():
-        store.store(group="schema/method", name=name, node=method)
+    for group, kinds in (("method", METHODS), ("job", JOBS)):
+        for name, kind in kinds.items():
+            store.store(group=f"schema/{group}", name=name, node=kind)
     OmegaConf.register_new_resolver("readable", readable, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True, use_cache=True)
@@ -130,7 +134,8 @@ def to_config(composed: DictConfig) -> Config:
     Of the jobs that take up what another run has recorded, `job.given` says which keys were set by hand.
     """
     plain = copy.deepcopy(composed)
-    if plain.job.name in ("generate", "score"):
+    _give_types(plain)
+    if "given" in plain.job:
         plain.job.given = _given(composed)
     with open_dict(plain):
         plain.pop("hydra", None)
@@ -138,6 +143,17 @@ def to_config(composed: DictConfig) -> Config:
         raise UserError(f"{key} is missing: give it as {key}=VALUE")
     _refuse_unknown(plain)
     return cast(Config, OmegaConf.to_object(plain))
+
+
+def _give_types(node: DictConfig) -> None:
+    """A method's or job's file of a person's own, without `defaults: [/schema/...]`, has the keys of its `name` too."""
+    for group, kinds in (("method", METHODS), ("job", JOBS)):
+        given = node[group]
+        if isinstance(given, DictConfig) and not dataclasses.is_dataclass(OmegaConf.get_type(given)):
+            one_of(f"{group}.name", given.get("name"), kinds)
+            typed = OmegaConf.structured(kinds[given.name])
+            OmegaConf.set_struct(typed, False)
+            node[group] = OmegaConf.merge(typed, given)
 
 
 def _given(composed: DictConfig) -> list[str]:
@@ -180,10 +196,14 @@ def _refuse_unknown(node: DictConfig, at: str = "") -> None:
     for key in map(str, node):
         name = f"{at}{key}"
         if key not in known:
+            if issubclass(kind, Job):
+                raise UserError(no_such_key(kind, key))
             within = at.rstrip(".") or "the configuration"
             raise UserError(f"{name}: no such key; {within} has {', '.join(known)}{closest(key, known)}")
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
+        if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
+            continue
+        child = node[key]
+        if isinstance(child, DictConfig):
             _refuse_unknown(child, f"{name}.")
 
 
@@ -197,24 +217,38 @@ def single_valued(overrides: Sequence[str]) -> list[str]:
 
 
 def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
-    """The overrides of every job of a sweep over lists, ranges and globs, in Hydra's order.
+    """The overrides of every job of a sweep over lists, ranges and globs, in the order of Hydra's basic sweeper.
 
-    Empty where another sweeper than Hydra's basic one decides (Optuna draws its values as it goes).
+    `sweeper`: hydra.sweeper, where a file has chosen it. Empty where another one than the basic one decides
+    (Optuna draws its values as it goes).
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    if sweeper is not None and not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
+    if sweeper is not None and not _is_basic(sweeper):
         return []
-    params = [f"{key}={value}" for key, value in ((sweeper or {}).get("params") or {}).items()]
     with _hydra():
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(
-            exact([*params, *overrides], sweep=True)[0]
-        )
-        for override in parsed:
-            if override.is_sweep_override() and not list(override.sweep_string_iterator()):
+        parser = OverridesParser.create(config_loader=hydra.config_loader)
+        values: dict[
+            str, list[str]
+        ] = {}  # of a key that is given twice the last values, in the first one's place
+        for override in parser.parse_overrides(exact(overrides, sweep=True)[0]):
+            several = override.is_sweep_override()
+            found = override.sweep_string_iterator() if several else [override.get_value_element_as_str()]
+            key = override.get_key_element()
+            values[key] = [f"{key}={value}" for value in found]
+            if not values[key]:
                 raise UserError(f"{override.input_line}: has no value, so the sweep would have no job")
-        return [recorded(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+        return [recorded(job) for job in itertools.product(*values.values())]
+
+
+def params(sweeper: Any) -> list[str]:
+    """The words that hydra.sweeper.params stands for, of Hydra's basic sweeper."""
+    found = sweeper.get("params") if _is_basic(sweeper) else None
+    return [f"{key}={value}" for key, value in (found or {}).items()]
+
+
+def _is_basic(sweeper: Any) -> bool:
+    return str(sweeper.get("_target_", "")).endswith("BasicSweeper")

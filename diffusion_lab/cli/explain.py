@@ -6,16 +6,21 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusion_lab.cli.compose import groups
+from diffusion_lab.config.jobs import JOBS, Job, no_such_key
 from diffusion_lab.config.schema import Config
 from diffusion_lab.config.texts import WORD
 from diffusion_lab.methods import METHODS
 from diffusion_lab.values.checks import closest
 from diffusion_lab.values.quoting import pasted, shown
 
+CHOICES: dict[str, Mapping[str, type]] = {
+    "method": METHODS,
+    "job": JOBS,
+}  # groups whose options have own keys
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -25,7 +30,10 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Could not find '([^']+)'", text):
         return _no_option(found[1])
     if found := re.search(r"Could not override '([^']+)'", text):
-        return _no_key(found[1].partition("@")[0])
+        key, kind = found[1].partition("@")[0], getattr(error.__cause__, "object_type", None)
+        if key.startswith("job.") and isinstance(kind, type):
+            return _no_key_of_job(key, kind)
+        return _no_key(key)
     if found := re.search(r"Error merging override (.+)", text, re.DOTALL):
         return _wrong_value(found[1], cause or text)
     if found := re.search(r"Ambiguous value for argument '(.+?)'\n", text):
@@ -68,11 +76,16 @@ def _no_option(path: str) -> str:
     return f"{group}={option}: no such option; {group} has {', '.join(options)}{closest(option, options)}"
 
 
+def _no_key_of_job(key: str, kind: type) -> str:
+    if issubclass(kind, Job):
+        return no_such_key(kind, key.partition(".")[2])
+    schema = "defaults: [/schema/job/NAME@_here_]"
+    return f"{key}: the file that job=... names has no such key; begin it with {schema}, and it has those of a job"
+
+
 def _no_key(key: str) -> str:
     parent, _, last = key.rpartition(".")
-    at = _find(parent) if parent else Config
-    if dataclasses.is_dataclass(at):
-        kinds = METHODS.values() if parent == "method" else [at]
+    if kinds := _find(parent):
         names = dict.fromkeys(part.name for kind in kinds for part in dataclasses.fields(kind))
         known = [*names] + ([] if parent else ["experiment"])
         hint = closest(last, known) or closest(key, _dotted())
@@ -93,10 +106,10 @@ def _wrong_value(override: str, cause: str) -> str:
 
 def _expected(key: str) -> str:
     parent, _, last = key.rpartition(".")
-    at = _find(parent) if parent else Config
-    if not dataclasses.is_dataclass(at) or last not in {part.name for part in dataclasses.fields(at)}:
-        return "a number" if key.startswith("metrics.weights.") else ""
-    return _in_words(_hints(at)[last])
+    for at in _find(parent):
+        if last in {part.name for part in dataclasses.fields(at)}:
+            return _in_words(typing.get_type_hints(at)[last])
+    return "a number" if key.startswith("metrics.weights.") else ""
 
 
 def _in_words(hint: Any) -> str:
@@ -115,19 +128,14 @@ def _in_words(hint: Any) -> str:
     return NAMES.get(hint, "")
 
 
-def _hints(at: Any) -> dict[str, Any]:
-    return typing.get_type_hints(at)
-
-
-def _find(key: str) -> Any:
-    """The dataclass at a dotted key, or None. `method` stands for the first of the methods."""
+def _find(key: str) -> list[Any]:
+    """The dataclasses that may stand at a dotted key ("": the whole): several for a method and a job."""
+    if key in CHOICES:
+        return list(CHOICES[key].values())
     at: Any = Config
-    for part in key.split("."):
-        if at is Config and part == "method":
-            at = next(iter(METHODS.values()))
-            continue
-        at = _hints(at).get(part) if dataclasses.is_dataclass(at) else None
-    return at
+    for part in key.split(".") if key else ():
+        at = typing.get_type_hints(at).get(part) if dataclasses.is_dataclass(at) else None
+    return [at] if dataclasses.is_dataclass(at) else []
 
 
 def _dotted() -> list[str]:
@@ -137,8 +145,7 @@ def _dotted() -> list[str]:
         yield "experiment"
         for part in dataclasses.fields(Config):
             yield part.name
-            at = _find(part.name)
-            if dataclasses.is_dataclass(at):
+            for at in _find(part.name):
                 yield from (f"{part.name}.{inner.name}" for inner in dataclasses.fields(at))
 
-    return list(keys())
+    return list(dict.fromkeys(keys()))

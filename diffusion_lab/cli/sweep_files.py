@@ -6,6 +6,18 @@ A file maps configuration keys to values; a list stands for one job a value:
     data.subject: anna
     method: [lora, dreambooth]
     seed: [0, 1, 2]
+
+Hydra's own way is an experiment with `hydra.mode: MULTIRUN` and `hydra.sweeper.params`. It works (experiment=FILE),
+and does not serve as well here:
+
+- A run takes one experiment. A study written as one could not be tried with experiment=debug.
+- Each run of the sweep then has the study among its words (experiment=methods): whoever repeats them, to make one
+  run again, starts the whole sweep. Here the runs have the plain values.
+- Its values are strings in the grammar of overrides within YAML: 'a,b' for a list, "'[a,b]'" for one value that is
+  a list, 'null' for null; an unquoted 010 is the number 8 before Hydra asks for a text. Here YAML's lists and letters
+  are taken as they stand.
+- Options are found under conf/ and --config-dir only. Studies are found in sweeps/ of the working folder, too, and
+  by path.
 """
 
 from __future__ import annotations

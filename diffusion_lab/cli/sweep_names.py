@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.runs.resume import began_in, bound_flat, differing
-from diffusion_lab.system.atomic import plain
+from diffusion_lab.runs.resume import bound_flat, differing_values
+from diffusion_lab.runs.resume_folder import began_in
+from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.quoting import unquoted
 
 if TYPE_CHECKING:
@@ -117,12 +118,12 @@ def _matched(
         alike = [
             other
             for other in by_content.get(repr(bound_flat(config)), [])
-            if other not in found and not differing(known[other], config, began[other])
+            if other not in found and not differing_values(known[other], config, began[other])
         ]
         if alike:
             found.append(name if name in alike else alike[0])
         elif name in known:
-            found.append(_set_apart(name, differing(known[name], config, began[name])))
+            found.append(_set_apart(name, differing_values(known[name], config, began[name])))
         else:
             found.append(name)
     return found

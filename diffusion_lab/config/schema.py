@@ -1,8 +1,8 @@
-"""The schema of the configuration: one dataclass a group, which is also what the program receives.
+"""The schema of the configuration: one dataclass a group (a method, a job), which is also what the program receives.
 
 Values are checked where they are made (`__post_init__`), in the words of the command line: a wrong one
 raises `UserError` with its key. Importing this module imports neither torch nor hydra; composing the
-files under `conf/` is done in `compose.py`.
+files under `conf/` is done in `cli/compose.py`.
 """
 
 from __future__ import annotations
@@ -11,91 +11,31 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.config.jobs import Finetune
 from diffusion_lab.config.schedule import number_of_evaluations
 from diffusion_lab.config.wandb_names import check_names
 from diffusion_lab.families import FAMILIES
 from diffusion_lab.methods.lora import Lora
 from diffusion_lab.records import UserError
-from diffusion_lab.values.bounds import MOST_EVALUATIONS, MOST_IMAGES, MOST_LAYERS, NARROWEST
-from diffusion_lab.values.checks import bounded, closest, flag, one_of, text, words
+from diffusion_lab.values.bounds import MOST_EVALUATIONS, MOST_IMAGES, NARROWEST
+from diffusion_lab.values.checks import bounded, closest, flag, one_of, text, text_list
 
 if TYPE_CHECKING:
+    from diffusion_lab.config.jobs import Job
     from diffusion_lab.methods.method import Method
 
     AnyMethod = Method  # what a method supplies; its own fields are its own business
+    AnyJob = Job  # what every job has; `jobs.as_job` for its own keys
 else:
-    AnyMethod = Any  # OmegaConf keeps the type of the dataclass that stands there
+    AnyMethod = AnyJob = Any  # OmegaConf keeps the type of the dataclass that stands there
 
 CAPTIONS = ("auto", "always", "never")
-BALANCES = ("none", "bins", "density")  # of ratings: recipes/aesthetics/balance.py
-JOBS = ("finetune", "generate", "score", "report", "pretrain", "subjects", "train_aesthetics")
-STAGES = (  # of job=pretrain, in their order
-    "data", "tokenizer", "clip", "vae", "decoder", "unet", "face", "polish", "aesthetics", "evaluate",
-)  # fmt: skip
 LR_SCHEDULERS = (
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
 )  # fmt: skip
 RESUME = ("auto", "never", "must")
 KEPT_ADAPTERS = ("auto", "all", "best")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
-
-
-@dataclass(kw_only=True, slots=True)
-class Job:
-    name: str = "finetune"  # one of JOBS
-    dry_run: bool = False  # print the plan and stop
-    images: str = ""  # score, train_aesthetics: a folder of images
-    runs: str = ""  # report: a run's folder, or a folder of runs
-    output: str = ""  # generate, pretrain, subjects, train_aesthetics: where to write
-    artefact: str = ""  # generate: a file or folder that fine-tuning left; "": the model alone
-    texts: list[str] = field(default_factory=list)  # generate: prompts as they are; empty: the prompt set
-    text: str = ""  # generate: one prompt as it is, commas and all
-    texts_file: str = ""  # generate: a text file, one prompt a line; # begins a comment
-    weight: float = 1.0  # generate: 0 is the model alone, 1 the whole artefact
-    # generate, score: keys that the command line sets, which win over what an artefact has recorded; compose fills it
-    given: list[str] | None = None
-    stages: list[str] = field(default_factory=list)  # pretrain: which stages; empty: all
-    scale: float = 1.0  # pretrain: multiplies steps and pictures
-    start: str = ""  # pretrain: folder of a U-Net to begin from
-    ratings: str = ""  # train_aesthetics: AVA.txt, or a CSV with columns image and rating (0 to 10)
-    balance: str = "density"  # train_aesthetics: none, bins, density: which ratings are drawn how often
-    exponent: float = 1.0  # train_aesthetics: 0 draws pictures alike, 1 draws ratings alike
-    hidden: list[int] = field(default_factory=lambda: [64])  # train_aesthetics: widths of hidden layers
-    epochs: int = 100  # train_aesthetics: at most
-    learning_rate: float = 1e-3  # train_aesthetics
-
-    def __post_init__(self) -> None:
-        one_of("job.name", self.name, JOBS)
-        flag("job.dry_run", self.dry_run)
-        words("job.stages", self.stages, STAGES)
-        words("job.texts", self.texts)
-        prompts = [key for key in ("text", "texts", "texts_file") if getattr(self, key)]
-        if len(prompts) > 1:
-            raise UserError(
-                f"{' and '.join(f'job.{key}' for key in prompts)}: both name the prompts; give one"
-            )
-        bounded("job.weight", self.weight)
-        bounded("job.scale", self.scale)
-        if self.name == "score" and not self.images:
-            raise UserError("job.images is missing: job=score job.images=FOLDER, of images to score")
-        if self.name == "report" and not self.runs:
-            raise UserError("job.runs is missing: job=report job.runs=FOLDER, of a run or of several runs")
-        one_of("job.balance", self.balance, BALANCES)
-        bounded("job.exponent", self.exponent)
-        bounded("job.learning_rate", self.learning_rate)
-        bounded("job.epochs", self.epochs)
-        if len(self.hidden) > MOST_LAYERS:
-            raise UserError(f"job.hidden: has {len(self.hidden)} layers; at most {MOST_LAYERS}")
-        for width in self.hidden:
-            bounded("job.hidden", width)
-        if self.name == "train_aesthetics":
-            for key in ("images", "ratings"):
-                if not getattr(self, key):
-                    raise UserError(
-                        f"job.{key} is missing: job=train_aesthetics job.images=FOLDER job.ratings=AVA.txt"
-                    )
-        if self.name in ("generate", "pretrain", "subjects", "train_aesthetics") and not self.output:
-            raise UserError(f"job.output is missing: job={self.name} job.output=FOLDER")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -284,7 +224,7 @@ class Metrics:
 
     def __post_init__(self) -> None:
         one_of("metrics.encoders", self.encoders, ("miniature", "full"))
-        words("metrics.names", self.names)
+        text_list("metrics.names", self.names)
         if not self.names:
             raise UserError("metrics.names=[]: name at least one metric")
         for name, weight in self.weights.items():
@@ -347,7 +287,7 @@ class Tracking:
     def __post_init__(self) -> None:
         one_of("tracker.wandb", self.wandb, ("auto", "online", "offline", "disabled"))
         text("tracker.project", self.project)
-        words("tracker.tags", self.tags)
+        text_list("tracker.tags", self.tags)
         check_names(
             project=self.project, entity=self.entity, group=self.group, run_name=self.run_name, tags=self.tags
         )
@@ -359,7 +299,7 @@ class Tracking:
 @dataclass(kw_only=True, slots=True)
 class Config:
     seed: int = 0
-    job: Job = field(default_factory=Job)
+    job: AnyJob = field(default_factory=Finetune)
     model: Model = field(default_factory=Model)
     method: AnyMethod = field(default_factory=Lora)
     data: Data = field(default_factory=Data)

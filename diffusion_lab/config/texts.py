@@ -46,11 +46,14 @@ class Kind:
 def kind(key: str) -> Kind | None:
     """What the key holds, or None for one that holds no text (or is none)."""
     if not key.startswith("hydra."):
+        from diffusion_lab.config.jobs import JOBS
         from diffusion_lab.config.schema import Config
         from diffusion_lab.methods import METHODS
 
-        if key.startswith("method."):
-            found = [_at(method, key.removeprefix("method.")) for method in METHODS.values()]
+        group, _, own = key.partition(".")
+        kinds: dict[str, Iterable[type]] = {"method": METHODS.values(), "job": JOBS.values()}
+        if own and group in kinds:
+            found = [_at(kind, own) for kind in kinds[group]]
             return next((one for one in found if one is not None), None)
         return _at(Config, key)
     from hydra.conf import HydraConf
@@ -116,7 +119,7 @@ def _is_group(key: str) -> bool:
     from diffusion_lab.config.schema import Config
 
     hint = _hints(Config).get(key)
-    return key == "method" or (isinstance(hint, type) and dataclasses.is_dataclass(hint))
+    return key in ("method", "job") or (isinstance(hint, type) and dataclasses.is_dataclass(hint))
 
 
 def _one_list(words: Sequence[str]) -> list[str]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from diffusion_lab.data.sidecars import Beside, Said
+from diffusion_lab.data.sidecar_files import PictureText
+from diffusion_lab.data.sidecars import Sidecars
 from diffusion_lab.records import UserError
-from diffusion_lab.values.words import stands_in
+from diffusion_lab.values.word_match import contains_word
 
 
 def caption_file(picture: Path) -> Path:
@@ -19,46 +20,48 @@ def caption_file(picture: Path) -> Path:
     return picture.with_suffix(".txt")
 
 
-def read_caption(picture: Path, beside: Beside | None = None) -> Said | None:
+def read_caption(picture: Path, beside: Sidecars | None = None) -> PictureText | None:
     """The caption of a picture, with white space reduced to single spaces; None if there is none.
 
     `beside`: the folder's, if other pictures are in it. UserError, naming the file, if it is empty, is not text, or
     could belong to another picture.
     """
-    said = (beside or Beside(picture.parent, [picture])).of(picture)
-    if said is None:
+    entry = (beside or Sidecars(picture.parent, [picture])).of(picture)
+    if entry is None:
         return None
-    text = " ".join(said.text.split())
+    text = " ".join(entry.text.split())
     if not text:
-        if said.table:
+        if entry.table:
             return None
         raise UserError(
-            f"{said.where}: is empty; write a caption, remove the file, or set data.captions=never"
+            f"{entry.source}: is empty; write a caption, remove the file, or set data.captions=never"
         )
-    return Said(text, said.where, said.slots, said.table)
+    return PictureText(text, entry.source, entry.slots, entry.table)
 
 
-def read_captions(chosen: Sequence[Path], pictures: Sequence[Path], captions: str) -> list[Said | None]:
+def read_captions(
+    chosen: Sequence[Path], pictures: Sequence[Path], captions: str
+) -> list[PictureText | None]:
     """The caption of each chosen picture of a folder's `pictures`; None where the instance prompt is used.
 
     UserError if a required caption is missing, or a caption cannot be used.
     """
     if captions == "never" or not chosen:
         return [None] * len(chosen)
-    beside = Beside(chosen[0].parent, pictures)
-    found = [read_caption(picture, beside) for picture in chosen]
-    missing = [caption_file(p).name for p, text in zip(chosen, found, strict=True) if text is None]
+    beside = Sidecars(chosen[0].parent, pictures)
+    captions_read = [read_caption(picture, beside) for picture in chosen]
+    missing = [caption_file(p).name for p, text in zip(chosen, captions_read, strict=True) if text is None]
     if captions == "always" and missing:
         raise UserError(
             f"data.captions=always: {len(missing)} of {len(chosen)} pictures have none: {missing[0]} is missing "
             f"in {chosen[0].parent}; write it, or set data.captions=auto to use the instance prompt instead"
         )
-    return found
+    return captions_read
 
 
 def caption_warnings(captions: Mapping[Path, str], identifier: str) -> list[str]:
     """A warning about captions (by file) without the identifier: one line, or none."""
-    without = [file.name for file, text in captions.items() if not stands_in(identifier, text)]
+    without = [file.name for file, text in captions.items() if not contains_word(identifier, text)]
     if not without:
         return []
     return [

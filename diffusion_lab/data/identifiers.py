@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from diffusion_lab.data.tokens import CLIP_LIMIT
 from diffusion_lab.families.vocabulary import RARE, check_new_word, is_ordinary, read_tokenizer, unknown_id
 from diffusion_lab.records import PromptSet, UserError
-from diffusion_lab.values.words import stands_in, visible
+from diffusion_lab.values.word_match import contains_word, has_visible_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,25 +30,27 @@ def check_identifier(config: Config, noun: str, prompts: PromptSet) -> list[str]
     """Warnings; UserError for an identifier that cannot work with any tokenizer."""
     identifier, learnt = config.data.identifier, learns_word(config)
     key = f"data.identifier={identifier!r}"
-    if not visible(identifier):
+    if not has_visible_text(identifier):
         raise UserError(f"{key}: has no visible character; give a word, such as customcls")
     if learnt and len(identifier.split()) != 1:
         joined = "-".join(identifier.split())
         raise UserError(
             f"{key}: method={config.method.name} learns one word, without spaces; set data.identifier={joined}"
         )
-    told = []
-    if stands_in(identifier, noun):
-        told.append(
+    warnings = []
+    if contains_word(identifier, noun):
+        warnings.append(
             f"{key}: is a word of the class noun {noun!r}, so the prompts with and without it are the same"
         )
-    elif others := [prompt.plain for prompt in prompts if stands_in(identifier, prompt.plain)]:
-        told.append(f"{key}: is an ordinary word of {_some(others)}, where it would refer to the subject too")
-    if stands_in(identifier, prompts.negative):
-        told.append(f"{key}: stands in the negative prompt, which would suppress the subject")
-    if told and learnt:
-        raise UserError(f"{told[0]}; set data.identifier to a new word, such as customcls")
-    return told
+    elif others := [prompt.plain for prompt in prompts if contains_word(identifier, prompt.plain)]:
+        warnings.append(
+            f"{key}: is an ordinary word of {_some(others)}, where it would refer to the subject too"
+        )
+    if contains_word(identifier, prompts.negative):
+        warnings.append(f"{key}: stands in the negative prompt, which would suppress the subject")
+    if warnings and learnt:
+        raise UserError(f"{warnings[0]}; set data.identifier to a new word, such as customcls")
+    return warnings
 
 
 def check_tokens(
@@ -106,9 +108,9 @@ def _in_diffusers(tokenizer: Tokenizer, word: str) -> list[str]:
     from diffusion_lab.families.learnt_words import name_in_diffusers
 
     name = name_in_diffusers(tokenizer, word)
-    told = []
+    warnings = []
     if name != word:
-        told.append(
+        warnings.append(
             f"data.identifier={word!r}: plain diffusers finds the learned word as {name} only; use this name there"
         )
     inside = [
@@ -117,11 +119,11 @@ def _in_diffusers(tokenizer: Tokenizer, word: str) -> list[str]:
         if number < RARE and name in piece and piece.endswith("</w>") and piece != f"{name}</w>"
     ]
     if name.isalpha() and (longest := max(inside, key=lambda one: (len(one), one), default="")):
-        told.append(
+        warnings.append(
             f"data.identifier={word!r}: plain diffusers would find it inside of other words too, such as {longest!r} "
             f"(this program finds it only as a whole word); {word}cls, for example, would be safe there"
         )
-    return told
+    return warnings
 
 
 def _check_lengths(

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffusion_lab.data.prompts import plain_prompt
-from diffusion_lab.data.sidecars import Beside, NoCaptions, Said
+from diffusion_lab.data.sidecar_files import NoCaptions, PictureText
+from diffusion_lab.data.sidecars import Sidecars
 from diffusion_lab.records import UserError
-from diffusion_lab.values.words import replace_words
+from diffusion_lab.values.word_match import replace_words
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ _MOST_HOPS = 8  # through a ComfyUI graph, from the sampler to the text
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ImagePrompt:
     """What is known about an image besides its pixels."""
 
     text: str | None = None  # the prompt; None: unknown
@@ -36,9 +37,9 @@ class Told:
     source: str = ""  # "metadata.csv", "text file", ...
 
 
-def find_prompts(paths: Sequence[Path], folder: Path) -> list[Told]:
+def find_prompts(paths: Sequence[Path], folder: Path) -> list[ImagePrompt]:
     """What is known about each image of ``folder``. UserError (job.images) for a table or text that cannot be used."""
-    beside = Beside(folder, paths, "job.images")
+    beside = Sidecars(folder, paths, "job.images")
     try:
         table = beside.table()
     except NoCaptions as error:
@@ -49,10 +50,10 @@ def find_prompts(paths: Sequence[Path], folder: Path) -> list[Told]:
             folder / table, len(unmatched), ", ".join(sorted(unmatched)[:3]),
         )  # fmt: skip
     run = _run_prompts(folder)
-    return [_told(beside.of(path)) or _inside(path) or _of_run(path, run) for path in paths]
+    return [_image_prompt(beside.of(path)) or _inside(path) or _of_run(path, run) for path in paths]
 
 
-def asked(text: str, identifier: str, class_noun: str) -> str:
+def clip_text(text: str, identifier: str, class_noun: str) -> str:
     """The text for CLIP: without the identifier and the notation of tools (<lora:x:1>, (word:1.2))."""
     text = re.sub(r"<\w+:[^<>]*>", "", text)
     text = re.sub(r"\(([^()]*?):\s*[\d.]+\s*\)", r"\1", text)
@@ -65,38 +66,38 @@ def asked(text: str, identifier: str, class_noun: str) -> str:
 # --- beside the images ----------------------------------------------------------------------------------
 
 
-def _told(said: Said | None) -> Told | None:
+def _image_prompt(said: PictureText | None) -> ImagePrompt | None:
     if said is not None and said.table:
-        return Told(text=said.text or None, slots=said.slots, source=said.table)
+        return ImagePrompt(text=said.text or None, slots=said.slots, source=said.table)
     if said is None or not said.text:
         return None
     if re.search(r"^(Negative prompt:|Steps: )", said.text, re.MULTILINE):  # as A1111 saves its parameters
         parsed = parse_parameters(said.text)
         return None if parsed is None else dataclasses.replace(parsed, source="text file")
-    return Told(text=said.text, source="text file")
+    return ImagePrompt(text=said.text, source="text file")
 
 
-def _run_prompts(folder: Path) -> dict[str, Told]:
+def _run_prompts(folder: Path) -> dict[str, ImagePrompt]:
     """By id, if ``folder`` is RUN/samples/step-000100 of a run with tracker.keep_images."""
     try:
         content = json.loads((folder.resolve().parent.parent / "prompts.json").read_text(encoding="utf-8"))
         return {
-            str(one["id"]): Told(one["text"], one["plain"], dict(one["slots"]), source="prompts.json")
+            str(one["id"]): ImagePrompt(one["text"], one["plain"], dict(one["slots"]), source="prompts.json")
             for one in content["prompts"]
         }
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _of_run(path: Path, prompts: Mapping[str, Told]) -> Told:
+def _of_run(path: Path, prompts: Mapping[str, ImagePrompt]) -> ImagePrompt:
     found = re.fullmatch(r"(.+)-\d+", path.stem)
-    return prompts.get(found[1], Told()) if found else Told()
+    return prompts.get(found[1], ImagePrompt()) if found else ImagePrompt()
 
 
 # --- inside the images ----------------------------------------------------------------------------------
 
 
-def _inside(path: Path) -> Told | None:
+def _inside(path: Path) -> ImagePrompt | None:
     """From the file's own metadata; damaged metadata is ignored."""
     from PIL import Image
 
@@ -111,10 +112,10 @@ def _inside(path: Path) -> Told | None:
         return parse_parameters(parameters)
     graph = info.get("prompt")
     text = comfy_text(graph) if isinstance(graph, str) else None
-    return Told(text=text, source="ComfyUI's graph") if text else None
+    return ImagePrompt(text=text, source="ComfyUI's graph") if text else None
 
 
-def parse_parameters(parameters: str) -> Told | None:
+def parse_parameters(parameters: str) -> ImagePrompt | None:
     """A1111's text: the prompt's lines, "Negative prompt: ...", then "Steps: ..., Seed: 1, ..."."""
     lines: list[str] = []
     for line in parameters.strip().split("\n"):
@@ -124,7 +125,7 @@ def parse_parameters(parameters: str) -> Told | None:
     text = "\n".join(lines).strip()
     seed = re.search(r"(?:^|, )Seed: (\d+)", parameters, re.MULTILINE)
     known = int(seed[1]) if seed and int(seed[1]) < 2**64 else 0
-    return Told(text=text, seed=known, source="parameters") if text else None
+    return ImagePrompt(text=text, seed=known, source="parameters") if text else None
 
 
 def comfy_text(graph: str) -> str | None:

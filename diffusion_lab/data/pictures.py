@@ -269,7 +269,7 @@ def read_folder(folder: Path, on_corrupt: str = "error") -> list[Picture]:
     return pictures
 
 
-def fit(pixels: Pixels, resolution: int) -> Pixels:
+def center_crop_resize(pixels: Pixels, resolution: int) -> Pixels:
     """Largest centred square of uint8 [h, w, 3], resized antialiased (Lanczos) to uint8 [r, r, 3]."""
     from PIL import Image
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.data.deal import seeded, stratified
 from diffusion_lab.data.prompt_files import Line, stream_lines
+from diffusion_lab.data.stratified_choice import seeded_random, stratified
 from diffusion_lab.data.tables import PORTRAIT, Table, read_table
 from diffusion_lab.data.templates import (
     DREAMBOOTH_LIVE,
@@ -30,7 +30,7 @@ from diffusion_lab.data.templates import (
 from diffusion_lab.miniature import phrases
 from diffusion_lab.records import Prompt, PromptSet, UserError
 from diffusion_lab.values.checks import closest
-from diffusion_lab.values.words import replace_words, stands_in
+from diffusion_lab.values.word_match import contains_word, replace_words
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Prompts
@@ -162,18 +162,18 @@ def _paper(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Pro
     """
     edits = list(enumerate(PAPER))
     if config.n < 2 * len(PAPER):
-        generator = seeded("prompts", config.seed)
+        generator = seeded_random("prompts", config.seed)
         drawn = sorted(edits[1:], key=lambda _: generator.random())[: (config.n + 1) // 2 - 1]
         edits = [edits[0], *sorted(drawn)]
     both = ((WITH, f"{identifier} {class_noun}", 0), (WITHOUT, class_noun, len(PAPER)))
     prompts = tuple(
         Prompt(
             id=_id(first + number),
-            text=fill(template, words),
+            text=fill(template, subject),
             plain=fill(template, class_noun),
-            slots={"edit": edit, IDENTIFIER: said},
+            slots={"edit": edit, IDENTIFIER: with_identifier},
         )
-        for said, words, first in both
+        for with_identifier, subject, first in both
         for number, (edit, template) in edits
     )
     return prompts, ""
@@ -185,7 +185,9 @@ def _file(config: Prompts, identifier: str, class_noun: str) -> tuple[tuple[Prom
     lines = stream_lines(Path(config.path).expanduser())
     prompts = _from_lines(lines, config, identifier, class_noun)
     other_prompts = [
-        p.text for p in prompts if not (stands_in(identifier, p.text) or stands_in(class_noun, p.text))
+        p.text
+        for p in prompts
+        if not (contains_word(identifier, p.text) or contains_word(class_noun, p.text))
     ]
     if other_prompts:
         log.warning(
@@ -203,7 +205,7 @@ def _from_lines(
 
     Every line gets a random number, and the n smallest are drawn: only n lines are in memory at a time.
     """
-    generator = seeded("prompts", config.seed)
+    generator = seeded_random("prompts", config.seed)
     drawn: list[tuple[float, int, Line]] = []  # the largest number first; positions are unique
     for i, line in enumerate(lines):
         entry = (-generator.random(), -i, line)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_lab.data.captions import read_captions
 from diffusion_lab.data.pictures import list_pictures, natural_key, read_folder, read_pictures
-from diffusion_lab.data.sidecars import Beside
+from diffusion_lab.data.sidecars import Sidecars
 from diffusion_lab.data.subsets import check_counts, nested_order, split
 from diffusion_lab.records import Picture, Subject, UserError
 from diffusion_lab.system.cache import default_cache
@@ -46,8 +44,8 @@ def load_subject(config_data: Data, cache: Path | None = None) -> Subject:
     )
     captions = read_captions([p.path for p in train], [p.path for p in pictures], config_data.captions)
     train = tuple(
-        picture if said is None else replace(picture, caption=said.text, caption_from=said.where)
-        for picture, said in zip(train, captions, strict=True)
+        picture if caption is None else replace(picture, caption=caption.text, caption_from=caption.source)
+        for picture, caption in zip(train, captions, strict=True)
     )
     return Subject(
         name=name,
@@ -87,12 +85,12 @@ def training_captions(config_data: Data) -> dict[Path, str]:
     order = nested_order([p.name for p in paths], subject_name(config_data), config_data.subset_seed)
     chosen = [paths[i] for i in order[: config_data.n_images]]
     found = read_captions(chosen, paths, config_data.captions)
-    return {said.where: said.text for said in found if said is not None}
+    return {said.source: said.text for said in found if said is not None}
 
 
 def passed_over(folder: Path, key: str = "data.folder", captions: str = "auto") -> list[str]:
-    """One line about files beside a folder's pictures that are not read, or none; see `sidecars.Beside.unread`."""
-    left = Beside(folder, list_pictures(folder, key), key).unread(captions != "never")
+    """One line about files beside a folder's pictures that are not read, or none; see `sidecars.Sidecars.unread`."""
+    left = Sidecars(folder, list_pictures(folder, key), key).unread(captions != "never")
     return [f"{key}: not read in {folder}: {'; '.join(left)}"] if left else []
 
 
@@ -172,7 +170,7 @@ def renderer_version() -> str:
 
 def _miniature_folder(name: str, cache: Path) -> Path:
     """`name`'s folder in the cache, written if missing. Two processes may do so at once."""
-    from diffusion_lab.miniature.subjects import is_complete
+    from diffusion_lab.miniature.subjects import is_complete, write_subjects
 
     folder = cache / f"subjects-{renderer_version()}" / name
     if not is_complete(folder):
@@ -181,31 +179,13 @@ def _miniature_folder(name: str, cache: Path) -> Path:
         else:
             log.info("drawing %s into %s", name, folder.parent)
         try:
-            _draw(name, folder)
+            write_subjects(folder.parent, [name])
         except OSError as error:
             raise UserError(
                 f"the miniature's pictures cannot be written to {folder} ({error.strerror or error}): free "
                 "some space, or set the environment variable DIFFUSION_LAB_CACHE to another folder"
             ) from error
     return folder
-
-
-def _draw(name: str, folder: Path) -> None:
-    """Draws in a temporary folder and renames it, so that a complete folder never disappears while it is read."""
-    from diffusion_lab.miniature.subjects import is_complete, write_subjects
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as beside:
-        drawn = write_subjects(Path(beside), [name]) / name
-        try:
-            os.rename(drawn, folder)
-        except OSError:
-            if is_complete(folder):  # another process was faster and drew the same portraits
-                return
-            if not folder.exists():
-                raise
-            os.rename(folder, Path(beside) / "damaged")
-            os.rename(drawn, folder)
 
 
 # --- impostors ------------------------------------------------------------------------------------------

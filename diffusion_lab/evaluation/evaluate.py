@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffusion_lab.analysis.intervals import undefined
+from diffusion_lab.analysis.intervals import undefined_summary
 from diffusion_lab.data.prompts import without_identifier
 from diffusion_lab.evaluation.metrics import select
 from diffusion_lab.evaluation.metrics.enough import check_enough
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffusion_lab.evaluation.encoders.photographs import Photograph
     from diffusion_lab.records import AnyMetric, Picture, Pixels, PromptSet, Subject, Summary
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.sampling.sample import PlannedImage
     from diffusion_lab.system.progress import Progress
 
 TENSORS = (*FIELDS, "faces")  # of `Features`
@@ -78,7 +78,7 @@ def evaluate(
             features = bank.features(
                 images,
                 texts=[item.prompt.plain for item in planned],
-                needs=needed(metrics),
+                needs=fields_needed(metrics),
                 progress=bar.advance if bar else None,
             )
         seconds["encoding"] = time.perf_counter() - started
@@ -97,7 +97,7 @@ def score(
     features: Features,
     references: References,
     metrics: Sequence[AnyMetric],
-    planned: Sequence[Planned],
+    planned: Sequence[PlannedImage],
     step: int,
 ) -> tuple[tuple[ScoreRow, ...], dict[str, Summary]]:
     """One row per metric and image, sorted by metric, and the summary of each metric, clustered by prompt.
@@ -117,8 +117,10 @@ def score(
         seen, numbers = groups[metric.over]
         ids = [planned[number].prompt.id for number in numbers]
         if seen is None:
-            said = "without" if metric.over == "class" else "with"
-            summaries[metric.name] = undefined(f"no prompt of the set is {said} the identifier")
+            identifier_side = "without" if metric.over == "class" else "with"
+            summaries[metric.name] = undefined_summary(
+                f"no prompt of the set is {identifier_side} the identifier"
+            )
             continue
         if not isinstance(metric, Metric):
             summaries[metric.name] = metric.summary(seen, references, ids)
@@ -142,7 +144,7 @@ def score(
     return tuple(rows), summaries
 
 
-def split_by_identifier(planned: Sequence[Planned]) -> tuple[list[int], list[int]]:
+def split_by_identifier(planned: Sequence[PlannedImage]) -> tuple[list[int], list[int]]:
     """Indices of the images with the identifier in their prompt, and of those without it."""
     klass = [number for number, item in enumerate(planned) if without_identifier(item.prompt)]
     left_out = set(klass)
@@ -164,7 +166,7 @@ def take(features: Features, numbers: Sequence[int]) -> Features | None:
     return Features(n=len(numbers), prompts=prompts, more=more, **fields)
 
 
-def joined(parts: Sequence[Features]) -> Features:
+def concatenate_features(parts: Sequence[Features]) -> Features:
     """The features of several batches, concatenated; at least one batch."""
     import torch
 
@@ -179,7 +181,9 @@ def joined(parts: Sequence[Features]) -> Features:
 LOST = "start again in another folder with hydra.run.dir=FOLDER, or remove class_drift from metrics.names"
 
 
-def _base_features(path: Path, features: Features, planned: Sequence[Planned], step: int) -> Features | None:
+def _base_features(
+    path: Path, features: Features, planned: Sequence[PlannedImage], step: int
+) -> Features | None:
     """Features of the base model's class images: stored at step 0 and read later, also by a resumed run."""
 
     from diffusion_lab.system import tensors
@@ -209,21 +213,21 @@ def reference_features(
     The photos are compared at the model's ``resolution`` in pixels, because a sharper photo would give
     values that are not comparable. ``faces``: the choice of `look_at`, made here by default.
     """
-    from diffusion_lab.data.pictures import fit
-    from diffusion_lab.evaluation.encoders.photographs import look_at
+    from diffusion_lab.data.pictures import center_crop_resize
+    from diffusion_lab.evaluation.encoders.photographs import subject_faces
 
-    needs = needed(select(bank.settings.names)) - {"clip_text"}
+    needs = fields_needed(select(bank.settings.names)) - {"clip_text"}
     if faces is None and "face" in needs:
-        faces = look_at(subject, bank, resolution)
+        faces = subject_faces(subject, bank, resolution)
 
     def seen(group: str, pictures: Sequence[Picture]) -> Features | None:
         if not pictures:
             return None
-        pixels: list[Pixels] = [fit(picture.pixels, resolution) for picture in pictures]
-        found = bank.features(pixels, texts=None, needs=needs - {"face"})
+        pixels: list[Pixels] = [center_crop_resize(picture.pixels, resolution) for picture in pictures]
+        features = bank.features(pixels, texts=None, needs=needs - {"face"})
         if faces is not None:
-            found = with_faces(found, faces[group])
-        return without_broken_rows(found, [picture.path.name for picture in pictures])
+            features = with_faces(features, faces[group])
+        return without_broken_rows(features, [picture.path.name for picture in pictures])
 
     train = seen("train", subject.train)
     if train is None:
@@ -280,6 +284,6 @@ def without_face(references: References) -> dict[str, tuple[int, int]]:
     }
 
 
-def needed(metrics: Iterable[AnyMetric]) -> set[str]:
+def fields_needed(metrics: Iterable[AnyMetric]) -> set[str]:
     """The fields of `Features` that these metrics read."""
     return {field for metric in metrics for field in metric.needs}

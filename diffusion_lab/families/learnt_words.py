@@ -3,7 +3,7 @@
 A tokenizer's own added tokens are found anywhere in a text, inside of other words too (`lin` in "smiling"); they are
 lowered with the text, while diffusers' expansion of a word of several vectors is not; and a text that is a piece of
 the vocabulary (`pho`) is no new token at all: its row would be overwritten. So the entries added here have names that
-no text contains. The tokenizer writes them in the place of the word wherever it stands as a word (`values.words`), in
+no text contains. The tokenizer writes them in the place of the word wherever it stands as a word (`values.word_match`), in
 any form that it reads alike: in any letter case where it lowers texts. Every other text keeps its tokens.
 
 Files say the word as `name_in_diffusers` has it: what plain diffusers, which knows added tokens only, can work with.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import types
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.values.words import longest_first, spans
+from diffusion_lab.values.word_match import without_overlaps, word_spans
 
 if TYPE_CHECKING:
     from tokenizers import NormalizedString, Tokenizer
@@ -61,11 +61,11 @@ class Words:
         found = [
             (start, end, number)
             for number, word in enumerate(self._entries)
-            for start, end in spans(read.normalized, word)
+            for start, end in word_spans(read.normalized, word)
         ]
         entries = list(self._entries.values())
         parts, at = list[str](), 0
-        for start, end, number in longest_first(found):
+        for start, end, number in without_overlaps(found):
             first = _originally(read, 0, start)
             parts += [text[at:first], entries[number]]
             at = first + _originally(read, start, end)

@@ -120,12 +120,12 @@ def outcome_of(error: Exception) -> Outcome:
     """Status, exit status and words for an error: 2 if a person can fix it, 3 for divergence, else 1."""
     described = f"{type(error).__name__}: {error}"
     if failures.out_of_memory(error):  # also where a library's error was taken for a damaged file
-        return Outcome("failed", 2, f"UserError: {failures.told(error)}")
+        return Outcome("failed", 2, f"UserError: {failures.failure_message(error)}")
     if isinstance(error, UserError):
         return Outcome("failed", 2, described)
     if isinstance(error, TrainingDiverged):
         return Outcome("diverged", 3, described)
-    message = failures.told(error)
+    message = failures.failure_message(error)
     if message is not None:
         return Outcome("failed", 2, f"UserError: {message}")
     return Outcome("failed", 1, described)
@@ -133,11 +133,11 @@ def outcome_of(error: Exception) -> Outcome:
 
 def _leave_record(run_folder: Path, status: Status, error: str, trace: str) -> None:
     """`result.json` of a job that ended before it wrote one. A job's own record, or what is left, stays as it is."""
-    from diffusion_lab.runs.recorded import begun
+    from diffusion_lab.runs.folder_record import has_run_files
     from diffusion_lab.system.atomic import write_json
 
     result = run_folder / "result.json"
-    if result.exists() or begun(run_folder) or not run_folder.is_dir() or not processes.is_main():
+    if result.exists() or has_run_files(run_folder) or not run_folder.is_dir() or not processes.is_main():
         return
     try:
         write_json(result, {"status": status, "error": error, "traceback": trace})

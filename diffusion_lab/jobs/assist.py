@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.config.schema import Config
 from diffusion_lab.records import PromptSet, Subject, TrainingDiverged
-from diffusion_lab.runs.recorded import CHECKPOINTS
+from diffusion_lab.runs.folder_record import CHECKPOINTS
 from diffusion_lab.system import processes
 
 if TYPE_CHECKING:

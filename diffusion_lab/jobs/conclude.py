@@ -16,13 +16,14 @@ from diffusion_lab.config.schema import Config
 from diffusion_lab.jobs import ignore_sigterm, reason
 from diffusion_lab.methods.method import SavesNetworks
 from diffusion_lab.plan.costs import keeps_best_only, phases
-from diffusion_lab.plan.numbers import Planned, planned
+from diffusion_lab.plan.numbers import PlannedEvaluations, planned
 from diffusion_lab.records import Status, Summary, UserError
-from diffusion_lab.runs.files import VOUCHED, FileTracker
-from diffusion_lab.runs.recorded import CHECKPOINTS
-from diffusion_lab.runs.vouched import damaged
+from diffusion_lab.runs.checksums import damaged
+from diffusion_lab.runs.files import CHECKSUMMED, FileTracker
+from diffusion_lab.runs.folder_record import CHECKPOINTS
 from diffusion_lab.system import failures
-from diffusion_lab.system.atomic import dumps, replace_folder
+from diffusion_lab.system.folders import replace_folder
+from diffusion_lab.values.jsonable import dumps
 from diffusion_lab.values.quoting import pasted
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Findings:
     summaries: dict[int, Mapping[str, Summary]] = field(default_factory=dict)  # by step
     ceilings: dict[str, Summary | None] = field(default_factory=dict)  # by metric
     steps_done: int = 0
-    planned: Planned | None = None  # once the prompts are known
+    planned: PlannedEvaluations | None = None  # once the prompts are known
     measuring: bool = False  # an evaluation is under way, in which the main process is alone
     meter: Meter | None = None
     pipe: Any = None  # once the method is attached
@@ -94,7 +95,7 @@ def _after(status: Status, error: BaseException, files: FileTracker, part: str) 
     """The status of a run whose end was disturbed: one that had failed before keeps its own."""
     if isinstance(error, Exception):
         # A run that was complete raises the error; of one that had failed before, the first error is what counts.
-        log.error("%s could not be written: %s", part, failures.told(error) or error)
+        log.error("%s could not be written: %s", part, failures.failure_message(error) or error)
         log.debug("%s could not be written", part, exc_info=error)
     if status != "completed":
         return status
@@ -128,7 +129,7 @@ def _place(
     known = {file: value for file, value in files.result["files"].items() if file.startswith(f"{name}/")}
     if findings.state is not None and ended and (not place.is_dir() or damaged(run_folder, known)):
         rebuild_adapter(findings.state, run_folder, stop.step, means)
-        files.vouch(name)
+        files.record_checksums(name)
     _place_artefact(config, run_folder, stop.step, findings.pipe, means, needed=ended)
     return stop
 
@@ -136,7 +137,7 @@ def _place(
 def _report(run_folder: Path, files: FileTracker, status: Status, summary: Mapping[str, Any]) -> Path:
     from diffusion_lab.report.page import write_report
 
-    files.vouch(*VOUCHED)
+    files.record_checksums(*CHECKSUMMED)
     return write_report(run_folder, files.closing(status, summary))
 
 
@@ -170,7 +171,7 @@ def recommendation(config: Config, findings: Findings, scores: Path | None = Non
     ``scores``: every image's values, with which the reason compares the same images at two steps; the step itself
     does not depend on them.
     """
-    from diffusion_lab.analysis.differences import by_image
+    from diffusion_lab.analysis.differences import values_by_step
     from diffusion_lab.analysis.stop import recommend
     from diffusion_lab.evaluation.metrics import select
     from diffusion_lab.runs.scores import read
@@ -185,7 +186,7 @@ def recommendation(config: Config, findings: Findings, scores: Path | None = Non
         references={name: {"ceiling": ceiling} for name, ceiling in findings.ceilings.items()},
         n_images=config.data.n_images,
         class_noun=config.data.class_noun,
-        paired=by_image(read(scores)) if scores is not None and scores.is_file() else None,
+        paired=values_by_step(read(scores)) if scores is not None and scores.is_file() else None,
     )
 
 

@@ -23,10 +23,12 @@ from diffusion_lab.jobs.conclude import (
 from diffusion_lab.plan.finetune import check as check
 from diffusion_lab.plan.numbers import planned
 from diffusion_lab.records import Evaluation, References, Status, Subject, TrainingDiverged
-from diffusion_lab.runs.recorded import CHECKPOINTS
-from diffusion_lab.runs.resume import Standing, find, locked, standing
+from diffusion_lab.runs.folder_record import CHECKPOINTS
+from diffusion_lab.runs.resume import FolderStatus, find_record, folder_status, locked
 from diffusion_lab.system import processes
-from diffusion_lab.system.atomic import clear_leftovers, dumps, replace_folder, standing_folder
+from diffusion_lab.system.disk_errors import guarded_folder
+from diffusion_lab.system.folders import clear_leftovers, replace_folder
+from diffusion_lab.values.jsonable import dumps
 
 if TYPE_CHECKING:
     import torch
@@ -50,16 +52,16 @@ def run(config: Config, run_folder: Path) -> None:
     if not processes.is_main():
         assist(config, device)
         return
-    stands = standing(config, run_folder)
+    stands = folder_status(config, run_folder)
     if stands not in ("empty", "unfinished"):
         processes.shared(None)
         _leave(config, run_folder, device, stands)
         return
-    with locked(run_folder), standing_folder(run_folder):
+    with locked(run_folder), guarded_folder(run_folder):
         _run(config, run_folder, device, stands)
 
 
-def _leave(config: Config, run_folder: Path, device: torch.device, stands: Standing) -> None:
+def _leave(config: Config, run_folder: Path, device: torch.device, stands: FolderStatus) -> None:
     """A run that was trained to its end: what is missing is made again; its status stays what it was.
 
     Raises TrainingDiverged for one that has diverged: the same happens whenever it is run.
@@ -71,7 +73,7 @@ def _leave(config: Config, run_folder: Path, device: torch.device, stands: Stand
             clear_leftovers(run_folder)
             status, error = repair(config, run_folder, device)
     else:
-        found = find(config, run_folder)
+        found = find_record(config, run_folder)
         assert found is not None
         status, error = found.result["status"], found.result.get("error")
         if status == "completed":
@@ -82,7 +84,7 @@ def _leave(config: Config, run_folder: Path, device: torch.device, stands: Stand
         )
 
 
-def _run(config: Config, run_folder: Path, device: torch.device, stands: Standing) -> None:
+def _run(config: Config, run_folder: Path, device: torch.device, stands: FolderStatus) -> None:
     from diffusion_lab.runs.files import FileTracker
     from diffusion_lab.system.rng import seeded
     from diffusion_lab.trackers import Fanout, build_trackers
@@ -99,7 +101,7 @@ def _run(config: Config, run_folder: Path, device: torch.device, stands: Standin
             else f"after step {newest.step}"
         )
         log.info("resuming the run in %s, %s", run_folder, where)
-        found = find(config, run_folder)
+        found = find_record(config, run_folder)
         if found is not None and found.result.get("status") == "failed":
             log.info("it failed before, and is tried again: %s", found.result.get("error"))
     elif (run_folder / "result.json").exists():  # of a job that ended before its run began

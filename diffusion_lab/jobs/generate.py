@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_lab.artefacts.artefact import EMBEDDING, PIPELINE, Artefact, apply, recognise
 from diffusion_lab.config import paths
+from diffusion_lab.config.jobs import Generate, as_job
 from diffusion_lab.config.schema import Config
 from diffusion_lab.data.prompts import images_per_prompt
 from diffusion_lab.models.devices import precision_row, precision_warnings
@@ -34,7 +35,7 @@ from diffusion_lab.system.readers import read_json
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Model, Prompts
     from diffusion_lab.records import Pixels
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.sampling.sample import PlannedImage
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +57,10 @@ def order(config: Config) -> Order:
 
     UserError (job.artefact, prompts.*): nothing to load there, or prompts that cannot be made.
     """
-    from diffusion_lab.data.own_texts import own_texts
+    from diffusion_lab.data.job_texts import job_texts
     from diffusion_lab.data.prompts import load_prompts
 
-    job = config.job
+    job = as_job(config.job, Generate)
     place = Path(job.artefact).expanduser() if job.artefact else None
     found = recognise(place) if place is not None else ()
     check_weight(found, job.weight)
@@ -71,7 +72,7 @@ def order(config: Config) -> Order:
         _check_base(config.model)
     if made_for and pipeline is None and not paths.same(made_for, config.model.path):
         log.warning("the artefact was made for model.path=%s, not %s", made_for, config.model.path)
-    own = own_texts(job)
+    own = job_texts(job)
     if own:
         texts = tuple(Prompt(f"p{i:03d}", text, text) for i, text in enumerate(own))
         settings = dataclasses.replace(settings, n=len(texts))  # prompts.n is for sets
@@ -105,7 +106,7 @@ def _check_base(model: Model) -> None:
 
 def unsaid(wanted: Order) -> list[str]:
     """A warning for every embedding that no prompt calls by its word, and for a LoRA without the word it goes with."""
-    from diffusion_lab.values.words import stands_in
+    from diffusion_lab.values.word_match import contains_word
 
     texts = [wanted.prompts.negative, *(prompt.text for prompt in wanted.prompts)]
     words = {piece.path: piece.header["trigger"] for piece in wanted.artefacts if piece.kind == EMBEDDING}
@@ -114,7 +115,7 @@ def unsaid(wanted: Order) -> list[str]:
         *(
             f"{path.name} is called {word!r}, which no prompt says, so it has no effect"
             for path, word in words.items()
-            if not any(stands_in(word, text) for text in texts)
+            if not any(contains_word(word, text) for text in texts)
         ),
         *(
             f"{piece.path.name} was trained with a new word, {piece.header.get('trigger', '')!r}, which is in a file "
@@ -161,15 +162,13 @@ def run(config: Config, run_folder: Path) -> None:
     from diffusion_lab.system.atomic import write_bytes, write_json
     from diffusion_lab.system.progress import Progress
 
-    wanted = order(config)
+    wanted, job = order(config), as_job(config.job, Generate)
     if wanted.taken:
         log.info("drawn with %s", wanted.taken)
-    if config.job.weight != 1 and {EMBEDDING} < {piece.kind for piece in wanted.artefacts}:
-        log.info(
-            "job.weight=%g is of the LoRA; the word that lies beside it is used whole", config.job.weight
-        )
+    if job.weight != 1 and {EMBEDDING} < {piece.kind for piece in wanted.artefacts}:
+        log.info("job.weight=%g is of the LoRA; the word that lies beside it is used whole", job.weight)
     planned = plan(wanted.prompts, wanted.settings)
-    facts = _facts(config, wanted)
+    facts = _facts(job, wanted)
     names = [f"{item.prompt.id}-{item.index}.png" for item in planned]
     _check_same(wanted.folder, facts)
     size = wanted.settings.batch_size
@@ -185,7 +184,7 @@ def run(config: Config, run_folder: Path) -> None:
     pipe = load_pipeline(wanted.model, resolve_device(wanted.model.device))
     for piece in wanted.artefacts:
         if piece.kind != PIPELINE:
-            apply(pipe, piece, config.job.weight)
+            apply(pipe, piece, job.weight)
     check_texts(pipe, wanted.prompts)
     cast_frozen(pipe, wanted.model.precision)
     resolution = resolution_of(pipe, wanted.model)
@@ -193,7 +192,7 @@ def run(config: Config, run_folder: Path) -> None:
         {"file": name, "prompt": item.prompt.text, "index": item.index, "seed": item.seed}
         for name, item in zip(names, planned, strict=True)
     ]
-    artefact = str(Path(config.job.artefact).expanduser().absolute()) if config.job.artefact else ""
+    artefact = str(Path(job.artefact).expanduser().absolute()) if job.artefact else ""
     write_json(wanted.folder / INDEX, {"settings": facts, "artefact": artefact, "images": rows})
     embeddings = PromptEmbeddings()
     with (
@@ -213,7 +212,7 @@ def run(config: Config, run_folder: Path) -> None:
     log.info("%s: %d images", wanted.folder, len(planned))
 
 
-def _facts(config: Config, wanted: Order) -> dict[str, object]:
+def _facts(job: Generate, wanted: Order) -> dict[str, object]:
     """Everything the images depend on but the machine."""
     settings = wanted.settings
     pieces = [
@@ -224,7 +223,7 @@ def _facts(config: Config, wanted: Order) -> dict[str, object]:
     return {
         "model": wanted.model.path,
         "artefact": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in pieces},
-        "weight": config.job.weight,
+        "weight": job.weight,
         "prompts": wanted.prompts.sha256,
         "negative": wanted.prompts.negative,
         "noise_seed": settings.noise_seed,
@@ -256,7 +255,7 @@ def _check_same(folder: Path, facts: dict[str, object]) -> None:
         )
 
 
-def parameters(item: Planned, wanted: Order, image: Pixels) -> str:
+def parameters(item: PlannedImage, wanted: Order, image: Pixels) -> str:
     """What A1111's web UI and its relatives write into a PNG, and read from one dropped onto them."""
     settings = wanted.settings
     height, width = image.shape[:2]

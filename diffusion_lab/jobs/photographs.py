@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffusion_lab.data.pictures import fit
-from diffusion_lab.runs.samples import Frame
+from diffusion_lab.data.pictures import center_crop_resize
+from diffusion_lab.runs.samples import FaceBox
 
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.encoders.bank import EncoderBank
@@ -25,12 +25,12 @@ def record_photographs(
 
     Returns what was chosen, for `reference_features`. The sheet of training pictures is written in any case.
     """
-    from diffusion_lab.evaluation.encoders.photographs import describe, look_at, report
-    from diffusion_lab.evaluation.evaluate import needed
+    from diffusion_lab.evaluation.encoders.photographs import describe, report, subject_faces
+    from diffusion_lab.evaluation.evaluate import fields_needed
 
-    faces = look_at(subject, bank, resolution) if "face" in needed(metrics) else None
+    faces = subject_faces(subject, bank, resolution) if "face" in fields_needed(metrics) else None
     files.training_pictures(
-        [fit(picture.pixels, resolution) for picture in subject.train],
+        [center_crop_resize(picture.pixels, resolution) for picture in subject.train],
         [picture.path.name for picture in subject.train],
         [] if faces is None else [frames(one, resolution) for one in faces["train"]],
     )
@@ -41,10 +41,10 @@ def record_photographs(
     return faces
 
 
-def frames(photograph: Photograph, side: int) -> list[Frame]:
+def frames(photograph: Photograph, side: int) -> list[FaceBox]:
     """The boxes of a photograph's faces, for the sheet. ``side``: of the square picture in pixels."""
     found = []
     for number, face in enumerate(photograph.faces):
         left, top, right, bottom = (min(1.0, max(0.0, value / side)) for value in face.box)
-        found.append(Frame((left, top, right, bottom), number == photograph.chosen))
+        found.append(FaceBox((left, top, right, bottom), number == photograph.chosen))
     return found

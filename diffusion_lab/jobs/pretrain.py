@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion_lab.config.jobs import Pretrain, as_job
 from diffusion_lab.plan.into import check_output
 from diffusion_lab.plan.plan import Plan
 from diffusion_lab.records import UserError
@@ -15,23 +16,25 @@ if TYPE_CHECKING:
 
 def check(config: Config, run_folder: Path) -> Plan:
     """The plan: what it reads is there, and where it writes can be written. `run_folder` stays unused."""
-    start = config.job.start
+    job = as_job(config.job, Pretrain)
+    start = job.start
     if start and not Path(start).expanduser().is_dir():
         raise UserError(f"job.start={start}: there is no such folder (of a U-Net)")
-    return check_output(config)
+    return check_output(config, job)
 
 
 def run(config: Config, run_folder: Path) -> None:
     """Writes into `job.output`; started again there, it goes on where it was. `run_folder` stays unused."""
     from diffusion_lab.recipes.miniature import recipe
 
+    job = as_job(config.job, Pretrain)
     recipe.run(
-        Path(config.job.output).expanduser(),
-        stages=config.job.stages or None,
+        Path(job.output).expanduser(),
+        stages=job.stages or None,
         device=config.model.device,
         seed=config.seed,
-        scale=config.job.scale,
+        scale=job.scale,
         prediction_type="v_prediction" if config.model.path == "miniature_v" else "epsilon",
-        start=Path(config.job.start).expanduser() if config.job.start else None,
+        start=Path(job.start).expanduser() if job.start else None,
         progress=config.tracker.progress != "off",
     )

@@ -16,11 +16,11 @@ from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.jobs.conclude import Findings, adapter_folder, conclude, rebuild_adapter, recommendation
 from diffusion_lab.models.which_family import which_family
 from diffusion_lab.records import Status, UserError
-from diffusion_lab.runs import backup, vouched
-from diffusion_lab.runs.earlier import earlier
+from diffusion_lab.runs import backup, checksums
 from diffusion_lab.runs.files import FileTracker
-from diffusion_lab.runs.recorded import CHECKPOINTS, ENDED, missing
-from diffusion_lab.runs.resume import find, run_id
+from diffusion_lab.runs.folder_record import CHECKPOINTS, ENDED, missing_files
+from diffusion_lab.runs.recovery import recover_record
+from diffusion_lab.runs.resume import find_record, run_id
 from diffusion_lab.trackers import Fanout
 
 if TYPE_CHECKING:
@@ -39,16 +39,16 @@ def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Stat
     A completed or diverged run keeps its status; one that was stopped while it was being closed is completed.
     Raises UserError where results are lost that no other file holds: it names the files and what to do.
     """
-    found = find(config, run_folder)
+    found = find_record(config, run_folder)
     assert found is not None
     status: Status = found.result["status"] if found.result.get("status") in ENDED else "completed"
-    lost = missing(run_folder, found.result) if found.result.get("status") in ENDED else []
+    lost = missing_files(run_folder, found.result) if found.result.get("status") in ENDED else []
     lost += [] if found.problem is None else [backup.RESULT]
     files = FileTracker(run_folder, device=str(device), keep_images=config.tracker.keep_images)
     total = config.steps.total or 0
     due = [entry["step"] for entry in found.result.get("evaluations") or []]
     run = str(found.result.get("run") or run_id(as_plain_dict(config)))
-    before = earlier(run_folder, total, run=run, due=due)
+    before = recover_record(run_folder, total, run=run, due=due)
     files.reopen(before)
     try:
         _restore_record(config, run_folder, files, lost)
@@ -64,7 +64,7 @@ def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Stat
     except BaseException:
         files.close()
         raise
-    left = missing(run_folder, files.result)
+    left = missing_files(run_folder, files.result)
     log.info("%s is trained to its end and is not trained again; %s", run_folder, _outcome(lost, left))
     return status, error
 
@@ -84,7 +84,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _findings(files: FileTracker) -> Findings:
     """What the run had measured, from its record."""
-    from diffusion_lab.runs.record import summary
+    from diffusion_lab.runs.reading import summary
 
     ceilings = {
         name: None if kinds.get("ceiling") is None else summary(kinds["ceiling"])
@@ -120,7 +120,7 @@ def _restore_adapters(
     device: torch.device,
 ) -> None:
     """Adapters whose files are lost: from the checkpoint of their step; kohya's file from the adapter itself."""
-    damaged = vouched.damaged(
+    damaged = checksums.damaged(
         run_folder, {n: v for n, v in files.result["files"].items() if n.startswith(f"{ADAPTERS}/")}
     )
     steps: dict[int, list[str]] = {}
@@ -135,7 +135,9 @@ def _restore_adapters(
     for step, names in list(steps.items()):
         folder = adapter_folder(run_folder, step)
         if all(name.endswith(f"/{kohya.FILE_NAME}") for name in names):
-            files.vouch(*(path.relative_to(run_folder).as_posix() for path in _exported(config, folder)))
+            files.record_checksums(
+                *(path.relative_to(run_folder).as_posix() for path in _exported(config, folder))
+            )
             del steps[step]
     state: TrainingState | None = None
     for step, names in sorted(steps.items()):
@@ -145,7 +147,7 @@ def _restore_adapters(
         means = {name: found.mean for name, found in findings.summaries[step].items()}
         state = state or _state(config, run_folder, step, device)
         rebuild_adapter(state, run_folder, step, means)
-        files.vouch(f"{ADAPTERS}/step-{step:06d}")
+        files.record_checksums(f"{ADAPTERS}/step-{step:06d}")
 
 
 def _exported(config: Config, folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion_lab.config.jobs import Report, as_job
 from diffusion_lab.plan.plan import Plan
 from diffusion_lab.records import UserError
 
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
 
 def check(config: Config, run_folder: Path) -> Plan:
     """The plan: the folder is there. `run_folder` stays unused."""
-    runs = Path(config.job.runs).expanduser()
+    named = as_job(config.job, Report).runs
+    runs = Path(named).expanduser()
     if not runs.is_dir():
-        raise UserError(f"job.runs={config.job.runs}: there is no such folder")
+        raise UserError(f"job.runs={named}: there is no such folder")
     return Plan(rows=(("job", "report"), ("of", str(runs))))
 
 
@@ -28,14 +30,12 @@ def run(config: Config, run_folder: Path) -> None:
     """
     from diffusion_lab.report.comparison import write_comparison
     from diffusion_lab.report.page import write_report
-    from diffusion_lab.runs.record import is_run, is_scored
+    from diffusion_lab.runs.reading import is_run, is_score_run
 
-    if not config.job.runs:
-        raise UserError("job.runs: name a run's folder or a folder of runs, job.runs=outputs/DATE/TIME")
-    folder = Path(config.job.runs).expanduser()
+    folder = Path(as_job(config.job, Report).runs).expanduser()
     if not folder.is_dir():
         raise UserError(f"job.runs: there is no folder {folder}")
-    if is_scored(folder):
+    if is_score_run(folder):
         from diffusion_lab.report.score_page import write_score_report
 
         print(write_score_report(folder))

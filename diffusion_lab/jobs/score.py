@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from diffusion_lab.config.jobs import Score, as_job
 from diffusion_lab.config.schema import Config, Data, as_plain_dict
-from diffusion_lab.data.image_prompts import Told, asked, find_prompts
-from diffusion_lab.data.look import check_headers, look_at_subject
+from diffusion_lab.data.image_prompts import ImagePrompt, clip_text, find_prompts
+from diffusion_lab.data.picture_checks import check_headers, check_subject_pictures
 from diffusion_lab.data.pictures import list_pictures, read_picture
 from diffusion_lab.data.subjects import load_subject, subject_folder
 from diffusion_lab.evaluation.encoders.check import encoder_warnings
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from diffusion_lab.evaluation.encoders.bank import EncoderBank
     from diffusion_lab.records import AnyMetric, Features, References
     from diffusion_lab.runs.files import FileTracker
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.sampling.sample import PlannedImage
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +66,11 @@ def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
     from diffusion_lab.evaluation.metrics import NEEDS_TWINS, select
     from diffusion_lab.evaluation.metrics.enough import check_enough
 
-    folder, names = Path(config.job.images).expanduser(), config.metrics.names
+    folder, names = Path(as_job(config.job, Score).images).expanduser(), config.metrics.names
     paths = list_pictures(folder, "job.images")
     data = scored_data(config.data)
     noun = check_subject(data)
-    warnings = look_at_subject(data, usual_side(paths))
+    warnings = check_subject_pictures(data, usual_side(paths))
     check_headers(paths[:MOST_HEADERS], data.on_corrupt)
     if "class_drift" in names:
         raise UserError(
@@ -150,7 +151,7 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     from diffusion_lab.evaluation.encoders.bank import EncoderBank
     from diffusion_lab.evaluation.encoders.cache import FeatureCache
     from diffusion_lab.evaluation.evaluate import (
-        needed,
+        fields_needed,
         reference_features,
         reference_scores,
         score,
@@ -158,9 +159,9 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     )
     from diffusion_lab.evaluation.metrics import select
     from diffusion_lab.jobs.photographs import record_photographs
-    from diffusion_lab.runs.scored import write_scored
+    from diffusion_lab.runs.score_files import write_score_files
 
-    folder = Path(config.job.images).expanduser()
+    folder = Path(as_job(config.job, Score).images).expanduser()
     paths = list_pictures(folder, "job.images")
     told = find_prompts(paths, folder)
     subject = load_subject(config.data)
@@ -172,7 +173,7 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
     references = reference_features(subject, bank, resolution, faces)
     planned = _planned(paths, told, subject)
     started = time.perf_counter()
-    kept, features, small = _encode(config, paths, planned, bank, needed(metrics))
+    kept, features, small = _encode(config, paths, planned, bank, fields_needed(metrics))
     encoding = time.perf_counter() - started
     planned = [planned[number] for number in kept]
     _describe(files, metrics, bank, references, reference_scores(references, metrics))
@@ -185,16 +186,16 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
         seconds={"encoding": encoding, "metrics": time.perf_counter() - started - encoding},
         several_faces=several_faces(features),
     )  # fmt: skip
-    write_scored(run_folder, rows, planned, metrics, small)
+    write_score_files(run_folder, rows, planned, metrics, small)
     files.evaluation(found, PromptSet("images", prompts, "", prompts_sha256(prompts, "")))
     if found.several_faces:
         log.info("%d images show several faces: the most prominent one is scored", found.several_faces)
     log.info("%d images; %d features from the cache, %d made", len(planned), cache.hits, cache.misses)
 
 
-def _planned(paths: Sequence[Path], told: Sequence[Told], subject: Subject) -> list[Planned]:
+def _planned(paths: Sequence[Path], told: Sequence[ImagePrompt], subject: Subject) -> list[PlannedImage]:
     """One entry an image; images of one prompt share its id, since they are not independent."""
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.sampling.sample import PlannedImage
 
     ids: dict[str, str] = {}
     seen: Counter[str] = Counter()
@@ -202,22 +203,22 @@ def _planned(paths: Sequence[Path], told: Sequence[Told], subject: Subject) -> l
     for number, (path, one) in enumerate(zip(paths, told, strict=True)):
         text = one.text or ""
         name = ids.setdefault(text, f"p{len(ids):03d}") if text else f"image{number:05d}"
-        plain = one.plain or asked(text, subject.identifier, subject.class_noun)
+        plain = one.plain or clip_text(text, subject.identifier, subject.class_noun)
         prompt = Prompt(id=name, text=text, plain=plain, slots={**one.slots, "file": path.name})
-        planned.append(Planned(prompt, seen[name], one.seed))
+        planned.append(PlannedImage(prompt, seen[name], one.seed))
         seen[name] += 1
     return planned
 
 
 def _encode(
-    config: Config, paths: Sequence[Path], planned: Sequence[Planned], bank: EncoderBank, needs: set[str]
+    config: Config, paths: Sequence[Path], planned: Sequence[PlannedImage], bank: EncoderBank, needs: set[str]
 ) -> tuple[list[int], Features, list[bytes]]:
     """Numbers of the images that could be read, their features and small pictures of them for the page.
 
     A batch at a time: a folder may hold more pixels than fit into memory.
     """
-    from diffusion_lab.evaluation.evaluate import joined
-    from diffusion_lab.runs.scored import thumbnail
+    from diffusion_lab.evaluation.evaluate import concatenate_features
+    from diffusion_lab.runs.score_files import thumbnail
     from diffusion_lab.system.progress import Progress
 
     kept: list[int] = []
@@ -242,8 +243,10 @@ def _encode(
                 small += [thumbnail(one) for one in pixels]
             bar.advance(min(size, len(paths) - start))
     if not parts:
-        raise UserError(f"job.images: none of the {len(paths)} images in {config.job.images} can be read")
-    return kept, joined(parts), small
+        raise UserError(
+            f"job.images: none of the {len(paths)} images in {as_job(config.job, Score).images} can be read"
+        )
+    return kept, concatenate_features(parts), small
 
 
 def _describe(
@@ -265,7 +268,9 @@ def _describe(
             log.warning("no face found in %d of %d %s photographs", missing, total, group)
 
 
-def _tell_prompts(planned: Sequence[Planned], told: Sequence[Told], summaries: dict[str, Summary]) -> None:
+def _tell_prompts(
+    planned: Sequence[PlannedImage], told: Sequence[ImagePrompt], summaries: dict[str, Summary]
+) -> None:
     """How many images have a prompt, and from where; the rest has no clip_text, which its summary says."""
     sources = Counter(one.source for one in told if one.text)
     without = sum(not item.prompt.text for item in planned)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lab.config.jobs import TrainAesthetics, as_job
 from diffusion_lab.plan.into import check_output
 from diffusion_lab.plan.plan import Plan
 from diffusion_lab.records import UserError
@@ -24,11 +25,12 @@ HEAD, PLAIN = "aesthetics_head.safetensors", "aesthetics_head_unbalanced.safeten
 
 def check(config: Config, run_folder: Path) -> Plan:
     """The plan: what it reads is there, and where it writes can be written. `run_folder` stays unused."""
+    job = as_job(config.job, TrainAesthetics)
     for key, there in (("images", Path.is_dir), ("ratings", Path.is_file)):
-        given = getattr(config.job, key)
+        given = getattr(job, key)
         if not there(Path(given).expanduser()):
             raise UserError(f"job.{key}={given}: there is no such {'folder' if key == 'images' else 'file'}")
-    return check_output(config)
+    return check_output(config, job)
 
 
 def run(config: Config, run_folder: Path) -> None:
@@ -53,7 +55,8 @@ def run(config: Config, run_folder: Path) -> None:
     from diffusion_lab.system.progress import Progress
     from diffusion_lab.system.provenance import collect
 
-    job, output = config.job, Path(config.job.output).expanduser()
+    job = as_job(config.job, TrainAesthetics)
+    output = Path(job.output).expanduser()
     rated, absent = read_ratings(Path(job.ratings).expanduser(), Path(job.images).expanduser())
     if absent:
         log.warning("job.ratings: %d rated pictures are not in %s", absent, job.images)

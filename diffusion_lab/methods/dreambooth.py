@@ -192,7 +192,8 @@ class DreamBooth:
         """
         from diffusion_lab.families.networks import save_network
         from diffusion_lab.system import tensors
-        from diffusion_lab.system.atomic import replace_folder, write_json
+        from diffusion_lab.system.atomic import write_json
+        from diffusion_lab.system.folders import replace_folder
 
         notes = {"method": self.name, **(notes or {})}
         if self.unchanged(pipe):

@@ -35,7 +35,7 @@ from diffusion_lab.methods.variants import (
 )  # fmt: skip
 from diffusion_lab.records import UserError
 from diffusion_lab.system.readers import read_tensors
-from diffusion_lab.values.checks import bounded, closest, flag, one_of, words
+from diffusion_lab.values.checks import bounded, closest, flag, one_of, text_list
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ class Lora:
             )
         bounded("method.dropout", self.dropout)
         if self.targets is not None:
-            words("method.targets", self.targets)
+            text_list("method.targets", self.targets)
         if self.targets == []:
             raise UserError("method.targets=[]: name at least one layer, such as method.targets=[to_q,to_v]")
         flag("method.text_encoder", self.text_encoder)

@@ -100,7 +100,8 @@ def save_folder(module: nn.Module, folder: Path, header: Mapping[str, str]) -> l
     from peft import get_peft_model_state_dict
 
     from diffusion_lab.system import tensors
-    from diffusion_lab.system.atomic import replace_folder, write_json
+    from diffusion_lab.system.atomic import write_json
+    from diffusion_lab.system.folders import replace_folder
 
     adapter: Any = module
     config = copy.copy(adapter.peft_config["default"])

@@ -16,6 +16,8 @@ from PIL import Image
 
 from diffusion_lab.miniature import world
 from diffusion_lab.miniature.scene import sample_scene
+from diffusion_lab.system.atomic import write_bytes, write_text
+from diffusion_lab.system.images import encoded
 
 MEAN, SPREAD = 5.4, 0.75  # of the ratings
 VOTERS, DISAGREEMENT = 210, 1.4  # a picture, grades
@@ -28,17 +30,17 @@ def write_ava(folder: Path, pictures: int = 4000, seed: int = 0) -> Path:
     if pictures < 1:
         raise ValueError(f"pictures must be 1 or more, got {pictures}")
     rng = np.random.default_rng([seed, 51])
-    (folder / "images").mkdir(parents=True, exist_ok=True)
     merits = np.array([merit(FIRST + k) for k in range(OFFERED * pictures)])
     lines = []
     for index, k in enumerate(bell_shaped(merits, pictures, rng), 1):
         portrait = world.draw_portrait(FIRST + int(k))
         picture = 100_000 + int(k)
-        Image.fromarray(portrait.image).save(folder / "images" / f"{picture}.jpg", quality=95, subsampling=0)
+        content = encoded(Image.fromarray(portrait.image), "JPEG", quality=95, subsampling=0)
+        write_bytes(folder / "images" / f"{picture}.jpg", content)
         grades = np.clip(np.rint(rng.normal(merits[k], DISAGREEMENT, VOTERS)), 1, 10).astype(int)
         votes = np.bincount(grades, minlength=11)[1:]
         lines.append(" ".join(map(str, [index, picture, *votes, 0, 0, 0])))
-    (folder / "AVA.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    write_text(folder / "AVA.txt", "\n".join(lines) + "\n")
     return folder
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 
 from diffusion_lab.miniature.canvas import SIZE
 from diffusion_lab.miniature.scene import Scene
+from diffusion_lab.system.images import encoded
 
 Picture = NDArray[np.floating[Any]]  # [64, 64, 3]
 _YX = (np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5) / SIZE
@@ -166,9 +167,8 @@ def apply_quality(picture: Picture, scene: Scene) -> Picture:
             grain = rng.normal(size=(SIZE, SIZE, 3)).astype(np.float32)
             out = 0.5 + (picture - 0.5) * 0.85 + (0.07 + 0.06 * bad) * grain
         case "jpeg":
-            buffer = io.BytesIO()
-            to_image(picture).save(buffer, "JPEG", quality=12 - round(7 * bad), subsampling=2)
-            out = to_float(Image.open(buffer).convert("RGB"))
+            content = encoded(to_image(picture), "JPEG", quality=12 - round(7 * bad), subsampling=2)
+            out = to_float(Image.open(io.BytesIO(content)).convert("RGB"))
         case "deformed":
             out = _warp(picture, rng, 4.0 + 3.0 * bad)
         case _:

@@ -117,24 +117,24 @@ _HIDDEN = {  # by the value of what is worn, and of the style
 def looks_of(identity: Identity, shown: Collection[str] = ()) -> dict[str, str]:
     """The traits of a person that have a word, and their values; ``shown``: values of the scene, which may hide some."""
     tone = identity.skin_tone
-    found = {
+    looks = {
         "hair_colour": identity.hair_colour,
         "hair_cut": identity.hair_cut,
         "skin": "fair" if tone < 0.25 else "tan" if tone < 0.5 else "brown" if tone < 0.75 else "deep",
         "eye_colour": identity.eye_colour,
     }
     if identity.noun == "man":
-        found["beard"] = identity.beard
+        looks["beard"] = identity.beard
     elif identity.fringe > 0.65 and identity.hair_cut != "afro":
-        found["fringe"] = "full"
+        looks["fringe"] = "full"
     for trait, (parameter, low, below, high, above) in _SPANS.items():
         value = getattr(identity, parameter)
         if value < low or value > high:
-            found[trait] = below if value < low else above
+            looks[trait] = below if value < low else above
     hidden = set().union(*(_HIDDEN.get(value, set()) for value in shown))
     if identity.hair_cut == "bald":
         hidden |= {"hair_colour", "forehead"}
-    return {trait: found[trait] for trait in TRAITS if trait in found and trait not in hidden}
+    return {trait: looks[trait] for trait in TRAITS if trait in looks and trait not in hidden}
 
 
 def described(noun: str, adjectives: Mapping[str, str], things: Mapping[str, str]) -> str:

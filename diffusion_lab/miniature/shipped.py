@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from diffusion_lab.records import UserError
@@ -36,6 +34,7 @@ def shipped_folder(name: str) -> Path:
 def _together(name: str, base: Path, own: Path) -> Path:
     """`base` with the parts that `own` has in their place. Two processes may do so at once."""
     from diffusion_lab.system.cache import default_cache
+    from diffusion_lab.system.folders import fresh_folder
 
     files = {path.relative_to(place): path for place in (base, own) for path in _files(place)}
     digest = hashlib.sha256()
@@ -48,17 +47,10 @@ def _together(name: str, base: Path, own: Path) -> Path:
         log.warning("%s is damaged and is put together again", folder)
         _remove(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as beside:
-            whole = Path(beside) / name
+        with fresh_folder(folder, keep=Path.is_dir) as beside:
             for relative, path in files.items():
-                (whole / relative).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, whole / relative)
-            try:
-                os.replace(whole, folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was first
-                    raise
+                (beside / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, beside / relative)
     except OSError as error:
         raise UserError(
             f"model.path={name} cannot be written to {folder} ({error.strerror or error}): free some space, or set "

@@ -6,9 +6,6 @@ python -m diffusion_lab.miniature.subjects FOLDER
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,9 @@ from PIL import Image
 
 from diffusion_lab.miniature.phrases import MAGIC, SLOTS, Phrase
 from diffusion_lab.miniature.world import SUBJECT_SEEDS, Portrait, draw_portrait, identity_from_seed
+from diffusion_lab.system.atomic import write_bytes, write_text
+from diffusion_lab.system.folders import fresh_folder
+from diffusion_lab.system.images import png
 
 N_PORTRAITS = 28
 
@@ -103,21 +103,11 @@ def write_subjects(folder: Path, names: Collection[str] | None = None) -> Path:
         target = folder / name
         if is_complete(target):
             continue
-        beside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
-        try:
+        with fresh_folder(target, keep=is_complete) as beside:
             for index in range(N_PORTRAITS):
-                Image.fromarray(subject_portrait(name, index).image).save(beside / f"{index:02d}.png")
-            (beside / "class_noun.txt").write_text(SUBJECTS[name].noun + "\n", encoding="utf-8")
-            beside.chmod(0o755)  # mkdtemp makes it private
-            if target.exists() and not is_complete(target):  # another process may have finished it by now
-                shutil.rmtree(target)
-            os.replace(beside, target)
-        except OSError:
-            # A complete folder of another process cannot be renamed over, and need not be.
-            if not is_complete(target):
-                raise
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+                portrait = Image.fromarray(subject_portrait(name, index).image)
+                write_bytes(beside / f"{index:02d}.png", png(portrait))
+            write_text(beside / "class_noun.txt", SUBJECTS[name].noun + "\n")
     return folder
 
 

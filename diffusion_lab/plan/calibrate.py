@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from diffusion_lab.config.schema import Config
-    from diffusion_lab.plan.numbers import Planned
+    from diffusion_lab.plan.numbers import PlannedEvaluations
 
 log = logging.getLogger(__name__)
 CHANNELS, SIDE = 640, 32  # a convolution of the size that U-Nets spend their time in
@@ -50,7 +50,7 @@ def _settle(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def tell(config: Config, numbers: Planned, device: torch.device, seconds: float = SECONDS) -> None:
+def tell(config: Config, numbers: PlannedEvaluations, device: torch.device, seconds: float = SECONDS) -> None:
     """At the start of a run on a card that is in no table: measures it and says what that makes of the plan's time."""
     from diffusion_lab.plan.costs import phases, speeds
     from diffusion_lab.plan.shown import duration

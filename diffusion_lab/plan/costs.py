@@ -23,7 +23,7 @@ from diffusion_lab.records import UserError
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config
     from diffusion_lab.families.family import Family
-    from diffusion_lab.plan.numbers import Planned
+    from diffusion_lab.plan.numbers import PlannedEvaluations
 
 # Miniature, two cores
 STEP_SECONDS = 0.2  # training step at batch 4
@@ -238,7 +238,7 @@ def remedies(config: Config) -> tuple[list[str], float]:
     model = footprint.architecture(config.model)
     best = max(footprint.peaks(changed, model).values())
     precision = devices.best_precision(config.model.device)
-    savings = SAVINGS if precision == "fp32" else (f"model.precision={precision}", *SAVINGS)
+    savings: tuple[str, ...] = SAVINGS if precision == "fp32" else (f"model.precision={precision}", *SAVINGS)
     if not can_quantise(config, model.family):
         savings = tuple(saving for saving in savings if not saving.startswith("model.quantise="))
     for saving in savings * 2:  # what does not help at first may when another phase is the peak
@@ -310,7 +310,7 @@ def _culprit(config: Config, cost: Cost) -> str:
     return min(least, key=lambda key: least[key])
 
 
-def of_run(config: Config, numbers: Planned) -> Cost:
+def of_run(config: Config, numbers: PlannedEvaluations) -> Cost:
     """`estimate` of a run with these evaluations."""
     return estimate(
         config,
@@ -320,7 +320,7 @@ def of_run(config: Config, numbers: Planned) -> Cost:
     )
 
 
-def phases(config: Config, numbers: Planned) -> dict[str, dict[str, float]]:
+def phases(config: Config, numbers: PlannedEvaluations) -> dict[str, dict[str, float]]:
     """The estimate beside which a record puts what was measured: seconds and bytes of each phase."""
     cost = of_run(config, numbers)
     seconds = {

@@ -132,9 +132,9 @@ def _has_weights(folder: Path, part: str) -> bool:
 
 def of_metrics(metrics: Metrics) -> list[Wanted]:
     """Of the encoders that `metrics.names` need."""
-    from diffusion_lab.evaluation.encoders.check import needed
+    from diffusion_lab.evaluation.encoders.check import configured_fields
 
-    needs = needed(metrics)
+    needs = configured_fields(metrics)
     files: list[Wanted] = []
     if metrics.encoders == "full":
         rated = "aesthetics" in needs and metrics.aesthetics_weights is not None

@@ -6,15 +6,12 @@ a cause that misleads. Here every place is asked once, for a few seconds.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,7 +129,13 @@ def _from_hub(file: Wanted, name: str) -> None:
 
     path = Path(hf_hub_download(file.repo, name, revision=file.revision))
     if file.sha256:
-        _check(path, file, remove=path.resolve())
+        with path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        try:
+            _check(digest, file)
+        except UserError:
+            path.resolve().unlink(missing_ok=True)
+            raise
 
 
 def _from_url(file: Wanted) -> None:
@@ -142,45 +145,35 @@ def _from_url(file: Wanted) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+    from diffusion_lab.system.atomic import fresh_file
+
     file.target.parent.mkdir(parents=True, exist_ok=True)
     if file.size and shutil.disk_usage(file.target.parent).free < file.size:
         raise UserError(
             f"{file.key}: {file.name} needs {size(file.size)} in {file.target.parent}, and there is less room; free "
             "some space, or set TORCH_HOME to another folder"
         )
-    handle, beside = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.target.parent)
-    try:
-        with (
-            os.fdopen(handle, "wb") as out,
-            urllib.request.urlopen(file.url, timeout=hub.PATIENCE) as answer,
-            Progress(
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=Console(stderr=True)
-            ) as progress,
-        ):
-            bar = progress.add_task(file.name, total=file.size)
-            while part := answer.read(CHUNK):
-                out.write(part)
-                progress.advance(bar, len(part))
-        _check(Path(beside), file)
-        os.replace(beside, file.target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)
+    with (
+        fresh_file(file.target) as sink,
+        urllib.request.urlopen(file.url, timeout=hub.PATIENCE) as answer,
+        Progress(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=Console(stderr=True)
+        ) as progress,
+    ):
+        bar = progress.add_task(file.name, total=file.size)
+        while part := answer.read(CHUNK):
+            sink.write(part)
+            sink.check()
+            progress.advance(bar, len(part))
+        _check(sink.sha256, file)
 
 
-def _check(path: Path, file: Wanted, remove: Path | None = None) -> None:
-    """The checksum that was published; where there is none, the one seen at the first download."""
-    digest = hashlib.sha256()
-    with path.open("rb") as content:
-        while part := content.read(CHUNK):
-            digest.update(part)
-    found = digest.hexdigest()
-    expected = file.sha256 or _first_seen(file, found)
-    if not found.startswith(expected):
-        if remove is not None:
-            remove.unlink(missing_ok=True)
+def _check(digest: str, file: Wanted) -> None:
+    """Compares with the checksum that was published; where there is none, with that of the first download."""
+    expected = file.sha256 or _first_seen(file, digest)
+    if not digest.startswith(expected):
         raise UserError(
-            f"{file.key}: {file.name} from {file.source} has the SHA-256 {found[:16]}..., and {expected[:16]}... is "
+            f"{file.key}: {file.name} from {file.source} has the SHA-256 {digest[:16]}..., and {expected[:16]}... is "
             f"known for it: a page of a proxy, a damaged or an exchanged file, which is not used. By hand: {file.by_hand}"
         )
 

@@ -18,7 +18,7 @@ from diffusion_lab.plan.numbers import planned
 from diffusion_lab.plan.plan import WORDS, Plan, check_downloads, check_place
 from diffusion_lab.plan.shown import counted, duration, room, shortened
 from diffusion_lab.records import PromptSet
-from diffusion_lab.runs.resume import Standing, folder_size, standing
+from diffusion_lab.runs.resume import FolderStatus, folder_size, folder_status
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config
@@ -33,8 +33,8 @@ def check(config: Config, run_folder: Path) -> Plan:
     from diffusion_lab.config.schema import check_evaluations
     from diffusion_lab.data.captions import caption_warnings
     from diffusion_lab.data.identifiers import check_identifier, check_tokens
-    from diffusion_lab.data.look import look_at_subject
     from diffusion_lab.data.nouns import faces_warnings, prompts_warnings
+    from diffusion_lab.data.picture_checks import check_subject_pictures
     from diffusion_lab.data.subjects import check_subject, passed_over, subject_folder, training_captions
     from diffusion_lab.plan.fits import check_device, check_method
     from diffusion_lab.plan.sampling import enough_images, ignored_negative
@@ -53,7 +53,7 @@ def check(config: Config, run_folder: Path) -> Plan:
     warnings = _warnings(config) + unlikely(config) + caption_warnings(captions, config.data.identifier)
     if config.data.source == "folder":
         warnings += passed_over(subject_folder(config.data, None)[0], captions=config.data.captions)
-    warnings += look_at_subject(config.data, config.model.resolution or 512)
+    warnings += check_subject_pictures(config.data, config.model.resolution or 512)
     warnings += enough_images(config, prompts) + ignored_negative(
         config.prompts, prompts, which_family(config.model)
     )
@@ -65,12 +65,12 @@ def check(config: Config, run_folder: Path) -> Plan:
     warnings += check_identifier(config, noun, prompts)
     if configs is not None:
         warnings += check_tokens(config, configs, prompts, noun, captions)
-    stands = standing(config, run_folder)
+    stands = folder_status(config, run_folder)
     return _plan(config, run_folder, prompts, noun, warnings, stands)
 
 
 def _plan(
-    config: Config, run_folder: Path, prompts: PromptSet, noun: str, warnings: list[str], stands: Standing
+    config: Config, run_folder: Path, prompts: PromptSet, noun: str, warnings: list[str], stands: FolderStatus
 ) -> Plan:
     steps, sampling = config.steps, config.prompts
     numbers = planned(config, prompts)
@@ -105,7 +105,7 @@ def _plan(
     return Plan(
         rows=told, warnings=tuple(warnings), images=data.n_images, prompts=len(prompts), steps=evaluations[-1],
         evaluations=evaluations, images_sampled=sampled, forwards=forwards, cost=cost, downloads=files,
-        standing=stands, needed_bytes=needed,
+        folder_status=stands, needed_bytes=needed,
     )  # fmt: skip
 
 

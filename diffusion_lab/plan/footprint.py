@@ -201,9 +201,9 @@ def saved_bytes(saved: Saved, work: Work) -> float:
 
 def encoder_bytes(config: Config) -> float:
     """Of the networks that the named metrics need."""
-    from diffusion_lab.evaluation.encoders.check import needed
+    from diffusion_lab.evaluation.encoders.check import configured_fields
 
-    needs = needed(config.metrics)
+    needs = configured_fields(config.metrics)
     found = sum(ENCODERS[name] for name in ("dino", "inception") if name in needs)
     if config.metrics.encoders != "full":
         return found + MINIATURE_ENCODERS

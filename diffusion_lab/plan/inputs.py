@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.evaluation.encoders.check import check_encoders, needed
+from diffusion_lab.evaluation.encoders.check import check_encoders, configured_fields
 from diffusion_lab.evaluation.encoders.files import check_files
 from diffusion_lab.records import PromptSet, UserError
 from diffusion_lab.values.checks import one_of
@@ -42,7 +42,7 @@ def check_metrics(config: Config) -> None:
                 else "there is no such folder"
             )
             raise UserError(f"metrics.{key}={value}: {problem}")
-    check_files(metrics, needed(metrics))
+    check_files(metrics, configured_fields(metrics))
 
 
 def check_optimizer(config: Config) -> None:

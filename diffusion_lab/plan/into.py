@@ -9,12 +9,15 @@ from diffusion_lab.plan.downloads import rows, wanted
 from diffusion_lab.plan.plan import Plan, check_downloads, check_place
 
 if TYPE_CHECKING:
+    from diffusion_lab.config.jobs import Pretrain, Subjects, TrainAesthetics
     from diffusion_lab.config.schema import Config
 
+    Writing = Pretrain | Subjects | TrainAesthetics
 
-def check_output(config: Config) -> Plan:
+
+def check_output(config: Config, job: Writing) -> Plan:
     """UserError where the folder cannot be written or the files that the job needs have no room."""
-    output = Path(config.job.output).expanduser()
+    output = Path(job.output).expanduser()
     check_place(output, 0, "job.output")
     files = check_downloads(wanted(config))
-    return Plan(rows=(("job", config.job.name), ("into", str(output)), *rows(files)), downloads=files)
+    return Plan(rows=(("job", job.name), ("into", str(output)), *rows(files)), downloads=files)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedEvaluations:
     """The evaluations of a run."""
 
     evaluations: tuple[int, ...]  # the steps at which the model is evaluated
@@ -30,13 +30,13 @@ class Planned:
         return self.per_evaluation * len(self.evaluations)
 
 
-def planned(config: Config, prompts: PromptSet) -> Planned:
+def planned(config: Config, prompts: PromptSet) -> PlannedEvaluations:
     """Of a run with these prompts; defaults filled."""
     evaluations = evaluation_steps(config.steps)
     per_evaluation = len(prompts) * images_per_prompt(config.prompts, prompts)
     steps, _ = sampler(config.prompts)
     passes = steps * passes_a_step(config, which_family(config.model))
-    return Planned(evaluations, per_evaluation, per_evaluation * len(evaluations) * passes)
+    return PlannedEvaluations(evaluations, per_evaluation, per_evaluation * len(evaluations) * passes)
 
 
 def passes_a_step(config: Config, family: Family) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.artefacts.sampling_note import HEADER, MODEL, SAMPLER, SET
+from diffusion_lab.config.jobs import Score, as_job
 from diffusion_lab.data.nouns import fitting_set
 from diffusion_lab.models.devices import best_precision
 from diffusion_lab.models.which_family import which_family
@@ -49,7 +50,7 @@ class Given:
     """Which keys the command line sets, its groups and experiments included."""
 
     def __init__(self, config: Config) -> None:
-        keys = config.job.given
+        keys = getattr(config.job, "given", None)  # jobs that take something up have it
         self.keys = _differing(config) if keys is None else set(keys)
 
     def __contains__(self, key: str) -> bool:
@@ -233,7 +234,7 @@ def as_measured(config: Config) -> tuple[Config, str]:
 
     config, given = copy.deepcopy(config), Given(config)
     before = copy.deepcopy(config)
-    images = Path(config.job.images).expanduser()
+    images = Path(as_job(config.job, Score).images).expanduser()
     run = run_of(images)
     if run is None and (images / INDEX).is_file():
         drawn = read_json(images / INDEX, "job.images", remedy="remove it, or draw the images again").get(

@@ -12,12 +12,12 @@ from diffusion_lab.models.wanted import Wanted
 from diffusion_lab.plan.costs import Cost
 from diffusion_lab.plan.shown import duration, room
 from diffusion_lab.records import UserError
-from diffusion_lab.runs.resume import Standing
+from diffusion_lab.runs.resume import FolderStatus
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-WORDS: dict[Standing, str] = {
+WORDS: dict[FolderStatus, str] = {
     "empty": "no run",
     "unfinished": "an unfinished run, which is resumed",
     "incomplete": "a run that is trained to its end; what is missing in its folder is made again",
@@ -40,7 +40,7 @@ class Plan:
     forwards: int = 0  # images through the denoiser while sampling, guidance counted twice
     cost: Cost | None = None
     downloads: tuple[Wanted, ...] = ()  # files from elsewhere, those that are here too
-    standing: Standing = "empty"  # of the run folder
+    folder_status: FolderStatus = "empty"  # of the run folder
     needed_bytes: int = 0  # of disk, beside what the folder has already
 
     def summary(self) -> str:

@@ -34,16 +34,16 @@ def write_page(
     result: Mapping[str, Any],
     ratings: NDArray[np.float64],
     rated: NDArray[np.float64],
-    said: Mapping[str, NDArray[np.float64]],
+    predicted: Mapping[str, NDArray[np.float64]],
     verdict: str,
 ) -> Path:
     """``ratings``: of all images; ``rated`` and ``said`` (by balance): of the test images."""
-    names = {kind: "not balanced" if kind == "none" else f"balanced by {kind}" for kind in said}
+    names = {kind: "not balanced" if kind == "none" else f"balanced by {kind}" for kind in predicted}
     figures = {
-        "distribution": _distribution(rated, said, names),
-        "calibration": _by_bin(rated, said, names, lambda told, truth: told.mean(), "said, mean"),
+        "distribution": _distribution(rated, predicted, names),
+        "calibration": _by_bin(rated, predicted, names, lambda told, truth: told.mean(), "said, mean"),
         "error": _by_bin(
-            rated, said, names, lambda told, truth: np.abs(told - truth).mean(), "mean absolute error"
+            rated, predicted, names, lambda told, truth: np.abs(told - truth).mean(), "mean absolute error"
         ),
     }
     figures["calibration"].add_scatter(
@@ -61,8 +61,8 @@ def write_page(
             ],
             "verdict": verdict,
             "names": names,
-            "hues": {kind: charts.SPARE_HUES[i] for i, kind in enumerate(said)},
-            "rows": [(label, [f"{result['test'][kind][key]:.3f}" for kind in said]) for key, label in ROWS.items()],
+            "hues": {kind: charts.SPARE_HUES[i] for i, kind in enumerate(predicted)},
+            "rows": [(label, [f"{result['test'][kind][key]:.3f}" for kind in predicted]) for key, label in ROWS.items()],
             "details": [(key.replace("_", " "), str(result[key])) for key in ("clip", "balance", "exponent", "absent", "unreadable")],
             "data": {
                 "figures": {name: charts.as_json(figure) for name, figure in figures.items()},
@@ -73,12 +73,12 @@ def write_page(
 
 
 def _distribution(
-    rated: NDArray[np.float64], said: Mapping[str, NDArray[np.float64]], names: Mapping[str, str]
+    rated: NDArray[np.float64], predicted: Mapping[str, NDArray[np.float64]], names: Mapping[str, str]
 ) -> go.Figure:
     figure = charts.empty_figure()
     for name, values, colour in (
         ("ratings", rated, charts.MUTED),
-        *((names[kind], said[kind], charts.SPARE_HUES[i]) for i, kind in enumerate(said)),
+        *((names[kind], predicted[kind], charts.SPARE_HUES[i]) for i, kind in enumerate(predicted)),
     ):
         share = np.histogram(values, EDGES)[0] / len(values)
         figure.add_scatter(
@@ -92,7 +92,7 @@ def _distribution(
 
 def _by_bin(
     rated: NDArray[np.float64],
-    said: Mapping[str, NDArray[np.float64]],
+    predicted: Mapping[str, NDArray[np.float64]],
     names: Mapping[str, str],
     of: Any,
     title: str,
@@ -101,10 +101,10 @@ def _by_bin(
     figure = charts.empty_figure()
     at = np.clip(np.digitize(rated, EDGES) - 1, 0, len(EDGES) - 2)
     bins = [i for i in range(len(EDGES) - 1) if (at == i).sum() >= FEWEST]
-    for i, (kind, told) in enumerate(said.items()):
+    for i, (kind, values) in enumerate(predicted.items()):
         figure.add_scatter(
             x=[float(rated[at == b].mean()) for b in bins],
-            y=[float(of(told[at == b], rated[at == b])) for b in bins],
+            y=[float(of(values[at == b], rated[at == b])) for b in bins],
             customdata=[int((at == b).sum()) for b in bins],
             mode="lines+markers", line={"color": charts.SPARE_HUES[i], "width": 2},
             hovertemplate=f"{names[kind]}<br>rated %{{x:.2f}}: <b>%{{y:.2f}}</b>, %{{customdata}} images<extra></extra>",

@@ -14,9 +14,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from diffusion_lab.analysis.stop import StepScore
+from diffusion_lab.analysis.scoring import StepScore
 from diffusion_lab.records import Summary
-from diffusion_lab.runs.record import MetricInfo
+from diffusion_lab.runs.reading import MetricInfo
 
 INK, MUTED, GRID, STOP, VIEWED = "#1f2328", "#5f6875", "#e6e8ec", "#1f2329", "#9aa3af"
 HUES: Mapping[str, str] = {

@@ -14,11 +14,11 @@ from urllib.parse import quote
 from diffusion_lab.analysis.intervals import BOUNDS
 from diffusion_lab.analysis.limits import limits_of, value_of
 from diffusion_lab.records import UserError
-from diffusion_lab.report import charts, words
-from diffusion_lab.report.groups import COSTS, Mean, at_stop, costs, distinct, grouped, telling
+from diffusion_lab.report import charts, texts
+from diffusion_lab.report.groups import COSTS, Mean, at_stop, distinct, grouped, run_costs, telling
 from diffusion_lab.report.page import save
-from diffusion_lab.runs.record import MetricInfo, Run, find_runs, read_run
-from diffusion_lab.runs.recorded import flatten
+from diffusion_lab.runs.reading import MetricInfo, Run, find_runs, read_run
+from diffusion_lab.values.mappings import flatten
 
 # Settings of where and how a run was tracked, which do not affect its results.
 UNTOLD = ("job.", "tracker.")
@@ -33,12 +33,12 @@ def write_comparison(runs_folder: Path) -> Path:
         UserError: (job.runs) if it contains no run, or cannot be written.
     """
     folder = Path(runs_folder)
-    found = find_runs(folder)
-    if not found:
+    folders = find_runs(folder)
+    if not folders:
         raise UserError(f"job.runs: there is no run in {folder} (no folder in it has a result.json)")
     runs: list[Run] = []
     unreadable: list[tuple[str, str]] = []
-    for path in found:
+    for path in folders:
         try:
             runs.append(read_run(path))
         except UserError as error:
@@ -49,7 +49,7 @@ def write_comparison(runs_folder: Path) -> Path:
 def view(folder: Path, runs: Sequence[Run], unreadable: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The values for the template. Copies of a run are shown and counted once."""
     runs, repeated = distinct(runs)
-    keys = telling([run.config for run in runs], differences([run.config for run in runs]))
+    keys = telling([run.config for run in runs], differing_keys([run.config for run in runs]))
     settings = [{key: _shown(flatten(run.config), key) for key in keys} for run in runs]
     infos: dict[str, MetricInfo] = {}
     for run in runs:
@@ -97,7 +97,7 @@ def view(folder: Path, runs: Sequence[Run], unreadable: Sequence[tuple[str, str]
     }
 
 
-def differences(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+def differing_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
     """Dotted keys whose values differ among the runs, in the order of the first config that has them.
 
     A key that some configs lack (of another method, or of a run that failed early) differs only if the others do.
@@ -112,7 +112,7 @@ def common(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     flat = [flatten(config) for config in configs if config]
     if not flat:
         return []
-    varied = set(differences(configs))
+    varied = set(differing_keys(configs))
     shared = {key: config for config in reversed(flat) for key in config if not key.startswith(UNTOLD)}
     return [(key, _shown(config, key)) for key, config in shared.items() if key not in varied]
 
@@ -150,7 +150,7 @@ def _row(
         "cells": cells,
         "costs": [
             {"sort": "" if value is None else repr(value), "value": _cost(cost, value)}
-            for cost, value in costs(run).items()
+            for cost, value in run_costs(run).items()
         ],
     }
 
@@ -158,7 +158,7 @@ def _row(
 def _cost(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return words.seconds(value) if COSTS[name][1] == "s" else words.size(value * 2**20)
+    return texts.format_seconds(value) if COSTS[name][1] == "s" else texts.format_bytes(value * 2**20)
 
 
 def _groups(runs: Sequence[Run], keys: Sequence[str], infos: Mapping[str, MetricInfo]) -> dict[str, Any]:

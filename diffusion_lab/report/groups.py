@@ -10,9 +10,9 @@ from typing import Any
 
 from diffusion_lab.analysis.intervals import ALIKE, student_t
 from diffusion_lab.analysis.limits import value_of
-from diffusion_lab.runs.record import Run
-from diffusion_lab.runs.recorded import flatten
+from diffusion_lab.runs.reading import Run
 from diffusion_lab.runs.resume import folder_size, run_id
+from diffusion_lab.values.mappings import flatten
 
 SEEDS = ("seed", "data.subset_seed", "prompts.seed", "prompts.noise_seed")
 FIRST = (
@@ -100,13 +100,15 @@ def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
     groups = []
     for some in members.values():
         flat = flatten(some[0].config)
-        found = [at_stop(run) for run in some]
-        names = {name: None for values in found for name in values}
+        stop_values = [at_stop(run) for run in some]
+        names = {name: None for values in stop_values for name in values}
         groups.append(
             Group(
                 settings={key: flat.get(key) for key in keys},
                 runs=len(some),
-                values={name: mean([v[name] for v in found if v.get(name) is not None]) for name in names},
+                values={
+                    name: mean([v[name] for v in stop_values if v.get(name) is not None]) for name in names
+                },
             )
         )
     return groups
@@ -135,10 +137,10 @@ def at_stop(run: Run) -> dict[str, float | None]:
     if run.recommendation is None:
         return {}
     summaries = run.summaries[run.recommendation.step]
-    return {name: value_of(summary) for name, summary in summaries.items()} | costs(run)
+    return {name: value_of(summary) for name, summary in summaries.items()} | run_costs(run)
 
 
-def costs(run: Run) -> dict[str, float | None]:
+def run_costs(run: Run) -> dict[str, float | None]:
     """Seconds, and MiB (2^20 bytes), by the names of `COSTS`; None if the record has none."""
     training, evaluation = (run.cost.get(part) or {} for part in ("training", "evaluation"))
     memory, size = training.get("peak_memory_bytes"), folder_size(run.folder / "artefact")

@@ -22,12 +22,13 @@ import plotly.offline
 from markupsafe import Markup
 
 from diffusion_lab.analysis.limits import limits_of, value_of
-from diffusion_lab.analysis.reason import rules_of_thumb, spoken
-from diffusion_lab.analysis.stop import StepScore
+from diffusion_lab.analysis.reason import display_name, rules_of_thumb
+from diffusion_lab.analysis.scoring import StepScore
 from diffusion_lab.records import Summary
-from diffusion_lab.report import charts, words
-from diffusion_lab.runs.record import MetricInfo, Run, lost, read_run, read_scalars
+from diffusion_lab.report import charts, texts
+from diffusion_lab.runs.reading import MetricInfo, Run, damaged_files, read_run, read_scalars
 from diffusion_lab.system import atomic
+from diffusion_lab.system.images import encoded
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> P
         UserError: (job.runs) if the folder contains no run or cannot be written.
     """
     run = read_run(Path(run_folder), result)
-    run = dataclasses.replace(run, lost=lost(run.folder, result))
+    run = dataclasses.replace(run, damaged_files=damaged_files(run.folder, result))
     return save(run.folder / "report.html", "report", view(run))
 
 
@@ -100,24 +101,24 @@ def view(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "run_id": run.id,
-        "title": words.title(run),
-        "facts": words.facts(run),
+        "title": texts.title(run),
+        "facts": texts.facts(run),
         "status": run.status,
-        "status_words": words.status(run),
+        "status_words": texts.status(run),
         "stop": stop,
         "reason": " ".join(sentences[:2]),
         "notes": " ".join(sentences[2:]),
-        "cautions": [*words.cautions(run, stop), *_lost(run)],
+        "cautions": [*texts.cautions(run, stop), *_lost(run)],
         "cards": cards,
         "training": [f"training-{i}" for i, (_, f) in enumerate(training) if f is not None],
         "pictures": pictures,
         "taught": _source(run, "samples/training.png"),
         "table": _table(run),
-        "costs": words.costs(run),
-        "provenance": words.provenance(run),
-        "files": words.files(run.folder),
-        "loading": words.loading(run),
-        "rules": {} if "Rules of thumb" in reason else rules_of_thumb(*words.taught(run)),
+        "costs": texts.cost_rows(run),
+        "provenance": texts.provenance(run),
+        "files": texts.files(run.folder),
+        "loading": texts.loading(run),
+        "rules": {} if "Rules of thumb" in reason else rules_of_thumb(*texts.training_facts(run)),
         "data": {
             "steps": run.steps,
             "recommended": stop,
@@ -141,7 +142,7 @@ def _rule(run: Run, weights: Mapping[str, float], scores: tuple[StepScore, ...])
         rule.append(
             {
                 "name": name,
-                "spoken": spoken(name),
+                "spoken": display_name(name),
                 "hue": charts.hue(name),
                 "weight": weights.get(name, 0.0),
                 "scaled": [score.scaled.get(name) for score in scores],
@@ -176,8 +177,8 @@ def _card(run: Run, info: MetricInfo, stop: int | None) -> dict[str, Any]:
         "better": "higher is better" if info.higher_is_better else "lower is better",
         "hue": charts.hue(info.name),
         "defined": defined,
-        "imputed": words.counted_as(summaries),
-        "missing": words.missing(info.name, summaries, faces=_faces(run)),
+        "imputed": texts.counted_as(summaries),
+        "missing": texts.missing_note(info.name, summaries, faces=_faces(run)),
         "note": next((s.note for s in reversed(summaries.values()) if s.note), ""),
         "figure": charts.as_json(figure) if defined else None,
     }
@@ -214,9 +215,11 @@ def _cell(s: Summary | None) -> dict[str, str]:
 
 def _lost(run: Run) -> list[str]:
     """A note on files that are missing or have changed, and are therefore not shown."""
-    if not run.lost:
+    if not run.damaged_files:
         return []
-    names = ", ".join(run.lost[:5]) + (f" and {len(run.lost) - 5} more" if len(run.lost) > 5 else "")
+    names = ", ".join(run.damaged_files[:5]) + (
+        f" and {len(run.damaged_files) - 5} more" if len(run.damaged_files) > 5 else ""
+    )
     return [
         f"Missing or damaged since the run wrote them: {names}. They are not shown on this page; giving the run's command "
         "again (resume=FOLDER) restores them if possible."
@@ -226,7 +229,7 @@ def _lost(run: Run) -> list[str]:
 def _source(run: Run, name: str) -> str | None:
     """A sheet of images for the page, None if it is missing, damaged or of another run."""
     path = run.folder / name
-    if name in run.lost or not path.is_file():
+    if name in run.damaged_files or not path.is_file():
         return None
     try:
         return data_uri(path)
@@ -245,7 +248,5 @@ def data_uri(path: Path, kind: str = "png") -> str:
         if len(content) > KEEP_BYTES or image.width > MAX_WIDTH:
             reduced = image.convert("RGB")
             reduced.thumbnail((MAX_WIDTH, 16000), Image.Resampling.LANCZOS)
-            buffer = io.BytesIO()
-            reduced.save(buffer, format="WEBP", quality=85)
-            content, kind = buffer.getvalue(), "webp"
+            content, kind = encoded(reduced, "WEBP", quality=85), "webp"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -59,7 +59,7 @@ def variances(values: Mapping[str, Sequence[float]]) -> Parts:
     return Parts(max(0.0, (between_square - within) / each), within, a, n)
 
 
-def differences(
+def paired_differences(
     first: Mapping[tuple[str, int], float], second: Mapping[tuple[str, int], float]
 ) -> dict[str, list[float]]:
     """Second minus first value of the images in both (same prompt, same noise), by prompt."""
@@ -129,7 +129,7 @@ def _block(
         end = steps.get(last, {})
         start = dict.fromkeys(end, 0.0) if first is None else steps.get(first, {})
         try:
-            parts = variances(differences(start, end))
+            parts = variances(paired_differences(start, end))
         except ValueError:
             without.append(metric)
             continue

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.records import Summary, UserError
-from diffusion_lab.report import words
+from diffusion_lab.report import texts
 from diffusion_lab.report.page import data_uri, save
-from diffusion_lab.runs.record import MetricInfo, Run, read_run
-from diffusion_lab.runs.scored import EXTREMES, PICTURES, SHOWN, TABLE, extremes
+from diffusion_lab.runs.reading import MetricInfo, Run, read_run
+from diffusion_lab.runs.score_files import EXTREMES, PICTURES, SHOWN, TABLE, best_and_worst
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +42,7 @@ def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
     named = [info for info in run.metrics.values() if any(row.get(info.name) for row in images)]
     source = {n: uri for n in range(len(images)) if (uri := _picture(run.folder, n))}
     taught = run.folder / "samples" / "training.png"
-    job = words.get(run.config, "job.images")
+    job = texts.get(run.config, "job.images")
     lines = [
         _line(run, info, summaries[info.name]) for info in run.metrics.values() if info.name in summaries
     ]
@@ -52,7 +52,7 @@ def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
         "facts": [
             f"{len(images)} image{'' if len(images) == 1 else 's'}",
             *([f"{several} with several faces"] if (several := run.several_faces.get(0)) else []),
-            f"against {words.title(run)}",
+            f"against {texts.title(run)}",
             *([f"begun {run.started[:16].replace('T', ' ')}"] if run.started else []),
         ],
         "lines": lines,
@@ -72,7 +72,7 @@ def view(run: Run, images: list[dict[str, str]]) -> dict[str, Any]:
         "total": len(images),
         "taught": data_uri(taught) if taught.is_file() else None,
         "encoders": [(role, str(identity)) for role, identity in run.encoders.items()],
-        "provenance": words.provenance(run),
+        "provenance": texts.provenance(run),
         "data": {
             "metrics": [
                 {
@@ -91,28 +91,30 @@ def _picture(folder: Path, number: int) -> str | None:
     return data_uri(path, "webp") if path.is_file() else None
 
 
-def _line(run: Run, info: MetricInfo, found: Summary) -> dict[str, Any]:
+def _line(run: Run, info: MetricInfo, summary: Summary) -> dict[str, Any]:
     """One metric's row, and the position of its value between impostor line and ceiling, in per cent."""
     lines = run.references.get(info.name, {})
     ceiling, impostor = (_mean(lines.get(kind)) for kind in ("ceiling", "impostor"))
     place = None
-    if ceiling is not None and impostor is not None and found.mean is not None and ceiling > impostor:
-        place = round(100 * min(1.0, max(0.0, (found.mean - impostor) / (ceiling - impostor))))
+    if ceiling is not None and impostor is not None and summary.mean is not None and ceiling > impostor:
+        place = round(100 * min(1.0, max(0.0, (summary.mean - impostor) / (ceiling - impostor))))
     return {
         "label": info.label,
         "name": info.name,
         "unit": info.unit,
         "better": "higher is better" if info.higher_is_better else "lower is better",
-        "mean": _written(found.mean),
-        "error": "" if found.standard_error is None else f"± {found.standard_error:.3f}",
-        "interval": "" if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}",
-        "n": found.n,
-        "missing": found.missing,
-        **_counting_missing(found),
+        "mean": _written(summary.mean),
+        "error": "" if summary.standard_error is None else f"± {summary.standard_error:.3f}",
+        "interval": ""
+        if summary.low is None or summary.high is None
+        else f"{summary.low:.3f} to {summary.high:.3f}",
+        "n": summary.n,
+        "missing": summary.missing,
+        **_counting_missing(summary),
         "ceiling": "-" if ceiling is None else f"{ceiling:.3f}",
         "impostor": "-" if impostor is None else f"{impostor:.3f}",
         "place": place,
-        "note": found.note or "",
+        "note": summary.note or "",
     }
 
 
@@ -139,7 +141,7 @@ def _ends(info: MetricInfo, images: list[dict[str, str]], source: Mapping[int, s
     values = [_number(row[info.name]) for row in images]
     if {value for value in values if value is not None} <= {0.0, 1.0}:
         return None
-    ranked = [number for number in extremes(values, info.higher_is_better) if number in source]
+    ranked = [number for number in best_and_worst(values, info.higher_is_better) if number in source]
     if len(ranked) < 2 or values[ranked[0]] == values[ranked[-1]]:
         return None
     half = min(EXTREMES, len(ranked) // 2)
@@ -187,10 +189,10 @@ def print_table(folder: Path, console: Console | None = None) -> None:
     console = console or Console()
     console.print(table)
     for line in lines:
-        said = [line["note"]] if line["note"] else []
+        notes = [line["note"]] if line["note"] else []
         if line["penalised"]:
             counts = f"each one without counts as {line['imputed']} in the mean over all"
-            said.insert(0, f"a face in {line['rate']} of the images; {counts}")
-        for text in said:
-            told = f"{line['name']}: {text}"
-            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            notes.insert(0, f"a face in {line['rate']} of the images; {counts}")
+        for text in notes:
+            line_text = f"{line['name']}: {text}"
+            console.print(line_text, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -16,56 +16,29 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml  # type: ignore[import-untyped]
-
-from diffusion_lab.records import AnyMetric, Evaluation, PromptSet, ScoreRow, Status, Summary, UserError
-from diffusion_lab.runs import backup, samples, scores, taking_up, vouched
-from diffusion_lab.runs.earlier import Earlier
-from diffusion_lab.runs.record import summary
-from diffusion_lab.runs.recorded import recorded
-from diffusion_lab.runs.resume import differences, run_id
-from diffusion_lab.runs.run_log import RunLog
-from diffusion_lab.system import atomic, provenance
+from diffusion_lab.records import AnyMetric, Evaluation, PromptSet, Status, Summary, UserError
+from diffusion_lab.runs import backup, resumed_record, samples, scores
+from diffusion_lab.runs.folder_record import read_folder_record
+from diffusion_lab.runs.reading import summary
+from diffusion_lab.runs.record_files import RecordFiles, as_yaml, content_of, now
+from diffusion_lab.runs.resume import describe_differences, run_id
+from diffusion_lab.system import atomic, folders, images, provenance
+from diffusion_lab.values import jsonable
 
 if TYPE_CHECKING:
     from diffusion_lab.records import Pixels
 
-SCHEMA = 1  # of result.json
-VOUCHED = (  # beside each evaluation's adapter and pictures
+CHECKSUMMED = (  # beside each evaluation's adapter and pictures
     *backup.MEMBERS[1:], "samples/training.png", "artefact", "scores.csv", "pictures",
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 
-def empty_result() -> dict[str, Any]:
-    """What result.json says before anything has happened."""
-    return {
-        "schema": SCHEMA,
-        "run": "",  # the run's id, which its other files have too: resume.run_id
-        "status": "running",
-        "error": None,
-        "config": {},
-        "provenance": {},
-        "evaluations": [],
-        "references": {},
-        "recommendation": None,
-        "cost": {},
-        "metrics": {},
-        "encoders": {},
-        "prompts": {},
-        "started": None,
-        "finished": None,
-        "steps_done": 0,
-        "files": {},  # fingerprints of what the record vouches for, see vouched.py
-    }
-
-
-class FileTracker:
+class FileTracker(RecordFiles):
     """Writes the files above. Each call leaves whole files behind it.
 
     Raises UserError where the disk is full or the folder cannot be written: a run without its record is
@@ -83,16 +56,11 @@ class FileTracker:
         resume_step: int | None = None,
     ) -> None:
         """`resume_step`: the run that the folder holds goes on after that step; -1: after nothing at all."""
+        super().__init__(run_folder)
         self.resume_step = resume_step
-        self.folder = Path(run_folder).absolute()
         self.device = device
         self.keep_images = keep_images
-        self.result = empty_result()
-        self._rows: list[ScoreRow] = []
-        self._lines: list[str] = []  # of events.jsonl
-        self._copies: dict[str, bytes] = {}  # files that record.zip has as they are
         self._closed = False
-        self._log = RunLog(self.folder / "run.log")
 
     # --- Tracker ------------------------------------------------------------------------------------
 
@@ -106,80 +74,26 @@ class FileTracker:
         run = run_id(config)
         before = None
         if self.resume_step is not None:
-            known = recorded(self.folder, lambda theirs: not differences(theirs, config))
+            known = read_folder_record(self.folder, lambda theirs: not describe_differences(theirs, config))
             run = str((known.result.get("run") if known else None) or run)
-            before = taking_up.kept(self.folder, self.resume_step, config, run)
-        atomic.check_writable(self.folder)
+            before = resumed_record.load(self.folder, self.resume_step, config, run)
+        folders.check_writable(self.folder)
         self._log.open()
         self.result |= {
             "run": run,
             "config": dict(config),
             "provenance": provenance.collect(self.device),
-            "started": _now(),
+            "started": now(),
         }
         if before is not None and self.resume_step is not None:
-            self._take_up(before, self.resume_step)
-        self._write_copied(backup.CONFIG, _yaml(config))
+            self._resume_from(before, self.resume_step)
+        self._write_copied(backup.CONFIG, as_yaml(config))
         self._save()
         if self.resume_step is None:
             self.event("start", run=run)
         else:
             self.event("resume", after=self.resume_step, run=run)
             self.back_up()
-
-    def _take_up(self, before: Earlier, step: int) -> None:
-        """Keeps what was recorded up to `step`, in all files alike; what came after it comes again."""
-        self._rows = before.rows
-        self._copies = before.kept
-        self.result |= {"evaluations": before.evaluations, "steps_done": max(step, 0)}
-        self.result["started"] = before.result.get("started") or self.result["started"]
-        self.result["prompts"] = before.result.get("prompts") or {}
-        self.result["files"] = taking_up.of_steps(
-            before.result.get("files") or {}, [entry["step"] for entry in before.evaluations]
-        )
-        code = before.result.get("provenance") or {}
-        if code and _code(code) != _code(self.result["provenance"]):
-            log.warning("the run is resumed with other code or libraries than it was begun with")
-            self.result["provenance"] = {**code, "resumed_with": self.result["provenance"]}
-        if self._rows or (self.folder / backup.SCORES).exists():
-            scores.write(self.folder / backup.SCORES, self._rows)
-            self.vouch(backup.SCORES)
-        base = self.folder / backup.BASE
-        if backup.BASE in self._copies and self._copies[backup.BASE] != _bytes(base):
-            log.warning("%s: it is missing or damaged, and is restored from %s", base, backup.NAME)
-            atomic.write_bytes(base, self._copies[backup.BASE])
-        self._write_events(before.events)
-
-    def _write_events(self, events: Iterable[Mapping[str, Any]]) -> None:
-        self._lines = [atomic.dumps({"time": _now(), **event}) + "\n" for event in events]
-        atomic.write_text(self.folder / backup.EVENTS, "".join(self._lines))
-
-    def reopen(self, before: Earlier) -> None:
-        """Takes up a record that was closed, or whose end was cut off, as it is."""
-        known = {name: value for name, value in before.result.items() if name != "traceback"}
-        self.result |= known | {"evaluations": before.evaluations}
-        self._rows, self._copies = before.rows, dict(before.kept)
-        self._lines = [atomic.dumps(event) + "\n" for event in before.events]
-        self._log.open()
-
-    @property
-    def copies(self) -> Mapping[str, bytes]:
-        """Files that record.zip has as they are."""
-        return self._copies
-
-    def restore(self, config: Mapping[str, Any]) -> None:
-        """Writes those files of a record that was reopened that do not say what it says."""
-        self._copies[backup.CONFIG] = _yaml(config)
-        wanted = {backup.EVENTS: "".join(self._lines).encode(), **self._copies}
-        if self._rows:
-            wanted[backup.SCORES] = scores.encoded(self._rows)
-        for name, content in wanted.items():
-            path = self.folder / name
-            known = self.result["files"].get(name)
-            whole = path.is_file() and vouched.fingerprint(path) == known
-            if not whole and _bytes(path) != content:
-                log.warning("%s: it was missing or damaged, and is restored", path)
-                atomic.write_bytes(path, content)
 
     def close(self) -> None:
         """Lets go of a record that could not be taken to its end; what it says stays as it is."""
@@ -227,8 +141,8 @@ class FileTracker:
         self.result["evaluations"] = sorted([*kept, entry], key=lambda one: int(one["step"]))
         self.result["steps_done"] = max(self.result["steps_done"], step)
         name = f"step-{step:06d}"
-        self.vouch(backup.SCORES, f"adapters/{name}", f"samples/{name}.png", f"samples/{name}")
-        base = _bytes(self.folder / backup.BASE)
+        self.record_checksums(backup.SCORES, f"adapters/{name}", f"samples/{name}.png", f"samples/{name}")
+        base = content_of(self.folder / backup.BASE)
         if base is not None and (step == 0 or backup.BASE not in self._copies):
             self._copies[backup.BASE] = base
         self._save()
@@ -249,7 +163,7 @@ class FileTracker:
             self.result = self.closing(status, summary)
             if not self._ends_with(status):  # a record that was reopened may have ended before
                 self.event("finish", status=status, error=self.result["error"])
-            self.vouch(*VOUCHED)
+            self.record_checksums(*CHECKSUMMED)
             self.back_up()
             self._save()
         finally:
@@ -267,7 +181,7 @@ class FileTracker:
                 result[name] = summary[name]
         if status == "completed":
             result["error"] = None
-        return result | {"status": status, "finished": result["finished"] or _now()}
+        return result | {"status": status, "finished": result["finished"] or now()}
 
     # --- what else belongs to the record ------------------------------------------------------------
 
@@ -299,22 +213,12 @@ class FileTracker:
         }
         self._save()
 
-    def recommendation(self, recommendation: Mapping[str, Any] | None) -> None:
-        """The step at which to stop, and why."""
-        self.result["recommendation"] = None if recommendation is None else dict(recommendation)
-        self._save()
-
     def conclusion(
         self, recommendation: Mapping[str, Any] | None, cost: Mapping[str, Any], steps_done: int
     ) -> None:
         """What training and measuring came to, before the artefact and the report are made from it."""
         self.result["recommendation"] = None if recommendation is None else dict(recommendation)
         self.result |= {"cost": dict(cost), "steps_done": steps_done}
-        self._save()
-
-    def cost(self, training: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
-        """`seconds` and `peak_memory_bytes` of training and of evaluation, apart."""
-        self.result["cost"] = {"training": dict(training), "evaluation": dict(evaluation)}
         self._save()
 
     def error(self, text: str) -> None:
@@ -326,12 +230,12 @@ class FileTracker:
         self,
         pictures: Sequence[Pixels],
         names: Sequence[str],
-        frames: Sequence[Sequence[samples.Frame]] = (),
+        frames: Sequence[Sequence[samples.FaceBox]] = (),
     ) -> None:
         """The sheet samples/training.png of the pictures trained on, with a name under each, faces framed."""
         title = f"{len(pictures)} training pictures"
         sheet = samples.sheet(pictures, names, title=title, frames=frames)
-        atomic.write_bytes(self.folder / "samples" / "training.png", samples.png(sheet))
+        atomic.write_bytes(self.folder / "samples" / "training.png", images.png(sheet))
 
     def photographs(self, described: Mapping[str, Any]) -> None:
         """Of the photographs, by group, those with several faces or with a face unlike all others."""
@@ -341,63 +245,12 @@ class FileTracker:
     def prompts(self, prompts: PromptSet) -> None:
         """prompts.json: the prompts as they are."""
         self._write_copied(
-            backup.PROMPTS, (atomic.dumps(dataclasses.asdict(prompts), indent=2) + "\n").encode()
+            backup.PROMPTS, (jsonable.dumps(dataclasses.asdict(prompts), indent=2) + "\n").encode()
         )
-
-    def event(self, event: str, **values: Any) -> None:
-        """One line of events.jsonl: time, event, and what belongs to it; all but the training curve's are flushed."""
-        line = atomic.dumps({"time": _now(), "event": event, **values}) + "\n"
-        atomic.append_line(self.folder / backup.EVENTS, line, flush=event != "scalars")
-        self._lines.append(line)
-
-    def vouch(self, *names: str) -> None:
-        """Notes the fingerprints of the files at `names` and below them, as they are now."""
-        known = self.result["files"]
-        kept = {
-            name: value
-            for name, value in known.items()
-            if not any(name == given or name.startswith(f"{given}/") for given in names)
-        }
-        self.result["files"] = kept | vouched.fingerprints(self.folder, names)
-
-    def back_up(self) -> None:
-        """Writes record.zip: the record as it is now, from memory, whatever has become of the files."""
-        members = {
-            backup.RESULT: (atomic.dumps(self.result, indent=2) + "\n").encode(),
-            backup.EVENTS: "".join(self._lines).encode(),
-            **self._copies,
-        }
-        if self._rows:
-            members[backup.SCORES] = scores.encoded(self._rows)
-        backup.write(self.folder, members)
-
-    # --- inside -------------------------------------------------------------------------------------
-
-    def _write_copied(self, name: str, content: bytes) -> None:
-        atomic.write_bytes(self.folder / name, content)
-        self._copies[name] = content
-
-    def _save(self) -> None:
-        atomic.write_json(self.folder / backup.RESULT, self.result)
 
 
 def _asdict(summary: Summary | None) -> dict[str, Any] | None:
     return None if summary is None else dataclasses.asdict(summary)
-
-
-def _code(provenance: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(provenance.get(name) for name in ("commit", "versions", "python"))
-
-
-def _yaml(config: Mapping[str, Any]) -> bytes:
-    return str(yaml.safe_dump(atomic.plain(config), sort_keys=False, allow_unicode=True)).encode()
-
-
-def _bytes(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
 
 
 def _title(evaluation: Evaluation, prompts: PromptSet) -> str:
@@ -405,7 +258,3 @@ def _title(evaluation: Evaluation, prompts: PromptSet) -> str:
         f"{name} {item.mean:.3f}" for name, item in evaluation.summaries.items() if item.mean is not None
     ]
     return "   ".join([f"step {evaluation.step}", f"{len(prompts)} prompts", *means])
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

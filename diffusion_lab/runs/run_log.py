@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from diffusion_lab.system import atomic, streams
+from diffusion_lab.system import disk_errors, streams
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -23,7 +23,7 @@ class RunLog:
         open_files = {getattr(handler, "baseFilename", None) for handler in root.handlers}
         if str(self.path.absolute()) in open_files:
             return
-        with atomic.recoverable(self.path):
+        with disk_errors.recoverable(self.path):
             self._handler = streams.LogFile(self.path, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter(_FORMAT))
         root.addHandler(self._handler)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffusion_lab.runs import scores
 from diffusion_lab.system import atomic
+from diffusion_lab.system.images import png
 
 if TYPE_CHECKING:
     from diffusion_lab.records import Evaluation, Pixels, PromptSet
@@ -56,7 +56,7 @@ def labels(evaluation: Evaluation, prompts: PromptSet) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class FaceBox:
     """A box (left, top, right, bottom, each 0 to 1 of the picture) to be drawn; dashed where it was not chosen."""
 
     box: tuple[float, float, float, float]
@@ -69,7 +69,7 @@ def sheet(
     *,
     title: str = "",
     columns: int | None = None,
-    frames: Sequence[Sequence[Frame]] = (),
+    frames: Sequence[Sequence[FaceBox]] = (),
 ) -> Image.Image:
     """RGB sheet of uint8 [height, width, 3] pictures with a text of a few lines under each.
 
@@ -106,7 +106,7 @@ def sheet(
     return image
 
 
-def _draw_frame(picture: Image.Image, frame: Frame) -> None:
+def _draw_frame(picture: Image.Image, frame: FaceBox) -> None:
     """A solid green box for the chosen one, a dashed red box for another."""
     draw = ImageDraw.Draw(picture)
     width, height = picture.width - 1, picture.height - 1
@@ -122,13 +122,6 @@ def _draw_frame(picture: Image.Image, frame: Frame) -> None:
     for y in range(top, bottom, 2 * DASH):
         for x in (left, right):
             draw.line((x, y, x, min(y + DASH, bottom)), _REJECTED, 1)
-
-
-def png(image: Image.Image) -> bytes:
-    """The same bytes for the same pixels: no time stamp, fixed compression."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=6)
-    return buffer.getvalue()
 
 
 def _fit(pixels: Pixels) -> Image.Image:

@@ -40,7 +40,7 @@ def _defined(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def encoded(rows: Iterable[ScoreRow]) -> bytes:
+def parquet_bytes(rows: Iterable[ScoreRow]) -> bytes:
     """The file's content. Nothing in it depends on when or where it was made."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -55,7 +55,7 @@ def encoded(rows: Iterable[ScoreRow]) -> bytes:
 
 def write(path: Path, rows: Iterable[ScoreRow]) -> None:
     """Writes `rows` in one step, see `encoded`."""
-    atomic.write_bytes(path, encoded(rows))
+    atomic.write_bytes(path, parquet_bytes(rows))
 
 
 def decoded(content: bytes) -> list[ScoreRow]:

@@ -37,7 +37,7 @@ _DECODE_PIXELS = 8 * 512 * 512  # decoded at once: the VAE needs about 1 GB per 
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedImage:
     """One image to be made."""
 
     prompt: Prompt
@@ -45,12 +45,12 @@ class Planned:
     seed: int  # of its noise
 
 
-def plan(prompts: PromptSet, settings: Prompts) -> list[Planned]:
+def plan(prompts: PromptSet, settings: Prompts) -> list[PlannedImage]:
     """The images of one evaluation in their order: prompt by prompt, as many of each as settings ask for."""
     from diffusion_lab.data.prompts import images_per_prompt
 
     return [
-        Planned(prompt, index, image_seed(prompt.text, index, settings.noise_seed))
+        PlannedImage(prompt, index, image_seed(prompt.text, index, settings.noise_seed))
         for prompt in prompts
         for index in range(images_per_prompt(settings, prompts))
     ]
@@ -82,7 +82,7 @@ def sample(
 
 def draw(
     pipe: Any,
-    planned: Sequence[Planned],
+    planned: Sequence[PlannedImage],
     negative: str,
     settings: Prompts,
     *,

@@ -53,7 +53,7 @@ FOLDERS = (
 USUAL = ("", "0", "1", "no", "none", "false", "default")  # what launchers set for a feature that is off
 
 
-def kind(name: str) -> str | None:
+def category(name: str) -> str | None:
     """ "ignored", "secret", "named" or "recorded"; None of a variable that no library of ours reads for its numbers."""
     if any(re.fullmatch(pattern, name) for pattern in IGNORED):
         return "ignored"
@@ -71,7 +71,7 @@ def neutral() -> Iterator[dict[str, str]]:
     taken = {
         name: value
         for name, value in os.environ.items()
-        if kind(name) == "ignored" or (alone and SINGLE.fullmatch(name))
+        if category(name) == "ignored" or (alone and SINGLE.fullmatch(name))
     }
     moved = {name: os.environ[name] for name in FOLDERS if _relative(os.environ.get(name, ""))}
     for name in taken:
@@ -88,12 +88,12 @@ def _relative(folder: str) -> bool:
     return bool(folder) and not os.path.isabs(os.path.expanduser(folder))
 
 
-def told(taken: dict[str, str]) -> list[str]:
+def ignored_messages(taken: dict[str, str]) -> list[str]:
     """What a person should know of variables that were set for something and have no effect here."""
     return [
         f"{name}={value} in the environment has no effect; {_instead(name)}"
         for name, value in sorted(taken.items())
-        if value.casefold() not in USUAL and kind(name) == "ignored" and not name.startswith("WANDB_")
+        if value.casefold() not in USUAL and category(name) == "ignored" and not name.startswith("WANDB_")
     ]
 
 
@@ -102,11 +102,11 @@ def _instead(name: str) -> str:
     return f"{keys} decides" if keys else "this program does not use it"
 
 
-def recorded() -> dict[str, str]:
+def recorded_variables() -> dict[str, str]:
     """The variables that may change numbers or speed, by name; "(set)" for folders, nothing of secrets."""
     found = {}
     for name, value in sorted(os.environ.items()):
-        of = kind(name)
+        of = category(name)
         if of == "recorded" and not re.search(r"(^|[=:])[/~]", value.replace("://", "")):
             found[name] = re.sub(r"://[^/\s@]*@", "://", value)[:500]
         elif of in ("named", "recorded"):

@@ -6,7 +6,7 @@ import errno
 import re
 from collections.abc import Iterator
 
-from diffusion_lab.system import atomic
+from diffusion_lab.system import disk_errors
 
 # How libraries say that memory could not be had: torch's allocator, C++, the system, the loader.
 _MEMORY = re.compile(
@@ -41,7 +41,7 @@ def out_of_memory(error: BaseException) -> bool:
     return any(map(is_memory, _chain(error)))
 
 
-def told(error: BaseException) -> str | None:
+def failure_message(error: BaseException) -> str | None:
     """One line for a person: what is full and the remedy; None for any other error.
 
     Looks at the error and at those that it was raised from.
@@ -51,10 +51,10 @@ def told(error: BaseException) -> str | None:
             return f"the device's memory is full: {DEVICE_REMEDY} ({_short(one)})"
         if is_memory(one):
             return f"the machine's memory is full: {MEMORY_REMEDY} ({_short(one)})"
-        system = atomic.os_error(one)
-        if system is not None and (isinstance(one, OSError) or system.errno in atomic.FULL):
+        system = disk_errors.os_error(one)
+        if system is not None and (isinstance(one, OSError) or system.errno in disk_errors.FULL):
             name = one.filename if isinstance(one, OSError) and one.filename else "a file"
-            message = atomic.remedy(str(name), system)
+            message = disk_errors.remedy(str(name), system)
             if message is not None:
                 return message
     return None

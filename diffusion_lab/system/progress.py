@@ -46,7 +46,7 @@ def time_left(
     return (elapsed - paused) * (total - done) / done + to_come
 
 
-def duration(seconds: float | None) -> str:
+def format_interval(seconds: float | None) -> str:
     """Such as "2:05" or "1:02:05"; "-:--" for the unknown."""
     if seconds is None:
         return "-:--"
@@ -93,9 +93,9 @@ class Task:
             if now - self._spoke >= self._progress.interval and self.done < self.total:
                 self._spoke = now
                 elapsed = now - self._started
-                left = duration(self.left(elapsed))
+                left = format_interval(self.left(elapsed))
                 self._progress.say(
-                    f"{self.name} {self.done}/{self.total}, {duration(elapsed)} gone, {left} left"
+                    f"{self.name} {self.done}/{self.total}, {format_interval(elapsed)} gone, {left} left"
                 )
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class Task:
             self._progress.remove(self._bar)
         elapsed = self._progress.clock() - self._started
         if self._progress.mode != "off" and elapsed >= self._progress.shortest:
-            self._progress.say(f"{self.name} {self.done}/{self.total} in {duration(elapsed)}")
+            self._progress.say(f"{self.name} {self.done}/{self.total} in {format_interval(elapsed)}")
 
     def __enter__(self) -> Task:
         return self
@@ -217,7 +217,9 @@ def _bars(stream: TextIO) -> Bars:
         def render(self, task: RichTask) -> Text:
             gone = task.elapsed or 0.0
             left = task.fields["left"](gone)
-            return Text(f"{duration(gone)} gone, {duration(left)} left", style="progress.remaining")
+            return Text(
+                f"{format_interval(gone)} gone, {format_interval(left)} left", style="progress.remaining"
+            )
 
     # Even where the terminal was only said to be one ("bars" into a file), draw as if it were.
     console = Console(file=stream, force_terminal=True)

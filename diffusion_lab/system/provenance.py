@@ -38,7 +38,7 @@ def collect(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": int(psutil.virtual_memory().total),
-        "environment": environment.recorded(),
+        "environment": environment.recorded_variables(),
     }
 
 

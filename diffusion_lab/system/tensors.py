@@ -44,11 +44,6 @@ def write(
     return atomic.write_pieces(path, _pieces(tensors, metadata, dtype))
 
 
-def save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The content of the file that `write` would write."""
-    return b"".join(_pieces(tensors, metadata, None))
-
-
 def _pieces(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, dtype: torch.dtype | None
 ) -> Iterator[bytes | memoryview]:

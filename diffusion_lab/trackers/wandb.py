@@ -10,100 +10,30 @@ import contextlib
 import logging
 import os
 import secrets
-import socket
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from diffusion_lab.config import paths
 from diffusion_lab.config.wandb_names import LONGEST, LONGEST_TAG
-from diffusion_lab.records import Evaluation, PromptSet, Status, Summary, UserError
+from diffusion_lab.records import Evaluation, PromptSet, Status, Summary
 from diffusion_lab.runs import scores
 from diffusion_lab.system import atomic
 from diffusion_lab.trackers import wandb_history as history
+from diffusion_lab.trackers.wandb_mode import (
+    resolve_mode,
+)
+from diffusion_lab.values import jsonable
+from diffusion_lab.values.mappings import flatten
 
 if TYPE_CHECKING:
     import wandb
 
-MODES = ("auto", "online", "offline", "disabled")
 EXIT_CODES: dict[str, int] = {"completed": 0, "failed": 1, "diverged": 3, "interrupted": 130}
-REACH_SECONDS = 4.0  # for a first connection to the server
 INIT_SECONDS = 20.0  # for the server to accept the run
 FINISH_SECONDS = 120.0  # for the last uploads; what is left stays on disk for `wandb sync`
 
 log = logging.getLogger(__name__)
-
-
-def has_credentials() -> bool:
-    """Whether wandb would find a key without asking: environment, netrc entry of its host, settings file."""
-    from wandb.sdk.lib import wbauth
-
-    settings = _settings()
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.api_key:
-        return True
-    try:
-        return bool(wbauth.read_netrc_auth(host=settings.base_url))
-    except Exception as error:  # a malformed key, whatever the library calls it
-        log.warning("Weights & Biases: the netrc entry cannot be used (%s)", error)
-        return False
-
-
-def _settings() -> wandb.Settings:
-    """Settings as wandb reads them from files and environment, without its messages."""
-    import wandb
-
-    return wandb.setup(wandb.Settings(silent=True)).settings
-
-
-def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
-    """Whether something answers at `url`'s host and port, or at the proxy that leads there.
-
-    In a thread of its own: looking up a name on a machine without network can take far longer than any
-    timeout that a socket knows.
-    """
-    target = urlsplit(url)
-    proxy = getproxies().get(target.scheme)
-    if proxy and not proxy_bypass(target.hostname or ""):
-        target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    port = target.port or (443 if target.scheme == "https" else 80)
-    answered = threading.Event()
-
-    def connect() -> None:
-        try:
-            socket.create_connection((target.hostname or "", port), timeout=seconds).close()
-        except OSError:
-            return
-        answered.set()
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()
-
-
-def resolve_mode(mode: str) -> str:
-    """online, offline or disabled. Raises UserError for an unknown mode, or online without credentials."""
-    if mode not in MODES:
-        raise UserError(f"tracker.wandb={mode!r}: choose one of {', '.join(MODES)}")
-    if mode in ("offline", "disabled"):
-        return mode
-    wish = _settings().mode  # WANDB_MODE, or what `wandb offline` left in a settings file
-    if mode == "auto" and wish in ("offline", "dryrun", "disabled"):
-        return "disabled" if wish == "disabled" else "offline"
-    if not has_credentials():
-        if mode == "online":
-            raise UserError(
-                "tracker.wandb=online needs credentials: run `wandb login`, or set WANDB_API_KEY, or choose "
-                "tracker.wandb=auto"
-            )
-        return "offline"
-    if not reachable(_settings().base_url):
-        log.warning("Weights & Biases does not answer: the run is kept offline, `wandb sync` uploads it")
-        return "offline"
-    return "online"
 
 
 class WandbTracker:
@@ -149,7 +79,7 @@ class WandbTracker:
     def start(self, config: Mapping[str, Any]) -> None:
         if self.mode == "disabled":
             return
-        plain = atomic.plain(paths.as_typed(config))  # a server need not know this machine's folders
+        plain = jsonable.plain(paths.as_typed(config))  # a server need not know this machine's folders
         run_id = self._id()
         # Online the server has the history, unless a session before this one was kept offline.
         again = self.resumed and (self.mode == "offline" or bool(history.unsynced(self.folder, run_id)))
@@ -203,7 +133,14 @@ class WandbTracker:
         if run is None:
             return
         try:
-            run.summary.update(flatten({"status": status, **summary}))
+            flat = flatten({"status": status, **summary}, "/")
+            run.summary.update(
+                {
+                    key: value
+                    for key, value in flat.items()
+                    if value is not None and not isinstance(value, Mapping)
+                }
+            )
         finally:
             run.finish(exit_code=EXIT_CODES.get(status, 1))
 
@@ -301,14 +238,3 @@ def curves(summaries: Mapping[str, Summary], seconds: Mapping[str, float]) -> di
         }  # fmt: skip
         found |= {f"eval/{name}{ending}": value for ending, value in values.items() if value is not None}
     return found | {f"seconds/{name}": value for name, value in seconds.items()}
-
-
-def flatten(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested mappings as "a/b" keys, None left out."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{above}{key}/")
-        elif value is not None:
-            flat[f"{above}{key}"] = value
-    return flat

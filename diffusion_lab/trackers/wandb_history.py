@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.records import Summary
-from diffusion_lab.runs import samples
-from diffusion_lab.system import atomic
+from diffusion_lab.system import atomic, folders
+from diffusion_lab.system.images import png
 
 if TYPE_CHECKING:
     import wandb
@@ -46,14 +45,14 @@ def put_aside(folder: Path, run_id: str) -> Iterator[None]:
         while target.exists():  # W&B names a log by the second in which it begins
             number += 1
             target = target.with_name(f"{path.name}-{number}")
-        os.replace(path, target)
+        atomic.move(path, target)
         moved.append((path, target))
     try:
         yield
     except BaseException:
         for path, target in moved:
             if not path.exists():
-                os.replace(target, path)
+                atomic.move(target, path)
         raise
 
 
@@ -62,9 +61,9 @@ def keep_table(folder: Path, step: int, columns: list[str], rows: list[list[Any]
     from PIL import Image
 
     image = columns.index("image")
-    with atomic.replace_folder(folder / "wandb" / TABLES / f"step-{step:06d}") as beside:
+    with folders.replace_folder(folder / "wandb" / TABLES / f"step-{step:06d}") as beside:
         for number, row in enumerate(rows):
-            (beside / f"{number:04d}.png").write_bytes(samples.png(Image.fromarray(row[image])))
+            atomic.write_bytes(beside / f"{number:04d}.png", png(Image.fromarray(row[image])))
         plain = [[None if i == image else value for i, value in enumerate(row)] for row in rows]
         atomic.write_json(beside / "table.json", {"columns": columns, "rows": plain})
 

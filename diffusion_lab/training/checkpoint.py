@@ -32,8 +32,9 @@ from diffusion_lab.methods.method import SavesNetworks, Stateful
 from diffusion_lab.models.load import modules
 from diffusion_lab.records import UserError
 from diffusion_lab.system import tensors
-from diffusion_lab.system.atomic import replace_folder, write_json, writing
+from diffusion_lab.system.atomic import write_json, writing
 from diffusion_lab.system.failures import is_memory
+from diffusion_lab.system.folders import replace_folder
 from diffusion_lab.system.rng import RngState, preserved_rng
 from diffusion_lab.training.meter import Since
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.data.pictures import fit, to_tensor
+from diffusion_lab.data.pictures import center_crop_resize, to_tensor
 from diffusion_lab.families import of
 from diffusion_lab.records import Picture, UserError
 
@@ -116,7 +116,7 @@ def encode_pictures(
 
     @torch.no_grad()
     def encode(number: int, version: int) -> tuple[Tensor, Tensor]:
-        pixels = to_tensor(fit(pictures[number].pixels, resolution)).to(vae.device)
+        pixels = to_tensor(center_crop_resize(pictures[number].pixels, resolution)).to(vae.device)
         mean, logvar = family.posterior(pipe, (pixels.flip(-1) if version else pixels)[None])
         return mean[0], logvar[0]
 

@@ -32,7 +32,9 @@ def whole(key: str, value: object, low: int, high: int | None = None, why: str =
     fits = isinstance(value, int) and not isinstance(value, bool) and low <= value
     if not fits or (high is not None and isinstance(value, int) and value > high):
         bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise UserError(f"{key}={_shown(value)}: must be a whole number {bounds}{_reason(value, high, why)}")
+        raise UserError(
+            f"{key}={_printable(value)}: must be a whole number {bounds}{_reason(value, high, why)}"
+        )
 
 
 def number(
@@ -63,8 +65,10 @@ def number(
             bounds.append(f"{'above' if above else 'at least'} {low:g}")
         if high < math.inf:
             bounds.append(f"{'below' if below else 'at most'} {high:g}")
-        told = " and ".join(bounds) or "that is finite"
-        raise UserError(f"{key}={_shown(value)}: must be a number {told}{_reason(value, high, why)}")
+        range_text = " and ".join(bounds) or "that is finite"
+        raise UserError(
+            f"{key}={_printable(value)}: must be a number {range_text}{_reason(value, high, why)}"
+        )
 
 
 def bounded(key: str, value: object, *, of: str | None = None) -> None:
@@ -82,7 +86,7 @@ def _reason(value: object, high: float | None, why: str) -> str:
     return f" ({why})" if why and too_large and value == value else ""
 
 
-def _shown(value: object) -> str:
+def _printable(value: object) -> str:
     """The value as it was given, cut where it is endless. Python refuses to write integers of over 4300 digits."""
     try:
         told = str(value)
@@ -97,7 +101,7 @@ def text(key: str, value: object) -> None:
         raise UserError(f"{key}={value!r}: must be a text that is not empty")
 
 
-def words(key: str, value: object, allowed: Iterable[str] | None = None) -> None:
+def text_list(key: str, value: object, allowed: Iterable[str] | None = None) -> None:
     """Raises UserError unless `value` is a list of different texts, each one of `allowed` if given."""
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise UserError(f"{key}={value}: must be a list of texts, such as {key}=[a,b]")

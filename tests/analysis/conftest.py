@@ -137,10 +137,12 @@ def write(
         summaries, settings["metrics"]["weights"], settings["metrics"]["ranges"], infos,
         references=references, n_images=4, class_noun="woman",
     )  # fmt: skip
-    tracker.recommendation(None if found is None else dataclasses.asdict(found))
-    tracker.cost(
-        {"seconds": 61.2, "peak_memory_bytes": 2**30}, {"seconds": 161.0, "peak_memory_bytes": 2**31}
-    )
+    cost = {
+        "training": {"seconds": 61.2, "peak_memory_bytes": 2**30},
+        "evaluation": {"seconds": 161.0, "peak_memory_bytes": 2**31},
+    }
+    plain = None if found is None else dataclasses.asdict(found)
+    tracker.conclusion(plain, cost, tracker.result["steps_done"])
     artefact = folder / "artefact"
     artefact.mkdir()
     (artefact / "pytorch_lora_weights.safetensors").write_bytes(bytes(64))

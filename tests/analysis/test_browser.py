@@ -13,7 +13,7 @@ import pytest
 from diffusion_lab.analysis.stop import recommend
 from diffusion_lab.report.comparison import write_comparison
 from diffusion_lab.report.page import write_report
-from diffusion_lab.runs.record import read_run
+from diffusion_lab.runs.reading import read_run
 
 Write = Callable[..., Path]
 FLAGS = (
@@ -203,13 +203,13 @@ def test_scored_images(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
     from diffusion_lab.records import Evaluation, Prompt, PromptSet, ScoreRow, Summary
     from diffusion_lab.report.score_page import write_score_report
     from diffusion_lab.runs.files import FileTracker
-    from diffusion_lab.runs.scored import thumbnail, write_scored
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.runs.score_files import thumbnail, write_score_files
+    from diffusion_lab.sampling.sample import PlannedImage
 
     values: dict[str, list[float | None]] = {"similarity": [0.5, None, 0.9], "memorisation": [0.7, 0.2, 0.4]}
     metrics = select(list(values))
     planned = [
-        Planned(Prompt(f"p{n}", EVIL, EVIL, {"file": f"{n}{EVIL.replace('/', '')}.png"}), 0, 0)
+        PlannedImage(Prompt(f"p{n}", EVIL, EVIL, {"file": f"{n}{EVIL.replace('/', '')}.png"}), 0, 0)
         for n in range(3)
     ]
     rows = tuple(
@@ -222,7 +222,7 @@ def test_scored_images(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
         {"job": {"name": "score", "images": f"some/{EVIL}"}, "data": {"subject": EVIL, "n_images": 4}}
     )
     files.metrics(metrics)
-    write_scored(files.folder, rows, planned, metrics, [thumbnail(np.zeros((64, 48, 3), np.uint8))] * 3)
+    write_score_files(files.folder, rows, planned, metrics, [thumbnail(np.zeros((64, 48, 3), np.uint8))] * 3)
     summaries = {metric.name: Summary(0.5, 3, 0, None, None, None, note=EVIL) for metric in metrics}
     prompts = PromptSet("images", tuple(item.prompt for item in planned), "", "")
     files.evaluation(Evaluation(0, (), rows, summaries, {}), prompts)

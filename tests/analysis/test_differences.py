@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffusion_lab.analysis.differences import by_image, combined, correlation, difference, scaled
+from diffusion_lab.analysis.differences import combined, correlation, difference, scaled, values_by_step
 from diffusion_lab.analysis.intervals import summarise
 from diffusion_lab.records import ScoreRow
 
@@ -99,7 +99,7 @@ def test_rows_by_step_metric_and_image() -> None:
     def row(metric: str, value: float | None, slots: dict[str, str]) -> ScoreRow:
         return ScoreRow(7, "p0", 1, 5, metric, "1", value, slots)
 
-    found = by_image([
+    found = values_by_step([
         row("similarity", None, {}),
         row("clip_image", 0.5, {"identifier": "with"}),
         row("diversity", None, {"identifier": "without"}),  # not of the subject, so not missing

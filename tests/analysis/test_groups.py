@@ -12,7 +12,7 @@ from scipy import stats
 
 from diffusion_lab.report.comparison import _between, write_comparison
 from diffusion_lab.report.groups import at_stop, folder_size, grouped, mean, telling
-from diffusion_lab.runs.record import find_runs, read_run
+from diffusion_lab.runs.reading import find_runs, read_run
 
 Write = Callable[..., Any]
 
@@ -83,10 +83,10 @@ BASE = {"method.name": "lora", "seed": 0, "data.folder": None}
 
 def seeds_page(folder: Path) -> tuple[list[Any], str]:
     """The groups of the runs in a folder, and its page."""
-    from diffusion_lab.report.comparison import differences
+    from diffusion_lab.report.comparison import differing_keys
 
     runs = [read_run(path) for path in find_runs(folder)]
-    keys = telling([run.config for run in runs], differences([run.config for run in runs]))
+    keys = telling([run.config for run in runs], differing_keys([run.config for run in runs]))
     return grouped(runs, keys), write_comparison(folder).read_text("utf-8")
 
 

@@ -10,10 +10,10 @@ from scipy import stats
 
 from diffusion_lab.analysis.intervals import (
     interval_of,
-    normal,
+    normal_quantile,
     student_t,
     summarise,
-    undefined,
+    undefined_summary,
 )
 
 NAN = math.nan
@@ -344,10 +344,10 @@ def test_interval_of_a_sets_number_and_its_refusal() -> None:
     assert (refused.low, refused.note) == (None, "few; no interval: because")
     with pytest.raises(ValueError, match="finite"):
         interval_of(NAN, 10, 0.5, 5)
-    assert undefined("no prompt", 3) == summarise([], []).__class__(
+    assert undefined_summary("no prompt", 3) == summarise([], []).__class__(
         None, 0, 3, None, None, None, None, "no prompt"
     )
 
 
 def test_normal_is_scipys() -> None:
-    assert normal() == pytest.approx(stats.norm.ppf(0.975))
+    assert normal_quantile() == pytest.approx(stats.norm.ppf(0.975))

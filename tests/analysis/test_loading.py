@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffusion_lab.report.words import loading
+from diffusion_lab.report.texts import loading
 
 CONFIG = {"model": {"path": "miniature"}, "data": {"identifier": "customcls", "class_noun": "dog"}}
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from diffusion_lab.records import ScoreRow, UserError
-from diffusion_lab.report.precision import differences, is_pairwise, tables, variances
+from diffusion_lab.report.precision import is_pairwise, paired_differences, tables, variances
 from diffusion_lab.runs.scores import write
 
 
@@ -73,7 +73,7 @@ def test_a_mean_over_pairs_has_twice_the_error() -> None:
 def test_differences_are_of_the_same_prompt_and_noise() -> None:
     first = {("a", 0): 1.0, ("a", 1): 2.0, ("b", 0): 5.0}
     second = {("a", 0): 1.5, ("b", 0): 4.0, ("c", 0): 9.0}
-    assert differences(first, second) == {"a": [0.5], "b": [-1.0]}
+    assert paired_differences(first, second) == {"a": [0.5], "b": [-1.0]}
 
 
 def test_tables(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from scipy import stats
 
 from diffusion_lab.analysis.differences import difference
 from diffusion_lab.analysis.intervals import BOUNDS, summarise
-from diffusion_lab.analysis.stop import Recommendation, limits_of, recommend, value_of
+from diffusion_lab.analysis.limits import limits_of, value_of
+from diffusion_lab.analysis.stop import Recommendation, recommend
 from diffusion_lab.records import Summary, UserError
 
 UNITS = {"similarity": "cosine", "aesthetics": "0 to 1", "diversity": "cosine distance", "face_rate": "share"}

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from diffusion_lab.config.schema import Config, Job
+from diffusion_lab.config.jobs import Report
+from diffusion_lab.config.schema import Config
 from diffusion_lab.jobs import report as job
 from diffusion_lab.records import Summary, UserError
-from diffusion_lab.report import charts, words
-from diffusion_lab.report.comparison import differences, write_comparison
+from diffusion_lab.report import charts, texts
+from diffusion_lab.report.comparison import differing_keys, write_comparison
 from diffusion_lab.report.page import data_uri, write_report
-from diffusion_lab.runs.record import find_runs, read_run, read_scalars
+from diffusion_lab.runs.reading import find_runs, read_run, read_scalars
 
 Write = Callable[..., Path]
 
@@ -73,7 +74,7 @@ def test_a_whole_run(tmp_path: Path, write_run: Write) -> None:
     ):
         assert text in page.text
     assert "scores.parquet" in page.text
-    compile(words.loading(run), "loading", "exec")
+    compile(texts.loading(run), "loading", "exec")
 
 
 def test_nothing_is_fetched(tmp_path: Path, write_run: Write) -> None:
@@ -199,21 +200,27 @@ def test_copying_is_warned_of(tmp_path: Path, write_run: Write) -> None:
 
 
 def test_words() -> None:
-    assert [words.seconds(s) for s in (1.5, 42, 185, 7800, None)] == [
+    assert [texts.format_seconds(s) for s in (1.5, 42, 185, 7800, None)] == [
         "1.5 s", "42 s", "3 min 5 s", "2 h 10 min", "unknown",
     ]  # fmt: skip
-    assert [words.size(b) for b in (12, 2048, 3 * 2**20, 3 * 2**29)] == [
+    assert [texts.format_bytes(b) for b in (12, 2048, 3 * 2**20, 3 * 2**29)] == [
         "12 bytes",
         "2 KiB",
         "3 MiB",
         "1.50 GiB",
     ]
     seen = Summary(0.5, 97, 3, 0.01, 0.4, 0.6, 0.48)
-    assert words.missing("similarity", {0: seen, 50: seen}) == "no face found in 3 of 100 images at step 0"
+    assert (
+        texts.missing_note("similarity", {0: seen, 50: seen}) == "no face found in 3 of 100 images at step 0"
+    )
     nowhere = Summary(None, 0, 100, None, None, None, 0.0)
-    assert words.missing("similarity", {0: nowhere, 50: nowhere}).endswith("100 of 100 images at every step")
-    assert "no face found in the reference photos" in words.missing("similarity", {0: nowhere}, faces=True)
-    assert words.missing("aesthetics", {0: Summary(0.5, 9, 0, None, None, None)}) == ""
+    assert texts.missing_note("similarity", {0: nowhere, 50: nowhere}).endswith(
+        "100 of 100 images at every step"
+    )
+    assert "no face found in the reference photos" in texts.missing_note(
+        "similarity", {0: nowhere}, faces=True
+    )
+    assert texts.missing_note("aesthetics", {0: Summary(0.5, 9, 0, None, None, None)}) == ""
 
 
 def test_a_folder_of_runs(tmp_path: Path, write_run: Write) -> None:
@@ -252,18 +259,18 @@ def test_differences_are_among_the_runs_that_have_the_key() -> None:
         {"a": 1, "m": {"name": "y"}, "tracker": {"group": "q"}},
         {},
     ]
-    assert differences(configs) == ["m.name"]
+    assert differing_keys(configs) == ["m.name"]
 
 
 def test_job(tmp_path: Path, write_run: Write, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "runs" / "one", steps=(0,))
-    job.run(Config(job=Job(name="report", runs=str(tmp_path / "runs" / "one"))), tmp_path)
+    job.run(Config(job=Report(runs=str(tmp_path / "runs" / "one"))), tmp_path)
     assert capsys.readouterr().out.strip() == str(tmp_path / "runs" / "one" / "report.html")
-    job.run(Config(job=Job(name="report", runs=str(tmp_path / "runs"))), tmp_path)
+    job.run(Config(job=Report(runs=str(tmp_path / "runs"))), tmp_path)
     assert capsys.readouterr().out.strip() == str(tmp_path / "runs" / "comparison.html")
     (tmp_path / "empty").mkdir()
     for where in (tmp_path / "empty", tmp_path / "nowhere"):
         with pytest.raises(UserError, match=r"job\.runs"):
-            job.run(Config(job=Job(name="report", runs=str(where))), tmp_path)
+            job.run(Config(job=Report(runs=str(where))), tmp_path)
     with pytest.raises(UserError, match=r"job\.runs"):
         write_report(tmp_path / "empty")

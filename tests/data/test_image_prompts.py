@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from diffusion_lab.data.image_prompts import Told, asked, comfy_text, find_prompts, parse_parameters
+from diffusion_lab.data.image_prompts import (
+    ImagePrompt,
+    clip_text,
+    comfy_text,
+    find_prompts,
+    parse_parameters,
+)
 from diffusion_lab.records import UserError
 
 PARAMETERS = (
@@ -59,11 +65,13 @@ def test_tables_come_first_and_give_slots(tmp_path: Path, caplog: pytest.LogCapt
     paths = [image(tmp_path / "a.png", parameters=PARAMETERS), image(tmp_path / "b.png", parameters="other")]
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one", "place": "snow"}\n\n')
     assert find_prompts(paths, tmp_path) == [
-        Told("one", None, {"place": "snow"}, 0, "metadata.jsonl"),
-        Told("other", source="parameters"),
+        ImagePrompt("one", None, {"place": "snow"}, 0, "metadata.jsonl"),
+        ImagePrompt("other", source="parameters"),
     ]
     (tmp_path / "metadata.csv").write_text('file_name,text,edit\na.png,"two, three",\nc.png,x,y\n')
-    assert find_prompts(paths, tmp_path)[0] == Told("two, three", None, {"edit": ""}, 0, "metadata.csv")
+    assert find_prompts(paths, tmp_path)[0] == ImagePrompt(
+        "two, three", None, {"edit": ""}, 0, "metadata.csv"
+    )
     assert "1 rows name no picture there, such as c.png" in caplog.text
 
 
@@ -94,24 +102,24 @@ def test_images_of_a_run_of_ours(tmp_path: Path) -> None:
     folder = tmp_path / "samples" / "step-000010"
     folder.mkdir(parents=True)
     known, unknown = find_prompts([image(folder / "p001-0.png"), image(folder / "p002-0.png")], folder)
-    assert known == Told("a photo of customcls dog", "a photo of a dog", {"x": "y"}, 0, "prompts.json")
-    assert unknown == Told()
+    assert known == ImagePrompt("a photo of customcls dog", "a photo of a dog", {"x": "y"}, 0, "prompts.json")
+    assert unknown == ImagePrompt()
 
 
 def test_damaged_metadata_say_nothing(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     odd = image(tmp_path / "odd.png", prompt='{"3": {"inputs": {"positive": ["3", 0]}}, "x": 1}')
-    assert find_prompts([tmp_path / "broken.png", odd], tmp_path) == [Told(), Told()]
+    assert find_prompts([tmp_path / "broken.png", odd], tmp_path) == [ImagePrompt(), ImagePrompt()]
     assert comfy_text("[]") is None
     assert comfy_text('{"3": {"inputs": {"positive": ["3", 0]}}}') is None  # leads round in a circle
     assert parse_parameters("Negative prompt: x\nSteps: 1, Seed: 2") is None
 
 
 def test_what_clip_is_asked() -> None:
-    assert asked("a photo of sks dog, <lora:rex:0.8>\nin (deep:1.3) snow", "sks", "dog") == (
+    assert clip_text("a photo of sks dog, <lora:rex:0.8>\nin (deep:1.3) snow", "sks", "dog") == (
         "a photo of a dog, in deep snow"
     )
-    assert asked("a photo of customcls owl", "customcls", "owl") == "a photo of an owl"
-    assert asked("a red Customcls dog", "customcls", "dog") == "a red dog"
-    assert asked("", "customcls", "dog") == ""
-    assert asked("a {weird} prompt (in brackets)", "customcls", "dog") == "a {weird} prompt (in brackets)"
+    assert clip_text("a photo of customcls owl", "customcls", "owl") == "a photo of an owl"
+    assert clip_text("a red Customcls dog", "customcls", "dog") == "a red dog"
+    assert clip_text("", "customcls", "dog") == ""
+    assert clip_text("a {weird} prompt (in brackets)", "customcls", "dog") == "a {weird} prompt (in brackets)"

@@ -19,7 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
 
 from diffusion_lab.data import pictures
-from diffusion_lab.data.pictures import fit, list_pictures, read_folder, read_picture, to_tensor
+from diffusion_lab.data.pictures import (
+    center_crop_resize,
+    list_pictures,
+    read_folder,
+    read_picture,
+    to_tensor,
+)
 from diffusion_lab.records import UserError
 
 RED, GREEN, BLUE, WHITE = (220, 40, 30), (30, 180, 60), (40, 60, 200), (255, 255, 255)
@@ -296,7 +302,7 @@ def test_the_cheap_checks_import_nothing_heavy(tmp_path: Path) -> None:
     quarters().save(tmp_path / "a.png")
     quarters().save(tmp_path / "b.png")
     program = (
-        "import sys; from diffusion_lab.config import Data, Prompts\n"
+        "import sys; from diffusion_lab.config.schema import Data, Prompts\n"
         "from diffusion_lab.data import prompts, subjects, tokens\n"
         f"data = Data(source='folder', folder={str(tmp_path)!r}, class_noun='dog', n_images=1)\n"
         "assert subjects.check_subject(data) == 'dog'\n"
@@ -340,13 +346,13 @@ def test_fit_crops_the_centre_and_keeps_the_aspect() -> None:
     pixels = np.zeros((120, 300, 3), np.uint8)
     pixels[(y - 59.5) ** 2 + (x - 149.5) ** 2 < 40**2] = 255
     pixels[:, :80] = pixels[:, 220:] = RED
-    small = fit(pixels, 48)
+    small = center_crop_resize(pixels, 48)
     assert small.shape == (48, 48, 3)
     inside = small[..., 1] > 127
     assert abs(int(inside.any(0).sum()) - int(inside.any(1).sum())) <= 1
     assert abs(int(inside.any(0).sum()) - 32) <= 1
     assert np.array_equal(small[..., 0], small[..., 1])  # nothing red reached the square
-    tall = fit(np.ascontiguousarray(pixels.transpose(1, 0, 2)), 48)
+    tall = center_crop_resize(np.ascontiguousarray(pixels.transpose(1, 0, 2)), 48)
     # One axis is resized and clipped before the other, so edges differ by a few grey levels.
     difference = np.abs(tall.astype(int) - small.transpose(1, 0, 2))
     assert difference.max() <= 12
@@ -356,20 +362,20 @@ def test_fit_crops_the_centre_and_keeps_the_aspect() -> None:
 def test_fit_is_antialiased_and_leaves_what_fits() -> None:
     checkers = np.indices((256, 256)).sum(0) % 2 * 255
     pixels = np.repeat(checkers[..., None], 3, 2).astype(np.uint8)
-    grey = fit(pixels, 32)
+    grey = center_crop_resize(pixels, 32)
     assert (
         np.abs(grey.astype(int) - 127).max() <= 3
     )  # nearest neighbour or plain bicubic would leave 0 or 255
-    same = fit(pixels, 256)
+    same = center_crop_resize(pixels, 256)
     assert np.array_equal(same, pixels)
     assert same is not pixels
-    assert fit(pixels[:8, :8], 64).shape == (64, 64, 3)
+    assert center_crop_resize(pixels[:8, :8], 64).shape == (64, 64, 3)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 64), st.integers(0, 255))
 def test_fit_of_any_shape(height: int, width: int, resolution: int, value: int) -> None:
-    out = fit(np.full((height, width, 3), value, np.uint8), resolution)
+    out = center_crop_resize(np.full((height, width, 3), value, np.uint8), resolution)
     assert out.shape == (resolution, resolution, 3)
     assert np.abs(out.astype(int) - value).max() <= 1
 
@@ -412,7 +418,7 @@ def test_real_photographs(tmp_path: Path) -> None:
         read = read_folder(folder)
         assert len(read) >= 2
         for picture in read:
-            square = fit(picture.pixels, 64)
+            square = center_crop_resize(picture.pixels, 64)
             assert square.std() > 5, picture.path
     rotated = tmp_path / "rotated.jpg"
     first = read[0].path

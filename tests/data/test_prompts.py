@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_lab.config.schema import Prompts
-from diffusion_lab.data.deal import seeded, stratified
 from diffusion_lab.data.prompt_files import read_lines
 from diffusion_lab.data.prompts import (
     SETS,
@@ -27,6 +26,7 @@ from diffusion_lab.data.prompts import (
     with_article,
     without_identifier,
 )
+from diffusion_lab.data.stratified_choice import seeded_random, stratified
 from diffusion_lab.miniature import phrases
 from diffusion_lab.records import PromptSet, UserError
 
@@ -136,7 +136,7 @@ def test_the_plain_set_has_no_negative_prompt_and_no_spoilt_words() -> None:
 
 def test_the_same_in_every_process() -> None:
     program = (
-        "from diffusion_lab.config import Prompts; from diffusion_lab.data.prompts import load_prompts\n"
+        "from diffusion_lab.config.schema import Prompts; from diffusion_lab.data.prompts import load_prompts\n"
         "for name in ('miniature', 'dreambooth_live'):\n"
         "    for n in (7, 100):\n"
         "        prompts = load_prompts(Prompts(name=name, n=n), identifier='customcls', class_noun='dog')\n"
@@ -311,7 +311,7 @@ def test_a_file_is_drawn_from_as_the_whole_list_would_be(tmp_path: Path, n: int)
     (tmp_path / "mine.csv").write_text(
         "prompt,place\n" + "".join(f"{text},{i}\n" for i, text in enumerate(texts))
     )
-    generator = seeded("prompts", 3)
+    generator = seeded_random("prompts", 3)
     keys = [generator.random() for _ in texts]
     expected = sorted(sorted(range(50), key=lambda i: keys[i])[:n])
     drawn = load_prompts(

@@ -13,7 +13,8 @@ from diffusion_lab.config.schema import Data
 from diffusion_lab.data.captions import read_captions
 from diffusion_lab.data.image_prompts import find_prompts
 from diffusion_lab.data.pictures import list_pictures
-from diffusion_lab.data.sidecars import MOST_BYTES, Beside
+from diffusion_lab.data.sidecar_files import MOST_BYTES
+from diffusion_lab.data.sidecars import Sidecars
 from diffusion_lab.data.subjects import load_subject, passed_over, training_captions
 from diffusion_lab.jobs import check
 from diffusion_lab.plan.defaults import fill_defaults
@@ -235,7 +236,7 @@ def test_ten_thousand_pictures_take_a_moment(tmp_path: Path) -> None:
         (folder / f"{n}.txt").write_text("x")
     pictures = [folder / f"{n}.png" for n in range(3000)]
     started = time.perf_counter()
-    beside = Beside(folder, pictures)
+    beside = Sidecars(folder, pictures)
     assert all(beside.of(path) for path in pictures)
     assert beside.unread() == []
     assert time.perf_counter() - started < 3

@@ -79,7 +79,7 @@ def test_cache_is_mended_and_kept(cache: Path) -> None:
 
 def test_two_processes_may_write_at_once(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from diffusion_lab.config import Data\n"
+        "import sys; from pathlib import Path; from diffusion_lab.config.schema import Data\n"
         "from diffusion_lab.data.subjects import _miniature_folder\n"
         "from diffusion_lab.data.pictures import read_folder\n"
         "print([p.sha256 for p in read_folder(_miniature_folder('anna', Path(sys.argv[1])))])"

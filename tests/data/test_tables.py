@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from diffusion_lab.cli.compose import compose
 from diffusion_lab.config.schema import Prompts
-from diffusion_lab.data.deal import stratified
 from diffusion_lab.data.prompts import load_prompts
+from diffusion_lab.data.stratified_choice import stratified
 from diffusion_lab.data.tables import PORTRAIT, Table, read_table
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import PromptSet, UserError

@@ -18,7 +18,8 @@ from diffusion_lab.config.schema import Metrics
 from diffusion_lab.evaluation.encoders.bank import EncoderBank
 from diffusion_lab.evaluation.encoders.cache import FeatureCache
 from diffusion_lab.evaluation.encoders.detect import Face, FaceDetector, prominence
-from diffusion_lab.evaluation.encoders.photographs import Photograph, Seen, choose, look_at, report
+from diffusion_lab.evaluation.encoders.face_boxes import DetectedFace
+from diffusion_lab.evaluation.encoders.photographs import Photograph, choose, report, subject_faces
 from diffusion_lab.evaluation.evaluate import reference_features, several_faces
 from diffusion_lab.evaluation.metrics import select
 from diffusion_lab.jobs.photographs import record_photographs
@@ -84,7 +85,7 @@ def in_the_middle(photograph: Photograph, resolution: int) -> bool:
 def test_a_larger_stranger_at_the_margin(bank: EncoderBank, others: Sequence[str], resolution: int) -> None:
     """12 of 12; also where one and the same stranger is in all pictures, so that likeness cannot tell."""
     pictures = [crowded(number, others[number % len(others)]) for number in range(12)]
-    found = look_at(subject(pictures), bank, resolution)["train"]
+    found = subject_faces(subject(pictures), bank, resolution)["train"]
     several = [one for one in found if len(one.faces) > 1]
     assert len(several) >= 8, "the composed pictures show two faces"
     areas = [[(f.box[2] - f.box[0]) * (f.box[3] - f.box[1]) for f in one.faces] for one in several]
@@ -94,7 +95,7 @@ def test_a_larger_stranger_at_the_margin(bank: EncoderBank, others: Sequence[str
 
 @pytest.mark.parametrize("number", range(8))
 def test_of_one_photograph_size_and_centre_decide(bank: EncoderBank, number: int) -> None:
-    (found,) = look_at(subject([crowded(number, "ben")]), bank, 128)["train"]
+    (found,) = subject_faces(subject([crowded(number, "ben")]), bank, 128)["train"]
     assert in_the_middle(found, 128)
     assert found.likeness is None
     assert not found.unlike
@@ -106,7 +107,7 @@ def test_likeness_outweighs_size_and_centre(bank: EncoderBank) -> None:
     for number, stranger in ((7, "ben"), (8, "carla"), (9, "emil")):
         people = [(portrait(stranger, number, 110), 70, 40), (portrait("anna", number, 76), 0, 116)]
         pictures.append(together(people))
-    found = look_at(subject(pictures[3:], pictures[:3]), bank, 128)
+    found = subject_faces(subject(pictures[3:], pictures[:3]), bank, 128)
     chosen = [one for one in found["train"] if len(one.faces) > 1]
     assert len(chosen) == 3
     for one in chosen:
@@ -152,7 +153,7 @@ def groups_of_five(who: str, others: Sequence[str]) -> list[tuple[Pixels, tuple[
 def test_who_is_in_all_pictures_outweighs_who_is_large(bank: EncoderBank, made: Any, who: str) -> None:
     """Other people who are larger or nearer to the centre, but not in every picture."""
     pictures = made(who, [name for name in SUBJECTS if name != who])
-    found = look_at(subject([pixels for pixels, _ in pictures]), bank, 128)["train"]
+    found = subject_faces(subject([pixels for pixels, _ in pictures]), bank, 128)["train"]
     for one, (_, (x, y)) in zip(found, pictures, strict=True):
         assert centre(one, 128) == pytest.approx((x / CANVAS, y / CANVAS), abs=0.14), one.path
     assert not any(one.unlike for one in found)
@@ -160,7 +161,7 @@ def test_who_is_in_all_pictures_outweighs_who_is_large(bank: EncoderBank, made: 
 
 def test_another_person_is_named(bank: EncoderBank) -> None:
     pictures = [portrait("anna", number, 64) for number in range(6)]
-    found = look_at(subject([*pictures, portrait("ben", 3, 64)]), bank, 64)
+    found = subject_faces(subject([*pictures, portrait("ben", 3, 64)]), bank, 64)
     assert [one.unlike for one in found["train"]] == [False] * 6 + [True]
     (said,) = report(found)
     assert "06.png (" in said
@@ -172,7 +173,7 @@ def test_several_pictures_of_another_person_are_named(bank: EncoderBank, own: in
     """They are like each other, and still unlike the person of most pictures."""
     pictures = [portrait("anna", number, 64) for number in range(own)]
     pictures += [portrait("ben", number, 64) for number in range(wrong)]
-    found = look_at(subject(pictures), bank, 64)["train"]
+    found = subject_faces(subject(pictures), bank, 64)["train"]
     assert [one.unlike for one in found] == [False] * own + [True] * wrong
     (said,) = report({"train": found})
     assert f"{own:02d}.png (" in said
@@ -181,13 +182,13 @@ def test_several_pictures_of_another_person_are_named(bank: EncoderBank, own: in
 
 def test_nobody_is_named_among_pictures_of_one_person(bank: EncoderBank) -> None:
     for name in list(SUBJECTS)[::3]:
-        found = look_at(subject([portrait(name, number, 64) for number in range(8)]), bank, 64)
+        found = subject_faces(subject([portrait(name, number, 64) for number in range(8)]), bank, 64)
         assert report(found) == [], name
 
 
 def test_pictures_with_several_faces_are_named(bank: EncoderBank) -> None:
     pictures = [crowded(number, "ben") if number < 5 else portrait("anna", number, 64) for number in range(8)]
-    said = report(look_at(subject(pictures), bank, 128))
+    said = report(subject_faces(subject(pictures), bank, 128))
     assert len(said) == 1
     assert "00.png (2 faces, used: the 2nd from the left)" in said[0]
     assert "more" in said[0], "not all five"
@@ -213,7 +214,7 @@ def test_folders_of_others_decide_for_themselves(bank: EncoderBank) -> None:
     others = tuple(
         picture(number, portrait(name, number, 64), name) for number in range(2) for name in ("bea", "carla")
     )
-    found = look_at(subject([portrait("anna", 0, 64)], impostors=others), bank, 64)["impostors"]
+    found = subject_faces(subject([portrait("anna", 0, 64)], impostors=others), bank, 64)["impostors"]
     assert [one.path for one in found] == [one.path for one in others]
     assert not any(one.unlike for one in found)
 
@@ -221,9 +222,9 @@ def test_folders_of_others_decide_for_themselves(bank: EncoderBank) -> None:
 def test_faces_of_photographs_come_from_the_cache(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "features.sqlite")
     pictures = subject([crowded(number, "ben") for number in range(3)])
-    first = look_at(pictures, EncoderBank(Metrics(), cache=cache), 128)["train"]
+    first = subject_faces(pictures, EncoderBank(Metrics(), cache=cache), 128)["train"]
     assert (cache.hits, cache.misses) == (0, 3)
-    again = look_at(pictures, EncoderBank(Metrics(), cache=cache), 128)["train"]
+    again = subject_faces(pictures, EncoderBank(Metrics(), cache=cache), 128)["train"]
     assert cache.hits == 3
     for one, other in zip(first, again, strict=True):
         assert one.faces == other.faces
@@ -292,20 +293,20 @@ def test_an_embedder_that_tells_nobody_apart_leaves_it_to_size_and_centre(tmp_pa
         torch.save(InceptionResnetV1(pretrained=None).state_dict(), tmp_path / "face.pt")
     bank = EncoderBank(Metrics(encoders="full", face_weights=str(tmp_path / "face.pt")))
     pictures = [crowded(number, OTHERS[number % 6]) for number in range(8)]
-    found = look_at(subject(pictures), bank, 128)["train"]
+    found = subject_faces(subject(pictures), bank, 128)["train"]
     assert [in_the_middle(one, 128) for one in found] == [True] * 8
 
 
 # --- the rule alone -------------------------------------------------------------------------------------
 
 
-def seen(*faces: tuple[float, float, float, Sequence[float]]) -> list[Seen]:
+def seen(*faces: tuple[float, float, float, Sequence[float]]) -> list[DetectedFace]:
     """(x, y, width) of a face in a picture of 100 pixels, and the direction of its embedding."""
     made = []
     for x, y, width, direction in faces:
         vector = torch.tensor(direction, dtype=torch.float32)
         box = (x - width / 2, y - width / 2, x + width / 2, y + width / 2)
-        made.append(Seen(Face(box, 1.0), vector / vector.norm()))
+        made.append(DetectedFace(Face(box, 1.0), vector / vector.norm()))
     return sorted(made, key=lambda one: -prominence(one.face, 100, 100))
 
 
@@ -324,7 +325,7 @@ A, B, C, D = ([1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1])
         ([seen((50, 50, 20, [1, 0, 0, 0])), seen((50, 50, 20, [np.nan] * 4))], [A, None]),
     ],
 )
-def test_choice(pictures: list[list[Seen]], expected: list[list[float] | None]) -> None:
+def test_choice(pictures: list[list[DetectedFace]], expected: list[list[float] | None]) -> None:
     found = choose([Path(f"{i}.png") for i in range(len(pictures))], pictures, 100, 0.6)
     told = [None if bool(one.embedding.isnan().any()) else one.embedding.tolist() for one in found]
     assert told == expected

@@ -47,11 +47,11 @@ def test_texts(pipe: Any) -> None:
 
 
 def test_pictures(pipe: Any, tiny_subject: Any) -> None:
-    from diffusion_lab.data.pictures import fit, to_tensor
+    from diffusion_lab.data.pictures import center_crop_resize, to_tensor
 
     cached = latents.encode_pictures(pipe, tiny_subject.train, 64, flip=True)
     for number, picture in enumerate(tiny_subject.train):
-        pixels = to_tensor(fit(picture.pixels, 64))
+        pixels = to_tensor(center_crop_resize(picture.pixels, 64))
         for version, shown in enumerate((pixels, pixels.flip(-1))):
             with torch.no_grad():
                 posterior = pipe.vae.encode(shown[None]).latent_dist

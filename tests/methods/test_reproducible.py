@@ -19,7 +19,7 @@ SAVE = """
 import sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from diffusion_lab.config import Config, Data, Model, Prompts, Steps
+from diffusion_lab.config.schema import Config, Data, Model, Prompts, Steps
 from diffusion_lab.artefacts.notes import annotate
 from diffusion_lab.models.load import load_pipeline
 from diffusion_lab.training.loop import training_step

@@ -15,7 +15,7 @@ from diffusion_lab.evaluation.evaluate import _base_features, reference_scores, 
 from diffusion_lab.evaluation.metrics import METRICS, NEEDS_TWINS, select
 from diffusion_lab.evaluation.metrics.distances import frechet, kid
 from diffusion_lab.records import Features, Metric, Prompt, References, SetMetric
-from diffusion_lab.sampling.sample import Planned
+from diffusion_lab.sampling.sample import PlannedImage
 
 SETS = [name for name, metric in METRICS.items() if isinstance(metric, SetMetric)]
 PLAIN, FOREST = "a photo of a dog", "a photo of a dog in a forest"
@@ -42,13 +42,13 @@ def photographs() -> References:
     return References(train=rich(5, 1), heldout=rich(3, 2), impostors=rich(4, 3))
 
 
-def planned(*texts: tuple[str, str, bool], each: int = 2) -> list[Planned]:
+def planned(*texts: tuple[str, str, bool], each: int = 2) -> list[PlannedImage]:
     """(plain text, edit, with the identifier)."""
     found = []
     for number, (plain, edit, with_it) in enumerate(texts):
         slots = {"edit": edit, "identifier": "with" if with_it else "without"}
         text = plain.replace("a dog", "customcls dog") if with_it else plain
-        found += [Planned(Prompt(f"p{number}", text, plain, slots), i, i) for i in range(each)]
+        found += [PlannedImage(Prompt(f"p{number}", text, plain, slots), i, i) for i in range(each)]
     return found
 
 

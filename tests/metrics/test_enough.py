@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.config.schema import Config, Data, Job, Metrics, Model, Prompts
+from diffusion_lab.config.schema import Config, Data, Metrics, Model, Prompts
 from diffusion_lab.data.prompts import SETS, images_per_prompt, load_prompts
 from diffusion_lab.evaluation.evaluate import score
 from diffusion_lab.evaluation.metrics import METRICS, NEEDS_TWINS, select
@@ -107,7 +107,7 @@ def test_one_training_picture_has_no_distance() -> None:
 def test_the_plan_asks_for_what_will_be_drawn() -> None:
     config = Config(
         metrics=Metrics(names=["diversity"]), prompts=Prompts(name="paper", n=2, images_per_prompt=1),
-        data=Data(), model=Model(), job=Job(),
+        data=Data(), model=Model(),
     )  # fmt: skip
     _, prompts = loaded("paper", 2, 1)
     with pytest.raises(UserError, match="diversity"):

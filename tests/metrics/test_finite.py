@@ -14,7 +14,7 @@ from diffusion_lab.evaluation.evaluate import score
 from diffusion_lab.evaluation.metrics import METRICS, select
 from diffusion_lab.evaluation.metrics.finite import FIELDS, without_broken_rows
 from diffusion_lab.records import Features, Prompt, References
-from diffusion_lab.sampling.sample import Planned
+from diffusion_lab.sampling.sample import PlannedImage
 
 N = 8
 
@@ -38,13 +38,15 @@ REFERENCES = References(
 )
 
 
-def planned() -> list[Planned]:
+def planned() -> list[PlannedImage]:
     """Two plain and two edit prompts with the identifier, and the same without; as many images as `N`."""
     found = []
     for number in range(N):
         said, edit = "with" if number < N // 2 else "without", "" if number % 2 else "forest"
         plain = f"a dog {number % (N // 2)}"
-        found.append(Planned(Prompt(f"p{number}", plain, plain, {"edit": edit, "identifier": said}), 0, 0))
+        found.append(
+            PlannedImage(Prompt(f"p{number}", plain, plain, {"edit": edit, "identifier": said}), 0, 0)
+        )
     return found
 
 

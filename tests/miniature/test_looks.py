@@ -15,7 +15,7 @@ from diffusion_lab.miniature.phrases import NOUNS, phrase_of
 from diffusion_lab.miniature.world import draw_portrait, identity_from_seed
 from diffusion_lab.recipes.miniature.clip import look_captions, look_labels
 from diffusion_lab.recipes.miniature.data import LOOKS_MOST, LOOKS_SHARE, portraits, training_caption
-from diffusion_lab.recipes.miniature.evaluate import PROMPT_SEED, check_prompts, look_texts, plain_looks
+from diffusion_lab.recipes.miniature.evaluate import PROMPT_SEED, evaluation_prompts, look_texts, plain_looks
 
 WORDS = {
     word for values in TRAITS.values() for look in values.values() for word in (look.adjective, look.thing)
@@ -123,7 +123,7 @@ def test_labels_point_at_the_caption_that_is_true(
 
 
 def test_prompts_with_looks_describe_the_people_that_are_drawn_for_them() -> None:
-    prompts = check_prompts(12)
+    prompts = evaluation_prompts(12)
     for text, looks, (noun, phrases) in zip(look_texts(prompts), plain_looks(prompts), prompts, strict=True):
         assert looks
         assert phrases["place"].text in text

@@ -48,6 +48,35 @@ def test_finished_run_returns_its_average(tmp_path: Path) -> None:
     assert all(torch.equal(first["net"][key], again["net"][key]) for key in first["net"])
 
 
+@pytest.mark.parametrize("decay", [0.3, 0.999])
+def test_average_is_the_formula(tmp_path: Path, decay: float) -> None:
+    """Every step by min(decay, n / (n + 9)), weights and running statistics alike, from the untrained net on."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    expected = {key: value.double() for key, value in net.state_dict().items()}
+    seen = 0
+
+    def loss(step: Step) -> tuple[Tensor, dict[str, float]]:
+        return net(torch.randn(8, 3, generator=step.torch)).pow(2).mean(), {}
+
+    def compare(step: int, states: States) -> None:
+        nonlocal seen
+        rate = min(decay, step / (step + 9))
+        for key, value in net.state_dict().items():
+            if value.is_floating_point():
+                expected[key] = rate * expected[key] + (1 - rate) * value.double()
+                torch.testing.assert_close(states["net"][key].double(), expected[key], rtol=1e-5, atol=1e-6)
+            else:
+                assert torch.equal(states["net"][key], value)
+        seen += 1
+
+    schedule = Schedule(steps=30, lr=1e-2, ema=decay)
+    averaged = train("average", tmp_path, {"net": net}, loss, schedule, progress=False, every=compare)
+    assert seen == 30
+    moved = (averaged["net"]["0.weight"] - net.state_dict()["0.weight"]).abs().max()
+    assert moved > 1e-4  # the average is not the net itself
+
+
 def test_nan_stops(tmp_path: Path) -> None:
     net = nn.Linear(1, 1)
     with pytest.raises(FloatingPointError, match="step 0"):

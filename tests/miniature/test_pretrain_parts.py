@@ -15,10 +15,9 @@ from diffusion_lab.recipes.miniature import unet
 from diffusion_lab.recipes.miniature.aesthetics import noisy_ratings
 from diffusion_lab.recipes.miniature.clip import slot_captions
 from diffusion_lab.recipes.miniature.data import portraits, training_caption
-from diffusion_lab.recipes.miniature.evaluate import check_prompts, sheet
-from diffusion_lab.recipes.miniature.face import auc
+from diffusion_lab.recipes.miniature.evaluate import evaluation_prompts, save_grid
 from diffusion_lab.recipes.miniature.tokenizer import encode, train_tokenizer
-from diffusion_lab.recipes.miniature.unet import BETAS, snr_weights
+from diffusion_lab.recipes.miniature.unet import BETAS, loss_weights
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +95,7 @@ def test_loss_weights_are_min_snr_and_debiased_at_high_noise() -> None:
 
     alphas = DDPMScheduler(**BETAS).alphas_cumprod
     snr = alphas / (1 - alphas)
-    epsilon, velocity = snr_weights(alphas, "epsilon"), snr_weights(alphas, "v_prediction")
+    epsilon, velocity = loss_weights(alphas, "epsilon"), loss_weights(alphas, "v_prediction")
     assert epsilon[0] == pytest.approx(5 / snr[0].item())
     middle = epsilon[(snr < 5) & (snr > 1)]
     torch.testing.assert_close(middle, torch.ones_like(middle))
@@ -123,17 +122,11 @@ def test_heads_are_faces_with_their_hair() -> None:
     assert found.dtype == np.float32
 
 
-def test_auc_against_counting() -> None:
-    rng = np.random.default_rng(0)
-    good, bad = rng.normal(1, 1, 50), rng.normal(0, 1, 70)
-    assert auc(good, bad) == pytest.approx((good[:, None] > bad[None]).mean())
-
-
-def test_check_prompts_ask_for_no_flaws(tmp_path: Path) -> None:
-    prompts = check_prompts(40)
+def test_evaluation_prompts_ask_for_no_flaws(tmp_path: Path) -> None:
+    prompts = evaluation_prompts(40)
     assert {p["quality"].value for _, p in prompts} == {"none", "magic"}
     assert {noun for noun, _ in prompts} == set(NOUNS)
-    sheet([np.zeros((4, 4, 3), np.uint8)] * 5, 3, tmp_path / "sheet.png", 2)
+    save_grid([np.zeros((4, 4, 3), np.uint8)] * 5, 3, tmp_path / "sheet.png", 2)
     assert (tmp_path / "sheet.png").stat().st_size > 0
 
 

@@ -21,7 +21,7 @@ SCALE = 0.0004
 
 
 def test_the_command_line_knows_all_stages() -> None:
-    from diffusion_lab.config.schema import STAGES
+    from diffusion_lab.config.jobs import STAGES
 
     assert list(recipe.STAGES) == list(STAGES)
 

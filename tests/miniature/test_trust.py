@@ -14,6 +14,7 @@ import pytest
 
 from diffusion_lab.config.schema import Metrics
 from diffusion_lab.evaluation.encoders.bank import EncoderBank
+from diffusion_lab.recipes.auc import auc
 from diffusion_lab.recipes.trust import __main__ as command
 from diffusion_lab.recipes.trust import answers, questions
 from diffusion_lab.recipes.trust.answers import Answer, answer
@@ -27,8 +28,8 @@ def bank() -> EncoderBank:
 def test_auc_counts_pairs_and_ties_half() -> None:
     a, b = np.array([3.0, 2.0, np.nan]), np.array([1.0, 2.0])
     pairs = [1.0 if x > y else 0.5 if x == y else 0.0 for x in (3.0, 2.0) for y in (1.0, 2.0)]
-    assert answers.auc(a, b) == pytest.approx(np.mean(pairs))
-    assert math.isnan(answers.auc(np.array([np.nan]), b))
+    assert auc(a, b) == pytest.approx(np.mean(pairs))
+    assert math.isnan(auc(np.array([np.nan]), b))
 
 
 def test_rank_correlation_leaves_undefined_pairs_out() -> None:

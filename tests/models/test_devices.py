@@ -120,7 +120,7 @@ def test_full_size_models_take_auto_and_the_miniature_stays(on: Callable[..., No
 def test_a_run_goes_on_in_the_precision_it_was_begun_in(on: Callable[..., None], tmp_path: Path) -> None:
     """Whatever the machine it is taken up on would choose; an explicit word is not touched."""
     from diffusion_lab.config.schema import as_plain_dict
-    from diffusion_lab.runs.resume import standing
+    from diffusion_lab.runs.resume import folder_status
 
     def words(*more: str) -> Config:
         return fill_defaults(compose(["model=folder", "model.path=owner/name", *more]), tmp_path)
@@ -133,10 +133,10 @@ def test_a_run_goes_on_in_the_precision_it_was_begun_in(on: Callable[..., None],
     on(None, AVX2)
     again = words()
     assert again.model.precision == "bf16"
-    assert standing(again, tmp_path) == "unfinished"
+    assert folder_status(again, tmp_path) == "unfinished"
     assert any("slower" in told for told in precision_warnings(again.model))
     with pytest.raises(UserError, match=r"model\.precision was bf16, is fp32"):
-        standing(words("model.precision=fp32"), tmp_path)
+        folder_status(words("model.precision=fp32"), tmp_path)
     for damaged in ("", "[]", '{"config": {"model": {"precision": "fp8"}}}'):
         (tmp_path / "result.json").write_text(damaged)
         assert words().model.precision == "fp32"
@@ -199,7 +199,7 @@ def test_which_of_several_cards(on: Callable[..., None], monkeypatch: pytest.Mon
 
 def test_none_of_this_imports_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from diffusion_lab.cli.compose import compose; from diffusion_lab.config import fill_defaults;"
+        "import sys; from diffusion_lab.cli.compose import compose; from diffusion_lab.plan.defaults import fill_defaults;"
         "fill_defaults(compose(['experiment=full'])); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

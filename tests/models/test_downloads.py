@@ -22,7 +22,7 @@ from PIL import Image
 
 from diffusion_lab.cli.compose import compose
 from diffusion_lab.config.schema import Config, Metrics, Model
-from diffusion_lab.evaluation.encoders import clip_tags
+from diffusion_lab.evaluation.encoders import clip_tags, published
 from diffusion_lab.evaluation.encoders.weights import why_not_published
 from diffusion_lab.families import FAMILIES
 from diffusion_lab.jobs import check
@@ -88,7 +88,7 @@ def test_the_plan_lists_every_file_its_size_and_whether_it_is_there(
     assert {
         "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
         "text_encoder/model.safetensors", "tokenizer/vocab.json", "open_clip_model.safetensors",
-        "20180402-114759-vggface2.pt", downloads.HEAD_FILE,
+        "20180402-114759-vggface2.pt", published.HEAD_FILE,
     } <= names  # fmt: skip
     told = "\n".join(value for _, value in plan.rows)
     assert all(name in told for name in names)
@@ -325,7 +325,7 @@ def test_each_missing_encoder_says_its_file_where_from_and_where_to(
 ) -> None:
     point(monkeypatch, refused_endpoint())
     monkeypatch.setattr(downloads, "FACE_RELEASE", f"{refused_endpoint()}/")
-    monkeypatch.setattr(downloads, "INCEPTION_RELEASE", f"{refused_endpoint()}/")
+    monkeypatch.setattr(published, "INCEPTION_RELEASE", f"{refused_endpoint()}/")
     for names, file, place in (
         ("similarity", "20180402-114759-vggface2.pt", f"put it into {caches / 'torch' / 'checkpoints'}"),
         ("diversity", "open_clip_model.safetensors", "set metrics.clip_weights to the file"),
@@ -447,20 +447,20 @@ def test_the_fetched_head_rates(
         net.layers.add_module(str(place), nn.Linear(widths[number], widths[number + 1]))
     folder = tmp_path / "head"
     folder.mkdir()
-    torch.save(net.state_dict(), folder / downloads.HEAD_FILE)
-    digest = hashlib.sha256((folder / downloads.HEAD_FILE).read_bytes()).hexdigest()
-    monkeypatch.setattr(downloads, "HEAD_REVISION", "main")
+    torch.save(net.state_dict(), folder / published.HEAD_FILE)
+    digest = hashlib.sha256((folder / published.HEAD_FILE).read_bytes()).hexdigest()
+    monkeypatch.setattr(published, "HEAD_REVISION", "main")
     config = full("metrics.names=[aesthetics]")
     with pytest.raises(UserError, match=r"metrics\.aesthetics_weights=laion.*not on this machine"):
         published_head()
-    with serving({downloads.HEAD_REPO: folder}) as running:
+    with serving({published.HEAD_REPO: folder}) as running:
         point(monkeypatch, running.endpoint)
         with pytest.raises(UserError, match="SHA-256"):
-            fetch(config, [downloads.head()])
+            fetch(config, [published.head()])
         with pytest.raises(UserError, match="not on this machine"):
             published_head()  # a wrong file is not kept
-        monkeypatch.setattr(downloads, "HEAD_SHA256", digest)
-        fetch(config, [downloads.head()])
+        monkeypatch.setattr(published, "HEAD_SHA256", digest)
+        fetch(config, [published.head()])
     head = AestheticsHead.load("laion")
     assert "may be biased" in caplog.text
     embedding = torch.nn.functional.normalize(torch.randn(3, 768), dim=1)

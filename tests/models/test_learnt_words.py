@@ -26,7 +26,7 @@ from diffusion_lab.miniature.shipped import shipped_folder
 from diffusion_lab.records import UserError
 from diffusion_lab.training.latents import tokenize
 from diffusion_lab.training.loop import training_step
-from diffusion_lab.values.words import stands_in
+from diffusion_lab.values.word_match import contains_word
 from tests.clip_vocabulary import clip_tokenizer
 from tests.conftest import tiny_tokenizer
 
@@ -93,7 +93,7 @@ def test_every_word_has_its_own_tokens_and_no_other_text_changes(fresh, plain, n
             assert tokenizer(f"a photo of {form} dog").input_ids[1:-1] == [*before, *ids, *after], form
             assert tokenizer(f"({form})", add_special_tokens=False).input_ids[1:-1] == ids
         for text in TEXTS:
-            if not stands_in(normalised(tokenizer.backend_tokenizer, word), text.lower()):
+            if not contains_word(normalised(tokenizer.backend_tokenizer, word), text.lower()):
                 assert tokenizer(text).input_ids == untouched(text).input_ids, (word, text)
 
 
@@ -115,7 +115,7 @@ def test_any_word_and_any_text(fresh, plain, name: str) -> None:
         ids = teach(tokenizer, word, count)
         for text in (" ".join(others), "".join(others)):
             read = tokenizer(text).input_ids
-            if not stands_in(normalised(backend, word), backend.normalizer.normalize_str(text)):
+            if not contains_word(normalised(backend, word), backend.normalizer.normalize_str(text)):
                 assert read == untouched(text).input_ids
             assert tokenizer(text, padding="max_length", max_length=77, truncation=True).input_ids[
                 :5

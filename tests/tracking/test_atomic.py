@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from diffusion_lab.records import UserError
-from diffusion_lab.system import atomic
+from diffusion_lab.system import atomic, folders
+from diffusion_lab.values import jsonable
 
 REAL_WRITE = os.write
 
@@ -76,7 +77,7 @@ def test_a_real_limit_on_the_size_of_files(tmp_path: Path) -> None:
     pytest.importorskip("resource")
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from diffusion_lab.trackers import atomic; from diffusion_lab.records import UserError\n"
+        "from diffusion_lab.system import atomic; from diffusion_lab.records import UserError\n"
         "path = Path(sys.argv[1]); atomic.write_bytes(path, b'old')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "atomic.append_line(path.with_name('log'), 'x' * 40_000)\n"
@@ -106,9 +107,9 @@ def test_an_error_that_nobody_can_mend_is_not_disguised(
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "outputs").write_text("I am a file")
     with pytest.raises(UserError, match="hydra.run.dir"):
-        atomic.check_writable(tmp_path / "outputs" / "run")
+        folders.check_writable(tmp_path / "outputs" / "run")
     with pytest.raises(UserError, match="hydra.run.dir"):
-        atomic.check_writable(tmp_path / "outputs")
+        folders.check_writable(tmp_path / "outputs")
 
 
 @contextmanager
@@ -129,17 +130,17 @@ def test_a_folder_without_the_right_to_write(tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o555)
     with without_rights(), pytest.raises(UserError) as caught:
-        atomic.check_writable(folder / "run")
+        folders.check_writable(folder / "run")
     assert str(folder) in str(caught.value)
     assert "hydra.run.dir" in str(caught.value)
     assert names(folder) == []
 
 
 def test_check_writable_leaves_nothing_and_compares_the_room(tmp_path: Path) -> None:
-    atomic.check_writable(tmp_path / "run", needed_bytes=1)
+    folders.check_writable(tmp_path / "run", needed_bytes=1)
     assert names(tmp_path / "run") == []
     with pytest.raises(UserError, match="MB free and the run needs"):
-        atomic.check_writable(tmp_path / "run", needed_bytes=10**18)
+        folders.check_writable(tmp_path / "run", needed_bytes=10**18)
 
 
 def test_a_line_that_does_not_fit_is_cut_off_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,14 +156,14 @@ def test_a_line_that_does_not_fit_is_cut_off_again(tmp_path: Path, monkeypatch: 
 
 def test_a_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:
     target = tmp_path / "artefact"
-    with atomic.replace_folder(target) as folder:
+    with folders.replace_folder(target) as folder:
         (folder / "weights").write_text("one")
         assert not target.exists()
-    with pytest.raises(ValueError, match="halfway"), atomic.replace_folder(target) as folder:
+    with pytest.raises(ValueError, match="halfway"), folders.replace_folder(target) as folder:
         (folder / "weights").write_text("tw")
         raise ValueError("halfway")
     assert (target / "weights").read_text() == "one"
-    with atomic.replace_folder(target) as folder:
+    with folders.replace_folder(target) as folder:
         (folder / "other").write_text("three")
     assert names(target) == ["other"]
     assert names(tmp_path) == ["artefact"]
@@ -173,6 +174,47 @@ def test_json_is_strict() -> None:
         "nan": float("nan"), "inf": np.float32("inf"), "int": np.int64(7), "path": Path("a/b"),
         "tuple": (1, None, True), 3: {"b", "a"},
     }  # fmt: skip
-    assert json.loads(atomic.dumps(value)) == {
+    assert json.loads(jsonable.dumps(value)) == {
         "nan": None, "inf": None, "int": 7, "path": str(Path("a/b")), "tuple": [1, None, True], "3": ["a", "b"],
     }  # fmt: skip
+
+
+def test_a_fresh_folder_leaves_a_whole_one_of_another_process(tmp_path: Path) -> None:
+    target = tmp_path / "cache"
+
+    def whole(folder: Path) -> bool:
+        return (folder / "end").is_file()
+
+    for content, expected in (("first", "first"), ("second", "first")):
+        with folders.fresh_folder(target, keep=whole) as beside:
+            atomic.write_text(beside / "end", content)
+        assert (target / "end").read_text() == expected
+    (target / "end").unlink()  # damaged: replaced
+    with folders.fresh_folder(target, keep=whole) as beside:
+        atomic.write_text(beside / "end", "third")
+    assert (target / "end").read_text() == "third"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_errors_of_caches_stay_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "write", full_disk)
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        atomic.fresh_file(tmp_path / "file") as sink,
+    ):
+        sink.write(b"a")
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyError), folders.fresh_folder(tmp_path / "folder"):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_file_is_moved_into_its_place(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_text("new")
+    target.write_text("old")
+    atomic.move(source, target)
+    assert not source.exists()
+    assert target.read_text() == "new"

@@ -22,7 +22,8 @@ from PIL import Image
 from diffusion_lab.records import Summary, UserError
 from diffusion_lab.runs import samples, scores
 from diffusion_lab.runs.files import FileTracker
-from diffusion_lab.system import atomic, provenance
+from diffusion_lab.system import provenance
+from diffusion_lab.values import jsonable
 
 KEYS = {
     "schema", "status", "error", "config", "provenance", "evaluations", "references", "recommendation", "cost",
@@ -58,8 +59,11 @@ def test_a_run_from_start_to_finish(tmp_path: Path, cases: ModuleType) -> None:
     for step in (0, 50, 100):
         tracker.scalars(max(step, 1), {"train/loss": 0.5, "train/learning_rate": 1e-4})
         tracker.evaluation(cases.evaluation(step), cases.prompt_set())
-    tracker.recommendation({"step": 50, "reason": "similarity stopped rising"})
-    tracker.cost({"seconds": 5.0, "peak_memory_bytes": 10}, {"seconds": 50.0, "peak_memory_bytes": 20})
+    cost = {
+        "training": {"seconds": 5.0, "peak_memory_bytes": 10},
+        "evaluation": {"seconds": 50.0, "peak_memory_bytes": 20},
+    }
+    tracker.conclusion({"step": 50, "reason": "similarity stopped rising"}, cost, 100)
     tracker.finish("completed", {"steps_done": 120})
 
     told = result(folder)
@@ -379,7 +383,7 @@ def test_what_is_collected_names_nobody() -> None:
     assert found["cores"] >= 1
     assert found["memory_bytes"] > 2**28
     assert {"torch", "diffusers", "numpy"} <= set(found["versions"])
-    text = atomic.dumps(found)
+    text = jsonable.dumps(found)
     assert str(Path.home()) not in text
     if len(platform.node()) > 3:
         assert platform.node() not in text

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from diffusion_lab.records import UserError
-from diffusion_lab.system.progress import Progress, duration, time_left
+from diffusion_lab.system.progress import Progress, format_interval, time_left
 
 SHOW_CURSOR = "\x1b[?25h"
 
@@ -185,7 +185,7 @@ def test_a_dumb_terminal_gets_lines(terminal: Terminal, monkeypatch: pytest.Monk
 def test_arithmetic() -> None:
     assert time_left(10.0, 0, 5) is None
     assert time_left(10.0, 2, 6) == 20.0
-    assert [duration(s) for s in (None, 0.4, 125, 3725)] == ["-:--", "0:00", "2:05", "1:02:05"]
+    assert [format_interval(s) for s in (None, 0.4, 125, 3725)] == ["-:--", "0:00", "2:05", "1:02:05"]
 
 
 def test_breaks_do_not_count_as_slow_steps() -> None:

@@ -50,7 +50,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path, cases: ModuleType
     # Nor do another process, another moment and another order of Python's sets change it.
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import cases, pathlib\n"
-        "from diffusion_lab.trackers import scores\n"
+        "from diffusion_lab.runs import scores\n"
         "rows = [row for step in (100, 0, 50) for row in cases.evaluation(step).rows]\n"
         "scores.write(pathlib.Path(sys.argv[2]), rows)\n"
     )

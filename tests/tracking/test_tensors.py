@@ -47,7 +47,7 @@ def test_bytes_are_the_librarys_where_it_has_no_choice(
     sha256 = tensors.write(tmp_path / "a", given, metadata)
     content = (tmp_path / "a").read_bytes()
     contiguous = {name: value.contiguous() for name, value in given.items()}
-    assert content == safetensors.torch.save(contiguous, metadata) == tensors.save(given, metadata)
+    assert content == safetensors.torch.save(contiguous, metadata)
     assert sha256 == hashlib.sha256(content).hexdigest()
 
 
@@ -73,7 +73,7 @@ def test_numbers_can_be_written_in_another_format(tmp_path: Path) -> None:
 
 def test_metadata_has_one_order_in_every_process(tmp_path: Path) -> None:
     code = (
-        "import sys, torch; from pathlib import Path; from diffusion_lab.trackers import tensors\n"
+        "import sys, torch; from pathlib import Path; from diffusion_lab.system import tensors\n"
         "keys = {f'key{i}' for i in range(20)}\n"  # a set: its order differs by process
         "given = {key: torch.ones(int(key[3:]) + 1) for key in keys}\n"
         "tensors.write(Path(sys.argv[1]), given, {key: key for key in keys})\n"

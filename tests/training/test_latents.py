@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lab.data.pictures import fit, to_tensor
+from diffusion_lab.data.pictures import center_crop_resize, to_tensor
 from diffusion_lab.records import UserError
 from diffusion_lab.training.latents import encode_pictures, encode_text, tokenize
 
@@ -20,7 +20,9 @@ def test_cached_equals_uncached(tiny_pipe, tiny_subject) -> None:
         latents = cache.sample(numbers, ours)
         for row, number in enumerate(numbers):
             with torch.no_grad():
-                posterior = vae.encode(to_tensor(fit(pictures[number].pixels, 64))[None]).latent_dist
+                posterior = vae.encode(
+                    to_tensor(center_crop_resize(pictures[number].pixels, 64))[None]
+                ).latent_dist
             fresh = posterior.sample(theirs) * vae.config.scaling_factor
             torch.testing.assert_close(latents[row], fresh[0], rtol=1e-6, atol=1e-6)
 
@@ -40,7 +42,7 @@ def test_flipped_pictures_are_a_second_entry(tiny_pipe, tiny_subject) -> None:
     assert cache.mean.shape == (2, 2, 4, 16, 16)
     assert torch.equal(cache.mean[:, :1], plain.mean)
     with torch.no_grad():
-        mirrored = np.ascontiguousarray(fit(pictures[1].pixels, 64)[:, ::-1])
+        mirrored = np.ascontiguousarray(center_crop_resize(pictures[1].pixels, 64)[:, ::-1])
         expected = tiny_pipe.vae.encode(to_tensor(mirrored)[None]).latent_dist
     torch.testing.assert_close(cache.mean[1, 1], expected.mean[0])
     torch.testing.assert_close(cache.logvar[1, 1], expected.logvar[0])

@@ -18,7 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.evaluation.encoders.weights import PUBLISHED, fingerprint, read_header, read_tensors
+from diffusion_lab.evaluation.encoders.weights import PUBLISHED, module_digest, read_metadata, read_weights
 from diffusion_lab.records import UserError
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class AestheticsHead:
         self._net = net.to(device).eval()
         self.clip = clip
         self.device = torch.device(device)
-        self.version = fingerprint(net)
+        self.version = module_digest(net)
 
     @classmethod
     def load(cls, weights: str, device: str = "cpu") -> Self:
@@ -56,7 +56,7 @@ class AestheticsHead:
         "laion": the published head, which has been fetched before (`plan/fetch.py`).
         """
         path = published_head() if weights == PUBLISHED else Path(weights).expanduser()
-        net, header = read_head(path), read_header(path)
+        net, header = read_head(path), read_metadata(path)
         published = LAYOUTS.get(layout(net))
         if published and header.get("format") != FORMAT:
             log.warning("%s: has the layers of %s. %s", _KEY, published, LEAK)
@@ -105,7 +105,7 @@ def read_head(path: Path) -> nn.Sequential:
     """The chain of linear layers in ``path``, in the order of the numbers in their names, and the activation between
     them according to the header.
     """
-    tensors = read_tensors(path, _KEY)
+    tensors = read_weights(path, _KEY)
     names = [name for name in tensors if re.fullmatch(r"(.*\.)?weight", name) and tensors[name].ndim == 2]
     names.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
     used = {*names, *(name.removesuffix("weight") + "bias" for name in names)}
@@ -113,7 +113,7 @@ def read_head(path: Path) -> nn.Sequential:
     chained = all(before[1] == after[0] for before, after in pairwise(widths))
     if not names or used != set(tensors) or not chained or widths[-1][1] != 1:
         raise UserError(f"{_KEY}: {path} is not a chain of linear layers (weight and bias) with one output")
-    between = read_header(path).get("activation", "none")
+    between = read_metadata(path).get("activation", "none")
     if between not in _ACTIVATIONS:
         raise UserError(f"{_KEY}: {path} needs the activation {between!r}, which is not supported")
     layers: list[nn.Module] = []

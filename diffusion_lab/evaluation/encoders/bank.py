@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_lab.config.schema import Metrics
 from diffusion_lab.evaluation.encoders.cache import FeatureCache, image_key, text_key
-from diffusion_lab.evaluation.encoders.photographs import of_both, packed, unpacked
+from diffusion_lab.evaluation.encoders.face_boxes import detect_at_both_sizes, packed, unpacked
 from diffusion_lab.evaluation.encoders.table import IMAGE_ENCODERS
 from diffusion_lab.records import Features, UserError
 from diffusion_lab.system.rng import preserved_rng
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Set
 
     from diffusion_lab.evaluation.encoders.detect import FaceDetector
-    from diffusion_lab.evaluation.encoders.photographs import Seen
+    from diffusion_lab.evaluation.encoders.face_boxes import DetectedFace
     from diffusion_lab.records import Pixels
 
 KINDS = ("miniature", "full")
@@ -85,37 +85,41 @@ class EncoderBank:
     def _encode(
         self, images: Sequence[Pixels], texts: Sequence[str | None] | None, needs: Set[str]
     ) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        fields: dict[str, Tensor] = {}
         keys = [] if self.cache is None else [image_key(image) for image in images]
 
         def seen(roles: tuple[str, ...], encode: Callable[[Sequence[Pixels]], Tensor]) -> Tensor:
             if self.cache is None:
                 return encode(images)
-            return self._kept(roles, keys, lambda numbers: encode([images[number] for number in numbers]))
+            return self._cached_rows(
+                roles, keys, lambda numbers: encode([images[number] for number in numbers])
+            )
 
         if {"face", "face_found"} & needs:
             embed = "face" in needs
-            rows = seen(("detector", "face"), self._faces) if embed else seen(("detector",), self._found)
-            found["face"], found["faces"] = rows[:, :-1], rows[:, -1]
+            rows = (
+                seen(("detector", "face"), self._faces) if embed else seen(("detector",), self._face_counts)
+            )
+            fields["face"], fields["faces"] = rows[:, :-1], rows[:, -1]
         rate = "aesthetics" in needs and self.has_aesthetics
         if rate or "clip_image" in needs:
             clip = seen(("clip",), lambda some: self._clip.embed_images(some))
             if "clip_image" in needs:
-                found["clip_image"] = clip
+                fields["clip_image"] = clip
             if rate:
-                found["aesthetics"] = self._aesthetics.score(clip)
+                fields["aesthetics"] = self._aesthetics.score(clip)
         if "clip_text" in needs and texts is not None:
-            found["clip_text"] = self._texts(texts)
+            fields["clip_text"] = self._texts(texts)
         if "dino" in needs:
-            found["dino"] = seen(("dino",), lambda some: self._dino.embed_images(some))
+            fields["dino"] = seen(("dino",), lambda some: self._dino.embed_images(some))
         if {"inception", "inception_logits"} & needs:
-            found["inception"] = seen(("inception",), lambda some: self._inception.embed_images(some))
-            logits = self._inception.logits(found["inception"]) if "inception_logits" in needs else None
+            fields["inception"] = seen(("inception",), lambda some: self._inception.embed_images(some))
+            logits = self._inception.logits(fields["inception"]) if "inception_logits" in needs else None
             if logits is not None:
-                found["inception_logits"] = logits
+                fields["inception_logits"] = logits
         for name in sorted(set(IMAGE_ENCODERS) & needs):
-            found[name] = seen((name,), lambda some, name=name: self._other(name).embed_images(some))  # type: ignore[misc]
-        return {name: value.float().cpu() for name, value in found.items()}
+            fields[name] = seen((name,), lambda some, name=name: self._other(name).embed_images(some))  # type: ignore[misc]
+        return {name: value.float().cpu() for name, value in fields.items()}
 
     def _texts(self, texts: Sequence[str | None]) -> Tensor:
         """float32 [n, d], NaN rows for None."""
@@ -125,13 +129,13 @@ class EncoderBank:
             rows = self._clip.embed_texts(asked)
         else:
             keys = [text_key(text) for text in asked]
-            rows = self._kept(("clip",), keys, lambda n: self._clip.embed_texts([asked[i] for i in n]))
+            rows = self._cached_rows(("clip",), keys, lambda n: self._clip.embed_texts([asked[i] for i in n]))
         found = torch.full((len(texts), rows.shape[1]), torch.nan)
         if there:
             found[[row for row, _ in there]] = rows.float().cpu()
         return found
 
-    def _kept(
+    def _cached_rows(
         self, roles: tuple[str, ...], keys: Sequence[bytes], encode: Callable[[list[int]], Tensor]
     ) -> Tensor:
         """Rows from the cache; ``encode(numbers)`` computes those that are missing."""
@@ -178,7 +182,7 @@ class EncoderBank:
         """The smallest cosine at which two faces may show the same person, for the embedder in use."""
         return float(self._embedder.same_person)
 
-    def all_faces(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> list[list[Seen]]:
+    def all_faces(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> list[list[DetectedFace]]:
         """Every face of each image, the most prominent first, at most 8.
 
         ``detailed``: the same images at a higher resolution, if available; faces found only there are included.
@@ -189,7 +193,7 @@ class EncoderBank:
                 packed = self._packed(images, detailed)
             else:
                 keys = [image_key(a) + image_key(b) for a, b in zip(images, detailed, strict=True)]
-                packed = self._kept(
+                packed = self._cached_rows(
                     ("detector", "face"),
                     keys,
                     lambda some: self._packed([images[i] for i in some], [detailed[i] for i in some]),
@@ -199,7 +203,8 @@ class EncoderBank:
     def _packed(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> Tensor:
         """float32 [n, 8, 5 + d]: box, probability and embedding of each face, NaN for missing ones."""
         found = [
-            of_both(self._detector, image, detail) for image, detail in zip(images, detailed, strict=True)
+            detect_at_both_sizes(self._detector, image, detail)
+            for image, detail in zip(images, detailed, strict=True)
         ]
         crops = [
             self._crop(image, face) for image, faces in zip(images, found, strict=True) for face in faces
@@ -225,7 +230,7 @@ class EncoderBank:
         embedded = self._embedder.embed(stacked).float().cpu()
         return torch.where(embedded.isfinite().all(1, keepdim=True), embedded, torch.nan)
 
-    def _found(self, images: Sequence[Pixels]) -> Tensor:
+    def _face_counts(self, images: Sequence[Pixels]) -> Tensor:
         """float32 [n, 2]: 1 if the detector finds a face, else NaN; and the number of faces."""
         found = self._detector.detect_all(list(images))
         return torch.tensor([[1.0 if some else torch.nan, float(len(some))] for some in found])

@@ -17,7 +17,7 @@ def check_encoders(metrics: Metrics) -> None:
     from diffusion_lab.evaluation.encoders import clip_tags
     from diffusion_lab.evaluation.encoders.published import FACE_FILES, looks_like_hub_id
 
-    needs = needed(metrics)
+    needs = configured_fields(metrics)
     head = metrics.aesthetics_weights
     if head is not None and head != PUBLISHED and not Path(head).expanduser().is_file():
         raise UserError(
@@ -63,7 +63,7 @@ def encoder_warnings(metrics: Metrics) -> list[str]:
     return []
 
 
-def needed(metrics: Metrics) -> set[str]:
+def configured_fields(metrics: Metrics) -> set[str]:
     """Fields of `Features` that the named metrics read."""
     from diffusion_lab.evaluation.metrics import METRICS
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diffusion_lab.evaluation.encoders import clip_tags
-from diffusion_lab.evaluation.encoders.weights import fingerprint
+from diffusion_lab.evaluation.encoders.weights import module_digest
 from diffusion_lab.models.hub import cached, from_cache
 from diffusion_lab.records import UserError
 
@@ -37,7 +37,7 @@ class OpenClip:
         self._preprocess = preprocess
         self._tokenizer = tokenizer
         self.name = name
-        self.version = fingerprint(model)
+        self.version = module_digest(model)
         self.device = torch.device(device)
         self.preprocessing = " ".join(str(preprocess).split())
 

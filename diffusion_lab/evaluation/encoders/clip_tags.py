@@ -23,7 +23,7 @@ def tags() -> Mapping[str, Mapping[str, str]]:
     """Model -> tag -> the hub's repository followed by a slash and possibly a file name, "" if there is none."""
     tree = ast.parse((_folder() / "pretrained.py").read_text("utf-8"))
     seen: dict[str, dict[str, ast.expr]] = {}
-    found: dict[str, dict[str, str]] = {}
+    by_model: dict[str, dict[str, str]] = {}
     for statement in tree.body:
         if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
             continue
@@ -32,13 +32,13 @@ def tags() -> Mapping[str, Mapping[str, str]]:
             for key, value in zip(statement.value.keys, statement.value.values, strict=True):
                 if isinstance(key, ast.Constant) and isinstance(key.value, str):
                     entries = seen.get(value.id, {}) if isinstance(value, ast.Name) else _keywords(value)
-                    found[key.value] = {tag: _text(entry, "hf_hub") for tag, entry in entries.items()}
-                    quick = {tag: found[key.value][tag] for tag, entry in entries.items() if _quick(entry)}
+                    by_model[key.value] = {tag: _text(entry, "hf_hub") for tag, entry in entries.items()}
+                    quick = {tag: by_model[key.value][tag] for tag, entry in entries.items() if _quick(entry)}
                     if quick:
-                        found[f"{key.value}-quickgelu"] = quick
+                        by_model[f"{key.value}-quickgelu"] = quick
         else:
             seen[name] = _keywords(statement.value)
-    return found
+    return by_model
 
 
 def repository(model: str, tag: str) -> tuple[str, str] | None:

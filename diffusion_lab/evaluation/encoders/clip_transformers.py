@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diffusion_lab.evaluation.encoders.hub import load_pretrained
-from diffusion_lab.evaluation.encoders.weights import fingerprint
+from diffusion_lab.evaluation.encoders.weights import module_digest
 from diffusion_lab.records import UserError
 
 _KEY = "metrics.clip_model"
@@ -32,7 +32,7 @@ class TransformersClip:
         self._processor = processor
         self._tokenizer = tokenizer
         self.name = name
-        self.version = fingerprint(model)
+        self.version = module_digest(model)
         self.device = torch.device(device)
         kept = ("size", "crop_size", "resample", "image_mean", "image_std", "do_center_crop")
         self.preprocessing = "Pillow " + ", ".join(f"{k}={getattr(processor, k, None)}" for k in kept)

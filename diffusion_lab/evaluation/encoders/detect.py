@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffusion_lab.evaluation.encoders.weights import fingerprint
+from diffusion_lab.evaluation.encoders.weights import module_digest
 
 _MIN_FACE = 20  # pixels of the (enlarged) image: MTCNN's own default
 _THRESHOLDS = (0.6, 0.7, 0.7)  # of its three networks: the defaults
@@ -68,7 +68,7 @@ class FaceDetector:
         self.device = torch.device(device)
         self.enlarge_to = enlarge_to
         self._net = MTCNN(keep_all=True, post_process=False, device=self.device)
-        self.version = fingerprint(self._net)
+        self.version = module_digest(self._net)
         self.preprocessing = f"most prominent face (size and centre) of {_MIN_FACE} pixels or more" + (
             "" if enlarge_to is None else f", shorter side enlarged to {enlarge_to}, bilinear"
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diffusion_lab.evaluation.encoders.hub import load_pretrained
-from diffusion_lab.evaluation.encoders.weights import fingerprint
+from diffusion_lab.evaluation.encoders.weights import module_digest
 from diffusion_lab.records import UserError
 
 _KEY = "metrics.dino_model"
@@ -49,7 +49,7 @@ class DinoEncoder:
         self._model = model.to(device).eval()
         self._transform = published_transform()
         self.name = name
-        self.version = fingerprint(model)
+        self.version = module_digest(model)
         self.device = torch.device(device)
 
     @classmethod

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lab.evaluation.encoders.weights import fingerprint, read_tensors
+from diffusion_lab.evaluation.encoders.weights import module_digest, read_weights
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class FacenetEmbedder:
     def __init__(self, net: Any, *, device: str = "cpu") -> None:
         self._net = net.to(device).eval()
         self.device = torch.device(device)
-        self.version = fingerprint(net)
+        self.version = module_digest(net)
 
     @classmethod
     def load(cls, weights: str, device: str = "cpu") -> Self:
@@ -63,7 +63,7 @@ class FacenetEmbedder:
                 f"metrics.face_weights={weights} is neither a file nor one of {', '.join(PUBLISHED)}"
             )
         tensors = {
-            k: v for k, v in read_tensors(path, "metrics.face_weights").items() if not k.startswith("logits.")
+            k: v for k, v in read_weights(path, "metrics.face_weights").items() if not k.startswith("logits.")
         }
         net = InceptionResnetV1(pretrained=None)
         try:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import inception as published
 
-from diffusion_lab.evaluation.encoders.weights import find_inception, fingerprint, read_tensors
+from diffusion_lab.evaluation.encoders.weights import find_inception, module_digest, read_weights
 from diffusion_lab.records import UserError
 
 _KEY = "metrics.inception_weights"
@@ -42,7 +42,7 @@ class InceptionEncoder:
         self._classifier = classifier
         self.fid = fid
         self.device = torch.device(device)
-        self.version = fingerprint(net)
+        self.version = module_digest(net)
         self.name = "inception-v3 of FID" if fid else "inception-v3 of torchvision"
         self.preprocessing = (
             "299x299 bilinear without antialiasing, 2x - 1"
@@ -54,7 +54,7 @@ class InceptionEncoder:
     def load(cls, weights: str | None, device: str = "cpu") -> Self:
         """``weights``: a file; None searches for the published ones in torch's cache."""
         path = find_inception(weights)
-        tensors = read_tensors(path, _KEY)
+        tensors = read_weights(path, _KEY)
         classes = len(tensors.get("fc.bias", ()))
         kept = {k: v for k, v in tensors.items() if not k.startswith(("AuxLogits.", "fc."))}
         net = build(fid=classes == 1008)

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion_lab.miniature.shipped import WEIGHTS
 
 
-def fingerprint(folder: Path) -> str:
+def file_digest(folder: Path) -> str:
     """The first 12 hex digits of the SHA-256 of ``folder/model.safetensors``."""
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
 
@@ -47,7 +47,7 @@ class MiniatureFaceEmbedder:
         folder = folder or WEIGHTS / "face"
         net, config = load_face_net(folder)
         return cls(
-            net, size=config["size"], margin=config["margin"], version=fingerprint(folder), device=device
+            net, size=config["size"], margin=config["margin"], version=file_digest(folder), device=device
         )
 
     @torch.no_grad()
@@ -82,7 +82,7 @@ class MiniatureClip:
         from diffusion_lab.models.load import quiet_loading
 
         folder = folder or WEIGHTS / "clip"
-        version = fingerprint(folder)
+        version = file_digest(folder)
         with quiet_loading():
             tokenizer = CLIPTokenizer.from_pretrained(folder / "text")
             return cls(load_clip(folder), tokenizer, version=version, device=device)
@@ -94,7 +94,9 @@ class MiniatureClip:
 
         parts = []
         for start in range(0, len(images), batch):
-            pixels = np.stack([fit(image, self.size) for image in images[start : start + batch]])
+            pixels = np.stack(
+                [center_crop_bicubic(image, self.size) for image in images[start : start + batch]]
+            )
             tensor = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
             parts.append(image_features(self._model, normalise(tensor)).float().cpu())
         return torch.cat(parts) if parts else torch.zeros(0, self._model.text.config.projection_dim)
@@ -134,7 +136,7 @@ class MiniatureAesthetics:
         from diffusion_lab.miniature.networks import load_aesthetics_net
 
         folder = folder or WEIGHTS / "aesthetics"
-        return cls(load_aesthetics_net(folder), version=fingerprint(folder), device=device)
+        return cls(load_aesthetics_net(folder), version=file_digest(folder), device=device)
 
     @torch.no_grad()
     def score(self, clip_image_embeddings: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ class MiniatureAesthetics:
         return result
 
 
-def fit(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def center_crop_bicubic(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """The largest centred square, resized (bicubic) to uint8 [size, size, 3]; unchanged if it already has this size."""
     height, width = image.shape[:2]
     if (height, width) == (size, size):

@@ -19,27 +19,19 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.evaluation.encoders.detect import Face, prominence
+from diffusion_lab.evaluation.encoders.face_boxes import (
+    DETAIL,
+    DetectedFace,
+)
 
 if TYPE_CHECKING:
-    from diffusion_lab.evaluation.encoders.detect import FaceDetector
     from diffusion_lab.records import Picture, Pixels, Subject
 
 log = logging.getLogger(__name__)
 
-MOST = 8  # faces of one photo that are considered, the most prominent ones
-DETAIL = 480  # pixels of the shorter side at which small faces are searched for
 CLOSE = 0.05  # if cosines differ by less, the more prominent face is chosen
 PROMINENT = 0.5  # weight of a face's fraction of prominence, relative to 1 for appearing in the photo
-_SAME_PLACE = 0.3  # minimum overlap (intersection over union) at which two boxes are one face
 _NAMED = 3  # photos that a warning names
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One face of a photo."""
-
-    face: Face  # in pixels of the photo as it is compared
-    embedding: Tensor  # float32 [d], unit norm; NaN if it is not finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +52,10 @@ class FindsFaces(Protocol):
     @property
     def same_person(self) -> float: ...
 
-    def all_faces(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> list[list[Seen]]: ...
+    def all_faces(self, images: Sequence[Pixels], detailed: Sequence[Pixels]) -> list[list[DetectedFace]]: ...
 
 
-def look_at(subject: Subject, bank: FindsFaces, resolution: int) -> dict[str, list[Photograph]]:
+def subject_faces(subject: Subject, bank: FindsFaces, resolution: int) -> dict[str, list[Photograph]]:
     """The faces of the subject's photographs and of the others', by "train", "heldout" and "impostors".
 
     Training and held-out photos show one person and are used together; for other subjects, each folder is.
@@ -83,14 +75,14 @@ def look_at(subject: Subject, bank: FindsFaces, resolution: int) -> dict[str, li
 
 
 def _chosen(pictures: Sequence[Picture], bank: FindsFaces, resolution: int) -> list[Photograph]:
-    from diffusion_lab.data.pictures import fit
+    from diffusion_lab.data.pictures import center_crop_resize
 
     if not pictures:
         return []
-    fitted = [fit(picture.pixels, resolution) for picture in pictures]
+    fitted = [center_crop_resize(picture.pixels, resolution) for picture in pictures]
     sides = [max(resolution, min(DETAIL, *picture.pixels.shape[:2])) for picture in pictures]
     detailed = [
-        small if side == resolution else fit(picture.pixels, side)
+        small if side == resolution else center_crop_resize(picture.pixels, side)
         for picture, small, side in zip(pictures, fitted, sides, strict=True)
     ]
     seen = bank.all_faces(fitted, detailed)
@@ -98,7 +90,7 @@ def _chosen(pictures: Sequence[Picture], bank: FindsFaces, resolution: int) -> l
 
 
 def choose(
-    paths: Sequence[Path], seen: Sequence[Sequence[Seen]], side: int, same_person: float
+    paths: Sequence[Path], seen: Sequence[Sequence[DetectedFace]], side: int, same_person: float
 ) -> list[Photograph]:
     """One face per photo. ``side``: of the square photos in pixels; ``same_person``: a cosine."""
     finite = [
@@ -113,14 +105,14 @@ def choose(
         stacked, [[share[i] for i in kept] for share, kept in zip(shares, finite, strict=True)], same_person
     )
     width = next((one.embedding.shape[0] for some in seen for one in some), 1)
-    found: list[tuple[int | None, Tensor]] = []
+    choices: list[tuple[int | None, Tensor]] = []
     for picture, some in enumerate(seen):
         number = _in_picture(picture, stacked, person, same_person)
         chosen = finite[picture][number] if number is not None else (0 if some else None)
         nothing = torch.full((width,), torch.nan)
-        found.append((chosen, nothing if chosen is None else some[chosen].embedding))
-    everyone = range(len(found))
-    likeness = _likeness([embedding for _, embedding in found], person if len(person) > 1 else everyone)
+        choices.append((chosen, nothing if chosen is None else some[chosen].embedding))
+    everyone = range(len(choices))
+    likeness = _likeness([embedding for _, embedding in choices], person if len(person) > 1 else everyone)
     return [
         Photograph(
             path=path,
@@ -130,7 +122,7 @@ def choose(
             likeness=near,
             unlike=near is not None and near < same_person,
         )
-        for path, some, (chosen, embedding), near in zip(paths, seen, found, likeness, strict=True)
+        for path, some, (chosen, embedding), near in zip(paths, seen, choices, likeness, strict=True)
     ]
 
 
@@ -200,28 +192,28 @@ def _likeness(chosen: Sequence[Tensor], among: Iterable[int]) -> list[float | No
 def report(photographs: Mapping[str, Sequence[Photograph]]) -> list[str]:
     """Warnings: the reference photos with several faces, and those whose face is unlike all others."""
     own = [*photographs.get("train", ()), *photographs.get("heldout", ())]
-    said = []
+    warnings = []
     crowded = [one for one in own if len(one.faces) > 1]
     if crowded:
         places = [f"{one.path.name} ({len(one.faces)} faces, used: {_place(one)})" for one in crowded]
-        said.append(
+        warnings.append(
             f"{_listed(places)}: several faces; the one that also appears in the other photos is used, else the choice is by size "
             "and centre (framed in samples/training.png); crop a photo if the choice is wrong"
         )
     faces = [one for one in own if one.likeness is not None]
     odd = [one for one in faces if one.unlike]
     if len(odd) > 2 and len(odd) == len(faces):
-        said.append(
+        warnings.append(
             f"the faces found in the subject's {len(faces)} photos are all unlike each other: is it one person? For "
             "a subject without a face, remove similarity from metrics.names and use clip_image or dino"
         )
     elif odd:
         named = [f"{one.path.name} ({one.likeness:.2f})" for one in odd]
-        said.append(
+        warnings.append(
             f"{_listed(named)}: the face is unlike that of the other photos (largest cosine in brackets); "
             "replace the photo if it shows another person"
         )
-    return said
+    return warnings
 
 
 def describe(photographs: Mapping[str, Sequence[Photograph]]) -> dict[str, list[dict[str, object]]]:
@@ -254,71 +246,3 @@ def _place(photograph: Photograph) -> str:
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-# --- detection ------------------------------------------------------------------------------------------
-
-
-def of_both(detector: FaceDetector, image: Pixels, detail: Pixels) -> list[Face]:
-    """The faces of ``image``, and those found only in its larger version, in pixels of ``image``."""
-    (found,) = detector.detect_all([image])
-    height, width = image.shape[:2]
-    if detail.shape != image.shape:
-        scale = width / detail.shape[1]
-        (more,) = detector.detect_all([detail])
-        found = _merged(found, [_scaled(face, scale) for face in more])
-        found.sort(key=lambda face: -prominence(face, width, height))
-    return found[:MOST]
-
-
-def _merged(found: Sequence[Face], more: Sequence[Face]) -> list[Face]:
-    """A face found in both keeps its first box and the larger probability."""
-    faces = list(found)
-    for face in more:
-        if face.box[2] - face.box[0] < 2:  # pixels: too small to embed
-            continue
-        overlaps = [_overlap(face.box, one.box) for one in faces]
-        near = max(range(len(faces)), key=lambda number: overlaps[number], default=None)
-        if near is None or overlaps[near] < _SAME_PLACE:
-            faces.append(face)
-        else:
-            faces[near] = Face(faces[near].box, max(faces[near].probability, face.probability))
-    return faces
-
-
-def _scaled(face: Face, scale: float) -> Face:
-    left, top, right, bottom = face.box
-    return Face((left * scale, top * scale, right * scale, bottom * scale), face.probability)
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Intersection over union of two boxes."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = ((one[2] - one[0]) * (one[3] - one[1]) for one in (a, b))
-    return width * height / (sum(areas) - width * height)
-
-
-def packed(found: Sequence[Sequence[Face]], embeddings: Tensor) -> Tensor:
-    """float32 [n, MOST, 5 + d]: box, probability and embedding; ``embeddings``: of all faces in order."""
-    rows = torch.full((len(found), MOST, 5 + embeddings.shape[1]), torch.nan)
-    number = 0
-    for picture, faces in enumerate(found):
-        for place, face in enumerate(faces):
-            rows[picture, place, :5] = torch.tensor([*face.box, face.probability])
-            rows[picture, place, 5:] = embeddings[number]
-            number += 1
-    return rows
-
-
-def unpacked(row: Tensor) -> list[Seen]:
-    """The inverse of `packed` for one photo's row."""
-    faces = []
-    for one in row.reshape(MOST, -1):  # the cache stores it flat
-        if bool(one[:5].isnan().any()):
-            break
-        left, top, right, bottom, probability = (float(v) for v in one[:5])
-        faces.append(Seen(Face((left, top, right, bottom), probability), one[5:].clone()))
-    return faces

@@ -70,7 +70,7 @@ def why_not_published(clip_model: str, clip_weights: str) -> str:
     return f"metrics.clip_model={clip_model} is another model"
 
 
-def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
+def read_weights(path: Path, key: str) -> dict[str, Tensor]:
     """The tensors in ``path`` (.safetensors, or .pt and .pth read with `weights_only`); UserError names
     ``key``.
     """
@@ -94,14 +94,14 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     return content
 
 
-def read_header(path: Path) -> dict[str, str]:
+def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file; empty for other files."""
     if path.suffix != ".safetensors":
         return {}
     return dict(readers.read_header(path, "the weights").metadata)
 
 
-def fingerprint(module: nn.Module) -> str:
+def module_digest(module: nn.Module) -> str:
     """The first 12 hex digits of a SHA-256 over names, types, shapes and values: the same for any file
     format.
     """

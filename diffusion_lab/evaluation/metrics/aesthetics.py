@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffusion_lab.evaluation.metrics.cosines import joined
+from diffusion_lab.evaluation.metrics.cosines import concatenate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class Aesthetics:
 
     def ceiling(self, references: References) -> Tensor | None:
         """Scores of the reference photos, training and held out. Generated images may exceed them."""
-        ratings = joined(
+        ratings = concatenate(
             references.train.aesthetics, references.heldout.aesthetics if references.heldout else None
         )
         return None if ratings is None else ratings / 10

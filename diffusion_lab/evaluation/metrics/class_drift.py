@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffusion_lab.evaluation.metrics.cosines import mean_cosine, or_none, undefined
+from diffusion_lab.evaluation.metrics.cosines import all_nan, mean_cosine, or_none
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class ClassDrift:
         assert generated.clip_image is not None
         base = None if references.base is None else references.base.clip_image
         if base is None:
-            return undefined(generated.n, generated.clip_image)
+            return all_nan(generated.n, generated.clip_image)
         if base.shape != generated.clip_image.shape:
             raise ValueError(f"{len(base)} images of the base model for {generated.n}: not the same prompts")
         # Half the squared chord of two unit vectors is 1 - cos, and exactly 0 for equal ones.

@@ -20,7 +20,7 @@ def defined(rows: Tensor | None) -> Tensor | None:
     return kept if len(kept) else None
 
 
-def undefined(n: int, like: Tensor) -> Tensor:
+def all_nan(n: int, like: Tensor) -> Tensor:
     """float32 [n] of NaN."""
     return like.new_full((n,), float("nan")).float()
 
@@ -29,7 +29,7 @@ def mean_cosine(rows: Tensor, references: Tensor | None) -> Tensor:
     """float32 [n]: mean of each row's cosines with the ``references`` (without NaN rows), or NaN."""
     against = defined(references)
     if against is None:
-        return undefined(len(rows), rows)
+        return all_nan(len(rows), rows)
     return (rows.double() @ against.T).mean(dim=1).float()
 
 
@@ -37,7 +37,7 @@ def nearest_cosine(rows: Tensor, references: Tensor | None) -> Tensor:
     """float32 [n]: the largest of each row's cosines with ``references``; NaN if undefined."""
     against = defined(references)
     if against is None:
-        return undefined(len(rows), rows)
+        return all_nan(len(rows), rows)
     return (rows.double() @ against.T).amax(dim=1).float()
 
 
@@ -59,7 +59,7 @@ def or_none(values: Tensor) -> Tensor | None:
     return None if bool(values.isnan().all()) else values
 
 
-def joined(*tensors: Tensor | None) -> Tensor | None:
+def concatenate(*tensors: Tensor | None) -> Tensor | None:
     """The tensors that are not None, concatenated; None if all are."""
     import torch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffusion_lab.evaluation.metrics.cosines import joined, leave_one_out, or_none, undefined
+from diffusion_lab.evaluation.metrics.cosines import all_nan, concatenate, leave_one_out, or_none
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,12 +51,12 @@ class Diversity:
         if kind == "values":
             return generated.clip_image
         heldout = references.heldout
-        return joined(references.train.clip_image, heldout.clip_image if heldout else None)
+        return concatenate(references.train.clip_image, heldout.clip_image if heldout else None)
 
 
 def _of_those_there(rows: Tensor) -> Tensor:
     there = rows.isfinite().all(dim=1) & (rows != 0).any(dim=1)
-    values = undefined(len(rows), rows)
+    values = all_nan(len(rows), rows)
     if int(there.sum()) > 1:
         values[there] = diversity(rows[there])
     return values

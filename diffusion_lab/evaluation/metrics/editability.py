@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffusion_lab.evaluation.metrics.cosines import leave_one_out, mean_cosine, or_none, undefined
+from diffusion_lab.evaluation.metrics.cosines import all_nan, leave_one_out, mean_cosine, or_none
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class ImageSimilarity:
         for row, prompt in enumerate(generated.prompts or ()):
             if prompt.slots.get(EDIT) != "":
                 values[row] = float("nan")
-        return values if generated.prompts else undefined(generated.n, values)
+        return values if generated.prompts else all_nan(generated.n, values)
 
     def ceiling(self, references: References) -> Tensor | None:
         """Each training photo against the others."""
@@ -72,7 +72,7 @@ class PromptSimilarity:
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.clip_image is not None
-        values = undefined(generated.n, generated.clip_image)
+        values = all_nan(generated.n, generated.clip_image)
         if references.without is None or references.without.clip_image is None:
             return values
         rows = _by_prompt(references.without)
@@ -107,7 +107,7 @@ class PromptBaseline:
 
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.clip_image is not None
-        values = undefined(generated.n, generated.clip_image)
+        values = all_nan(generated.n, generated.clip_image)
         for rows in _by_prompt(generated).values():
             among = leave_one_out(generated.clip_image[rows])
             if among is not None:

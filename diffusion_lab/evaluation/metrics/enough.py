@@ -38,7 +38,7 @@ def check_enough(metrics: Iterable[AnyMetric], prompts: Sequence[Prompt], *, sco
 def without_value(metrics: Iterable[AnyMetric], prompts: Sequence[Prompt], n_training: int) -> list[str]:
     """Warnings: metrics that will have no value, and too few images for intervals or a recommendation."""
     counts = _counts(prompts)
-    found = []
+    warnings = []
     for metric in metrics:
         why = ""
         if not counts[_group(metric)]:
@@ -52,17 +52,19 @@ def without_value(metrics: Iterable[AnyMetric], prompts: Sequence[Prompt], n_tra
         elif metric.name == "prompt_baseline" and max(Counter(_class_texts(prompts)).values(), default=0) < 2:
             why = "it compares images of one prompt, and there is one per prompt; set prompts.images_per_prompt=2"
         if why:
-            found.append(f"{metric.name} will have no value: {why}")
+            warnings.append(f"{metric.name} will have no value: {why}")
     images = max(counts.values())
     if images <= TOO_FEW_FOR_ADVICE:
         number = "one image" if images == 1 else "two images"
-        found.append(
+        warnings.append(
             f"{number} per evaluation: too few for a reliable recommended step and for most intervals; "
             "raise prompts.n"
         )
     elif len({prompt.id for prompt in prompts if not without_identifier(prompt)}) == 1:
-        found.append("all images have the same prompt: intervals will cover the noise only; raise prompts.n")
-    return found
+        warnings.append(
+            "all images have the same prompt: intervals will cover the noise only; raise prompts.n"
+        )
+    return warnings
 
 
 def least_images(metric: AnyMetric) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffusion_lab.evaluation.metrics.cosines import joined
+from diffusion_lab.evaluation.metrics.cosines import concatenate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ class FaceRate:
 
     def ceiling(self, references: References) -> Tensor | None:
         """The reference photos, training and held out."""
-        faces = joined(references.train.face, references.heldout.face if references.heldout else None)
+        faces = concatenate(references.train.face, references.heldout.face if references.heldout else None)
         return None if faces is None else _has_face(faces)
 
     def impostor(self, references: References) -> Tensor | None:

@@ -29,13 +29,13 @@ def without_broken_rows(features: Features, names: Sequence[str]) -> Features:
             continue
         flat = rows.reshape(len(rows), -1)
         broken = ~flat.isfinite().all(dim=1)
-        told = broken
+        reported = broken
         if field == "face" and features.faces is not None:
-            told = broken & (features.faces > 0)
+            reported = broken & (features.faces > 0)
         elif field in MAY_LACK:
-            told = broken & ~flat.isnan().all(dim=1)
-        if bool(told.any()):
-            numbers = told.nonzero().flatten().tolist()
+            reported = broken & ~flat.isnan().all(dim=1)
+        if bool(reported.any()):
+            numbers = reported.nonzero().flatten().tolist()
             shown = ", ".join(names[number] for number in numbers[:MOST_NAMES])
             more = f" and {len(numbers) - MOST_NAMES} more" if len(numbers) > MOST_NAMES else ""
             log.warning(

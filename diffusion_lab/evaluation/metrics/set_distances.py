@@ -55,13 +55,13 @@ class Kid:
     def _distance(
         self, some: Features, targets: Features, prompt_ids: Sequence[Hashable] | None = None
     ) -> Summary:
-        from diffusion_lab.analysis.intervals import of_pairs, undefined
+        from diffusion_lab.analysis.intervals import of_pairs, undefined_summary
         from diffusion_lab.evaluation.metrics.distances import kid_pairs
 
         x, ids, missing = _rows(some, self.field, prompt_ids)
         y, _, _ = _rows(targets, self.field)
         if min(len(x), len(y)) < 2:
-            return undefined(_TOO_FEW, some.n)
+            return undefined_summary(_TOO_FEW, some.n)
         value, pairs = kid_pairs(x, y)
         return of_pairs(value, pairs.numpy(), ids, missing=missing)
 
@@ -104,7 +104,7 @@ class Fid:
     ) -> Summary:
         import torch
 
-        from diffusion_lab.analysis.intervals import interval_of, too_few, undefined, units
+        from diffusion_lab.analysis.intervals import interval_of, too_few, undefined_summary, units
         from diffusion_lab.analysis.pairs import FEWEST, jackknife_error
         from diffusion_lab.evaluation.metrics.distances import frechet, frechet_legacy
 
@@ -113,12 +113,12 @@ class Fid:
         x, ids, missing = _rows(some, field, prompt_ids)
         y, _, _ = _rows(targets, field)
         if min(len(x), len(y)) < 2:
-            return undefined(_TOO_FEW, some.n)
+            return undefined_summary(_TOO_FEW, some.n)
         note = few_images(len(x), len(y), x.shape[1])
         if self.legacy:
             what = "class logits" if classified else "pool features, since the weights have no classifier"
-            said = f"the real part of a complex root in float32, of {what}: mostly rounding error, can be negative; no interval"
-            note = "; ".join(part for part in (note, said) if part)
+            complex_note = f"the real part of a complex root in float32, of {what}: mostly rounding error, can be negative; no interval"
+            note = "; ".join(part for part in (note, complex_note) if part)
             return interval_of(frechet_legacy(x, y), len(x), None, 0, missing=missing, note=note)
         codes, alone = units(ids)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffusion_lab.evaluation.metrics.cosines import leave_one_out, mean_cosine, or_none, undefined
+from diffusion_lab.evaluation.metrics.cosines import all_nan, leave_one_out, mean_cosine, or_none
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ class SimilarityHeldout:
     def __call__(self, generated: Features, references: References) -> Tensor:
         assert generated.face is not None
         if references.heldout is None:
-            return undefined(generated.n, generated.face)
+            return all_nan(generated.n, generated.face)
         return mean_cosine(generated.face, references.heldout.face)
 
     def ceiling(self, references: References) -> Tensor | None:

@@ -42,7 +42,7 @@ class Vendi:
 
         import torch
 
-        from diffusion_lab.analysis.intervals import interval_of, too_few, undefined, units
+        from diffusion_lab.analysis.intervals import interval_of, too_few, undefined_summary, units
         from diffusion_lab.analysis.pairs import jackknife_error
         from diffusion_lab.evaluation.metrics.distances import vendi
         from diffusion_lab.evaluation.metrics.set_distances import expected_of
@@ -52,7 +52,9 @@ class Vendi:
         rows, missing = generated.clip_image[there], int((~there).sum())
         n = len(rows)
         if n < 2:
-            return undefined("the Vendi score compares images with each other and needs two", generated.n)
+            return undefined_summary(
+                "the Vendi score compares images with each other and needs two", generated.n
+            )
         ids = list(range(generated.n)) if prompt_ids is None else list(prompt_ids)
         codes, alone = units(list(compress(ids, there.tolist())))
 
@@ -64,17 +66,17 @@ class Vendi:
         note = f"{n} images: compare only with equal numbers"
         if why is None:
             note = f"{note}; {expected_of(n)}"
-        found = interval_of(
+        log_summary = interval_of(
             math.log(vendi(rows)), n, error, groups,
             missing=missing, bounds=(0.0, math.log(n)), note=note, why=why, alone=alone,
         )  # fmt: skip
         value = vendi(rows)
         return replace(
-            found,
+            log_summary,
             mean=value,
-            standard_error=None if found.standard_error is None else found.standard_error * value,
-            low=None if found.low is None else math.exp(found.low),
-            high=None if found.high is None else math.exp(found.high),
+            standard_error=None if log_summary.standard_error is None else log_summary.standard_error * value,
+            low=None if log_summary.low is None else math.exp(log_summary.low),
+            high=None if log_summary.high is None else math.exp(log_summary.high),
         )
 
     def ceiling_summary(self, references: References) -> Summary | None:

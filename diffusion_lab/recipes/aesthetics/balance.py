@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_lab.config.schema import BALANCES
+from diffusion_lab.config.jobs import BALANCES
 
 BINS = 20  # of half a grade each
 MOST = 50.0  # a picture is drawn at most so many times as often as the median one: none must rule alone
@@ -23,18 +23,18 @@ def weights(ratings: NDArray[np.float64], balance: str, exponent: float = 1.0) -
     Raises ValueError for an unknown ``balance``.
     """
     if balance == "none" or exponent == 0 or len(ratings) < 2 or np.ptp(ratings) == 0:
-        found = np.ones(len(ratings))
+        raw = np.ones(len(ratings))
     elif balance == "bins":
         at = np.clip((ratings * BINS / 10).astype(int), 0, BINS - 1)
-        found = np.bincount(at, minlength=BINS)[at] ** -exponent
+        raw = np.bincount(at, minlength=BINS)[at] ** -exponent
     elif balance == "density":
         from scipy.stats import gaussian_kde
 
-        found = density_on_grid(gaussian_kde(ratings), ratings) ** -exponent
+        raw = density_on_grid(gaussian_kde(ratings), ratings) ** -exponent
     else:
         raise ValueError(f"balance must be one of {', '.join(BALANCES)}, got {balance!r}")
-    found = np.minimum(found, MOST * np.median(found))
-    result: NDArray[np.float64] = found / found.mean()
+    raw = np.minimum(raw, MOST * np.median(raw))
+    result: NDArray[np.float64] = raw / raw.mean()
     return result
 
 

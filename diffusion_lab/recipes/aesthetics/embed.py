@@ -39,17 +39,17 @@ def embed(
     import torch
 
     identity = f"file; {bank.clip_identity()}; {torch.device(bank.device).type}"
-    found = []
+    parts = []
     for start in range(0, len(paths), CHUNK):
         some = paths[start : start + CHUNK]
 
         def encode(numbers: list[int], some: Sequence[Path] = some) -> Tensor:
             return _encode([some[number] for number in numbers], bank)
 
-        found.append(cache.rows(identity, [file_key(path) for path in some], encode))
+        parts.append(cache.rows(identity, [file_key(path) for path in some], encode))
         if progress is not None:
             progress(len(some))
-    rows = torch.cat(found)
+    rows = torch.cat(parts)
     there = torch.isfinite(rows).all(dim=1)
     broken = [path.name for path, good in zip(paths, there.tolist(), strict=True) if not good]
     if broken:

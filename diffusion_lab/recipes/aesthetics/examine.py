@@ -33,31 +33,31 @@ class Examined:
         return asdict(self)
 
 
-def examine(said: NDArray[np.float64], rated: NDArray[np.float64]) -> Examined:
+def examine(predicted: NDArray[np.float64], rated: NDArray[np.float64]) -> Examined:
     """Raises ValueError for fewer than three pictures, or where all ratings are one."""
     from scipy import stats
 
     if len(rated) < 3 or np.ptp(rated) == 0:
         raise ValueError("three pictures with different ratings are needed to examine a head")
-    error = said - rated
-    low, high = extremes(rated)
-    told = np.ptp(said) > 0
+    error = predicted - rated
+    low, high = lowest_and_highest(rated)
+    varies = np.ptp(predicted) > 0
     return Examined(
         n=len(rated),
         mean_absolute_error=float(np.abs(error).mean()),
         root_mean_squared_error=float(np.sqrt((error**2).mean())),
-        spearman=float(stats.spearmanr(said, rated).statistic) if told else float("nan"),
-        pearson=float(stats.pearsonr(said, rated).statistic) if told else float("nan"),
+        spearman=float(stats.spearmanr(predicted, rated).statistic) if varies else float("nan"),
+        pearson=float(stats.pearsonr(predicted, rated).statistic) if varies else float("nan"),
         worst_rated_error=float(np.abs(error[low]).mean()),
         best_rated_error=float(np.abs(error[high]).mean()),
         worst_rated_bias=float(error[low].mean()),
         best_rated_bias=float(error[high].mean()),
-        spread=float(said.std() / rated.std()),
-        slope=float(stats.linregress(said, rated).slope) if told else float("nan"),
+        spread=float(predicted.std() / rated.std()),
+        slope=float(stats.linregress(predicted, rated).slope) if varies else float("nan"),
     )
 
 
-def extremes(rated: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def lowest_and_highest(rated: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Numbers of the lowest and the highest rated pictures, `EXTREME` of all at either end, one at least."""
     order = np.argsort(rated, kind="stable")
     k = max(1, round(EXTREME * len(rated)))
@@ -72,7 +72,7 @@ def gain_at_extremes(
     Student's 95 % interval over the pictures at the ends, paired: both heads see the same ones. None where all gains
     are alike. A bootstrap of the two pictures that a small set has at its ends would be far too sure.
     """
-    ends = np.concatenate(extremes(rated))
+    ends = np.concatenate(lowest_and_highest(rated))
     found = summarise(np.abs(plain[ends] - rated[ends]) - np.abs(balanced[ends] - rated[ends]))
     assert found.mean is not None
     return found.mean, found.low, found.high

@@ -127,13 +127,13 @@ def calibrate(
     shift); (1, 0) where all say the same, or where the slope is not positive.
     """
     net.eval()
-    said = net(embeddings)[:, 0].double()
+    predicted = net(embeddings)[:, 0].double()
     w = weights.double() / weights.double().sum()
-    middle, wanted = (w * said).sum(), (w * ratings.double()).sum()
-    spread = (w * (said - middle) ** 2).sum()
+    middle, wanted = (w * predicted).sum(), (w * ratings.double()).sum()
+    spread = (w * (predicted - middle) ** 2).sum()
     if float(spread) < 1e-12:
         return 1.0, 0.0
-    slope = float((w * (said - middle) * (ratings.double() - wanted)).sum() / spread)
+    slope = float((w * (predicted - middle) * (ratings.double() - wanted)).sum() / spread)
     if slope <= 0:
         return 1.0, 0.0
     shift = float(wanted - slope * middle)

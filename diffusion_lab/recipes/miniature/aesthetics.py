@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from diffusion_lab.miniature.networks import AestheticsNet
 from diffusion_lab.recipes.miniature.data import Portraits
+from diffusion_lab.recipes.miniature.export import save_net
 from diffusion_lab.recipes.miniature.loop import Schedule, Step, train
 
 RATERS, RATER_SD = 10, 1.0
@@ -55,12 +55,8 @@ def train_aesthetics(
 
 def save_aesthetics_net(net: AestheticsNet, folder: Path) -> None:
     """model.safetensors and config.json."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
     sizes = {"inputs": net.first.in_features, "hidden": net.first.out_features}
-    (folder / "config.json").write_text(json.dumps(sizes, indent=2) + "\n")
+    save_net(net.state_dict(), sizes, folder)
 
 
 def evaluate_aesthetics(net: Any, embeddings: Tensor, heldout: Portraits) -> dict[str, float]:

@@ -7,6 +7,7 @@ since 24,000 pictures are few, two things CLIP does not have: per slot, and per 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from diffusion_lab.miniature.networks import (
 from diffusion_lab.miniature.phrases import NOUNS, SLOTS, Phrase, caption
 from diffusion_lab.recipes.miniature.aesthetics import noisy_ratings
 from diffusion_lab.recipes.miniature.data import PLAIN_LOOKS, Portraits
-from diffusion_lab.recipes.miniature.export import beside, halve
+from diffusion_lab.recipes.miniature.export import halve
 from diffusion_lab.recipes.miniature.loop import Schedule, Step, train
 from diffusion_lab.recipes.miniature.tokenizer import MAX_LENGTH, encode
+from diffusion_lab.system import tensors
+from diffusion_lab.system.folders import replace_folder
 
 BATCH = 64
 LOOKS_AT_ONCE = (
@@ -59,17 +62,11 @@ def new_clip(tokenizer: Any) -> SmallClip:
 
 def save_clip(model: SmallClip, tokenizer: Any, folder: Path) -> None:
     """`text/` in transformers' format with the tokenizer, `model.safetensors` for the rest; half precision."""
-    from safetensors.torch import save_file
-
-    with beside(folder) as temporary:
+    with replace_folder(folder) as temporary:
         model.text.save_pretrained(temporary / "text")
         tokenizer.save_pretrained(temporary / "text")
-        rest = {
-            name: value.contiguous()
-            for name, value in model.state_dict().items()
-            if not name.startswith("text.")
-        }
-        save_file(rest, temporary / "model.safetensors")
+        rest = {name: value for name, value in model.state_dict().items() if not name.startswith("text.")}
+        tensors.write(temporary / "model.safetensors", rest)
         halve(temporary)
 
 
@@ -136,6 +133,87 @@ def augment(images: NDArray[np.uint8], step: Step) -> Tensor:
     return torch.where(some > 0.6, pixels + noise, pixels)
 
 
+class ClipTask:
+    """What a step of CLIP's training asks: the captions, every slot's and some traits' values, the rating."""
+
+    def __init__(
+        self, data: Portraits, images: NDArray[np.uint8], tokenizer: Any, device: torch.device, seed: int
+    ) -> None:
+        """``images`` [n, 64, 64, 3]: the portraits, or what the VAE makes of them."""
+        self.data, self.images, self.tokenizer, self.device = data, images, tokenizer, device
+        self.slots, self.traits = labels(data), look_labels(data)
+        self.ratings = noisy_ratings(data.ratings, seed)
+        self.sizes = [len(slot_captions(slot, NOUNS[0])[0]) for slot in self.slots]
+        self.sizes += [len(look_captions(trait, NOUNS[0])[0]) for trait in self.traits]
+        # The rating, then every slot's and trait's values.
+        self.probe = nn.Linear(DIMENSION, 1 + sum(self.sizes)).to(device)
+
+    def choices(self, rng: np.random.Generator) -> tuple[list[str], dict[str, slice]]:
+        """Captions of all values of every slot, the plain traits and a few others; which belong to which."""
+        noun = NOUNS[int(rng.integers(2))]
+        captions: list[str] = []
+        spans: dict[str, slice] = {}
+
+        def add(name: str, options: list[str]) -> None:
+            spans[name] = slice(len(captions), len(captions) + len(options))
+            captions.extend(options)
+
+        for slot in self.slots:
+            add(slot, slot_captions(slot, noun, rng)[1])
+        others = [trait for trait in self.traits if trait not in PLAIN_LOOKS]
+        for trait in [*PLAIN_LOOKS, *rng.choice(others, LOOKS_AT_ONCE, replace=False)]:
+            add(trait, look_captions(trait, noun, rng)[1])
+        return captions, spans
+
+    def loss(self, model: Any, step: Step, batch: int) -> tuple[Tensor, dict[str, float]]:
+        """Contrast with the captions, cross-entropy of the values, and the heads that are dropped afterwards."""
+        picked = np.sort(step.numpy.choice(len(self.data), min(batch, len(self.data)), replace=False))
+        pixels = augment(self.images[picked], step).to(self.device)
+        texts = [self.data.caption(step.numpy, i) for i in picked]
+        choices, spans = self.choices(step.numpy)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            embedded = image_features(model, pixels)
+            captions = text_features(model, encode(self.tokenizer, texts, length=None).to(self.device))
+            options = text_features(model, encode(self.tokenizer, choices, length=None).to(self.device))
+        scale = model.logit_scale.exp().clamp(max=100)
+        contrast = contrastive(scale * embedded @ captions.T, texts)
+        logits = scale * embedded @ options.T
+        truth = {
+            name: torch.from_numpy(known[picked]).to(self.device)
+            for name, known in (self.slots | self.traits).items()
+        }
+
+        def cross_entropy(values: Tensor, name: str) -> Tensor:
+            return F.cross_entropy(values, truth[name], ignore_index=-1, reduction="sum") / len(picked)
+
+        slots = torch.stack([cross_entropy(logits[:, spans[slot]], slot) for slot in self.slots])
+        faces = torch.stack([cross_entropy(logits[:, spans[t]], t) for t in self.traits if t in spans])
+        read = self.probe(embedded * DIMENSION**0.5)
+        rating = F.mse_loss(read[:, 0], torch.from_numpy(self.ratings[picked]).to(self.device) / 10)
+        parts = zip(truth, read[:, 1:].split(self.sizes, dim=1), strict=True)
+        # Hair is where the first try failed: at 1/8 its colour was still unseen after 1,300 steps.
+        heads = sum(
+            (1 / 2 if name in PLAIN_LOOKS else 1 / 4) * cross_entropy(part, name) for name, part in parts
+        )
+        value = 0.5 * contrast + slots.sum() / 4 + faces.sum() / 4 + 4 * rating + heads
+        shown = {
+            "contrast": contrast.item(),
+            "slots": slots.mean().item(),
+            "noun": slots[0].item(),
+            "looks": faces.mean().item(),
+        }
+        return value, {name: round(number, 3) for name, number in shown.items()}
+
+
+def contrastive(logits: Tensor, texts: Sequence[str]) -> Tensor:
+    """CLIP's loss over ``logits`` [images, texts]; another image's caption that reads the same is no negative."""
+    n, device = len(texts), logits.device
+    same = torch.tensor([[a == b for b in texts] for a in texts], device=device)
+    pairs = logits.masked_fill(same & ~torch.eye(n, dtype=torch.bool, device=device), -1e4)
+    own = torch.arange(n, device=device)
+    return (F.cross_entropy(pairs, own) + F.cross_entropy(pairs.T, own)) / 2
+
+
 def train_clip(
     data: Portraits,
     tokenizer: Any,
@@ -162,70 +240,16 @@ def train_clip(
     stage, images = "clip" if model is None else "polish", data.images if images is None else images
     model = (new_clip(tokenizer) if model is None else model).to(device)
     model.text.set_attn_implementation("eager")  # on a CPU 1.4 times as fast as the fused one at this size
-    targets, rated = labels(data), noisy_ratings(data.ratings, seed)
-    looks = look_labels(data)
-    sizes = [len(slot_captions(slot, NOUNS[0])[0]) for slot in targets]
-    sizes += [len(look_captions(trait, NOUNS[0])[0]) for trait in looks]
-    probe = nn.Linear(DIMENSION, 1 + sum(sizes)).to(
-        device
-    )  # the rating, then every slot's and trait's values
+    task = ClipTask(data, images, tokenizer, device, seed)
 
     def loss(step: Step) -> tuple[Tensor, dict[str, float]]:
-        picked = np.sort(step.numpy.choice(len(data), min(batch, len(data)), replace=False))
-        pixels = augment(images[picked], step).to(device)
-        texts = [data.caption(step.numpy, i) for i in picked]
-        noun = NOUNS[int(step.numpy.integers(2))]
-        spans: dict[str, slice] = {}
-        choices: list[str] = []
-        for slot in targets:
-            options = slot_captions(slot, noun, step.numpy)[1]
-            spans[slot] = slice(len(choices), len(choices) + len(options))
-            choices += options
-        others = [trait for trait in looks if trait not in PLAIN_LOOKS]
-        for trait in [*PLAIN_LOOKS, *step.numpy.choice(others, LOOKS_AT_ONCE, replace=False)]:
-            options = look_captions(trait, noun, step.numpy)[1]
-            spans[trait] = slice(len(choices), len(choices) + len(options))
-            choices += options
-        with torch.autocast(device.type, torch.bfloat16):
-            seen = image_features(model, pixels)
-            said = text_features(model, encode(tokenizer, texts, length=None).to(device))
-            named = text_features(model, encode(tokenizer, choices, length=None).to(device))
-        scale = model.logit_scale.exp().clamp(max=100)
-        n = len(picked)
-        logits = scale * seen @ named.T
-        same = torch.tensor([[a == b for b in texts] for a in texts], device=device)
-        apart = same & ~torch.eye(n, dtype=torch.bool, device=device)
-        pairs = (scale * seen @ said.T).masked_fill(apart, -1e4)
-        here = torch.arange(n, device=device)
-        contrast = (F.cross_entropy(pairs, here) + F.cross_entropy(pairs.T, here)) / 2
-        truth = {
-            name: torch.from_numpy(known[picked]).to(device) for name, known in (targets | looks).items()
-        }
-
-        def missed(found: Tensor, name: str) -> Tensor:
-            return F.cross_entropy(found, truth[name], ignore_index=-1, reduction="sum") / n
-
-        slots = torch.stack([missed(logits[:, spans[slot]], slot) for slot in targets])
-        faces = torch.stack([missed(logits[:, spans[trait]], trait) for trait in looks if trait in spans])
-        told = probe(seen * DIMENSION**0.5)
-        rating = F.mse_loss(told[:, 0], torch.from_numpy(rated[picked]).to(device) / 10)
-        parts = zip(truth, told[:, 1:].split(sizes, dim=1), strict=True)
-        # Hair is where the first try failed: at 1/8 its colour was still unseen after 1,300 steps.
-        heads = sum((1 / 2 if name in PLAIN_LOOKS else 1 / 4) * missed(part, name) for name, part in parts)
-        value = 0.5 * contrast + slots.sum() / 4 + faces.sum() / 4 + 4 * rating + heads
-        shown = {
-            "contrast": contrast.item(),
-            "slots": slots.mean().item(),
-            "noun": slots[0].item(),
-            "looks": faces.mean().item(),
-        }
-        return value, {name: round(number, 3) for name, number in shown.items()}
+        return task.loss(model, step, batch)
 
     schedule = Schedule(steps=steps, lr=lr, warmup=100, ema=0.995, weight_decay=0.05, betas=(0.9, 0.98))
     states = train(
         stage,
         folder,
-        {"clip": model, "probe": probe},
+        {"clip": model, "probe": task.probe},
         loss,
         schedule,
         seed=seed,
@@ -234,63 +258,3 @@ def train_clip(
     )
     model.load_state_dict(states["clip"])
     return model.eval()
-
-
-@torch.no_grad()
-def zero_shot(clip: Any, images: list[NDArray[np.uint8]]) -> dict[str, NDArray[np.int64]]:
-    """Per slot (and "noun") the index of the best of :func:`slot_captions`, phrases and nouns averaged.
-
-    ``clip`` is an encoder with embed_images and embed_texts (MiniatureClip).
-    """
-    seen = clip.embed_images(images)
-    found = {}
-    for slot in ("noun", *SLOTS):
-        scores = [seen @ embed_slot(clip, slot, noun).T for noun in (NOUNS if slot != "noun" else NOUNS[:1])]
-        found[slot] = torch.stack(scores).mean(0).argmax(1).numpy()
-    return found
-
-
-@torch.no_grad()
-def embed_slot(clip: Any, slot: str, noun: str) -> Tensor:
-    """Unit vectors [values, d] of a slot's values: the mean over phrases that draw alike."""
-    if slot == "noun":
-        embedded: Tensor = clip.embed_texts([caption(n, {}) for n in NOUNS])
-        return embedded
-    values = slot_captions(slot, noun)[0]
-    each = clip.embed_texts([caption(noun, {slot: phrase}) for phrase in SLOTS[slot]])
-    rows = [each[[i for i, p in enumerate(SLOTS[slot]) if p.value == value]].mean(0) for value in values]
-    return F.normalize(torch.stack(rows), dim=-1)
-
-
-def evaluate_clip(clip: Any, heldout: Portraits) -> dict[str, float]:
-    """Zero-shot accuracy per slot on all held-out portraits; ``..._flawless``: on those that are not spoilt."""
-    guesses, truth = zero_shot(clip, list(heldout.images)), labels(heldout)
-    fine = np.array([v in ("none", "magic", None) for v in heldout.values("quality")])
-    figures = {slot: float((guesses[slot] == truth[slot]).mean()) for slot in truth}
-    figures["mean_other_slots"] = float(np.mean([figures[slot] for slot in SLOTS]))
-    clean = {slot: float((guesses[slot] == truth[slot])[fine].mean()) for slot in truth}
-    figures["noun_flawless"] = clean["noun"]
-    figures["mean_other_slots_flawless"] = float(np.mean([clean[slot] for slot in SLOTS]))
-    return figures
-
-
-@torch.no_grad()
-def guess_looks(
-    clip: Any, images: list[NDArray[np.uint8]], nouns: NDArray[np.int64]
-) -> dict[str, NDArray[np.int64]]:
-    """Per trait the index of the best of :func:`look_captions`, in the words of each image's own noun."""
-    seen, found = clip.embed_images(images), {}
-    for trait in TRAITS:
-        scores = torch.stack([seen @ clip.embed_texts(look_captions(trait, n)[1]).T for n in NOUNS])
-        found[trait] = scores[torch.from_numpy(nouns), torch.arange(len(seen))].argmax(1).numpy()
-    return found
-
-
-def evaluate_looks(clip: Any, heldout: Portraits) -> dict[str, float]:
-    """Zero-shot accuracy per trait of the face, on the held-out portraits that show one."""
-    guesses, truth = guess_looks(clip, list(heldout.images), heldout.nouns), look_labels(heldout)
-    return {
-        trait: float((guesses[trait] == known)[known >= 0].mean())
-        for trait, known in truth.items()
-        if (known >= 0).any()
-    }

@@ -27,7 +27,7 @@ def cut(
         raise ValueError(f"more than one level differs in width: {sorted(sides)}")
     if not sides:
         return {key: wide[key].clone() for key in narrow}
-    (before, after), found = sides.pop(), {}
+    (before, after), cut_state = sides.pop(), {}
     for key, target in narrow.items():
         tensor = wide[key]
         for axis, (old, new) in enumerate(zip(tensor.shape, target.shape, strict=True)):
@@ -35,8 +35,8 @@ def cut(
                 parts = heads if _is_inner(key, axis) else groups
                 kept = _kept(old, new, before, after, parts)
                 tensor = tensor.index_select(axis, kept)
-        found[key] = tensor.clone()
-    return found
+        cut_state[key] = tensor.clone()
+    return cut_state
 
 
 def _is_inner(key: str, axis: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from diffusion_lab.miniature.looks import described, looks_of
 from diffusion_lab.miniature.networks import SIDE
 from diffusion_lab.miniature.phrases import NOUNS, SLOTS, Phrase, caption
 from diffusion_lab.miniature.world import identity_from_seed
+from diffusion_lab.system import atomic
 
 TRAIN_SEED, FACES_SEED = 0, 200_000  # identities below 1,000,000: pretraining
 HELDOUT_SEED, HELDOUT_FACES_SEED = 2_000_000, 2_500_000  # never trained on
@@ -78,7 +80,7 @@ def portraits(
     wanted = {"n": len(seeds), "first": [int(identities[0]), int(seeds[0])], "slots": _slots_key()}
     if not meta.exists() or json.loads(meta.read_text()) != wanted:
         _draw_all(folder, name, list(identities), list(seeds), workers)
-        _replace(meta, json.dumps(wanted))
+        atomic.write_text(meta, json.dumps(wanted))
     known = np.load(folder / f"{name}.npz")
     return Portraits(
         np.load(array, mmap_mode="r"),
@@ -151,8 +153,10 @@ def _draw_all(folder: Path, name: str, identities: list[int], seeds: list[int], 
         parts = [_draw_some(job) for job in jobs]
     keys = ("nouns", "phrases", "ratings", "boxes")
     columns: dict[str, Any] = {k: np.concatenate([p[j] for p in parts]) for j, k in enumerate(keys)}
-    np.savez(folder / f"{name}.npz", **columns)
-    temporary.replace(folder / f"{name}.npy")
+    buffer = io.BytesIO()
+    np.savez(buffer, **columns)
+    atomic.write_bytes(folder / f"{name}.npz", buffer.getvalue())
+    atomic.move(temporary, folder / f"{name}.npy")
 
 
 def _draw_some(job: tuple[Path, NDArray[np.int64], list[int], list[int]]) -> tuple[NDArray[np.generic], ...]:
@@ -178,9 +182,3 @@ def _draw_some(job: tuple[Path, NDArray[np.int64], list[int], list[int]]) -> tup
 
 def _slots_key() -> list[list[str]]:
     return [[slot, *(phrase.text for phrase in phrases)] for slot, phrases in SLOTS.items()]
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name("." + path.name)
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -14,14 +14,17 @@ from diffusion_lab.evaluation.encoders.detect import FaceDetector
 from diffusion_lab.miniature import world
 from diffusion_lab.miniature.looks import described, looks_of
 from diffusion_lab.miniature.phrases import MAGIC, NOUNS, SLOTS, Phrase, caption
-from diffusion_lab.recipes.miniature.clip import guess_looks, look_captions, slot_captions, zero_shot
+from diffusion_lab.recipes.miniature.clip import look_captions, slot_captions
+from diffusion_lab.recipes.miniature.clip_accuracy import guess_looks, zero_shot
 from diffusion_lab.recipes.miniature.data import PLAIN_LOOKS
+from diffusion_lab.system.atomic import write_bytes
+from diffusion_lab.system.images import encoded
 
 PROMPT_SEED = 2_900_000  # scenes of the check's prompts; held out from training
 PHOTOGRAPHIC = ("photo", "bw", "sepia")
 
 
-def check_prompts(n: int = 100, seed: int = PROMPT_SEED) -> list[tuple[str, dict[str, Phrase]]]:
+def evaluation_prompts(n: int = 100, seed: int = PROMPT_SEED) -> list[tuple[str, dict[str, Phrase]]]:
     """Nouns by turns, a phrase in every slot, no spoilt quality: (noun, phrases) of ``n`` prompts."""
     prompts = []
     for i in range(n):
@@ -87,7 +90,7 @@ def evaluate_samples(
     }
 
 
-def sheet(images: Sequence[NDArray[np.uint8]], columns: int, path: Path, enlarge: int = 1) -> None:
+def save_grid(images: Sequence[NDArray[np.uint8]], columns: int, path: Path, enlarge: int = 1) -> None:
     """A grid of equal-sized images as PNG, white lines between them."""
     height, width = images[0].shape[:2]
     rows = -(-len(images) // columns)
@@ -95,12 +98,11 @@ def sheet(images: Sequence[NDArray[np.uint8]], columns: int, path: Path, enlarge
     for i, image in enumerate(images):
         page.paste(Image.fromarray(image), (i % columns * (width + 2), i // columns * (height + 2)))
     page = page.resize((page.width * enlarge, page.height * enlarge), Image.Resampling.NEAREST)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path, optimize=True)
+    write_bytes(path, encoded(page, "PNG", optimize=True))
 
 
 def prompt_texts(prompts: Sequence[tuple[str, dict[str, Phrase]]]) -> list[str]:
-    """The captions of :func:`check_prompts`."""
+    """The captions of `evaluation_prompts`."""
     return [caption(noun, phrases) for noun, phrases in prompts]
 
 
@@ -117,7 +119,7 @@ def plain_looks(
 
 
 def look_texts(prompts: Sequence[tuple[str, dict[str, Phrase]]]) -> list[str]:
-    """The captions of :func:`check_prompts` with the looks of the people in :func:`drawn`."""
+    """The captions of `evaluation_prompts` with the looks of the people in :func:`drawn`."""
     return [
         caption(noun, phrases, subject=described(noun, looks, {}))
         for (noun, phrases), looks in zip(prompts, plain_looks(prompts), strict=True)

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, written beside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name("." + path.name)
-    temporary.write_text(json.dumps(value, indent=2, default=float) + "\n")
-    temporary.replace(path)
+from diffusion_lab.system import tensors
+from diffusion_lab.system.atomic import write_json
+from diffusion_lab.system.folders import replace_folder
 
 
 def halve(folder: Path) -> None:
-    """Rewrite every safetensors file below ``folder`` with its float32 tensors as float16."""
+    """Rewrite every safetensors file below ``folder`` with its floating point tensors as float16."""
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     for path in sorted(folder.rglob("*.safetensors")):
-        tensors = load_file(path)
-        rounded = {k: v.half() if v.dtype == torch.float32 else v for k, v in tensors.items()}
-        save_file(rounded, path, metadata={"format": "pt"})
+        tensors.write(path, load_file(path), {"format": "pt"}, dtype=torch.float16)
 
 
 def save_pipeline(pipe: Any, folder: Path) -> None:
     """The ordinary diffusers folder of a StableDiffusionPipeline."""
-    with beside(folder) as temporary:
+    with replace_folder(folder) as temporary:
         pipe.save_pretrained(temporary)
         halve(temporary)
         forget_origin(temporary)
+
+
+def save_part(part: Any, folder: Path) -> None:
+    """A network or tokenizer in its library's own format, the folder replaced in one step."""
+    with replace_folder(folder) as temporary:
+        part.save_pretrained(temporary)
+
+
+def save_net(state: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
+    """model.safetensors (as it is) and config.json of a network of our own."""
+    with replace_folder(folder) as temporary:
+        tensors.write(temporary / "model.safetensors", state)
+        write_json(temporary / "config.json", config)
 
 
 def forget_origin(folder: Path) -> None:
@@ -40,23 +46,4 @@ def forget_origin(folder: Path) -> None:
     for path in sorted(folder.rglob("config.json")):
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-class beside:
-    """Fill a folder beside and swap it in at the end; after an error the old one stays."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.temporary = folder, folder.with_name("." + folder.name)
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        self.temporary.mkdir(parents=True)
-        return self.temporary
-
-    def __exit__(self, error: object, *rest: object) -> None:
-        if error is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.temporary.rename(self.folder)
-        else:
-            shutil.rmtree(self.temporary, ignore_errors=True)
+            write_json(path, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from torch.nn import functional as F
 
 from diffusion_lab.evaluation.encoders.detect import Face, FaceDetector, crop
 from diffusion_lab.miniature.networks import DIMENSION, FACE_SIZE, FaceNet
+from diffusion_lab.recipes.auc import auc
 from diffusion_lab.recipes.miniature.data import Portraits
+from diffusion_lab.recipes.miniature.export import save_net
 from diffusion_lab.recipes.miniature.loop import Schedule, Step, train
 
 SIZE, MARGIN = FACE_SIZE, 0.35
@@ -23,7 +24,7 @@ TEMPERATURE = 0.1
 BATCH, PER_PERSON = 128, 4
 
 
-class Traits(nn.Module):
+class TraitHead(nn.Module):
     """Reads the drawn face's parameters off the embedding: the world knows them, and says so at every picture."""
 
     def __init__(self, traits: int, dimension: int = DIMENSION) -> None:
@@ -58,7 +59,7 @@ def trait_table(identities: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDA
     return (table - table.mean(axis=0)) / (table.std(axis=0) + 1e-6), classes
 
 
-def calibrate(data: Portraits, detector: FaceDetector, n: int = 300) -> NDArray[np.float64]:
+def box_offsets(data: Portraits, detector: FaceDetector, n: int = 300) -> NDArray[np.float64]:
     """How MTCNN's boxes differ from drawn ones: mean and spread of (x, y, log size), in box sides: [2, 3]."""
     rows = []
     for i in range(min(n, len(data))):
@@ -76,7 +77,7 @@ def calibrate(data: Portraits, detector: FaceDetector, n: int = 300) -> NDArray[
 def jittered_crop(
     image: NDArray[np.uint8], box: NDArray[np.float32], offsets: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """A crop as MTCNN's box would have given it, box drawn from :func:`calibrate`'s distribution."""
+    """A crop as MTCNN's box would have given it, box drawn from the distribution of `box_offsets`."""
     x, y, side = _square(box)
     dx, dy, ds = offsets[0] + offsets[1] * rng.normal(size=3).clip(-2.5, 2.5)
     side, x, y = side * math.exp(ds), x + dx * side, y + dy * side
@@ -122,7 +123,7 @@ def train_face(
     torch.manual_seed(seed)
     table, classes = trait_table(data.identities)
     rows = [np.flatnonzero(classes == c) for c in range(len(table))]
-    net, head = FaceNet().to(device), Traits(table.shape[1]).to(device)
+    net, head = FaceNet().to(device), TraitHead(table.shape[1]).to(device)
     people = min(batch // PER_PERSON, len(rows))
 
     def loss(step: Step) -> tuple[Tensor, dict[str, float]]:
@@ -151,21 +152,8 @@ def train_face(
 
 def save_face_net(net: FaceNet, folder: Path) -> None:
     """model.safetensors (float32) and config.json."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
     config = {"size": SIZE, "margin": MARGIN, "dimension": net.dimension}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def auc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative (Mann-Whitney)."""
-    order = np.argsort(np.concatenate([positive, negative]), kind="stable")
-    ranks = np.empty(len(order))
-    ranks[order] = np.arange(1, len(order) + 1)
-    n, m = len(positive), len(negative)
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m)) if n and m else math.nan
+    save_net(net.state_dict(), config, folder)
 
 
 def evaluate_face(embedder: Any, heldout: Portraits, detector: FaceDetector) -> dict[str, float]:

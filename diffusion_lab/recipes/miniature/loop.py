@@ -14,11 +14,16 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from diffusion_lab.system import atomic
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +86,8 @@ def train(
     )
     path = folder / "checkpoints" / f"{stage}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    start, average = 0, None
-    if path.exists():
-        start, average = _restore(path, nets, optimizer)
-    if average is None and schedule.ema is not None:
-        average = {
-            name: {k: v.detach().clone() for k, v in net.state_dict().items()} for name, net in nets.items()
-        }
+    average = None if schedule.ema is None else moving_average(nets, schedule.ema)
+    start = _restore(path, nets, optimizer, average) if path.exists() else 0
     for net in nets.values():
         net.train()
     saved = time.monotonic()
@@ -102,58 +102,72 @@ def train(
             torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if average is not None and schedule.ema is not None:
-                _follow(average, nets, min(schedule.ema, (1 + index) / (10 + index)))
+            if average is not None:
+                average.update_parameters(nn.ModuleDict(nets))
             done = index + 1
             if done % 20 == 0 or done == schedule.steps:
                 _log(folder, {"stage": stage, "step": done, "loss": round(value.item(), 5), **shown})
             advance(f"loss {value.item():.4f}")
             if time.monotonic() - saved > schedule.checkpoint_seconds or done == schedule.steps:
-                save(path, done, nets, optimizer, average)
+                save_checkpoint(path, done, nets, optimizer, average)
                 saved = time.monotonic()
             if every is not None:
-                every(done, average or {name: net.state_dict() for name, net in nets.items()})
-    return average or {name: net.state_dict() for name, net in nets.items()}
+                every(done, _states(nets, average))
+    return _states(nets, average)
 
 
-def save(path: Path, step: int, nets: Mapping[str, nn.Module], optimizer: Any, average: Any) -> None:
-    """Write the checkpoint beside and rename it, so that a kill never leaves half of one."""
-    temporary = path.with_suffix(".tmp")
-    states = {name: net.state_dict() for name, net in nets.items()}
-    torch.save(
-        {"step": step, "nets": states, "optimizer": optimizer.state_dict(), "average": average}, temporary
-    )
-    temporary.replace(path)
+def moving_average(nets: Mapping[str, nn.Module], decay: float) -> AveragedModel:
+    """The exponential moving average of parameters and float buffers, the nets as they are its first member.
+
+    It follows quickly at first: at the n-th step by min(decay, n / (n + 9)), as diffusers' EMAModel does.
+    """
+
+    @torch.no_grad()
+    def update(averages: Tensors, values: Tensors, n: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            rate = min(decay, int(n) / (int(n) + 9))
+            get_ema_multi_avg_fn(rate)(averages, values, n)  # type: ignore[no-untyped-call]
+        else:  # counters
+            torch._foreach_copy_(averages, values)
+
+    average = AveragedModel(nn.ModuleDict(nets), multi_avg_fn=update, use_buffers=True)
+    average.n_averaged += 1  # otherwise the first update would replace what the nets begin with
+    return average
 
 
-def _restore(path: Path, nets: Mapping[str, nn.Module], optimizer: Any) -> tuple[int, Any]:
-    found = torch.load(path, map_location="cpu", weights_only=True)
+def _states(nets: Mapping[str, nn.Module], average: AveragedModel | None) -> dict[str, dict[str, Tensor]]:
+    """The averaged nets' states; the nets' own without an average."""
+    kept = nets if average is None else cast("nn.ModuleDict", average.module)
+    return {name: kept[name].state_dict() for name in nets}
+
+
+def save_checkpoint(
+    path: Path, step: int, nets: Mapping[str, nn.Module], optimizer: Any, average: AveragedModel | None
+) -> None:
+    """Write the checkpoint in one step, so that a kill never leaves half of one."""
+    state = {
+        "step": step,
+        "nets": {name: net.state_dict() for name, net in nets.items()},
+        "optimizer": optimizer.state_dict(),
+        "average": None if average is None else average.state_dict(),
+    }
+    with atomic.writing(path) as sink:
+        torch.save(state, cast("IO[bytes]", sink))
+
+
+def _restore(path: Path, nets: Mapping[str, nn.Module], optimizer: Any, average: AveragedModel | None) -> int:
+    """Takes up a checkpoint and returns its step."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
     for name, net in nets.items():
-        net.load_state_dict(found["nets"][name])
-    optimizer.load_state_dict(found["optimizer"])
-    average = found["average"]
+        net.load_state_dict(saved["nets"][name])
+    optimizer.load_state_dict(saved["optimizer"])
     if average is not None:
-        devices = {name: {k: v.device for k, v in net.state_dict().items()} for name, net in nets.items()}
-        average = {n: {k: v.to(devices[n][k]) for k, v in state.items()} for n, state in average.items()}
-    return int(found["step"]), average
-
-
-@torch.no_grad()
-def _follow(average: dict[str, dict[str, Tensor]], nets: Mapping[str, nn.Module], decay: float) -> None:
-    for name, net in nets.items():
-        ours, theirs = [], []
-        for key, value in net.state_dict().items():
-            if value.is_floating_point():
-                ours.append(average[name][key])
-                theirs.append(value)
-            else:
-                average[name][key].copy_(value)
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        average.load_state_dict(saved["average"])
+    return int(saved["step"])
 
 
 def _log(folder: Path, row: dict[str, Any]) -> None:
-    with (folder / "log.jsonl").open("a") as file:
-        file.write(json.dumps({"seconds": round(time.time(), 1), **row}) + "\n")
+    atomic.append_line(folder / "log.jsonl", json.dumps({"seconds": round(time.time(), 1), **row}))
 
 
 def _bar(stage: str, start: int, steps: int, progress: bool) -> Any:

@@ -19,10 +19,21 @@ import torch
 from diffusion_lab.evaluation.encoders.detect import FaceDetector
 from diffusion_lab.evaluation.encoders.miniature import MiniatureFaceEmbedder
 from diffusion_lab.miniature.networks import load_clip
-from diffusion_lab.recipes.miniature import aesthetics, clip, evaluate, face, tokenizer, unet, vae
-from diffusion_lab.recipes.miniature.export import save_pipeline, write_json
+from diffusion_lab.recipes.miniature import (
+    aesthetics,
+    clip,
+    clip_accuracy,
+    evaluate,
+    face,
+    tokenizer,
+    unet,
+    vae,
+)
+from diffusion_lab.recipes.miniature.export import save_part, save_pipeline
 from diffusion_lab.recipes.miniature.loop import device_of
-from diffusion_lab.recipes.miniature.settings import Recipe, Sizes
+from diffusion_lab.recipes.miniature.settings import Recipe, RecipeSizes
+from diffusion_lab.system.atomic import write_json
+from diffusion_lab.system.folders import replace_folder
 
 
 def run(
@@ -35,7 +46,7 @@ def run(
     progress: bool = True,
     prediction_type: str = "epsilon",
     start: Path | None = None,
-    sizes: Sizes | None = None,
+    sizes: RecipeSizes | None = None,
 ) -> dict[str, Any]:
     """Run ``stages`` (default all, in order) and return the figures of all stages run so far.
 
@@ -48,7 +59,13 @@ def run(
         raise ValueError(f"unknown stages {sorted(unknown)}; known: {list(STAGES)}")
     folder.mkdir(parents=True, exist_ok=True)
     made = Recipe(
-        folder, (sizes or Sizes()).scaled(scale), device_of(device), seed, progress, prediction_type, start
+        folder,
+        (sizes or RecipeSizes()).scaled(scale),
+        device_of(device),
+        seed,
+        progress,
+        prediction_type,
+        start,
     )
     figures: dict[str, Any] = {}
     for stage in [s for s in STAGES if s in stages]:
@@ -62,12 +79,13 @@ def run(
         if record.exists() and json.loads(record.read_text())["settings"] == settings:
             continue
         began = time.monotonic()
-        found = STAGES[stage](made)
+        stage_figures = STAGES[stage](made)
         write_json(
-            record, {"settings": settings, "seconds": round(time.monotonic() - began, 1), "figures": found}
+            record,
+            {"settings": settings, "seconds": round(time.monotonic() - began, 1), "figures": stage_figures},
         )
         if progress:
-            print(stage, json.dumps(found, default=float), flush=True)
+            print(stage, json.dumps(stage_figures, default=float), flush=True)
     for stage in STAGES:
         record = folder / "figures" / f"{stage}.json"
         if record.exists():
@@ -90,25 +108,29 @@ def run_tokenizer(made: Recipe) -> dict[str, Any]:
 
 def run_clip(made: Recipe) -> dict[str, Any]:
     """Train and measure CLIP."""
-    words = tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
+    vocabulary = tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
     model = clip.train_clip(
         made.train_set(),
-        words,
+        vocabulary,
         made.folder,
         steps=made.sizes.steps["clip"],
         device=made.device,
         seed=made.seed,
         progress=made.progress,
     )
-    clip.save_clip(model.cpu(), words, made.weights / "clip")
-    shutil.copytree(made.weights / "clip" / "text", made.folder / "parts" / "text", dirs_exist_ok=True)
+    clip.save_clip(model.cpu(), vocabulary, made.weights / "clip")
+    with replace_folder(made.folder / "parts" / "text") as temporary:
+        shutil.copytree(made.weights / "clip" / "text", temporary, dirs_exist_ok=True)
     return clip_figures(made)
 
 
 def clip_figures(made: Recipe) -> dict[str, Any]:
     """Zero-shot accuracies of CLIP as it is now: of the slots, and of the traits of a face."""
     encoder, heldout = made.load_clip(), made.heldout()
-    return {**clip.evaluate_clip(encoder, heldout), "looks": clip.evaluate_looks(encoder, heldout)}
+    return {
+        **clip_accuracy.evaluate_clip(encoder, heldout),
+        "looks": clip_accuracy.evaluate_looks(encoder, heldout),
+    }
 
 
 def run_vae(made: Recipe) -> dict[str, Any]:
@@ -121,9 +143,7 @@ def run_vae(made: Recipe) -> dict[str, Any]:
         seed=made.seed,
         progress=made.progress,
     )
-    model.half().float().save_pretrained(
-        made.folder / "parts" / "vae"
-    )  # as shipped: rounded to half precision
+    save_part(model.half().float(), made.folder / "parts" / "vae")  # as shipped: rounded to half precision
     for stale in ("moments", "train_rebuilt", "faces_rebuilt"):
         (made.folder / "data" / f"{stale}.npy").unlink(missing_ok=True)
     figures = vae.evaluate_vae(made.load_vae(), made.heldout(), made.device)
@@ -144,20 +164,20 @@ def run_decoder(made: Recipe) -> dict[str, Any]:
         seed=made.seed,
         progress=made.progress,
     )
-    model.half().float().save_pretrained(made.folder / "parts" / "vae")
+    save_part(model.half().float(), made.folder / "parts" / "vae")
     return vae.evaluate_vae(made.load_vae(), made.heldout(), made.device)
 
 
 def run_unet(made: Recipe, every: Callable[[int, Any], None] | None = None) -> dict[str, Any]:
     """Train the diffusion model and save the pipeline."""
     data, scaling = made.train_set(), float(made.load_vae().config.scaling_factor)
-    text_encoder, words = text_tower(made), tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
+    text_encoder, vocabulary = text_tower(made), tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
     model = unet.train_unet(
         data,
         made.moments(data),
         scaling,
         text_encoder,
-        words,
+        vocabulary,
         made.folder,
         steps=made.sizes.steps["unet"],
         device=made.device,
@@ -167,7 +187,9 @@ def run_unet(made: Recipe, every: Callable[[int, Any], None] | None = None) -> d
         progress=made.progress,
         every=every,
     )
-    pipe = unet.pipeline(made.load_vae().cpu(), text_encoder.cpu(), words, model.cpu(), made.prediction_type)
+    pipe = unet.pipeline(
+        made.load_vae().cpu(), text_encoder.cpu(), vocabulary, model.cpu(), made.prediction_type
+    )
     save_pipeline(pipe, made.weights / "sd")
     return {"parameters": sum(p.numel() for p in model.parameters())}
 
@@ -181,10 +203,10 @@ def text_tower(made: Recipe) -> Any:
 
 def run_polish(made: Recipe) -> dict[str, Any]:
     """Let CLIP go on learning, a third of the pictures out of the VAE; the U-Net keeps the text tower it knows."""
-    data, words = made.train_set(), tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
+    data, vocabulary = made.train_set(), tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
     model = clip.train_clip(
         data,
-        words,
+        vocabulary,
         made.folder,
         steps=made.sizes.steps["polish"],
         device=made.device,
@@ -193,7 +215,7 @@ def run_polish(made: Recipe) -> dict[str, Any]:
         model=load_clip(made.weights / "clip"),
         images=made.some_rebuilt(data, "train", 3),
     )
-    clip.save_clip(model.cpu(), words, made.weights / "clip")
+    clip.save_clip(model.cpu(), vocabulary, made.weights / "clip")
     return clip_figures(made)
 
 
@@ -201,7 +223,7 @@ def run_face(made: Recipe) -> dict[str, Any]:
     """Train and measure the face embedder; a sixth of the portraits come out of the VAE."""
     data, detector = made.faces("faces"), FaceDetector()
     images = made.some_rebuilt(data, "faces", 6)
-    offsets = face.calibrate(data, detector, n=min(300, len(data)))
+    offsets = face.box_offsets(data, detector, n=min(300, len(data)))
     net = face.train_face(
         data,
         images,
@@ -213,10 +235,10 @@ def run_face(made: Recipe) -> dict[str, Any]:
         progress=made.progress,
     )
     face.save_face_net(net.cpu(), made.weights / "face")
-    found = face.evaluate_face(
+    figures = face.evaluate_face(
         MiniatureFaceEmbedder.load(made.weights / "face"), made.faces("heldout_faces"), detector
     )
-    return {**found, "box_offset_of_mtcnn": offsets.round(3).tolist()}
+    return {**figures, "box_offset_of_mtcnn": offsets.round(3).tolist()}
 
 
 def run_aesthetics(made: Recipe) -> dict[str, Any]:
@@ -242,12 +264,12 @@ def run_evaluate(made: Recipe) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(made.weights / "sd").to(made.device)
-    prompts = evaluate.check_prompts(made.sizes.prompts)
+    prompts = evaluate.evaluation_prompts(made.sizes.prompts)
     images = unet.sample(pipe, evaluate.prompt_texts(prompts), seed=made.seed)
-    evaluate.sheet(list(images[:60]), 10, made.folder / "samples" / "prompts.png")
-    found = evaluate.evaluate_samples(list(images), prompts, made.load_clip(), FaceDetector())
+    evaluate.save_grid(list(images[:60]), 10, made.folder / "samples" / "prompts.png")
+    figures = evaluate.evaluate_samples(list(images), prompts, made.load_clip(), FaceDetector())
     described = unet.sample(pipe, evaluate.look_texts(prompts), seed=made.seed)
-    return {**found, "looks": evaluate.evaluate_look_samples(list(described), prompts, made.load_clip())}
+    return {**figures, "looks": evaluate.evaluate_look_samples(list(described), prompts, made.load_clip())}
 
 
 STAGES: dict[str, Callable[[Recipe], dict[str, Any]]] = {

@@ -21,10 +21,11 @@ from diffusion_lab.recipes.miniature.data import (
     Portraits,
     portraits,
 )
+from diffusion_lab.system import atomic
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class RecipeSizes:
     """Numbers of pictures and steps at ``scale`` 1; the model card says how many steps the shipped weights had."""
 
     pictures: int = 24_000
@@ -45,13 +46,13 @@ class Sizes:
         }
     )
 
-    def scaled(self, scale: float) -> Sizes:
+    def scaled(self, scale: float) -> RecipeSizes:
         """All numbers times ``scale``, with minima at which everything still runs."""
 
         def of(number: int, least: int) -> int:
             return max(least, round(number * scale))
 
-        return Sizes(
+        return RecipeSizes(
             of(self.pictures, 64),
             of(self.heldout, 24),
             of(self.identities, 8),
@@ -67,7 +68,7 @@ class Recipe:
     """What every stage needs to know."""
 
     folder: Path
-    sizes: Sizes
+    sizes: RecipeSizes
     device: torch.device
     seed: int
     progress: bool
@@ -106,9 +107,8 @@ class Recipe:
         path = self.folder / "data" / f"{name}_rebuilt.npy"
         if not path.exists():
             found = vae.reconstruct(self.load_vae(), np.asarray(data.images[::every]), self.device)
-            with path.with_name("." + path.name).open("wb") as file:
-                np.save(file, found)
-            path.with_name("." + path.name).replace(path)
+            with atomic.writing(path) as sink:
+                np.save(sink, found)
         images = np.array(data.images)
         images[::every] = np.load(path)
         return images
@@ -118,9 +118,8 @@ class Recipe:
         path = self.folder / "data" / "moments.npy"
         if not path.exists():
             found = vae.encode_moments(self.load_vae(), np.asarray(data.images), self.device)
-            with path.with_name("." + path.name).open("wb") as file:
-                np.save(file, found.astype(np.float16))
-            path.with_name("." + path.name).replace(path)
+            with atomic.writing(path) as sink:
+                np.save(sink, found.astype(np.float16))
         cached: NDArray[np.float16] = np.load(path, mmap_mode="r")
         return cached
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.miniature.phrases import NOUNS, SLOTS, caption
+from diffusion_lab.recipes.miniature.export import save_part
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77
@@ -75,7 +76,7 @@ def train_tokenizer(folder: Path, texts: Iterator[str] | None = None, merges: in
         unk_token=EOS,
         model_max_length=MAX_LENGTH,
     )
-    tokenizer.save_pretrained(folder)
+    save_part(tokenizer, folder)
     return load_tokenizer(folder)
 
 

@@ -63,7 +63,7 @@ def new_unet(text_width: int, channels: tuple[int, ...] = CHANNELS["epsilon"]) -
     )
 
 
-def snr_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
+def loss_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
     """Weight of every time step [1000]: min(SNR, 5) / SNR for epsilon, / (SNR + 1) for v, over sqrt(SNR) where SNR < 1.
 
     The root is Yu et al.'s 2023 ("Debias the Training of Diffusion Models"): colour and cut of hair, a few dozen latent
@@ -145,15 +145,15 @@ def train_unet(
         unet.load_state_dict(cut(wide.state_dict(), unet.state_dict()))
     unet = unet.to(device)
     noise = DDPMScheduler(**BETAS, prediction_type=prediction_type)
-    weights = snr_weights(noise.alphas_cumprod, prediction_type).to(device)
+    weights = loss_weights(noise.alphas_cumprod, prediction_type).to(device)
 
     def loss(step: Step) -> tuple[Tensor, dict[str, float]]:
         picked = np.sort(step.numpy.choice(len(data), batch))
         mean, logvar = torch.from_numpy(np.asarray(moments[picked], np.float32)).to(device).chunk(2, dim=1)
-        latents = (mean + (logvar / 2).exp() * normal(mean, step)) * scaling
+        latents = (mean + (logvar / 2).exp() * normal_noise(mean, step)) * scaling
         texts = [data.caption(step.numpy, i) for i in picked]
         texts = ["" if step.numpy.uniform() < UNCONDITIONAL else text for text in texts]
-        target = normal(latents, step)
+        target = normal_noise(latents, step)
         spread = (torch.rand(batch, generator=step.torch) + torch.arange(batch)) / batch  # stratified
         times = (spread * len(weights)).long().clamp(max=len(weights) - 1).to(device)
         noised = noise.add_noise(latents, target, times)
@@ -173,7 +173,7 @@ def train_unet(
     return unet.eval()
 
 
-def normal(like: Tensor, step: Step) -> Tensor:
+def normal_noise(like: Tensor, step: Step) -> Tensor:
     """Standard normal noise of the step's own stream, drawn on the CPU."""
     return torch.randn(like.shape, generator=step.torch).to(like.device)
 
@@ -193,7 +193,7 @@ def sample(
     from diffusers import DPMSolverMultistepScheduler
 
     device = pipe.unet.device
-    words = torch.cat(
+    embedded = torch.cat(
         [
             pipe.text_encoder(encode(pipe.tokenizer, list(prompts[i : i + 64])).to(device)).last_hidden_state
             for i in range(0, len(prompts), 64)
@@ -204,7 +204,7 @@ def sample(
     for start in range(0, len(prompts), batch):
         scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
         scheduler.set_timesteps(steps, device=device)
-        here = words[start : start + batch]
+        here = embedded[start : start + batch]
         latents = torch.stack(
             [
                 torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed + start + i))

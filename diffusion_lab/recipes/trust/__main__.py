@@ -10,6 +10,7 @@ from pathlib import Path
 from diffusion_lab.recipes.trust import questions
 from diffusion_lab.recipes.trust.answers import Answer, table
 from diffusion_lab.recipes.trust.page import write_page
+from diffusion_lab.system.atomic import write_text
 
 ASKED = (
     questions.ask_identity,
@@ -37,9 +38,8 @@ def study(people: int = 20) -> list[Answer]:
 
 def write(answers: list[Answer], folder: Path) -> None:
     """trust.json, trust.md and trust.html into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "trust.json").write_text(json.dumps([asdict(one) for one in answers], indent=1) + "\n")
-    (folder / "trust.md").write_text(table(answers))
+    write_text(folder / "trust.json", json.dumps([asdict(one) for one in answers], indent=1) + "\n")
+    write_text(folder / "trust.md", table(answers))
     write_page(folder / "trust.html", answers)
 
 

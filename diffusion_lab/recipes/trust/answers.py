@@ -82,16 +82,6 @@ def spearman(x: Sequence[float] | NDArray[np.float64], y: Sequence[float] | NDAr
     return float(spearmanr(a[there], b[there]).statistic)
 
 
-def auc(higher: NDArray[np.float64], lower: NDArray[np.float64]) -> float:
-    """Probability that one of ``higher`` exceeds one of ``lower`` (Mann and Whitney's U over the pairs)."""
-    from scipy.stats import mannwhitneyu
-
-    a, b = higher[np.isfinite(higher)], lower[np.isfinite(lower)]
-    if not len(a) or not len(b):
-        return float("nan")
-    return float(mannwhitneyu(a, b).statistic / (len(a) * len(b)))
-
-
 def table(answers: Sequence[Answer]) -> str:
     """The answers as a Markdown table."""
     rows = ["| metric | question | statistic | mean | 95 % interval | n |", "|---|---|---|---|---|---|"]

@@ -54,8 +54,8 @@ def _lines(answers: Sequence[Answer], metric: str) -> go.Figure | None:
     if not asked:
         return None
     figure, colour = charts.empty_figure(), charts.hue(metric)
-    for number, found in enumerate(asked):
-        points, banded = found.curve, [p for p in found.curve if p.low is not None]
+    for number, answer in enumerate(asked):
+        points, banded = answer.curve, [p for p in answer.curve if p.low is not None]
         figure.add_scatter(
             x=[p.at for p in [*banded, *banded[::-1]]], y=[p.high for p in banded] + [p.low for p in banded[::-1]],
             fill="toself", fillcolor=colour, opacity=0.16, line_width=0, mode="lines", hoverinfo="skip",
@@ -63,7 +63,7 @@ def _lines(answers: Sequence[Answer], metric: str) -> go.Figure | None:
         figure.add_scatter(
             x=[p.at for p in points], y=[p.mean for p in points], mode="lines+markers",
             line={"color": colour, "width": 2.2, "dash": "dot" if number else "solid"}, marker={"size": 7},
-            customdata=[[_interval(p), escape(found.question)] for p in points],
+            customdata=[[_interval(p), escape(answer.question)] for p in points],
             hovertemplate="%{x:.3g}: <b>%{y:.3f}</b><br>%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title_text=asked[0].axes[0])

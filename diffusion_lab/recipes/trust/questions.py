@@ -13,7 +13,8 @@ from PIL import Image
 from diffusion_lab.miniature import world
 from diffusion_lab.miniature.identity import blend
 from diffusion_lab.miniature.phrases import SLOTS, caption
-from diffusion_lab.recipes.trust.answers import Answer, answer, auc, curve_of, spearman
+from diffusion_lab.recipes.auc import auc
+from diffusion_lab.recipes.trust.answers import Answer, answer, curve_of, spearman
 from diffusion_lab.recipes.trust.people import (
     FIRST_PERSON,
     Pixels,
@@ -23,6 +24,7 @@ from diffusion_lab.recipes.trust.people import (
     reference,
     scores,
 )
+from diffusion_lab.system.images import encoded
 
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.encoders.bank import EncoderBank
@@ -40,7 +42,7 @@ def ask_identity(bank: EncoderBank, people: int) -> list[Answer]:
         "falls as the face's parameters move to another person's": False,
         "falls as the face's numbers alone move there (cut and colour of hair, beard, eye colour stay)": True,
     }
-    found = []
+    answers = []
     for question, numbers_only in kinds.items():
         correlations, curves = [], []
         for k in range(people):
@@ -58,7 +60,7 @@ def ask_identity(bank: EncoderBank, people: int) -> list[Answer]:
             ]
             correlations.append(-spearman(LEVELS, curve))
             curves.append(curve)
-        found.append(
+        answers.append(
             answer(
                 "similarity",
                 question,
@@ -68,7 +70,7 @@ def ask_identity(bank: EncoderBank, people: int) -> list[Answer]:
                 ("share of the way to another person", "similarity"),
             )
         )
-    return found
+    return answers
 
 
 def ask_scene(bank: EncoderBank, people: int, slots: Sequence[str] = SCENE) -> list[Answer]:
@@ -91,11 +93,11 @@ def ask_scene(bank: EncoderBank, people: int, slots: Sequence[str] = SCENE) -> l
                     else np.nan
                 )
                 table[slot].setdefault(value, []).append(float(lost))
-    found = []
+    answers = []
     for slot in slots:
         points = curve_of(list(table[slot]), list(zip(*table[slot].values(), strict=True)))
         worst = str(max(points, key=lambda point: point.mean).at)
-        found.append(
+        answers.append(
             answer(
                 "similarity",
                 f"is indifferent to {slot} (worst phrase: {worst})",
@@ -105,7 +107,7 @@ def ask_scene(bank: EncoderBank, people: int, slots: Sequence[str] = SCENE) -> l
                 (slot, "share of the way to another person"),
             )
         )
-    return found
+    return answers
 
 
 def ask_quality(bank: EncoderBank, sets: int, size: int = 40) -> list[Answer]:
@@ -164,7 +166,7 @@ def ask_variety(bank: EncoderBank, sets: int, size: int = 24) -> list[Answer]:
 
 def ask_copies(bank: EncoderBank, people: int) -> list[Answer]:
     """Are slightly changed copies of training pictures told from new pictures of the same person?"""
-    found = []
+    answers = []
     for name, change in COPIES.items():
         values, means = [], []
         for k in range(people):
@@ -176,7 +178,7 @@ def ask_copies(bank: EncoderBank, people: int) -> list[Answer]:
             of_new = scores(bank, "memorisation", fresh, base)
             values.append(auc(of_copies, of_new))
             means.append([float(of_new.mean()), float(of_copies.mean())])
-        found.append(
+        answers.append(
             answer(
                 "memorisation",
                 f"finds planted copies ({name})",
@@ -186,7 +188,7 @@ def ask_copies(bank: EncoderBank, people: int) -> list[Answer]:
                 (name, "memorisation"),
             )
         )
-    return found
+    return answers
 
 
 def ask_faces(bank: EncoderBank, people: int, each: int = 4) -> list[Answer]:
@@ -232,9 +234,8 @@ def _noisy(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 def _jpeg(image: Pixels, rng: np.random.Generator) -> Pixels:
     del rng
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=60)
-    return np.asarray(Image.open(buffer).convert("RGB")).copy()
+    content = encoded(Image.fromarray(image), "JPEG", quality=60)
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).copy()
 
 
 def _shifted(image: Pixels, rng: np.random.Generator) -> Pixels:

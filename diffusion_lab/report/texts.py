@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.analysis.reason import spoken
+from diffusion_lab.analysis.reason import display_name
 from diffusion_lab.miniature.shipped import MINIATURES
 from diffusion_lab.records import Summary
-from diffusion_lab.runs.record import NO_RECORD, Run
+from diffusion_lab.runs.reading import NO_RECORD, Run
 
 STATUS = {
     "completed": "The run was completed.",
@@ -41,7 +41,7 @@ def title(run: Run) -> str:
     return str(subject) if n is None else f"{subject}, {n} picture{'' if n == 1 else 's'}"
 
 
-def taught(run: Run) -> tuple[int | None, str | None]:
+def training_facts(run: Run) -> tuple[int | None, str | None]:
     """The number of training photos and the class noun."""
     return get(run.config, "data.n_images"), get(run.config, "data.class_noun")
 
@@ -65,7 +65,7 @@ def status(run: Run) -> str:
     return STATUS.get(run.status, f"Status: {run.status}.")
 
 
-def missing(name: str, summaries: Mapping[int, Summary], *, faces: bool = False) -> str:
+def missing_note(name: str, summaries: Mapping[int, Summary], *, faces: bool = False) -> str:
     """ "No face found in 100 of 100 images", for the step with the most missing; "" if none is missing."""
     worst = max(summaries.items(), key=lambda item: item[1].missing, default=None)
     if worst is None or not worst[1].missing:
@@ -96,48 +96,48 @@ def _surely_above(here: Summary, ceiling: Summary) -> bool:
 
 def cautions(run: Run, stop: int | None) -> list[str]:
     """Warnings about the curves."""
-    said = []
+    warnings = []
     for name in ("similarity", "similarity_heldout"):
         here = run.summaries.get(stop, {}).get(name) if stop is not None else None
         ceiling = run.references.get(name, {}).get("ceiling")
         if here and ceiling and _surely_above(here, ceiling):
-            said.append(
-                f"At step {stop} {spoken(name)} is above the value of real photos among themselves"
+            warnings.append(
+                f"At step {stop} {display_name(name)} is above the value of real photos among themselves"
                 f" ({here.mean:.2f} against {ceiling.mean:.2f}): a sign of copied pictures."
             )
-    said += _photographs(run)
+    warnings += _photographs(run)
     crowded = {step: n for step, n in run.several_faces.items() if n}
     if crowded:
-        said.append(
+        warnings.append(
             f"Up to {max(crowded.values())} images of an evaluation show several faces: the most prominent one, by "
             "size and centre, is used."
         )
     if run.summaries and 0 not in run.summaries:
-        said.append("Step 0 was not evaluated, so there is no floor to compare with.")
-    return said
+        warnings.append("Step 0 was not evaluated, so there is no floor to compare with.")
+    return warnings
 
 
 def _photographs(run: Run) -> list[str]:
     """Notes on reference photos with several faces, or with one unlike all others."""
     own = [one for group in ("train", "heldout") for one in run.photographs.get(group, ())]
-    said = []
+    warnings = []
     several = [str(one.get("file")) for one in own if one.get("faces", 0) > 1]
     if several:
-        said.append(
+        warnings.append(
             f"Several faces in {_first(several)}: the one that also appears in the other photos is used, else the choice is by size "
             "and centre; it is framed in the sheet of training photos."
         )
     odd = [str(one.get("file")) for one in own if one.get("unlike")]
     if odd:
-        said.append(f"The face in {_first(odd)} is unlike that of the subject's other photos.")
-    return said
+        warnings.append(f"The face in {_first(odd)} is unlike that of the subject's other photos.")
+    return warnings
 
 
 def _first(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def seconds(value: Any) -> str:
+def format_seconds(value: Any) -> str:
     """ "41 s", "3 min 5 s", "2 h 10 min"."""
     if not isinstance(value, (int, float)):
         return "unknown"
@@ -149,7 +149,7 @@ def seconds(value: Any) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def size(value: Any) -> str:
+def format_bytes(value: Any) -> str:
     """Bytes in a readable unit, powers of 1024."""
     if not isinstance(value, (int, float)):
         return "unknown"
@@ -160,10 +160,10 @@ def size(value: Any) -> str:
     return f"{value:.2f} GiB"
 
 
-def costs(run: Run) -> list[tuple[str, str, str]]:
+def cost_rows(run: Run) -> list[tuple[str, str, str]]:
     """(what, how long, peak memory) for start, training and evaluation, and for the parts of the evaluation."""
     rows = [
-        (part, seconds(cost.get("seconds")), size(cost.get("peak_memory_bytes")))
+        (part, format_seconds(cost.get("seconds")), format_bytes(cost.get("peak_memory_bytes")))
         for part in ("start", "training", "evaluation")
         if isinstance(cost := run.cost.get(part), Mapping) and cost
     ]
@@ -171,7 +171,7 @@ def costs(run: Run) -> list[tuple[str, str, str]]:
     for spent in run.seconds.values():
         for part, value in spent.items():
             parts[part] = parts.get(part, 0.0) + value
-    return rows + [(f"of which {part}", seconds(total), "") for part, total in parts.items()]
+    return rows + [(f"of which {part}", format_seconds(total), "") for part, total in parts.items()]
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:
@@ -183,7 +183,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         if isinstance(value, bool) or value is None:
             value = {True: "yes", False: "no", None: "unknown"}[value]
         if key.endswith("_bytes"):
-            key, value = key.removesuffix("_bytes"), size(value)
+            key, value = key.removesuffix("_bytes"), format_bytes(value)
         rows.append((key.replace("_", " "), str(value)))
     if run.finished:
         rows.append(("finished", run.finished[:19].replace("T", " ")))
@@ -201,7 +201,7 @@ def files(folder: Path) -> list[tuple[str, str]]:
         for name in sorted(names):
             path = Path(where, name)
             if not name.startswith(".") and not name.endswith(".part") and path.is_file():
-                found.append((path.relative_to(folder).as_posix(), size(path.stat().st_size)))
+                found.append((path.relative_to(folder).as_posix(), format_bytes(path.stat().st_size)))
     return found[:MOST_FILES]
 
 

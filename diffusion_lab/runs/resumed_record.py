@@ -10,31 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.records import UserError
-from diffusion_lab.runs import backup, vouched
-from diffusion_lab.runs.earlier import Earlier, earlier
+from diffusion_lab.runs import backup, checksums
+from diffusion_lab.runs.recovery import RecoveredRecord, recover_record
 
 log = logging.getLogger(__name__)
 
 
-def kept(folder: Path, step: int, config: Mapping[str, Any], run: str) -> Earlier:
+def load(folder: Path, step: int, config: Mapping[str, Any], run: str) -> RecoveredRecord:
     """The record up to `step`, from all files that have it. `run`: the run's id.
 
     An evaluation at `step` itself whose adapter or pictures are lost is left out, and so made again.
     Raises UserError where something is lost that neither another file holds nor the run makes again.
     """
-    found = earlier(folder, step, run=run, due=_due(config, step))
-    files = found.result.get("files") or {}
-    steps = [entry["step"] for entry in found.evaluations]
-    for name in vouched.damaged(folder, of_steps(files, [at for at in steps if at != step])):
+    record = recover_record(folder, step, run=run, due=_due(config, step))
+    files = record.result.get("files") or {}
+    steps = [entry["step"] for entry in record.evaluations]
+    for name in checksums.damaged(folder, files_of_steps(files, [at for at in steps if at != step])):
         log.warning("%s: it is missing or damaged, and no other file holds it", folder / name)
-    _check_base(folder, step, config, found)
-    if step not in steps or not vouched.damaged(folder, of_steps(files, [step])):
-        return found
+    _check_base(folder, step, config, record)
+    if step not in steps or not checksums.damaged(folder, files_of_steps(files, [step])):
+        return record
     return dataclasses.replace(
-        found,
-        evaluations=[entry for entry in found.evaluations if entry["step"] != step],
-        rows=[row for row in found.rows if row.step != step],
-        events=[e for e in found.events if e["event"] != "evaluation" or e["step"] != step],
+        record,
+        evaluations=[entry for entry in record.evaluations if entry["step"] != step],
+        rows=[row for row in record.rows if row.step != step],
+        events=[e for e in record.events if e["event"] != "evaluation" or e["step"] != step],
     )
 
 
@@ -44,7 +44,7 @@ def _due(config: Mapping[str, Any], step: int) -> range:
     return range(0, step, every) if every else range(0)
 
 
-def of_steps(files: Mapping[str, str], steps: Iterable[int]) -> dict[str, str]:
+def files_of_steps(files: Mapping[str, str], steps: Iterable[int]) -> dict[str, str]:
     """Those of the fingerprints that belong to evaluations at these steps."""
     names = {f"step-{step:06d}" for step in steps}
     return {
@@ -54,11 +54,11 @@ def of_steps(files: Mapping[str, str], steps: Iterable[int]) -> dict[str, str]:
     }
 
 
-def _check_base(folder: Path, step: int, config: Mapping[str, Any], found: Earlier) -> None:
+def _check_base(folder: Path, step: int, config: Mapping[str, Any], found: RecoveredRecord) -> None:
     """What the untouched model drew: only step 0 makes it, and class_drift has no value without it."""
     names = (config.get("metrics") or {}).get("names") or ()
     path = folder / backup.BASE
-    if step <= 0 or "class_drift" not in names or backup.BASE in found.kept or _is_safetensors(path):
+    if step <= 0 or "class_drift" not in names or backup.BASE in found.copied_files or _is_safetensors(path):
         return
     raise UserError(
         f"{path}: is missing or damaged, and class_drift compares with it; put it back from a copy, or begin again: in "

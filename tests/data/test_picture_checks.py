@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffusion_lab.cli.compose import compose
 from diffusion_lab.config.schema import Data
-from diffusion_lab.data.look import check_pictures, look_at
+from diffusion_lab.data.picture_checks import check_pictures, inspect_picture
 from diffusion_lab.data.subsets import nested_order
 from diffusion_lab.jobs import check
 from diffusion_lab.miniature.subjects import subject_portrait
@@ -56,7 +56,7 @@ def test_photographs_as_phones_make_them_are_not_named(folder: Path) -> None:
         photo(10 + number, width, height).save(folder / f"p{number}.jpg", exif=exif)
     photo(20, 400, 300).save(folder / "q.mpo", save_all=True, append_images=[photo(21, 400, 300)])
     (folder / "q.mpo").rename(folder / "q.jpg")
-    assert look_at(folder / "q.jpg").frames == 1
+    assert inspect_picture(folder / "q.jpg").frames == 1
     assert said(folder, resolution=256) != [], "96 pixels enlarged to 256"
     assert said(folder, resolution=128) == []
 

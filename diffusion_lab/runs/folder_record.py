@@ -11,8 +11,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from diffusion_lab.records import UserError
-from diffusion_lab.runs import backup, vouched
-from diffusion_lab.runs.earlier import ANOTHER, parse_result
+from diffusion_lab.runs import backup, checksums
+from diffusion_lab.runs.recovery import ANOTHER, parse_result
 
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
@@ -22,7 +22,7 @@ _HEAD_BYTES = 4096  # of report.html: they name the run
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class FolderRecord:
     """A run's record, from whichever file has it."""
 
     result: dict[
@@ -36,7 +36,7 @@ class Recorded:
         return not self.result.get("config") and "traceback" in self.result
 
 
-def recorded(folder: Path, same: Callable[[Mapping[str, Any]], bool]) -> Recorded | None:
+def read_folder_record(folder: Path, same: Callable[[Mapping[str, Any]], bool]) -> FolderRecord | None:
     """The record of the run in `folder`, None where none was begun. `same`: whether a configuration is the wanted one.
 
     A result.json that is lost, damaged or from another run is made up for by record.zip, or by config.yaml.
@@ -44,21 +44,21 @@ def recorded(folder: Path, same: Callable[[Mapping[str, Any]], bool]) -> Recorde
     """
     path = folder / backup.RESULT
     main, problem = _read(path)
-    started = begun(folder)
+    started = has_run_files(folder)
     if main is not None and not main.get("config") and started and main.get("status") not in ENDED:
         main, problem = None, "it does not say what was run"
     if main is not None and (not main.get("config") or same(main["config"])):
-        return Recorded(main)
+        return FolderRecord(main)
     if main is None and problem is None and not started:
         return None
-    others = [found for found in (backup.read_result(folder), _from_yaml(folder)) if found is not None]
+    others = [record for record in (backup.read_result(folder), _from_yaml(folder)) if record is not None]
     for found in others:
         if same(found["config"]):
-            return Recorded(found, problem or ("it is missing" if main is None else ANOTHER))
+            return FolderRecord(found, problem or ("it is missing" if main is None else ANOTHER))
     if main is not None:
-        return Recorded(main)
+        return FolderRecord(main)
     if others:
-        return Recorded(others[0], problem or "it is missing")
+        return FolderRecord(others[0], problem or "it is missing")
     raise UserError(
         f"{path}: {problem or 'it is missing'}, and neither {backup.NAME} nor {backup.CONFIG} says what was run; "
         "put it back from a copy, or choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER "
@@ -84,26 +84,26 @@ def _from_yaml(folder: Path) -> dict[str, Any] | None:
     return {"config": config, "status": "running"} if isinstance(config, dict) and config else None
 
 
-def begun(folder: Path) -> bool:
+def has_run_files(folder: Path) -> bool:
     """Whether a run has left anything there beside its configuration."""
     if any((folder / name).exists() for name in (backup.SCORES, backup.EVENTS, backup.NAME)):
         return True
     return any((folder / CHECKPOINTS).glob("step-*"))
 
 
-def concluding(result: Mapping[str, Any]) -> bool:
+def is_concluding(result: Mapping[str, Any]) -> bool:
     """True where all is trained and measured, and the run was stopped while its record was being closed."""
     total = ((result.get("config") or {}).get("steps") or {}).get("total")
     measured = {entry["step"] for entry in result.get("evaluations") or []}
     return result.get("status") not in ENDED and total in measured and bool(result.get("cost"))
 
 
-def missing(folder: Path, result: Mapping[str, Any]) -> list[str]:
+def missing_files(folder: Path, result: Mapping[str, Any]) -> list[str]:
     """Files that belong to a run that has ended and are not there, damaged or another run's."""
     if "schema" not in result:  # no run's record but a job's, which vouches for nothing
         return []
     files = result.get("files")
-    lost = vouched.damaged(folder, files if isinstance(files, Mapping) else {})
+    lost = checksums.damaged(folder, files if isinstance(files, Mapping) else {})
     stop = result.get("recommendation")
     if isinstance(stop, Mapping) and not any(path.is_file() for path in (folder / "artefact").rglob("*")):
         lost = [name for name in lost if not name.startswith("artefact/")] + ["artefact"]
@@ -145,14 +145,3 @@ def _is_yaml(path: Path) -> bool:
         return yaml.safe_load(path.read_bytes()) is not None
     except (OSError, ValueError, yaml.YAMLError):
         return False
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"data": {"n_images": 4}} -> {"data.n_images": 4}; lists and empty mappings stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -12,7 +12,7 @@ from diffusion_lab.records import UserError
 T = TypeVar("T")
 
 
-def seeded(*words: object) -> random.Random:
+def seeded_random(*words: object) -> random.Random:
     """A separate generator for each use. Seeded with a text, it is the same in every process."""
     return random.Random("\0".join(map(str, words)))
 
@@ -31,7 +31,9 @@ def stratified(slots: Mapping[str, tuple[T, ...]], n: int, seed: int) -> list[di
             f"prompts.n: no more than {there} different prompts can be drawn from the set's phrases, but it is {n}; "
             "set it lower"
         )
-    dealers = {slot: _Dealer(options, seeded("prompts", seed, slot)) for slot, options in slots.items()}
+    dealers = {
+        slot: _Dealer(options, seeded_random("prompts", seed, slot)) for slot, options in slots.items()
+    }
     seen: set[tuple[int, ...]] = set()
     chosen: list[dict[str, T]] = []
     for _ in range(n):

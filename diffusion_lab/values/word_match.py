@@ -20,15 +20,15 @@ _ENDINGS = frozenset(
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 
 
-def spans(text: str, word: str) -> list[tuple[int, int]]:
+def word_spans(text: str, word: str) -> list[tuple[int, int]]:
     """Start and end of every occurrence of `word` as a word, from left to right, without overlap.
 
     Both are compared unchanged: normalise them first if case or form may differ.
     """
-    return _found(text, re.compile(re.escape(word))) if word else []
+    return _matches(text, re.compile(re.escape(word))) if word else []
 
 
-def longest_first(found: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def without_overlaps(found: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """The (start, end, which) that do not overlap: the leftmost, and of these the longest."""
     kept: list[tuple[int, int, int]] = []
     for span in sorted(found, key=lambda one: (one[0], -one[1])):
@@ -37,13 +37,13 @@ def longest_first(found: Iterable[tuple[int, int, int]]) -> list[tuple[int, int,
     return kept
 
 
-def stands_in(word: str, text: str) -> bool:
+def contains_word(word: str, text: str) -> bool:
     """Is `word` in `text` as a word, in any letter case and Unicode form?
 
-    >>> stands_in("lin", "Lin, smiling"), stands_in("lin", "a smiling man")
+    >>> contains_word("lin", "Lin, smiling"), contains_word("lin", "a smiling man")
     (True, False)
     """
-    return bool(_loose(nfc(text), word))
+    return bool(_any_case_matches(nfc(text), word))
 
 
 def replace_words(text: str, words: Sequence[str], by: str) -> str:
@@ -55,13 +55,15 @@ def replace_words(text: str, words: Sequence[str], by: str) -> str:
     'a photo of dog, skswear'
     """
     composed = nfc(text)
-    found = [
-        (start, end, number) for number, word in enumerate(words) for start, end in _loose(composed, word)
+    matches = [
+        (start, end, number)
+        for number, word in enumerate(words)
+        for start, end in _any_case_matches(composed, word)
     ]
-    if not found:
+    if not matches:
         return text
     parts, at = list[str](), 0
-    for start, end, _ in longest_first(found):
+    for start, end, _ in without_overlaps(matches):
         parts += [composed[at:start], by]
         at = end
     return "".join([*parts, composed[at:]])
@@ -72,32 +74,35 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def visible(text: str) -> bool:
+def has_visible_text(text: str) -> bool:
     """Whether `text` has a visible character. White space, control and zero width characters are not."""
     return any(unicodedata.category(one)[0] not in "CZ" for one in text)
 
 
-def _loose(text: str, word: str) -> list[tuple[int, int]]:
+def _any_case_matches(text: str, word: str) -> list[tuple[int, int]]:
     """As `spans`, in any letter case, with any white space where the word has some."""
     parts = nfc(word).split()
-    return _found(text, re.compile(r"\s+".join(map(re.escape, parts)), re.IGNORECASE)) if parts else []
+    return _matches(text, re.compile(r"\s+".join(map(re.escape, parts)), re.IGNORECASE)) if parts else []
 
 
-def _found(text: str, pattern: re.Pattern[str]) -> list[tuple[int, int]]:
+def _matches(text: str, pattern: re.Pattern[str]) -> list[tuple[int, int]]:
     found, at = list[tuple[int, int]](), 0
     while match := pattern.search(text, at):
-        free = _free(text, *match.span())
+        free = _is_separate(text, *match.span())
         if free:
             found.append(match.span())
         at = match.end() if free else match.start() + 1
     return found
 
 
-def _free(text: str, start: int, end: int) -> bool:
+def _is_separate(text: str, start: int, end: int) -> bool:
     """Whether neither end of text[start:end] is adjacent to a word character."""
-    if start and (text[start - 1] in _JOINERS or (_written(text[start - 1]) and _written(text[start]))):
+    if start and (
+        text[start - 1] in _JOINERS
+        or (_is_word_character(text[start - 1]) and _is_word_character(text[start]))
+    ):
         return False
-    is_ending = start > 1 and text[start - 1] in "'\u2019" and _written(text[start - 2])
+    is_ending = start > 1 and text[start - 1] in "'\u2019" and _is_word_character(text[start - 2])
     if is_ending and text[start:end].casefold() in _ENDINGS:
         return False
     if end == len(text):
@@ -105,9 +110,9 @@ def _free(text: str, start: int, end: int) -> bool:
     after = text[end]
     if after in _JOINERS or ord(after) in _SKIN_TONES or unicodedata.category(after)[0] == "M":
         return False
-    return not (_written(after) and _written(text[end - 1]))
+    return not (_is_word_character(after) and _is_word_character(text[end - 1]))
 
 
-def _written(character: str) -> bool:
+def _is_word_character(character: str) -> bool:
     """Whether it is a word character: letter, digit, mark, underscore."""
     return character == "_" or unicodedata.category(character)[0] in "LNM"

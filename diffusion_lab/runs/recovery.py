@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.records import ScoreRow, UserError
-from diffusion_lab.runs import backup, scores, vouched
+from diffusion_lab.runs import backup, checksums, scores
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +23,14 @@ ANOTHER = "it belongs to another run"
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
+class RecoveredRecord:
     """Evaluations, their rows and events up to one step."""
 
     evaluations: list[dict[str, Any]]  # as result.json has them
     rows: list[ScoreRow]
     events: list[dict[str, Any]]
     result: dict[str, Any]  # the rest of the record: started, provenance, prompts, files, ...
-    kept: dict[str, bytes]  # prompts.json and base_features.safetensors, as record.zip has them
+    copied_files: dict[str, bytes]  # prompts.json and base_features.safetensors, as record.zip has them
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class _Copy:
     members: dict[str, bytes] = field(default_factory=dict)
 
 
-def earlier(folder: Path, step: int, *, run: str = "", due: Collection[int] = ()) -> Earlier:
+def recover_record(folder: Path, step: int, *, run: str = "", due: Collection[int] = ()) -> RecoveredRecord:
     """The record in `folder` up to `step`, from all the files that have it.
 
     `run`: the run's id; files that have another one are not believed. `due`: the evaluations before `step`, which
@@ -65,12 +65,14 @@ def earlier(folder: Path, step: int, *, run: str = "", due: Collection[int] = ()
     events = _joined(main.events, spare.events, {at: entries[at] for at in whole}, step)
     known = {_key(event) for event in main.events}
     _tell(folder, main, spare, sum(_key(event) not in known for event in events))
-    return Earlier(
+    return RecoveredRecord(
         evaluations=[entries[at] for at in sorted(whole)],
         rows=[row for at in sorted(whole) for row in rows.get(at, ())],
         events=events,
         result=main.result or spare.result,
-        kept={name: spare.members[name] for name in (backup.PROMPTS, backup.BASE) if name in spare.members},
+        copied_files={
+            name: spare.members[name] for name in (backup.PROMPTS, backup.BASE) if name in spare.members
+        },
     )
 
 
@@ -85,13 +87,13 @@ def _refusal(
         backup.RESULT: [at for at in lost if at not in entries],
         backup.SCORES: [at for at in lost if at not in rows],
     }
-    said = [
+    lost_files = [
         f"{name} ({problems[name]})" if name in problems else f"{name} (steps {', '.join(map(str, steps))})"
         for name, steps in where.items()
         if steps
     ]
     return (
-        f"{folder}: evaluations that were made are missing in {' and '.join(said)}, and no other file holds them; "
+        f"{folder}: evaluations that were made are missing in {' and '.join(lost_files)}, and no other file holds them; "
         f"put the file back from a copy, or begin again: in another folder with hydra.run.dir=FOLDER, or in this "
         f"one after removing {folder / 'checkpoints'}"
     )
@@ -122,20 +124,20 @@ def _main(folder: Path, run: str) -> _Copy:
             problems[name] = "it is missing"
         except OSError as error:
             problems[name] = f"cannot be read ({error.strerror})"
-    found = _copy(files, run)
-    found.problems = problems | found.problems
-    if not found.entries and problems.get(backup.SCORES) == "it is missing":
-        del found.problems[backup.SCORES]  # nothing was measured before the run stopped
-    return found
+    copy = _copy(files, run)
+    copy.problems = problems | copy.problems
+    if not copy.entries and problems.get(backup.SCORES) == "it is missing":
+        del copy.problems[backup.SCORES]  # nothing was measured before the run stopped
+    return copy
 
 
 def _spare(folder: Path, run: str) -> _Copy:
     members = backup.read(folder)
-    found = _copy(members, run)
-    if backup.RESULT in found.problems:  # of another run, or unreadable: then nothing of it is believed
+    copy = _copy(members, run)
+    if backup.RESULT in copy.problems:  # of another run, or unreadable: then nothing of it is believed
         return _Copy()
-    found.members = members
-    return found
+    copy.members = members
+    return copy
 
 
 def _other_scores(folder: Path, main: _Copy, spare: _Copy) -> bool:
@@ -145,28 +147,28 @@ def _other_scores(folder: Path, main: _Copy, spare: _Copy) -> bool:
     with another fingerprint. So what decides is whether it holds the rows of the second copy.
     """
     known = (main.result.get("files") or {}).get(backup.SCORES)
-    if not main.rows or known is None or vouched.fingerprint(folder / backup.SCORES) == known:
+    if not main.rows or known is None or checksums.file_checksum(folder / backup.SCORES) == known:
         return False
     return not spare.rows or any(main.rows.get(at) != rows for at, rows in spare.rows.items())
 
 
 def _copy(files: Mapping[str, bytes], run: str) -> _Copy:
-    found = _Copy()
+    copy = _Copy()
     for name, content in files.items():
         try:
             if name == backup.RESULT:
-                found.result = parse_result(content, run)
-                found.entries = {int(entry["step"]): entry for entry in found.result.get("evaluations") or []}
+                copy.result = parse_result(content, run)
+                copy.entries = {int(entry["step"]): entry for entry in copy.result.get("evaluations") or []}
             elif name == backup.SCORES:
                 for row in scores.decoded(content):
-                    found.rows.setdefault(row.step, []).append(row)
+                    copy.rows.setdefault(row.step, []).append(row)
             elif name == backup.EVENTS:
-                found.events, torn = parse_events(content, run)
+                copy.events, torn = parse_events(content, run)
                 if torn:
-                    found.problems[name] = f"{torn} of its lines cannot be read"
+                    copy.problems[name] = f"{torn} of its lines cannot be read"
         except ValueError as error:
-            found.problems[name] = f"it cannot be used ({error})"
-    return found
+            copy.problems[name] = f"it cannot be used ({error})"
+    return copy
 
 
 def parse_result(content: bytes | str, run: str = "") -> dict[str, Any]:
@@ -204,7 +206,7 @@ def parse_events(content: bytes, run: str = "") -> tuple[list[dict[str, Any]], i
     """
     lines = content.split(b"\n")
     torn_end = lines.pop()  # b"" where the last line is whole
-    found, torn = [], 0
+    events, torn = [], 0
     for line in lines:
         event = _event(line)
         if event is None:
@@ -212,12 +214,12 @@ def parse_events(content: bytes, run: str = "") -> tuple[list[dict[str, Any]], i
             continue
         if run and event.get("run", run) != run:
             raise ValueError(ANOTHER)
-        found.append(event)
+        events.append(event)
     if torn_end and (event := _event(torn_end)) is not None:
-        found.append(event)
-    if not found or found[0]["event"] != "start":
+        events.append(event)
+    if not events or events[0]["event"] != "start":
         torn = max(torn, 1)  # its beginning is missing
-    return found, torn
+    return events, torn
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
@@ -259,8 +261,13 @@ def _joined(
     for at, entry in sorted(whole.items()):
         if ("evaluation", at) not in seen:
             means = {name: values.get("mean") for name, values in entry["metrics"].items()}
-            told = {"event": "evaluation", "step": at, "values": means, "seconds": entry.get("seconds") or {}}
-            _insert(events, told)
+            restored = {
+                "event": "evaluation",
+                "step": at,
+                "values": means,
+                "seconds": entry.get("seconds") or {},
+            }
+            _insert(events, restored)
     return events
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from diffusion_lab.records import UserError
 
 if TYPE_CHECKING:
-    from diffusion_lab.config.schema import Job
+    from diffusion_lab.config.jobs import Generate
 
 
-def own_texts(job: Job) -> list[str]:
+def job_texts(job: Generate) -> list[str]:
     """The prompts that were given directly; none if the prompt set is used.
 
     Raises UserError (job.texts_file) for a file that is missing, is not UTF-8 text or contains no prompt.
@@ -36,11 +36,11 @@ def _lines(file: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"job.texts_file={file}: cannot be read ({error.strerror or error})") from error
     lines = (line.strip() for line in content.split("\n"))
-    found = [
+    prompts = [
         line.removeprefix("\\") if line.startswith("\\#") else line
         for line in lines
         if line and line[0] != "#"
     ]
-    if not found:
+    if not prompts:
         raise UserError(f"job.texts_file={file}: holds no prompt; write one per line, # begins a comment")
-    return found
+    return prompts

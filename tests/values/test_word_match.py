@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_lab.data.prompts import plain_prompt
-from diffusion_lab.values.words import longest_first, replace_words, spans, stands_in, visible
+from diffusion_lab.values.word_match import (
+    contains_word,
+    has_visible_text,
+    replace_words,
+    without_overlaps,
+    word_spans,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +59,7 @@ from diffusion_lab.values.words import longest_first, replace_words, spans, stan
     ],
 )
 def test_where_a_word_stands(word: str, text: str, stands: bool) -> None:
-    assert stands_in(word, text) is stands
+    assert contains_word(word, text) is stands
     assert (replace_words(text, [word], "▲") != text) is stands
 
 
@@ -62,7 +68,7 @@ def test_between_spaces_every_visible_word_stands(word: str, before: str, after:
     if unicodedata.category((word.strip() or " ")[0])[0] == "M":
         return  # a mark belongs to the space before it
     text = f"{before} {word} {after}"
-    assert stands_in(word, text) is bool(word.split())
+    assert contains_word(word, text) is bool(word.split())
 
 
 @given(st.text("abx_ -é'", min_size=1, max_size=3), st.text("abx_ -é'", max_size=30))
@@ -85,18 +91,18 @@ def test_spans_are_whole_words_and_miss_none(word: str, text: str) -> None:
             at += len(word)
         else:
             at += 1
-    assert spans(text, word) == expected
+    assert word_spans(text, word) == expected
 
 
 def test_the_longest_word_wins() -> None:
-    assert longest_first([(0, 3, 0), (0, 7, 1), (8, 9, 0)]) == [(0, 7, 1), (8, 9, 0)]
+    assert without_overlaps([(0, 3, 0), (0, 7, 1), (8, 9, 0)]) == [(0, 7, 1), (8, 9, 0)]
     assert replace_words("sks dog, sks", ["sks", "sks dog"], "cat") == "cat, cat"
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t", "\u200b", "\u00ad\u2060", "\x00"])
 def test_what_nobody_sees(text: str) -> None:
-    assert not visible(text)
-    assert visible(f"{text}🐶")
+    assert not has_visible_text(text)
+    assert has_visible_text(f"{text}🐶")
 
 
 @pytest.mark.parametrize(

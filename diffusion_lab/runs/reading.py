@@ -13,8 +13,10 @@ import yaml  # type: ignore[import-untyped]
 
 from diffusion_lab.analysis.stop import Recommendation, recommend
 from diffusion_lab.records import Summary, UserError
+from diffusion_lab.runs.backup import EVENTS, RESULT, SCORES
+from diffusion_lab.runs.backup import NAME as COPY
+from diffusion_lab.runs.checksums import damaged
 
-RESULT, SCORES, EVENTS, COPY = "result.json", "scores.parquet", "events.jsonl", "record.zip"
 NO_RECORD = "no record"  # composed by Hydra, but ended before its record was started
 
 
@@ -55,7 +57,7 @@ class Run:
     ]  # by group, those with several faces or an unlike one
     several_faces: Mapping[int, int]  # by step: images with more than one face, if faces were detected
     id: str = ""  # resume.run_id of its configuration
-    lost: tuple[str, ...] = ()  # files of the record that are missing or damaged, if checked
+    damaged_files: tuple[str, ...] = ()  # files of the record that are missing or damaged, if checked
 
     @property
     def steps(self) -> list[int]:
@@ -64,7 +66,7 @@ class Run:
 
 def is_run(folder: Path) -> bool:
     """True for a folder with a run's record or parts of one, or with Hydra's files of a job without a record."""
-    if is_scored(folder):
+    if is_score_run(folder):
         return False
     return (folder / RESULT).is_file() or _begun(folder) or _fine_tuning(_hydra_config(folder))
 
@@ -74,7 +76,7 @@ def _begun(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (SCORES, EVENTS, COPY))
 
 
-def is_scored(folder: Path) -> bool:
+def is_score_run(folder: Path) -> bool:
     """True for the folder of job=score: it has a record too, but without training."""
     return (folder / "result.json").is_file() and (folder / "scores.csv").is_file()
 
@@ -113,7 +115,7 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
         UserError: (job.runs) if there is no run, or `result.json` is missing or cannot be read.
     """
     folder = Path(folder)
-    if not is_run(folder) and not is_scored(folder):
+    if not is_run(folder) and not is_score_run(folder):
         raise UserError(f"job.runs: {folder} is not the folder of a run: it has no {RESULT}")
     path = folder / RESULT
     try:
@@ -193,9 +195,8 @@ def _config_text(path: Path, config: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)) if config else ""
 
 
-def lost(folder: Path, result: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+def damaged_files(folder: Path, result: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Files that the record vouches for and that are missing or not what they were. `result`: as in `read_run`."""
-    from diffusion_lab.runs.vouched import damaged
 
     if result is None:
         path = folder / RESULT
@@ -233,7 +234,7 @@ def read_scalars(folder: Path, run: str = "") -> Iterator[dict[str, float]]:
 
     Unreadable lines, which an interruption may leave, are skipped. `run`: the run's id.
     """
-    from diffusion_lab.runs.earlier import parse_events
+    from diffusion_lab.runs.recovery import parse_events
 
     try:
         events, _ = parse_events((folder / EVENTS).read_bytes(), run)

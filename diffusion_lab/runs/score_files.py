@@ -14,10 +14,11 @@ from PIL import Image
 from diffusion_lab.records import Metric, ScoreRow
 from diffusion_lab.runs.scores import by_image
 from diffusion_lab.system import atomic
+from diffusion_lab.system.images import encoded
 
 if TYPE_CHECKING:
     from diffusion_lab.records import AnyMetric, Pixels
-    from diffusion_lab.sampling.sample import Planned
+    from diffusion_lab.sampling.sample import PlannedImage
 
 TABLE = "scores.csv"
 PICTURES = "pictures"
@@ -30,15 +31,13 @@ def thumbnail(pixels: Pixels) -> bytes:
     """WebP, at most 192 pixels a side."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="WEBP", quality=80)
-    return buffer.getvalue()
+    return encoded(image, "WEBP", quality=80)
 
 
-def write_scored(
+def write_score_files(
     folder: Path,
     rows: Iterable[ScoreRow],
-    planned: Sequence[Planned],
+    planned: Sequence[PlannedImage],
     metrics: Sequence[AnyMetric],
     small: Sequence[bytes],
 ) -> None:
@@ -47,22 +46,22 @@ def write_scored(
     """
     values = by_image(rows)
     named = [metric for metric in metrics if isinstance(metric, Metric)]
-    found = [values.get((item.prompt.id, item.index), {}) for item in planned]
+    scores_by_image = [values.get((item.prompt.id, item.index), {}) for item in planned]
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["file", "prompt", *(metric.name for metric in named)])
-    for item, at in zip(planned, found, strict=True):
+    for item, at in zip(planned, scores_by_image, strict=True):
         cells = ["" if (value := at.get(metric.name)) is None else f"{value:.6g}" for metric in named]
         table.writerow([item.prompt.slots["file"], item.prompt.text, *cells])
     atomic.write_text(folder / TABLE, text.getvalue())
     shown = set(range(min(SHOWN, len(planned))))
     for metric in named:
-        shown |= set(extremes([at.get(metric.name) for at in found], metric.higher_is_better))
+        shown |= set(best_and_worst([at.get(metric.name) for at in scores_by_image], metric.higher_is_better))
     for number in sorted(shown):
         atomic.write_bytes(folder / PICTURES / f"{number:05d}.webp", small[number])
 
 
-def extremes(values: Sequence[float | None], higher_is_better: bool) -> list[int]:
+def best_and_worst(values: Sequence[float | None], higher_is_better: bool) -> list[int]:
     """Numbers of the images with a value, best first: the 6 best and the 6 worst, or all of fewer than 12."""
     there = [number for number, value in enumerate(values) if value is not None]
     ranked = sorted(there, key=lambda number: values[number] or 0.0, reverse=higher_is_better)

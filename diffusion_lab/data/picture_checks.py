@@ -34,7 +34,7 @@ BLANK = 2.0  # standard deviation of a small version, of 255
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PictureInfo:
     """The result of the check for one picture."""
 
     path: Path
@@ -46,7 +46,7 @@ class Look:
     small: NDArray[np.float32] | None  # [SMALL, SMALL, 3] of the centred square; None if not decoded
 
 
-def look_at(path: Path, *, decode: bool = True) -> Look:
+def inspect_picture(path: Path, *, decode: bool = True) -> PictureInfo:
     """Reads the header and a small version. UserError, as in `read_picture`, for a damaged or incomplete picture."""
     from PIL import Image
 
@@ -70,7 +70,7 @@ def look_at(path: Path, *, decode: bool = True) -> Look:
     except Exception:
         read_picture(path)  # raises the error
         raise
-    return Look(path, *size, mode=mode, alpha=alpha, frames=frames, small=small)
+    return PictureInfo(path, *size, mode=mode, alpha=alpha, frames=frames, small=small)
 
 
 def _see_through(image: Any) -> bool:
@@ -95,7 +95,7 @@ def _small(image: Any) -> NDArray[np.float32]:
 # --- a subject's folder ---------------------------------------------------------------------------------
 
 
-def look_at_subject(data: Data, resolution: int) -> list[str]:
+def check_subject_pictures(data: Data, resolution: int) -> list[str]:
     """`check_pictures` of the configured folder; the miniature's own subjects need no check."""
     if data.source != "folder":
         return []
@@ -116,69 +116,69 @@ def check_pictures(data: Data, resolution: int, folder: Path, subject: str) -> l
     ranked = [paths[i] for i in order]
     first = [*ranked[: data.n_images], *ranked[len(ranked) - held :]]  # the pictures in use come first
     rest = ranked[data.n_images : len(ranked) - held]
-    found: dict[Path, Look] = {}
+    inspected: dict[Path, PictureInfo] = {}
     for number, path in enumerate([*first, *rest]):
         try:
-            found[path] = look_at(path, decode=number < LOOKED_AT)
+            inspected[path] = inspect_picture(path, decode=number < LOOKED_AT)
         except UserError:
             if data.on_corrupt != "skip":
                 raise
-    held = check_counts(len(found), data.n_images, data.n_heldout)
-    readable = [path for path in paths if path in found]
+    held = check_counts(len(inspected), data.n_images, data.n_heldout)
+    readable = [path for path in paths if path in inspected]
     order = nested_order([path.name for path in readable], subject, data.subset_seed)
-    looks = [found[readable[i]] for i in order]
+    looks = [inspected[readable[i]] for i in order]
     train, heldout = looks[: data.n_images], looks[len(looks) - held :]
-    said = [
+    warnings = [
         *_sizes([*train, *heldout], resolution),
         *_kinds([*train, *heldout]),
         *_copies(train, heldout),
     ]
     if data.impostors:
-        said += _among_impostors([*train, *heldout], Path(data.impostors).expanduser(), folder)
-    return said
+        warnings += _among_impostors([*train, *heldout], Path(data.impostors).expanduser(), folder)
+    return warnings
 
 
 def check_headers(paths: Sequence[Path], on_corrupt: str) -> None:
     """UserError for the first file that is not a picture or is too large; nothing is decoded."""
     for path in paths if on_corrupt != "skip" else ():
-        look_at(path, decode=False)
+        inspect_picture(path, decode=False)
 
 
-def _sizes(looks: Sequence[Look], resolution: int) -> list[str]:
-    said = []
+def _sizes(looks: Sequence[PictureInfo], resolution: int) -> list[str]:
+    warnings = []
     tiny = [one for one in looks if min(one.width, one.height) * ENLARGED < resolution]
     if tiny:
         worst = max(resolution / min(one.width, one.height) for one in tiny)
-        said.append(
+        warnings.append(
             f"data.folder: {_named(tiny, _size)}: enlarged up to {worst:.0f} times to {resolution} pixels, and so "
             "blurred; take larger pictures, or a lower model.resolution"
         )
-    long = [one for one in looks if _lost(one) >= LOST]
+    long = [one for one in looks if _cropped_share(one) >= LOST]
     if long:
-        said.append(
+        warnings.append(
             f"data.folder: {_named(long, _size)}: far from square, and only the square in the middle is used (up to "
-            f"{100 * max(map(_lost, long)):.4g} % is lost); crop them to what matters"
+            f"{100 * max(map(_cropped_share, long)):.4g} % is lost); crop them to what matters"
         )
     blank = [
         one for one in looks if one.small is not None and float(one.small.std(axis=(0, 1)).max()) < BLANK
     ]
     if blank:
-        said.append(
+        warnings.append(
             f"data.folder: {_named(blank)}: of a single colour, nothing can be learned from it; remove it"
         )
-    return said
+    return warnings
 
 
-def _lost(look: Look) -> float:
+def _cropped_share(look: PictureInfo) -> float:
     """Fraction of the picture outside of the centred square."""
     return 1 - min(look.width, look.height) / max(look.width, look.height)
 
 
-def _size(look: Look) -> str:
+def _size(look: PictureInfo) -> str:
     return f"{look.width}x{look.height}"
 
 
-KINDS: tuple[tuple[Callable[[Look], bool], str], ...] = (
+KINDS: tuple[tuple[Callable[[PictureInfo], bool], str], ...] = (
     (lambda one: one.frames > 1, "animated or of several pages: only the first picture is used"),
     (
         lambda one: one.alpha,
@@ -194,7 +194,7 @@ KINDS: tuple[tuple[Callable[[Look], bool], str], ...] = (
 )
 
 
-def _kinds(looks: Sequence[Look]) -> list[str]:
+def _kinds(looks: Sequence[PictureInfo]) -> list[str]:
     said = []
     for fits, words in KINDS:
         found = [one for one in looks if fits(one)]
@@ -208,7 +208,7 @@ def _kinds(looks: Sequence[Look]) -> list[str]:
     return said
 
 
-def _is_grey(look: Look) -> bool:
+def _is_grey(look: PictureInfo) -> bool:
     if look.mode in ("L", "LA"):
         return True
     return look.small is not None and float(np.ptp(look.small, axis=2).max()) < 2
@@ -217,35 +217,37 @@ def _is_grey(look: Look) -> bool:
 # --- copies ---------------------------------------------------------------------------------------------
 
 
-def _copies(train: Sequence[Look], heldout: Sequence[Look]) -> list[str]:
-    said = []
+def _copies(train: Sequence[PictureInfo], heldout: Sequence[PictureInfo]) -> list[str]:
+    warnings = []
     pairs = _pairs(train, train)
     if pairs:
-        said.append(
+        warnings.append(
             f"data.folder: {_paired(pairs)}: the same picture, or nearly, which counts twice in training; remove one"
         )
     leaked = _pairs(train, heldout)
     if leaked:
-        said.append(
+        warnings.append(
             f"data.folder: {_paired(leaked)}: the same picture, or nearly, trained on and held out, so similarity_heldout "
             "would reward a copy; remove one"
         )
     twice = _pairs(heldout, heldout)
     if twice:
-        said.append(f"data.folder: {_paired(twice)}: the same picture, or nearly, held out twice; remove one")
-    return said
+        warnings.append(
+            f"data.folder: {_paired(twice)}: the same picture, or nearly, held out twice; remove one"
+        )
+    return warnings
 
 
-def _among_impostors(own: Sequence[Look], parent: Path, folder: Path) -> list[str]:
+def _among_impostors(own: Sequence[PictureInfo], parent: Path, folder: Path) -> list[str]:
     """Pictures of the subject among those that a run reads of other subjects."""
     from diffusion_lab.data.subjects import IMPOSTOR_SUBJECTS, impostor_pictures
 
-    others: list[Look] = []
+    others: list[PictureInfo] = []
     for place in sorted(path for path in parent.iterdir() if path.is_dir())[: 4 * IMPOSTOR_SUBJECTS]:
         if place.name.startswith(".") or place.samefile(folder):
             continue
         try:
-            others += [look_at(path) for path in impostor_pictures(place)]
+            others += [inspect_picture(path) for path in impostor_pictures(place)]
         except UserError:
             continue  # the run reads it and reports the error
         if len(others) >= LOOKED_AT:
@@ -254,20 +256,22 @@ def _among_impostors(own: Sequence[Look], parent: Path, folder: Path) -> list[st
     if not pairs:
         return []
     named = [(one, f"{other.path.parent.name}/{other.path.name}") for one, other in pairs]
-    told = _list([f"{one.path.name} and {other}" for one, other in named])
+    names = _list([f"{one.path.name} and {other}" for one, other in named])
     return [
-        f"data.impostors: {told}: the same picture, or nearly, for the subject and for another one; remove the latter"
+        f"data.impostors: {names}: the same picture, or nearly, for the subject and for another one; remove the latter"
     ]
 
 
-def _pairs(ones: Sequence[Look], others: Sequence[Look]) -> list[tuple[Look, Look]]:
+def _pairs(
+    ones: Sequence[PictureInfo], others: Sequence[PictureInfo]
+) -> list[tuple[PictureInfo, PictureInfo]]:
     """Pairs of pictures that are the same, or nearly: saved again, resized, mirrored. Each pair once."""
     left = [one for one in ones if one.small is not None]
     right = [one for one in others if one.small is not None]
     if not left or not right:
         return []
     stacked = np.stack([one.small for one in right if one.small is not None])
-    found = []
+    pairs = []
     for number, one in enumerate(left):
         assert one.small is not None
         if float(one.small.std()) < BLANK:
@@ -279,16 +283,16 @@ def _pairs(ones: Sequence[Look], others: Sequence[Look]) -> list[tuple[Look, Loo
         for place in np.flatnonzero(apart < SAME):
             if ones is others and place <= number:
                 continue
-            found.append((one, right[int(place)]))
-    return found
+            pairs.append((one, right[int(place)]))
+    return pairs
 
 
-def _paired(pairs: Sequence[tuple[Look, Look]]) -> str:
+def _paired(pairs: Sequence[tuple[PictureInfo, PictureInfo]]) -> str:
     named = (sorted((one.path.name, other.path.name), key=natural_key) for one, other in pairs)
     return _list([f"{one} and {other}" for one, other in named])
 
 
-def _named(looks: Sequence[Look], more: Callable[[Look], str] | None = None) -> str:
+def _named(looks: Sequence[PictureInfo], more: Callable[[PictureInfo], str] | None = None) -> str:
     return _list([one.path.name + (f" ({more(one)})" if more else "") for one in looks])
 
 

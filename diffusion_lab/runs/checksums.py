@@ -10,7 +10,7 @@ WHOLE_BYTES = 4 << 20  # files up to this size are read whole
 PART_BYTES = 1 << 20  # of larger ones the first, the middle and the last so many bytes
 
 
-def fingerprint(path: Path) -> str:
+def file_checksum(path: Path) -> str:
     """ "SIZE:SHA256" of a file, the digest cut to 32 digits; of one above 4 MiB, of three parts of it.
 
     Gigabytes of weights are so compared in milliseconds. OSError where it cannot be read.
@@ -27,28 +27,28 @@ def fingerprint(path: Path) -> str:
     return f"{size}:{digest.hexdigest()[:32]}"
 
 
-def fingerprints(folder: Path, names: Iterable[str]) -> dict[str, str]:
+def checksums_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Of the files at `names` or below them, by their path in `folder`; names that are not there are left out."""
     found: dict[str, str] = {}
     for name in names:
         at = folder / name
         files = sorted(at.rglob("*")) if at.is_dir() else [at]
         found |= {
-            path.relative_to(folder).as_posix(): fingerprint(path)
+            path.relative_to(folder).as_posix(): file_checksum(path)
             for path in files
             if path.is_file() and not path.name.startswith(".")
         }
     return found
 
 
-def damaged(folder: Path, vouched: Mapping[str, object]) -> list[str]:
+def damaged(folder: Path, recorded: Mapping[str, object]) -> list[str]:
     """Those of the recorded files that are missing or are not what they were, in the record's order.
 
     A folder of adapters, pictures or checkpoints that is gone as a whole was removed on purpose (by
     `steps.keep_adapters`, or by a person who needed the room) and is not missed.
     """
     lost = []
-    for name, known in vouched.items():
+    for name, known in recorded.items():
         parts = PurePosixPath(name).parts
         if not parts or parts[0] in ("/", "artefact") or ".." in parts:
             removed = False
@@ -58,7 +58,7 @@ def damaged(folder: Path, vouched: Mapping[str, object]) -> list[str]:
             continue
         path = folder / name
         try:
-            if not path.is_file() or fingerprint(path) != known:
+            if not path.is_file() or file_checksum(path) != known:
                 lost.append(name)
         except OSError:
             lost.append(name)

@@ -1,0 +1,36 @@
+"""Hydra's own part: the run's folder, its logging, launchers, and flags such as --cfg."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from diffusion_lab.cli.compose import conf_folder, register
+
+
+def hand_over(words: Sequence[str], task: Callable[[Any], Any]) -> None:
+    """Runs Hydra on the words, and `task` in it. Its errors come back as exceptions."""
+    import hydra
+
+    register()
+    decorate = hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")
+    with _process(["diffusion_lab", *words]):
+        decorate(task)()
+
+
+@contextlib.contextmanager
+def _process(argv: list[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and without HYDRA_FULL_ERROR it prints errors itself and exits."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full

@@ -1,0 +1,154 @@
+"""A sweep: its values are checked, its jobs' folders named, all jobs run, and one page compares what they left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab import jobs
+from diffusion_lab.cli import single, sweep_names
+from diffusion_lab.cli.compose import compose_raw, single_valued, to_config
+from diffusion_lab.cli.folders import claim, refuse_reference, shown
+from diffusion_lab.cli.hand_over import hand_over
+from diffusion_lab.config import paths
+from diffusion_lab.config.schema import Config
+from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import UserError
+from diffusion_lab.runs import extended_sweep
+from diffusion_lab.values.checks import text
+from diffusion_lab.values.quoting import always_quoted, pasted
+
+log = logging.getLogger("diffusion_lab")
+
+MOST_CHECKED = 100  # jobs of a sweep whose values are checked before the first one starts
+ENDED = "jobs.jsonl"  # in a sweep's folder: one line a job
+
+
+def run(flags: Sequence[str], overrides: Sequence[str], expanded: Sequence[Sequence[str]]) -> int:
+    """All jobs, one after another or as the launcher has it; a job that fails does not stop the others.
+
+    `expanded`: the overrides of each job, none where the sweeper makes up jobs as it goes. Returns the exit status.
+    """
+    configs = _checked(expanded)
+    if configs and configs[-1].job.dry_run:
+        return 0
+    wanted = compose_raw(expanded[0] if expanded else single_valued(overrides)).hydra.sweep.dir
+    text("hydra.sweep.dir", wanted)
+    refuse_reference(Path(wanted), "hydra.sweep.dir")
+    folder = claim(Path(paths.absolute(wanted, Path.cwd())), "hydra.sweep.dir", overrides, 0)
+    (folder / ENDED).unlink(missing_ok=True)
+
+    def config_of(i: int) -> Config:
+        return configs[i] if i < len(configs) else _filled(compose_raw(expanded[i]))
+
+    sweep_names.write(folder, sweep_names.settle(expanded, folder, config_of))
+    try:
+        hand_over([*flags, *overrides, f"hydra.sweep.dir={always_quoted(str(folder))}"], sweep_job)
+    finally:
+        good = _told(folder, len(expanded))
+        compared = _compare(folder)
+    return 0 if good and compared else 1
+
+
+def _checked(expanded: Sequence[Sequence[str]]) -> list[Config]:
+    """The first jobs' configurations: a wrong value in any of them is told before the first one starts.
+
+    Of a dry run the plans are printed.
+    """
+    from diffusion_lab.cli.yaml_texts import misread
+
+    configs = []
+    for job in expanded[:MOST_CHECKED]:
+        composed = compose_raw(job)
+        for key, (file, word) in misread(composed).items():
+            raise UserError(
+                f"{key}: YAML makes another text of what {file} has; write it there in quotes ({word})"
+            )
+        configs.append(_filled(composed))
+        if configs[-1].job.dry_run:
+            print(f"\n{pasted(*job)}")
+            single.dry_run(composed)
+    return configs
+
+
+def _filled(composed: Any) -> Config:
+    return paths.resolve(fill_defaults(to_config(composed)), Path.cwd())
+
+
+def sweep_job(composed: Any) -> dict[str, Any]:
+    """One job of a sweep, in this process or another. Returns its outcome instead of raising an error."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from diffusion_lab.jobs.state import isolated
+    from diffusion_lab.plan.fetch import fetch
+    from diffusion_lab.system.atomic import append_line
+    from diffusion_lab.values.jsonable import dumps
+
+    runtime = HydraConfig.get().runtime
+    run_folder, begun = map(Path, (runtime.output_dir, runtime.cwd))
+    ended: dict[str, Any] = {"name": run_folder.name, "status": "interrupted", "error": "stopped by Ctrl-C"}
+    try:
+        with isolated():
+            config = paths.resolve(fill_defaults(to_config(composed), run_folder), begun)
+            config.tracker.group = config.tracker.group or run_folder.parent.name
+            run_folder = extended_sweep.already_begun(config, run_folder)
+            ended["name"] = run_folder.name
+
+            def before() -> None:
+                plan = jobs.check(config, run_folder)
+                fetch(config, plan.downloads)
+                log.info("%s; %s", plan.summary(), shown(run_folder, begun))
+
+            outcome = jobs.perform(config, run_folder, before=before)
+        ended |= {"status": outcome.status, "error": outcome.error}
+        if outcome.status != "completed":
+            log.error("%s: %s", outcome.status, outcome.error)
+    finally:
+        append_line(run_folder.parent / ENDED, dumps(ended))
+    return ended
+
+
+def _told(folder: Path, jobs_of_it: int) -> bool:
+    """Says how the jobs ended. Whether all are complete; `jobs_of_it` is 0 where their number was not known."""
+    ended = _ended(folder)
+    failed = [end for end in ended if end["status"] != "completed"]
+    of = f" of {jobs_of_it}" if jobs_of_it else ""
+    log.info("%s: %d%s jobs completed, %d failed", shown(folder), len(ended) - len(failed), of, len(failed))
+    for end in failed:
+        print(f"{end['status']}: {end['name']}: {end['error']}", file=sys.stderr)
+    return not failed and len(ended) >= jobs_of_it
+
+
+def _ended(sweep: Path) -> list[dict[str, Any]]:
+    """What every job of the sweep that came to its end has left; a line that cannot be read counts as none."""
+    try:
+        lines = (sweep / ENDED).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    ended = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            ended.append(json.loads(line))
+    return [end for end in ended if isinstance(end, dict) and {"name", "status", "error"} <= set(end)]
+
+
+def _compare(folder: Path) -> bool:
+    """One page over the sweep's runs; that it fails must not hide how the sweep ended. False where it failed."""
+    from diffusion_lab.report.comparison import write_comparison
+    from diffusion_lab.runs.reading import find_runs
+
+    try:
+        if find_runs(folder):
+            log.info("comparison: %s", shown(write_comparison(folder)))
+        return True
+    except UserError as error:
+        log.error("no comparison could be written: %s", error)
+    except Exception:
+        again = pasted("job=report", f"job.runs={folder}")
+        log.exception("no comparison could be written; %s makes it again", again)
+    return False

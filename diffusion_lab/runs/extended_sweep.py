@@ -1,0 +1,69 @@
+"""A sweep that is extended: a run that another job of it holds already is not trained again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lab.config.schema import Config, as_plain_dict
+from diffusion_lab.records import UserError
+from diffusion_lab.runs.folder_record import (
+    ENDED,
+    read_folder_record,
+)
+from diffusion_lab.runs.resume import run_id
+
+log = logging.getLogger(__name__)
+
+
+def already_begun(config: Config, run_folder: Path) -> Path:
+    """The folder beside `run_folder` that holds the same run, or `run_folder` itself where there is none.
+
+    A sweep that is extended numbers and names its jobs anew; a run is its configuration and its seeds. A finished
+    one is preferred to others, and a new one to an old one. What Hydra has put into `run_folder` is removed then.
+    """
+    if config.job.name != "finetune" or _id_at(run_folder) is not None:
+        return run_folder
+    wanted = run_id(as_plain_dict(config))
+    others = [folder for folder in sorted(run_folder.parent.iterdir()) if folder != run_folder]
+    same_runs = [(known, folder) for folder in others if (known := _id_at(folder)) and known.id == wanted]
+    if not same_runs:
+        return run_folder
+    best = max(same_runs, key=lambda pair: (pair[0].ended, pair[0].started, pair[1].name))[1]
+    log.info("%s: the same run is in %s; it is not trained twice", run_folder, best)
+    if {path.name for path in run_folder.iterdir()} <= {".hydra", "run.log"}:
+        shutil.rmtree(run_folder, ignore_errors=True)
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    id: str
+    ended: bool
+    started: str
+
+
+def _id_at(folder: Path) -> _Known | None:
+    """The run that a folder holds, None where it holds none."""
+    stamps = []
+    for name in ("result.json", "record.zip", "config.yaml"):
+        with contextlib.suppress(OSError):
+            stamps.append((folder / name).stat().st_mtime_ns)
+    return _known(folder, tuple(stamps)) if stamps else None
+
+
+@functools.lru_cache(maxsize=100_000)
+def _known(folder: Path, stamps: tuple[int, ...]) -> _Known | None:
+    """Cached while the files stay as they are: each job of a sweep looks at all others' folders."""
+    try:
+        found = read_folder_record(folder, lambda config: True)
+    except UserError:
+        return None
+    if found is None or not found.result.get("config"):
+        return None
+    result = found.result
+    return _Known(run_id(result["config"]), result.get("status") in ENDED, str(result.get("started") or ""))

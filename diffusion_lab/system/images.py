@@ -1,0 +1,21 @@
+"""Pictures as the bytes of a file, to be written in one step (`atomic.write_bytes`)."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def png(image: Image.Image) -> bytes:
+    """The same bytes for the same pixels: no time stamp, fixed compression."""
+    return encoded(image, "PNG", compress_level=6)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """A file of this kind (Pillow's name: "PNG", "JPEG", "WEBP"), with Pillow's options for it."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
