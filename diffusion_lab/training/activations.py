@@ -11,9 +11,11 @@ if TYPE_CHECKING:
 
 
 def recompute_activations(pipe: Any, settings: Memory) -> None:
-    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), block by block, if the configuration asks for it.
+    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), block by block, if the configuration asks
+    for it.
 
-    Activations are recomputed in the backward pass instead of being stored: less memory, about a third more time.
+    Activations are recomputed in the backward pass instead of being stored: less memory, about a third more
+    time.
     """
     if not settings.gradient_checkpointing:
         return

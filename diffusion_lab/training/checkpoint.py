@@ -1,13 +1,15 @@
-"""Checkpoints contain everything that a run changes, so that it can be resumed exactly after an interruption::
+"""Checkpoints contain everything that a run changes, so that it can be resumed exactly.
+
+Their files are::
 
 checkpoints/step-000120/
-    state.pt         tensors, numbers, text, lists and dicts; read with weights_only=True, no pickled objects
-    unet/...         if the method trains whole networks: their files, shared with the step's adapter (hard links)
+    state.pt         tensors, numbers, text, lists and dicts; read with weights_only=True, no pickles
+    unet/...         files of networks that train as a whole, shared with the step's adapter (hard links)
     checksum.json    schema of state.pt and the SHA-256 of every file
 
-A folder is written under a temporary name and then renamed, so it is either complete or absent. What does not change
-(the frozen weights, the encoded photos) is not saved: it is rebuilt, and `identity` is used to verify that it is the
-same. This also holds for trained weights that still equal the base model's.
+A folder is written under a temporary name and then renamed, so it is either complete or absent. What does not
+change (the frozen weights, the encoded photos) is not saved: it is rebuilt, and `identity` is used to verify
+that it is the same. This also holds for trained weights that still equal the base model's.
 (`Accelerator.save_state` saves neither a sampler's position nor our own generators, and pickles the rest.)
 """
 
@@ -60,7 +62,9 @@ class Checkpoint:
 
 
 def capture(state: TrainingState) -> dict[str, Any]:
-    """Everything that the run changes. With several processes, all of them must call it; each has its own streams."""
+    """Everything that the run changes. With several processes, all of them must call it; each has its own
+    streams.
+    """
     streams = state.global_streams.as_plain()
     if state.processes > 1:
         from accelerate.utils import gather_object
@@ -193,7 +197,9 @@ def _address(value: Tensor) -> tuple[Any, ...]:
 
 
 def _without(value: Any, places: Mapping[tuple[Any, ...], Any] | None) -> Any:
-    """`value` with its tensors replaced by their entries in `places`, by address; None: all are as they were built."""
+    """`value` with its tensors replaced by their entries in `places`, by address; None: all are as they were
+    built.
+    """
     if isinstance(value, Tensor):
         return AS_BUILT if places is None else places.get(_address(value), value)
     if isinstance(value, dict):
@@ -262,7 +268,8 @@ def found(root: Path) -> list[int]:
 def prune(root: Path, now: int, *, keep: int, best: int | None) -> None:
     """Removes all checkpoints except the last `keep` up to step `now` and the best one.
 
-    Those beyond `now` are removed first: a run that fell back behind a damaged one will reach these steps again.
+    Those beyond `now` are removed first: a run that fell back behind a damaged one will reach these steps
+    again.
     """
     steps = found(root)
     kept = {*[step for step in steps if step <= now][-keep:], best}

@@ -1,8 +1,8 @@
 """Latents of the training photos and embeddings of the prompts, computed once.
 
-The VAE encodes a photo as a normal distribution. Its mean and log-variance are cached and a new sample
-is drawn at each step, so that a run with the cache equals one that encodes at every step. Caching a single sample
-would reduce variety, and caching samples per step would pair them with the wrong photos.
+The VAE encodes a photo as a normal distribution. Its mean and log-variance are cached and a new sample is
+drawn at each step, so that a run with the cache equals one that encodes at every step. Caching a single
+sample would reduce variety, and caching samples per step would pair them with the wrong photos.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def encode_pictures(
     keep: str = "memory",
     folder: Path | None = None,
 ) -> Latents:
-    """Encodes the centre square of every photo at `resolution` pixels with the VAE, in float32 and one by one.
+    """Encodes the centre square of every photo at `resolution` pixels with the VAE, in float32 and one by
+    one.
 
     One by one, so that the memory needed does not depend on their number. `keep`: `memory` keeps the
     moments in memory, `disk` stores them in `folder` for later runs too, `off` encodes at every `sample`.
@@ -138,7 +139,9 @@ def _on_disk(
     versions: int,
     folder: Path | None,
 ) -> Callable[[int, int], tuple[Tensor, Tensor]]:
-    """Encodes what `folder` does not yet contain. A file's name identifies everything that its content depends on."""
+    """Encodes what `folder` does not yet contain. A file's name identifies everything that its content
+    depends on.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

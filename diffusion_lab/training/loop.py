@@ -44,8 +44,8 @@ def train(
     evaluations do not affect training. `on_log` receives the mean loss since the last call, the learning
     rate, the gradient norm, photos per second (of training alone) and peak memory; `on_step` the steps done.
 
-    `checkpoint(step)` is called before the evaluation of that step, which does not change `state` and may take
-    long. A run resumed from there skips the steps in `measured`.
+    `checkpoint(step)` is called before the evaluation of that step, which does not change `state` and may
+    take long. A run resumed from there skips the steps in `measured`.
 
     Raises TrainingDiverged before taking a step whose loss or gradient is not finite: the weights
     are those of the last good step, and `state.step` is its number.
@@ -102,7 +102,9 @@ def _checkpointed(steps: Steps, step: int, evaluated: bool) -> bool:
 
 
 def evaluated_weights(state: TrainingState) -> AbstractContextManager[None]:
-    """Context in which the pipe has the weights that the method evaluates and saves: the trained ones or their average."""
+    """Context in which the pipe has the weights that the method evaluates and saves: the trained ones or
+    their average.
+    """
     return state.method.evaluating(state.pipe) if isinstance(state.method, Averaging) else nullcontext()
 
 
@@ -146,7 +148,9 @@ def _diverged(step: int, loss: float, norm: float) -> TrainingDiverged:
 
 
 def _check_float32(state: TrainingState) -> None:
-    """Casting the pipeline for evaluation also casts trained weights, and AdamW's small updates vanish in bf16."""
+    """Casting the pipeline for evaluation also casts trained weights, and AdamW's small updates vanish in
+    bf16.
+    """
     if any(parameter.dtype != torch.float32 for parameter in state.trained):
         raise RuntimeError("the evaluation changed the number format of the trained weights")
 

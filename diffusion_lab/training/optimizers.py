@@ -17,11 +17,13 @@ from diffusion_lab.values.checks import one_of
 def build_optimizer(
     name: str, groups: Sequence[ParamGroup], device: torch.device, *, scaled: bool = False
 ) -> torch.optim.Optimizer:
-    """An optimizer over `groups`, whose names are kept in `param_groups`. `scaled`: whether fp16 loss scaling is used.
+    """An optimizer over `groups`, whose names are kept in `param_groups`. `scaled`: whether fp16 loss scaling
+    is used.
 
-    adamw: torch's, fused unless scaled; adamw8bit: bitsandbytes' (Dettmers et al. 2021, arXiv:2110.02861), with
-    8-bit moments for tensors of 4096 or more elements; prodigy: prodigyopt's (Mishchenko and Defazio 2023,
-    arXiv:2306.06101), which estimates the rate itself: the learning rates are factors, equal for all groups.
+    adamw: torch's, fused unless scaled; adamw8bit: bitsandbytes' (Dettmers et al. 2021, arXiv:2110.02861),
+    with 8-bit moments for tensors of 4096 or more elements; prodigy: prodigyopt's (Mishchenko and Defazio
+    2023, arXiv:2306.06101), which estimates the rate itself: the learning rates are factors, equal for all
+    groups.
 
     UserError if the package is missing, or if Prodigy is given different rates.
     """
@@ -35,8 +37,8 @@ def build_optimizer(
         for group in groups
     ]
     if name == "adamw":
-        # fused: one kernel for all of the many small matrices. It skips an overflowing step inside that kernel;
-        # accelerate, which detects skipped steps by whether `step` is called, would not notice.
+        # fused: one kernel for all of the many small matrices. It skips an overflowing step inside that
+        # kernel; accelerate, which detects skipped steps by whether `step` is called, would not notice.
         return torch.optim.AdamW(options, fused=device.type in ("cuda", "cpu") and not scaled)
     if name == "adamw8bit":
         bitsandbytes = _imported("bitsandbytes", name)

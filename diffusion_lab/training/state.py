@@ -108,7 +108,8 @@ class TrainingState:
     def next_batch(self, size: int) -> Batch:
         """The next `size` photos, and as many class images; advances the samplers and the latents' stream.
 
-        With several processes, each samples for all of them and keeps its share, so that all streams stay in sync.
+        With several processes, each samples for all of them and keeps its share, so that all streams stay in
+        sync.
         """
         n_all, before = size * self.processes, size * self.accelerator.process_index
         own = slice(before, before + size)
@@ -142,13 +143,17 @@ class TrainingState:
         )
 
     def _share(self, own: slice, n_all: int) -> dict[str, Any]:
-        """Positions of this process's images among all: those of the subject come first, then those of the class."""
+        """Positions of this process's images among all: those of the subject come first, then those of the
+        class.
+        """
         rows = range(n_all)[own]
         of_class = [] if self.prior is None else [n_all + row for row in rows]
         return {"rows": (*rows, *of_class), "n_all": n_all if self.prior is None else 2 * n_all}
 
     def save(self, folder: Path, told: Mapping[str, str] | None = None) -> list[Path]:
-        """Saves the method's artefact in a standard format; its header contains the notes, the step and `told`."""
+        """Saves the method's artefact in a standard format; its header contains the notes, the step and
+        `told`.
+        """
         words = {**self.notes, "step": str(self.step), **(told or {})}
         more: dict[str, Any] = {}
         if self.kept is not None and self.kept[0] == self.step and isinstance(self.method, SavesNetworks):
@@ -339,7 +344,8 @@ def _accelerator(device: torch.device, precision: str) -> Accelerator:
             mixed_precision=mixed,
             cpu=device.type == "cpu",
             device_placement=False,
-            # The loop counts and averages itself. A plugin, because the environment overrides gradient_accumulation_steps=1.
+            # The loop counts and averages itself. A plugin, because the environment overrides
+            # gradient_accumulation_steps=1.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dynamo_plugin=TorchDynamoPlugin(
                 backend="no", mode="default", fullgraph=False, use_regional_compilation=False
