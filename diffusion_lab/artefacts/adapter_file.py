@@ -1,5 +1,4 @@
-"""Reads the tensor names of a LoRA file: each tensor is assigned to a layer and a role, or the file is
-rejected.
+"""Reads the tensor names of a LoRA file: each must belong to a known layer and role.
 
 Files of this kind name layers in several ways, and each tensor by a suffix:
 
@@ -81,9 +80,7 @@ class Layer:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it consists only of an up and a down matrix, which a peft layer stores separately from the
-        weight.
-        """
+        """Whether it is only an up and a down matrix, which peft stores separately from the weight."""
         return not set(self.keys) - changes.LORA - {"alpha"}
 
 
@@ -217,9 +214,7 @@ def spelling(name: str) -> str:
 
 
 def layers_of_peft(keys: Iterable[str], part: str) -> list[Layer]:
-    """The layers in a peft folder for the network `part`, by their names; layers saved as a whole are
-    omitted.
-    """
+    """The layers in a peft folder for the network `part`, by their names; whole layers are omitted."""
     names = dict.fromkeys(
         found[1]
         for key in keys

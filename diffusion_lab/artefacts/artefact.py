@@ -47,8 +47,9 @@ class Artefact:
     header: Mapping[str, str]
 
     def part(self, family: Family) -> str:
-        """For networks and peft folders: the network that they change. UserError if the family does not have
-        it.
+        """For networks and peft folders: the network that they change.
+
+        UserError if the family does not have it.
         """
         part = self.path.name if self.path.name in peft_settings.NETWORKS else family.denoiser
         if part not in adapter_file.parts_of(family):
@@ -210,9 +211,7 @@ def embedding_keys(piece: Artefact) -> set[str]:
 
 
 def check_width(piece: Artefact, ours: Mapping[str, int]) -> None:
-    """UserError if the width of an embedding differs from the model's, given in `ours` by the vocabulary's
-    key.
-    """
+    """UserError if an embedding's width differs from the model's, given in `ours` by vocabulary key."""
     for key, theirs in json.loads(piece.header["widths"]).items():
         if key in ours and theirs != ours[key]:
             what = f"its vectors {key} are" if key else "its vectors are"

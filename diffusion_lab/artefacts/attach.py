@@ -146,8 +146,7 @@ def kind_of(folder: Path, where: str) -> str:
 
 
 def merge_folder(pipe: Any, part: str, folder: Path, weight: float, where: str) -> None:
-    """Merges a peft folder (LoRA, LoHa, LoKr, OFT) into the weights of the network `part`, with peft's own
-    code.
+    """Merges a peft folder (LoRA, LoHa, LoKr, OFT) into the weights of the network `part`, using peft.
 
     UserError if one of its tensors matches no layer, or a layer named by its settings has no tensor.
     """

@@ -14,8 +14,7 @@ FILE_NAME = "lora_kohya.safetensors"
 
 
 def export(family: Family, source: Path, target: Path) -> list[Path]:
-    """Converts diffusers' LoRA file (with peft's settings in its header) and writes it to `target`
-    atomically.
+    """Converts diffusers' LoRA file (with peft's settings in its header); writes `target` atomically.
 
     Returns the file written; an empty list if other tools read no such names for the family, or for DoRA.
     """

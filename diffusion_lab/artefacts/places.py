@@ -31,8 +31,9 @@ class Change:
 
 
 def read_changes(path: Path, header: Header, pipe: Any, where: str) -> list[Change]:
-    """All layers of the file with their layers of the pipeline. UserError if one has no match or another
-    size.
+    """All layers of the file with their layers of the pipeline.
+
+    UserError if one has no match or another size.
     """
     family = of(pipe)
     found = for_family(header, family, where)
@@ -86,8 +87,9 @@ def _has_scale_first(network: nn.Module, name: str) -> bool:
 
 
 def check_names(found: list[Layer], names: Mapping[str, Iterable[str]], where: str) -> None:
-    """UserError if the file has layers that the model lacks. `names`: the model's by network; empty if
-    unknown.
+    """UserError if the file has layers that the model lacks.
+
+    `names`: the model's by network; empty if unknown.
     """
     _check_places(
         found, {part: frozenset(map(spelling, names[part])) for part in names if names[part]}, where
@@ -97,8 +99,9 @@ def check_names(found: list[Layer], names: Mapping[str, Iterable[str]], where: s
 def check_sizes(
     found: Sequence[Layer], header: Header, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], where: str
 ) -> None:
-    """UserError if a pair's size differs from its layer's. `shapes`: of the model's weights, by network and
-    name.
+    """UserError if a pair's size differs from its layer's.
+
+    `shapes`: of the model's weights, by network and name.
 
     Checks separate linear layers only; the others are checked when they are read.
     """
@@ -132,9 +135,7 @@ def _check_places(found: list[Layer], keys: Mapping[str, frozenset[str]], where:
 
 
 def _modules(network: nn.Module) -> dict[str, tuple[str, Any]]:
-    """Name with underscores -> name and module of every linear layer and convolution, without adapter
-    wrappers.
-    """
+    """Name with underscores -> name and module of every linear layer and convolution, unwrapped."""
     from torch import nn
 
     found: dict[str, tuple[str, Any]] = {}

@@ -20,8 +20,9 @@ _BESIDE = "embeddings.position_ids"  # of CLIP: older versions of transformers s
 
 
 def put(network: Any, folder: Path, weight: float, where: str) -> None:
-    """Interpolates linearly between the network's weights (0) and the folder's (1). UserError for another
-    network.
+    """Interpolates linearly between the network's weights (0) and the folder's (1).
+
+    UserError for another network.
     """
     import torch
 
@@ -63,8 +64,9 @@ def load_state(network: Any, weights: Mapping[str, Tensor], where: str) -> None:
 
 
 def weight_files(folder: Path, where: str) -> list[Path]:
-    """The safetensors files of one network: a single file, or the shards of the index. UserError if
-    incomplete.
+    """The safetensors files of one network: a single file, or the shards of the index.
+
+    UserError if incomplete.
     """
     for stem in ("diffusion_pytorch_model", "model"):
         index = folder / f"{stem}.safetensors.index.json"

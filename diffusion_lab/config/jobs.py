@@ -1,5 +1,6 @@
-"""The keys of each job: one dataclass per job. `job=NAME` selects it; keys that its job does not have are
-rejected.
+"""The keys of each job: one dataclass per job.
+
+`job=NAME` selects it; keys that its job does not have are rejected.
 
 To add a job: its dataclass and a line in JOBS here, `conf/job/<name>.yaml`, its module in
 `diffusion_lab/jobs`.

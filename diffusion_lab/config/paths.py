@@ -37,8 +37,7 @@ def is_path(key: str) -> bool:
 
 
 def resolve(config: Config, base: Path | str) -> Config:
-    """A copy of the configuration with absolute paths; the original text of changed ones is kept in
-    `as_typed`.
+    """A copy of the configuration with absolute paths; `as_typed` keeps the original text of changed ones.
 
     `base` is the folder to which relative paths refer.
     """

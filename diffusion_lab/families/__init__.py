@@ -1,5 +1,6 @@
-"""Model families, one file each. `of(pipe)` is the family of a loaded pipeline. Imports neither torch nor
-diffusers.
+"""Model families, one file each.
+
+`of(pipe)` is the family of a loaded pipeline. Imports neither torch nor diffusers.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")  # layers to which a L
 
 
 def tokenize(tokenizer: Any, text: str) -> Tensor:
-    """int64 [1, model_max_length], padded as the pipelines pad their prompts. ValueError if the text is too
-    long.
+    """int64 [1, model_max_length], padded as the pipelines pad their prompts.
+
+    ValueError if the text is too long.
     """
     most = int(tokenizer.model_max_length)
     given = len(tokenizer(text).input_ids)

@@ -170,30 +170,26 @@ class Family(Protocol):
 
     # --- texts ---
     def tokenize(self, pipe: Any, text: str) -> Tokens:
-        """Token ids of one text, padded as in the pipeline, on the CPU. ValueError, with both lengths, if it
-        is too long.
+        """Token ids of one text, padded as in the pipeline, on the CPU.
+
+        ValueError, with both lengths, if it is too long.
         """
 
     def encode(self, pipe: Any, tokens: Tokens) -> Conditioning:
         """Runs the text encoders, with gradients, as the pipeline's own `encode_prompt` does."""
 
     def encode_prompts(self, pipe: Any, texts: Sequence[str]) -> Conditioning:
-        """Encodes several texts at once for sampling with the pipeline's own `encode_prompt`; long texts are
-        truncated.
-        """
+        """Encodes texts for sampling with the pipeline's own `encode_prompt`; long texts are truncated."""
 
     def unconditional(self, pipe: Any, text: str, encoded: Conditioning) -> Conditioning:
-        """The unconditional branch of classifier-free guidance, from the negative prompt and its
-        `encode_prompts`.
+        """The unconditional branch of guidance, from the negative prompt and its `encode_prompts`.
 
         "" gives the same as diffusers without a negative prompt.
         """
 
     # --- additional conditioning ---
     def training_extras(self, pipe: Any, framings: Sequence[Framing]) -> Conditioning:
-        """One row per image, on the pipeline's device: time ids, the guidance embedded at 1.0; {} if there is
-        none.
-        """
+        """One row per image, on the pipeline's device: time ids, the guidance embedded at 1.0; may be {}."""
 
     def sampling_extras(
         self, pipe: Any, n: int, size: tuple[int, int], guidance_scale: float
@@ -218,8 +214,9 @@ class Family(Protocol):
         """The noise process for training at `size` (height, width) in pixels."""
 
     def predict(self, pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's prediction [b, c, h, w] for latents of that shape, with gradients. `timesteps`: [b]
-        or [].
+        """The denoiser's prediction [b, c, h, w] for latents of that shape, with gradients.
+
+        `timesteps`: [b] or [].
         """
 
     def solver(self, pipe: Any, steps: int, size: tuple[int, int]) -> Any:
@@ -229,13 +226,10 @@ class Family(Protocol):
 
     # --- files ---
     def kohya(self, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """A LoRA (diffusers' keys, peft's settings) with the key names of other tools; None if they do not
-        support it.
-        """
+        """A LoRA (diffusers' keys, peft's settings) with other tools' key names; None if unsupported."""
 
     def layer_names(self, name: str) -> tuple[str, ...]:
-        """diffusers' names of the denoiser's layers that another tool's layer `name` contains, in order of
-        its rows.
+        """diffusers' names of the denoiser's layers in another tool's layer `name`, in order of its rows.
 
         Several if queries, keys and values are one matrix there. (name,) if the names agree or `name` is
         unknown. `name` has dots, or underscores in their place.

@@ -1,5 +1,4 @@
-"""Rectified flow: straight paths from images to noise, as used to train and sample Stable Diffusion 3 and
-FLUX.1.
+"""Rectified flow: straight paths from images to noise, as in Stable Diffusion 3 and FLUX.1.
 
 x_t = (1 - sigma) x + sigma noise, and the network predicts the velocity noise - x (Esser et al. 2024,
 arXiv:2403.03206, eq. 13). Timesteps are sigma * num_train_timesteps, floats in 0..1000.
@@ -65,9 +64,7 @@ def no_min_snr(snr_gamma: float) -> UserError:
 
 
 def flow(config: Mapping[str, Any], tokens: int) -> Flow:
-    """The process for a FlowMatchEulerDiscreteScheduler's config and images of `tokens` patches of the
-    latents.
-    """
+    """The process for a FlowMatchEulerDiscreteScheduler's config; `tokens`: latent patches per image."""
     return Flow(shift_of(config, tokens), int(config.get("num_train_timesteps", 1000)))
 
 

@@ -280,9 +280,7 @@ class Flux:
     # --- files ---
 
     def kohya(self, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """None for DoRA, whose magnitudes the tools store in different shapes or drop, and for unknown
-        layers.
-        """
+        """None for DoRA, whose magnitudes tools store in different shapes or drop, and for unknown layers."""
         if any(settings.get(f"{part}.use_dora") for part in ("transformer", "text_encoder")):
             return None
         return flux_names.fused(weights, settings)

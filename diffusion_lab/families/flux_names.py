@@ -1,5 +1,4 @@
-"""Key names of a FLUX.1 LoRA as in Black Forest Labs' own code, which kohya's scripts write and other tools
-read.
+"""Key names of a FLUX.1 LoRA as in Black Forest Labs' own code, which kohya's scripts write.
 
 In that code, queries, keys and values (and the MLP's first layer) are rows of one matrix.
 """
@@ -42,9 +41,7 @@ OUTSIDE = {
 
 
 def held_by(name: str) -> tuple[str, ...]:
-    """diffusers' names of the layers that `name` contains, in order of its rows; (name,) if it is not such a
-    name.
-    """
+    """diffusers' names of the layers that `name` contains, in order of its rows; (name,) if unknown."""
     flat = name.replace(".", "_")
     for ours, theirs in OUTSIDE.items():
         if flat == theirs:

@@ -113,8 +113,7 @@ ORIGINAL = re.compile(r"(input|output)_blocks_(\d+)_(\d+)_(.+)|middle_block_(\d+
 
 
 def diffusers_name(layer: str) -> str:
-    """The inverse of `original_name`, also for Stable Diffusion 1.x and 2.x; other names are returned
-    unchanged.
+    """The inverse of `original_name`, also for Stable Diffusion 1.x and 2.x; other names are unchanged.
 
     `layer` may have dots instead of underscores.
     """

@@ -1,5 +1,4 @@
-"""Stable Diffusion 3 and 3.5, medium and large: a transformer with joint attention over patches and text
-tokens.
+"""Stable Diffusion 3 and 3.5, medium and large: a transformer with joint attention of image and text.
 
 Esser et al. 2024 (arXiv:2403.03206). The text tokens are those of two CLIPs, concatenated along the channels,
 followed by T5's; SD 3.5 medium has a second attention over the patches alone (attn2) in its first blocks.
@@ -38,13 +37,16 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_contex
 
 
 class StableDiffusion3:
-    """The `Family` of Stable Diffusion 3 and 3.5. The figures of the published model are those of SD 3.5
-    medium.
+    """The `Family` of Stable Diffusion 3 and 3.5.
+
+    The figures of the published model are those of SD 3.5 medium.
 
     Conditioning of b texts:
 
-    `hidden`: both CLIPs' penultimate hidden states concatenated along the channels, zero-padded, followed by
-    T5's, [b, 77 + 256, 4096]; `pooled`: both CLIPs' projected vectors [b, 768 + 1280].
+    `hidden`: both CLIPs' penultimate hidden states concatenated and zero-padded, then T5's,
+    [b, 77 + 256, 4096];
+
+    `pooled`: both CLIPs' projected vectors [b, 768 + 1280].
     """
 
     name = "sd3"

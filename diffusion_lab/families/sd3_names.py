@@ -1,6 +1,4 @@
-"""Other tools' key names for a LoRA of Stable Diffusion 3: OneTrainer's, and those of Stability AI's own
-code.
-"""
+"""Key names of a Stable Diffusion 3 LoRA in OneTrainer and in Stability AI's own code."""
 
 from __future__ import annotations
 
@@ -38,9 +36,7 @@ OUTSIDE = {
 
 
 def held_by(name: str) -> tuple[str, ...]:
-    """diffusers' names of the layers that `name` contains, in order of its rows; (name,) if it is not such a
-    name.
-    """
+    """diffusers' names of the layers that `name` contains, in order of its rows; (name,) if unknown."""
     flat = name.replace(".", "_")
     if flat in OUTSIDE:
         return (OUTSIDE[flat],)
@@ -50,9 +46,7 @@ def held_by(name: str) -> tuple[str, ...]:
 
 
 def renamed(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """diffusers' keys, with peft's `settings`, with OneTrainer's names; None if there is anything other than
-    pairs.
-    """
+    """Renames diffusers' keys, with peft's `settings`, to OneTrainer's; None if there are not only pairs."""
     import torch
 
     found: dict[str, Tensor] = {}

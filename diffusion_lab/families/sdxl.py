@@ -1,5 +1,4 @@
-"""Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952): a U-Net conditioned on sizes and crop, and two
-CLIPs.
+"""Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952): a U-Net with two CLIP text encoders.
 
 The base model. Refiner, inpainting, guidance-distilled and EDM variants are rejected: their predictions or
 inputs are different.
@@ -147,9 +146,7 @@ class StableDiffusionXL:
         return {part: clip.tokenize(getattr(pipe, part), text) for part in self.tokenizers}
 
     def encode(self, pipe: Any, tokens: Tokens) -> Conditioning:
-        """Gradients reach both text encoders, except the last layer of the first, whose penultimate states
-        are used.
-        """
+        """Gradients reach both text encoders, except the last layer of the first (penultimate states)."""
         import torch
 
         first, _ = clip.penultimate(pipe.text_encoder, tokens["tokenizer"])
@@ -195,9 +192,7 @@ class StableDiffusionXL:
         return vae.factors(pipe.vae)
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
-        """The published VAE overflows in float16 (`force_upcast`) and therefore runs in float32, as in the
-        pipeline.
-        """
+        """The published VAE overflows in float16 (`force_upcast`): it runs in float32, as in the pipeline."""
         import torch
 
         if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:

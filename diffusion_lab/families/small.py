@@ -1,6 +1,4 @@
-"""Which models are treated as miniatures: they have other learning rates, and adapters target more of their
-layers.
-"""
+"""Which models are miniatures: they have other learning rates and more layers with adapters."""
 
 from __future__ import annotations
 

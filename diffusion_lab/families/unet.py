@@ -1,6 +1,4 @@
-"""Properties of diffusers' UNet2DConditionModel from its config alone: size, and the work of one forward
-pass.
-"""
+"""Properties of diffusers' UNet2DConditionModel from its config alone: size, and work per forward pass."""
 
 from __future__ import annotations
 
@@ -27,8 +25,9 @@ def resolution(configs: Mapping[str, Config]) -> int:
 
 
 def multiple(configs: Mapping[str, Config]) -> int:
-    """Image sides must be a multiple of this number of pixels: VAE and U-Net downsample. KeyError like
-    `resolution`.
+    """Image sides must be a multiple of this number of pixels: VAE and U-Net downsample.
+
+    KeyError like `resolution`.
     """
     factor: int = 2 ** (len(configs["unet"]["block_out_channels"]) - 1)
     return pixels_per_latent(configs["vae"]) * factor

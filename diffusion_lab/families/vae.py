@@ -42,8 +42,9 @@ def factors(vae: Any) -> tuple[float, float]:
 
 
 def pixels_per_latent(vae: Config) -> int:
-    """Pixels per latent position, along each axis, from the VAE's config. KeyError if it does not contain
-    this.
+    """Pixels per latent position, along each axis, from the VAE's config.
+
+    KeyError if it does not contain this.
     """
     factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
     return factor

@@ -1,6 +1,4 @@
-"""Looks up words in a tokenizer's vocabulary with `tokenizers`, which loads in 0.1 s; transformers takes
-seconds.
-"""
+"""Looks up words in a tokenizer's vocabulary with `tokenizers`, which loads faster than transformers."""
 
 from __future__ import annotations
 
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
 # also "sks".
 RARE = 40_000
 RARE_WORDS = frozenset({"sks", "ohwx", "zwx"})
-"""Identifiers from DreamBooth guides: single pieces of some vocabularies, but without meaning to the models.
-"""
+"""Identifiers from DreamBooth guides: pieces of some vocabularies, but without meaning to the models."""
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -34,9 +31,7 @@ def check_new_word(tokenizer: Tokenizer, word: str) -> None:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a model folder without limits, from tokenizer.json or CLIP's two files; None if there
-    is none.
-    """
+    """The tokenizer of a model folder without limits, from tokenizer.json or CLIP's two files, or None."""
     from tokenizers import Tokenizer
 
     whole = folder / "tokenizer.json"

@@ -1,6 +1,4 @@
-"""Checks whether an artefact fits the model and accepts a weight, from headers and configs; no weights are
-loaded.
-"""
+"""Checks from headers and configs whether an artefact fits the model and accepts a weight."""
 
 from __future__ import annotations
 
@@ -47,8 +45,9 @@ def check_weight(found: Sequence[Artefact], weight: float) -> None:
 
 
 def check_fit(found: Sequence[Artefact], folder: Path, model: Model) -> None:
-    """UserError if a piece was made for another model, judged by its widths. `folder`: the model's. Loads no
-    weights.
+    """UserError if a piece was made for another model, judged by its widths.
+
+    `folder`: the model's. Loads no weights.
     """
     family = which_family(model)
     configs = part_configs(folder, family)

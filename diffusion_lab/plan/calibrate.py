@@ -51,9 +51,7 @@ def _settle(device: torch.device) -> None:
 
 
 def tell(config: Config, numbers: PlannedEvaluations, device: torch.device, seconds: float = SECONDS) -> None:
-    """At the start of a run on a GPU that is in no table: measures its speed and logs the corrected time
-    estimate.
-    """
+    """For a GPU that is in no table: measures its speed and logs the corrected time estimate."""
     from diffusion_lab.plan.costs import phases, speeds
     from diffusion_lab.plan.shown import duration
 

@@ -76,8 +76,9 @@ class Cost:
 
 
 def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -> Cost:
-    """Cost of a fine-tuning run; `config` has its defaults filled. `forwards`: images through the denoiser in
-    sampling.
+    """Cost of a fine-tuning run; `config` has its defaults filled.
+
+    `forwards`: images through the denoiser in sampling.
     """
     found = speeds(config)
     traits = config.method.traits
@@ -118,9 +119,7 @@ class Speeds:
 
 
 def speeds(config: Config) -> Speeds:
-    """Speeds by the GPU's name or the number of CPU cores; for a GPU that is not in the table, by its
-    generation.
-    """
+    """Speeds by the GPU's name or the number of CPU cores; for an unknown GPU, by its generation."""
     if config.model.device == "cpu" or not has_gpu():
         number = cores()
         float32 = CORE_TFLOPS * number
@@ -203,8 +202,7 @@ def _disk(
     config: Config, evaluations: int, sampled: int, resolution: int, adapter: float, checkpoint: float,
     rest: float = 0.0,
 ) -> int:  # fmt: skip
-    """Bytes of adapters, checkpoints, image grids (at most 128 pixels per image), tables, and the report with
-    the grids.
+    """Bytes of adapters, checkpoints, image grids (at most 128 pixels per image), tables and the report.
 
     `rest`: what artefact/ contains besides the recommended adapter, which it shares with adapters/. In
     addition to the checkpoints that are kept, there are the best one and one being written; in addition to
@@ -220,9 +218,7 @@ def _disk(
 
 
 def device_bytes(config: Config) -> float | None:
-    """Memory of the device that the run will use: of a GPU by nvidia-smi, else of the machine; None if
-    unknown.
-    """
+    """Memory of the run's device: of a GPU by nvidia-smi, else of the machine; None if unknown."""
     if config.model.device == "cpu" or not has_gpu():
         import psutil
 

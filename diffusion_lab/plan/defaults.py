@@ -101,9 +101,7 @@ def _fill_sampling(prompts: Prompts, family: Family) -> None:
 
 
 def _noun_of(data: Data) -> str | None:
-    """The subject's class noun according to the miniature or the folder; None if unknown, which the plan
-    reports.
-    """
+    """The subject's class noun according to the miniature or the folder; None if unknown."""
     from diffusion_lab.data.subjects import check_subject
 
     try:

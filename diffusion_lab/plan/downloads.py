@@ -1,5 +1,4 @@
-"""Lists the files that a run needs and the package does not include, their sizes, and whether they are
-present.
+"""Lists the files that a run has to download, their sizes, and whether they are present.
 
 Used by the plan: makes no network requests and does not import torch. Sizes are those published with the
 files, rounded; `fetch.py` requests the exact ones.
@@ -81,9 +80,7 @@ def wanted(config: Config) -> list[Wanted]:
 
 
 def of_model(model: Model) -> list[Wanted]:
-    """The parts of a hub model, or the configs on the hub for a single-file model; nothing for a local
-    folder.
-    """
+    """The parts of a hub model, or the configs for a single-file model; nothing for a local folder."""
     from diffusion_lab.models.place import model_folder
     from diffusion_lab.models.single_file import config_folder, lacking_parts
 

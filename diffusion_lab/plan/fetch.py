@@ -1,5 +1,4 @@
-"""Downloads what a run needs, before anything slow is loaded: with progress, checksums and clear error
-messages.
+"""Downloads what a run needs, before anything slow is loaded, with progress and checksums.
 
 The libraries would download the same files later, each on its own, with retries of minutes without a network
 and misleading errors. Here every server is asked once, for a few seconds.

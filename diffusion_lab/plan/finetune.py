@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 
 def check(config: Config, run_folder: Path) -> Plan:
-    """Rejects what cannot work and describes what will happen. Writes nothing; `config` has its defaults
-    filled.
+    """Rejects what cannot work and describes what will happen.
+
+    Writes nothing; `config` has its defaults filled.
 
     Raises UserError naming the key: unknown subject, too few photos, a model folder with a missing part,
     an unknown prompt set or one beyond the tokenizer's limit, an unwritable folder, too little disk space.

@@ -79,8 +79,9 @@ def may_have_card() -> bool:
 
 
 def check_method(config: Config, configs: Path | None) -> list[str]:
-    """Warnings about model and method. `configs`: the folder with the model's configs, None if only a hub has
-    them.
+    """Warnings about model and method.
+
+    `configs`: the folder with the model's configs, None if only a hub has them.
 
     Raises UserError for a method that the model's family does not support, a model of another family, an
     unsupported resolution, Min-SNR weights with a rectified flow, targets that match no layer, a rank beyond
@@ -161,8 +162,7 @@ def check_initialiser(config: Config, tokenizer: Path) -> None:
 
 
 def check_targets(config: Config, family: Family) -> list[str]:
-    """Warnings about `method.targets` and `method.rank`; UserError if no layer matches or the rank is too
-    large.
+    """Warnings about `method.targets` and `method.rank`; UserError for unknown layers or too large a rank.
 
     Layers are read from the header of the weights; for a U-Net on a hub, those of the miniature are used,
     which have the same names, so that only names are checked.
@@ -200,9 +200,7 @@ def check_targets(config: Config, family: Family) -> list[str]:
 
 
 def _check_rank(method: Any, chosen: Shapes) -> list[str]:
-    """The rank of an update is at most the smaller of a layer's widths; a larger rank adds parameters without
-    effect.
-    """
+    """The rank of an update is at most the smaller of a layer's widths; more has no effect."""
     widths = {name: min(shape[0], math.prod(shape[1:])) for name, shape in chosen.items()}
     widest, narrow = max(widths.values()), [name for name, width in widths.items() if width < method.rank]
     if method.rank > widest:
@@ -220,8 +218,7 @@ def _check_rank(method: Any, chosen: Shapes) -> list[str]:
 
 
 def denoiser_layers(model: Model, family: Family) -> Shapes:
-    """The denoiser's linear and convolution layers by diffusers' names (for a single file: by their
-    suffixes).
+    """The denoiser's linear and convolution layers by diffusers' names (single file: by suffixes).
 
     Empty if no safetensors file is available: a model on a hub, pickled weights.
     """

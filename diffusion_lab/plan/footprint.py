@@ -83,9 +83,7 @@ CLIP_WIDTH = 768
 
 
 def architecture(model: Model) -> Architecture:
-    """Read from the model's configs and its files' headers, or from the published model if they are not
-    available.
-    """
+    """Read from the model's configs and its files' headers, else the published model's figures."""
     from diffusion_lab.models.place import model_folder
     from diffusion_lab.models.single_file import config_folder
 

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_output(config: Config, job: Writing) -> Plan:
-    """UserError if the folder cannot be written or there is not enough space for the files that the job
-    needs.
-    """
+    """UserError if the folder cannot be written or there is not enough space for the job's files."""
     output = Path(job.output).expanduser()
     check_place(output, 0, "job.output")
     files = check_downloads(wanted(config))

@@ -72,8 +72,7 @@ def _differing(config: Config) -> set[str]:
 def as_trained(
     config: Config, artefact: Path | None, header: Mapping[str, str], pipeline: Path | None = None
 ) -> tuple[Config, str]:
-    """`config` with the artefact's recorded settings if the command line does not set them; a line that lists
-    them.
+    """`config` with the artefact's recorded settings where the command line sets none; a line listing them.
 
     `pipeline`: the folder of a whole pipeline, which is used as the model.
 
@@ -233,8 +232,7 @@ def _shown(value: Any) -> str:
 
 
 def as_measured(config: Config) -> tuple[Config, str]:
-    """`config` with the subject and the encoders of the run that generated `job.images`, or trained their
-    model.
+    """`config` with the subject and encoders of the run that generated `job.images` or trained their model.
 
     The command line takes precedence. Also returns a line that lists what was taken, "" if the images belong
     to no known run.

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 
 def enough_images(config: Config, prompts: PromptSet) -> list[str]:
-    """Warnings about metrics without a value and evaluations with few images. UserError if a metric cannot be
-    computed.
+    """Warnings about metrics without a value and evaluations with few images.
+
+    UserError if a metric cannot be computed.
     """
     from diffusion_lab.data.prompts import images_per_prompt
     from diffusion_lab.evaluation.metrics import select

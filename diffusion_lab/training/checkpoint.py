@@ -62,8 +62,9 @@ class Checkpoint:
 
 
 def capture(state: TrainingState) -> dict[str, Any]:
-    """Everything that the run changes. With several processes, all of them must call it; each has its own
-    streams.
+    """Everything that the run changes.
+
+    With several processes, all of them must call it; each has its own streams.
     """
     streams = state.global_streams.as_plain()
     if state.processes > 1:
@@ -197,9 +198,7 @@ def _address(value: Tensor) -> tuple[Any, ...]:
 
 
 def _without(value: Any, places: Mapping[tuple[Any, ...], Any] | None) -> Any:
-    """`value` with its tensors replaced by their entries in `places`, by address; None: all are as they were
-    built.
-    """
+    """`value` with tensors replaced by their entries in `places`, by address; None: all are as built."""
     if isinstance(value, Tensor):
         return AS_BUILT if places is None else places.get(_address(value), value)
     if isinstance(value, dict):

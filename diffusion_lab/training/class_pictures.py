@@ -40,8 +40,7 @@ def class_pictures(
     seed: int,
     cache: Path | None = None,
 ) -> tuple[Picture, ...]:
-    """``n`` class images generated with the current ``pipe``, with the sampler and guidance of the
-    evaluation.
+    """``n`` class images generated with the current ``pipe`` and the evaluation's sampler and guidance.
 
     An incomplete set of an interrupted run is completed, and a damaged image is generated again. The global
     random generators are left unchanged.

@@ -101,8 +101,7 @@ def encode_pictures(
     keep: str = "memory",
     folder: Path | None = None,
 ) -> Latents:
-    """Encodes the centre square of every photo at `resolution` pixels with the VAE, in float32 and one by
-    one.
+    """Encodes the centre square of every photo at `resolution` pixels with the VAE, in float32.
 
     One by one, so that the memory needed does not depend on their number. `keep`: `memory` keeps the
     moments in memory, `disk` stores them in `folder` for later runs too, `off` encodes at every `sample`.
@@ -139,8 +138,9 @@ def _on_disk(
     versions: int,
     folder: Path | None,
 ) -> Callable[[int, int], tuple[Tensor, Tensor]]:
-    """Encodes what `folder` does not yet contain. A file's name identifies everything that its content
-    depends on.
+    """Encodes what `folder` does not yet contain.
+
+    A file's name identifies everything that its content depends on.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

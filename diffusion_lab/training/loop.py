@@ -102,9 +102,7 @@ def _checkpointed(steps: Steps, step: int, evaluated: bool) -> bool:
 
 
 def evaluated_weights(state: TrainingState) -> AbstractContextManager[None]:
-    """Context in which the pipe has the weights that the method evaluates and saves: the trained ones or
-    their average.
-    """
+    """Context in which the pipe has the weights that are evaluated and saved: trained or averaged ones."""
     return state.method.evaluating(state.pipe) if isinstance(state.method, Averaging) else nullcontext()
 
 

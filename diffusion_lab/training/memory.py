@@ -31,9 +31,7 @@ class HasNetworks(Protocol):
 
 
 def idle_networks(state: TrainingState, bank: HasNetworks | None) -> list[nn.Module]:
-    """Networks that a training step does not use: the VAE, text encoders with cached outputs, the metrics'
-    encoders.
-    """
+    """Networks that are idle in a training step: VAE, cached text encoders, the metrics' encoders."""
     family = of(state.pipe)
     networks = family.networks(state.pipe)
     found: list[nn.Module] = [state.pipe.vae]
@@ -62,9 +60,7 @@ def rest(state: TrainingState, bank: HasNetworks | None, settings: Memory) -> No
 
 @contextmanager
 def awake(state: TrainingState, bank: HasNetworks | None, settings: Memory) -> Iterator[None]:
-    """Inside the context, everything is on the device; afterwards, with `memory.offload`, only what a step
-    uses.
-    """
+    """Inside, everything is on the device; afterwards, with `memory.offload`, only what a step uses."""
     if settings.offload:
         to_device(idle_networks(state, bank), state.device)
     try:
@@ -74,8 +70,7 @@ def awake(state: TrainingState, bank: HasNetworks | None, settings: Memory) -> I
 
 
 def compile_blocks(state: TrainingState, settings: Memory, **options: Any) -> bool:
-    """torch.compile on the denoiser's repeated transformer blocks; kept only if its gradients match eager
-    mode.
+    """torch.compile on the denoiser's repeated transformer blocks, if its gradients match eager mode.
 
     Compiled U-Nets have produced correct losses with wrong gradients, so all gradients of one batch are
     compared first. Returns whether the blocks are compiled; the run's random streams are left unchanged.

@@ -45,9 +45,7 @@ class Meter:
         return self.peak_bytes.get(name, 0)
 
     def began(self, name: str, seconds: float) -> None:
-        """Adds a phase that ended before this meter was created, and began with `reset_peak`: its seconds and
-        peak memory.
-        """
+        """Adds seconds and peak memory of a phase that began with `reset_peak` before this meter existed."""
         self.add(name, seconds)
         now = _cuda_peak(self.device) if self.device.type == "cuda" else _resident_peak()
         self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), now)

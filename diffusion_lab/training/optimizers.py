@@ -17,8 +17,9 @@ from diffusion_lab.values.checks import one_of
 def build_optimizer(
     name: str, groups: Sequence[ParamGroup], device: torch.device, *, scaled: bool = False
 ) -> torch.optim.Optimizer:
-    """An optimizer over `groups`, whose names are kept in `param_groups`. `scaled`: whether fp16 loss scaling
-    is used.
+    """An optimizer over `groups`, whose names are kept in `param_groups`.
+
+    `scaled`: whether fp16 loss scaling is used.
 
     adamw: torch's, fused unless scaled; adamw8bit: bitsandbytes' (Dettmers et al. 2021, arXiv:2110.02861),
     with 8-bit moments for tensors of 4096 or more elements; prodigy: prodigyopt's (Mishchenko and Defazio

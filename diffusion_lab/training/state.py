@@ -143,17 +143,13 @@ class TrainingState:
         )
 
     def _share(self, own: slice, n_all: int) -> dict[str, Any]:
-        """Positions of this process's images among all: those of the subject come first, then those of the
-        class.
-        """
+        """Positions of this process's images among all: first the subject's, then the class images."""
         rows = range(n_all)[own]
         of_class = [] if self.prior is None else [n_all + row for row in rows]
         return {"rows": (*rows, *of_class), "n_all": n_all if self.prior is None else 2 * n_all}
 
     def save(self, folder: Path, told: Mapping[str, str] | None = None) -> list[Path]:
-        """Saves the method's artefact in a standard format; its header contains the notes, the step and
-        `told`.
-        """
+        """Saves the method's artefact in a standard format; its header has the notes, the step and `told`."""
         words = {**self.notes, "step": str(self.step), **(told or {})}
         more: dict[str, Any] = {}
         if self.kept is not None and self.kept[0] == self.step and isinstance(self.method, SavesNetworks):
