@@ -207,9 +207,7 @@ def for_family(header: Header, family: Family, where: str) -> list[Layer]:
 
 
 def spelling(name: str) -> str:
-    """A common form of all tools' names: with underscores, without the level `text_model` that transformers
-    removed.
-    """
+    """A common form of all tools' names: with underscores, without transformers' former `text_model`."""
     return name.replace(".", "_").removeprefix("text_model_")
 
 
@@ -224,9 +222,7 @@ def layers_of_peft(keys: Iterable[str], part: str) -> list[Layer]:
 
 
 def text_width(header: Header, found: Sequence[Layer]) -> int | None:
-    """Width of the text embeddings that the file's cross-attention layers use; None if there are none or it
-    is unknown.
-    """
+    """Width of the text embeddings that the cross-attention layers read; None if unknown or not read."""
     for layer in found:
         if layer.part != "unet" or not re.search(r"attn2[._]to[._][kv]$", layer.name):
             continue

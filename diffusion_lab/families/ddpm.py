@@ -69,7 +69,7 @@ class Ddpm:
         raise ValueError(f"prediction_type {prediction_type} is not epsilon or v_prediction")
 
     def weights(self, timesteps: Tensor, snr_gamma: float | None) -> Tensor | None:
-        """Min-SNR weight of each timestep [b]: min(SNR, gamma) / SNR; for v-prediction, / (SNR + 1).
+        """Min-SNR weight [b]: min(SNR, gamma) / SNR, or min(SNR, gamma) / (SNR + 1) for v-prediction.
 
         Hang et al. 2023, arXiv:2303.09556, eq. 5 and appendix A: equivalent weights of the error in x for
         both targets.

@@ -220,9 +220,7 @@ class Family(Protocol):
         """
 
     def solver(self, pipe: Any, steps: int, size: tuple[int, int]) -> Any:
-        """A new scheduler for sampling with its timesteps set, on the denoiser's device; `pipe.scheduler` is
-        unchanged.
-        """
+        """A new scheduler for sampling, timesteps set, on the denoiser's device; keeps `pipe.scheduler`."""
 
     # --- files ---
     def kohya(self, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:

@@ -169,9 +169,7 @@ class StableDiffusion3:
     # --- texts ---
 
     def tokenize(self, pipe: Any, text: str) -> Tokens:
-        """If T5 is present, the text is truncated to CLIP's 77 tokens, as in the pipeline; otherwise they are
-        the limit.
-        """
+        """With T5, the text is cut to CLIP's 77 tokens, as in the pipeline; without, 77 is the limit."""
         most = int(pipe.tokenizer_max_length)
         limits = {"tokenizer": most, "tokenizer_2": most}
         if pipe.text_encoder_3 is not None:

@@ -219,9 +219,7 @@ class StableDiffusionXL:
 
     # --- files ---
     def kohya(self, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """`lora_unet_` with the original code's layer names, `lora_te1_`, `lora_te2_`: what kohya's scripts
-        write.
-        """
+        """`lora_unet_` with the original code's layer names, `lora_te1_`, `lora_te2_`, as kohya's."""
         found = kohya.renamed(weights, settings)
         return found and kohya.with_original_names(found)
 

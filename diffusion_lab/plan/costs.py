@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 STEP_SECONDS = 0.2  # training step at batch 4
 FORWARD_SECONDS = 0.012  # one image through the U-Net
 SCORE_SECONDS = 0.04  # one image through VAE decoder, detector and encoders
-START_SECONDS = 15.0  # imports, model, encoders, reference pictures
+START_SECONDS = 15.0  # imports, model, encoders, reference photos
 # Full size: four times that, plus the bytes of a model beyond Stable Diffusion 1.5's 5 GB, loaded at this
 # rate (assumed) from disk through main memory to the GPU.
 STARTED_BYTES, LOADED_BYTES = 5e9, 0.5e9

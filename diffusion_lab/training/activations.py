@@ -11,8 +11,7 @@ if TYPE_CHECKING:
 
 
 def recompute_activations(pipe: Any, settings: Memory) -> None:
-    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), block by block, if the configuration asks
-    for it.
+    """Block-wise gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), if the settings ask for it.
 
     Activations are recomputed in the backward pass instead of being stored: less memory, about a third more
     time.

@@ -146,9 +146,7 @@ def _diverged(step: int, loss: float, norm: float) -> TrainingDiverged:
 
 
 def _check_float32(state: TrainingState) -> None:
-    """Casting the pipeline for evaluation also casts trained weights, and AdamW's small updates vanish in
-    bf16.
-    """
+    """Evaluation casts the pipeline, including trained weights; AdamW's small updates vanish in bf16."""
     if any(parameter.dtype != torch.float32 for parameter in state.trained):
         raise RuntimeError("the evaluation changed the number format of the trained weights")
 
