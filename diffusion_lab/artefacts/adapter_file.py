@@ -69,10 +69,8 @@ _TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_pr
 class Layer:
     """One layer of the file."""
 
-    part: (
-        # unet, transformer, text_encoder, text_encoder_2, ...; DENOISER, T5 if its key does not specify it
-        str
-    )
+    # unet, transformer, text_encoder, text_encoder_2, ...; DENOISER, T5 if its key does not specify it
+    part: str
     name: str  # the module's name within its network; with underscores in kohya's files
     keys: dict[str, str] = field(default_factory=dict)  # role of a tensor -> its key in the file
     # For a name from the original code: all layers that are rows of its matrix, including this one, in order.

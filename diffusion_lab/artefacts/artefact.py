@@ -38,7 +38,7 @@ AGAIN = "copy it again"
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """One recognised piece; a folder may contain several, such as an embedding and the LoRA trained with it."""
+    """One recognised piece; a folder may contain several, such as an embedding and its LoRA."""
 
     # lora, embedding, hypernetwork, networks (unet/, text_encoder/), peft (the same as adapters), pipeline,
     # base
@@ -60,7 +60,7 @@ class Artefact:
 
 
 def recognise(path: Path) -> tuple[Artefact, ...]:
-    """The pieces at `path`, a file or folder. UserError (job.artefact) if there are none. Loads no weights."""
+    """The pieces at `path`, a file or folder. UserError (job.artefact) if none. Loads no weights."""
     if path.is_file():
         return (_file(path),)
     where = f"job.artefact={path}"
@@ -118,7 +118,7 @@ def _looks_loadable(file: Path) -> bool:
 
 
 def _check_together(where: str, found: Sequence[Artefact]) -> None:
-    """A folder of many files is a collection, from which one must be chosen; several embeddings are allowed."""
+    """In a folder of many files, one must be chosen; several embeddings are allowed."""
     changing = [piece for piece in found if piece.kind in (LORA, HYPERNETWORK)]
     if len(changing) > 1:
         names = ", ".join(piece.path.name for piece in changing)

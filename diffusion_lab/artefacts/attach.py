@@ -96,7 +96,7 @@ def refuse_quantised(network: nn.Module, where: str) -> None:
 
 
 def _unpacked(module: Any) -> Tensor:
-    """The module's weight, or a placeholder without data but of its original shape if it is packed in 4 bits."""
+    """The module's weight, or a placeholder of its original shape if it is packed in 4 bits."""
     import torch
 
     weight: Tensor = module.weight

@@ -121,7 +121,7 @@ BY_OUTPUT = frozenset({"up", "hada_w1_a", "hada_w2_a", "diff", "diff_b", "bias"}
 
 
 def rows(tensors: Mapping[str, Tensor], start: int, stop: int, total: int) -> dict[str, Tensor]:
-    """The change restricted to the outputs `start` to `stop` of a layer with `total` outputs. Raises Misfit."""
+    """The change of the outputs `start` to `stop` of a layer with `total` outputs. Raises Misfit."""
     import torch
 
     if (start, stop) == (0, total):

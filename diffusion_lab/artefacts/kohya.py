@@ -1,4 +1,4 @@
-"""Exports a LoRA with the key names of kohya's scripts, which A1111's web UI, ComfyUI and related tools read."""
+"""Exports a LoRA with the key names of kohya's scripts, which A1111's web UI, ComfyUI and others read."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def exact(words: Sequence[str], *, sweep: bool = False) -> tuple[list[str], list
 
 
 def _one_word_a_key(word: str) -> list[str]:
-    """Splits `data={identifier:1_1, n_images:4}` into one word per key, so that its texts are also preserved."""
+    """Splits `data={identifier:1_1, n_images:4}` into one word per key, so that its texts are preserved."""
     found = WORD.match(word)
     if not found or not found[3].startswith("{") or not _is_group(found[2]):
         return [word]

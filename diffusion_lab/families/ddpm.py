@@ -84,7 +84,7 @@ class Ddpm:
 
 
 def process(pipe: Any) -> Ddpm:
-    """The noise process of training, with the noise schedule and prediction type of the pipeline's scheduler."""
+    """The training noise process, with the noise schedule and prediction type of the pipeline's scheduler."""
     from diffusers import DDPMScheduler
 
     return Ddpm(DDPMScheduler.from_config(pipe.scheduler.config))

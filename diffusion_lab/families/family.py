@@ -48,7 +48,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The work for one image in the denoiser, from its config: for the plan's estimates of memory and time."""
+    """The denoiser's work for one image, from its config: for the plan's memory and time estimates."""
 
     # sum over all residual (convolution) blocks: positions * (channels in + out); 0 without any
     residual: float

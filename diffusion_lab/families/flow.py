@@ -69,7 +69,7 @@ def flow(config: Mapping[str, Any], tokens: int) -> Flow:
 
 
 def shift_of(config: Mapping[str, Any], tokens: int) -> float:
-    """The factor by which the scheduler shifts noise levels; with dynamic shifting, it depends on `tokens`."""
+    """The scheduler's shift factor of noise levels; with dynamic shifting, it depends on `tokens`."""
     if not config.get("use_dynamic_shifting"):
         return float(config.get("shift", 1.0))
     mu = dynamic_mu(config, tokens)

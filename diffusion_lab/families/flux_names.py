@@ -56,7 +56,7 @@ def held_by(name: str) -> tuple[str, ...]:
 
 
 def fused(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """`weights` (diffusers' keys, peft's `settings`) with these names; None if some layers have no such name."""
+    """`weights` (diffusers' keys, peft's `settings`) with these names; None if some layers have none."""
     pairs = _pairs(weights, settings)
     if pairs is None:
         return None
@@ -93,7 +93,7 @@ def _pairs(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[s
 
 
 def _groups(layers: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """kohya's name of each matrix that `layers` change, and diffusers' names of all layers that it contains."""
+    """kohya's name of each matrix that `layers` change, and diffusers' names of the layers in it."""
     blocks = {"transformer_blocks": ("double", DOUBLE), "single_transformer_blocks": ("single", SINGLE)}
     found: dict[str, tuple[str, ...]] = {}
     for layer in layers:

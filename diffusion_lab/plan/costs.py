@@ -260,7 +260,7 @@ def remedies(config: Config) -> tuple[list[str], float]:
 
 
 def can_quantise(config: Config, family: Family) -> bool:
-    """Whether the denoiser can be quantised to 4 bits: it is frozen, of a large family, and on an NVIDIA GPU."""
+    """Whether the denoiser can be quantised to 4 bits: frozen, of a large family, on an NVIDIA GPU."""
     on_card = config.model.device.partition(":")[0] in ("auto", "cuda") and has_gpu()
     return family.loads_half and on_card and not config.method.traits.whole_networks
 

@@ -84,7 +84,7 @@ def _fill_token(config: Config) -> None:
 
 
 def _fill_metrics(metrics: Metrics) -> None:
-    """`auto`: the published aesthetics head if it fits the CLIP model, else none (the miniature has its own)."""
+    """`auto`: the published aesthetics head if it fits the CLIP model, else none (miniature: its own)."""
     from diffusion_lab.evaluation.encoders.weights import PUBLISHED, why_not_published
 
     if metrics.aesthetics_weights == "auto":

@@ -267,7 +267,7 @@ def _is_folder(model: Model) -> bool:
 
 
 def _ends(name: str) -> list[str]:
-    """Names that a target may use: the last one or two parts of a layer's name, not beginning with a number."""
+    """Names that a target may use: the last one or two parts of a layer's name, not starting with a digit."""
     parts = name.split(".")
     ends = (".".join(parts[-count:]) for count in (1, 2) if len(parts) >= count)
     return [end for end in ends if not end[0].isdigit()]

@@ -46,7 +46,7 @@ def check_metrics(config: Config) -> None:
 
 
 def check_optimizer(config: Config) -> None:
-    """UserError if the optimizer's package is not installed. It is not imported, since that would load torch."""
+    """UserError if the optimizer's package is not installed. Does not import it (or torch)."""
     from importlib.util import find_spec
 
     name = config.steps.optimizer

@@ -1,4 +1,4 @@
-"""The order of the training photos: shuffled epochs without dropped photos; the state is a pair of numbers."""
+"""The order of the training photos: shuffled epochs, no photo dropped; the state is two numbers."""
 
 from __future__ import annotations
 

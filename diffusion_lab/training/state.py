@@ -199,9 +199,8 @@ def build_state(config: Config, pipe: Any, subject: Subject) -> TrainingState:
     recompute_activations(pipe, config.memory)
     scaled = accelerator.scaler is not None
     optimizer = build_optimizer(config.steps.optimizer, groups, device, scaled=scaled)
-    lr_scheduler = _lr_scheduler(
-        config, optimizer
-    )  # before accelerate, which stores the `step` method that it finds
+    # Before accelerate, which stores the `step` method that it finds.
+    lr_scheduler = _lr_scheduler(config, optimizer)
     with neutral():
         prepared = accelerator.prepare(optimizer)
     return TrainingState(
