@@ -57,9 +57,8 @@ def train(
     with preserved_rng(), training_mode(*state.trained_modules):
         state.global_streams.restore()
         try:
-            for step in range(
-                state.step, total + 1
-            ):  # N + 1 values: the first and last evaluation need no special case
+            # N + 1 values: the first and last evaluation need no special case.
+            for step in range(state.step, total + 1):
                 evaluated = step in evaluations
                 due = _checkpointed(steps, step, evaluated) and (step > first or step == 0)
                 if checkpoint is not None and due:
