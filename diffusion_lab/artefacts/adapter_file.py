@@ -1,19 +1,19 @@
-"""Which layer each tensor of a LoRA file belongs to, and what it is there: every key is known, or the file refused.
+"""Reads the tensor names of a LoRA file: each must belong to a known layer and role.
 
 Files of this kind name layers in several ways, and each tensor by a suffix:
 
     lora_unet_down_blocks_0_..._attn1_to_q.lora_down.weight      kohya's scripts, LyCORIS; lora_te_, lora_te1_
     unet.down_blocks.0....attn1.to_q.lora_A.weight               diffusers with peft; text_encoder.
     unet.down_blocks.0....attn1.to_q.lora.down.weight            diffusers' scripts
-    unet.down_blocks.0....attn1.processor.to_q_lora.down.weight  earlier ones
+    unet.down_blocks.0....attn1.processor.to_q_lora.down.weight  earlier diffusers scripts
     base_model.model.down_blocks.0....lora_A.weight              peft
     diffusion_model.double_blocks.0....lora_A.weight             ComfyUI
 
-The denoiser's layers have diffusers' names, or those of the model's original code, where a layer may hold several of
-diffusers' (queries, keys and values are rows of one matrix): `Family.layer_names` tells.
+The denoiser's layers are named as in diffusers or as in the model's original code, where a layer may contain
+several of diffusers' (queries, keys and values are rows of one matrix); see `Family.layer_names`.
 
-diffusers' own loader takes one alpha for a whole file where they differ by layer, and passes over layers that it
-does not know; so the layers are read here, each with its own alpha.
+diffusers' own loader uses one alpha for a whole file even if they differ by layer, and ignores layers that it
+does not know. The layers are therefore read here, each with its own alpha.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from diffusion_lab.system.readers import Header
 if TYPE_CHECKING:
     from diffusion_lab.families.family import Family
 
-SUFFIXES = {  # what follows a layer's name -> what the tensor is
+SUFFIXES = {  # suffix of a layer's name -> role of the tensor
     ".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_mid.weight": "mid",
     ".lora.down.weight": "down", ".lora.up.weight": "up",
     "_lora.down.weight": "down", "_lora.up.weight": "up",
@@ -51,8 +51,8 @@ TELLING = (
     "oft_",
     "glora",
     ".dora_scale",
-)  # a key with one of these is an adapter's
-DENOISER, T5 = "denoiser", "t5"  # stand for the parts that are these in the family: kohya's names do not tell
+)  # a key that contains one of these belongs to an adapter
+DENOISER, T5 = "denoiser", "t5"  # placeholders for the family's parts, which kohya's names do not specify
 KOHYA = {
     "lora_unet_": DENOISER, "lora_transformer_": DENOISER, "lora_te_": "text_encoder", "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2", "lora_te3_": T5,
@@ -61,7 +61,7 @@ PREFIXES = {
     "unet.": "unet", "transformer.": "transformer", "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2", "text_encoder_3.": "text_encoder_3", "diffusion_model.": DENOISER,
 }  # fmt: skip
-_EARLIER = {"to_out": "to_out.0"}  # the earlier scripts' names for layers
+_EARLIER = {"to_out": "to_out.0"}  # names of layers in earlier scripts
 _TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
@@ -69,29 +69,28 @@ _TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_pr
 class Layer:
     """One layer of the file."""
 
-    part: (
-        str  # unet, transformer, text_encoder, text_encoder_2, ...; DENOISER, T5 where its key does not tell
-    )
-    name: str  # the module's, without its network's; kohya's with underscores
-    keys: dict[str, str] = field(default_factory=dict)  # what a tensor is -> its key in the file
-    # Of a layer under the original code's name: all layers that are rows of its matrix, this one among them, in order.
+    # unet, transformer, text_encoder, text_encoder_2, ...; DENOISER, T5 if its key does not specify it
+    part: str
+    name: str  # the module's name within its network; with underscores in kohya's files
+    keys: dict[str, str] = field(default_factory=dict)  # role of a tensor -> its key in the file
+    # For a name from the original code: all layers that are rows of its matrix, including this one, in order.
     together: tuple[str, ...] = ()
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is an up and a down and nothing else, which a peft layer holds apart from the weight."""
+        """Whether it is only an up and a down matrix, which peft stores separately from the weight."""
         return not set(self.keys) - changes.LORA - {"alpha"}
 
 
 def is_adapter(header: Header) -> bool:
-    """Whether the file changes layers of networks, by its tensors' names."""
+    """Whether the file changes layers of networks, judged by its tensor names."""
     return any(word in key for key in header.shapes for word in TELLING) or any(
         key.endswith((".diff", ".diff_b")) for key in header.shapes
     )
 
 
 def layers(header: Header, where: str) -> list[Layer]:
-    """The file's layers. UserError beginning with `where` for a tensor that is not known, or a layer not whole."""
+    """The file's layers. UserError, beginning with `where`, for an unknown tensor or an incomplete layer."""
     _refuse_others(header, where)
     found: dict[tuple[str, str], Layer] = {}
     strange = []
@@ -150,7 +149,7 @@ def _refuse_others(header: Header, where: str) -> None:
 
 
 def _place(name: str, *, earlier: bool) -> tuple[str, str]:
-    """Network and layer of a key without its suffix, as diffusers has them today."""
+    """Network and layer of a key without its suffix, by their current diffusers names."""
     for prefix, part in KOHYA.items():
         if name.startswith(prefix):
             return part, name.removeprefix(prefix)
@@ -170,12 +169,12 @@ def _place(name: str, *, earlier: bool) -> tuple[str, str]:
 
 
 def parts_of(family: Family) -> tuple[str, ...]:
-    """Networks of the family that adapters change."""
+    """Networks of the family that adapters can change."""
     return (family.denoiser, *family.text_encoders)
 
 
 def for_family(header: Header, family: Family, where: str) -> list[Layer]:
-    """`layers` by the family's own names. UserError too where the file is another family's."""
+    """`layers` with the family's own names. Also raises UserError if the file belongs to another family."""
     found = layers(header, where)
     check_header(where, header.metadata, family)
     own = []
@@ -206,12 +205,12 @@ def for_family(header: Header, family: Family, where: str) -> list[Layer]:
 
 
 def spelling(name: str) -> str:
-    """One for all tools: underscores, and without the level `text_model`, which transformers has given up."""
+    """A common form of all tools' names: with underscores, without transformers' former `text_model`."""
     return name.replace(".", "_").removeprefix("text_model_")
 
 
 def layers_of_peft(keys: Iterable[str], part: str) -> list[Layer]:
-    """The layers of a folder of peft's for the network `part`, by their names alone; whole layers are left out."""
+    """The layers in a peft folder for the network `part`, by their names; whole layers are omitted."""
     names = dict.fromkeys(
         found[1]
         for key in keys
@@ -221,7 +220,7 @@ def layers_of_peft(keys: Iterable[str], part: str) -> list[Layer]:
 
 
 def text_width(header: Header, found: Sequence[Layer]) -> int | None:
-    """Width of the text that the file's cross-attention layers read, None where it has none or does not tell."""
+    """Width of the text embeddings that the cross-attention layers read; None if unknown or not read."""
     for layer in found:
         if layer.part != "unet" or not re.search(r"attn2[._]to[._][kv]$", layer.name):
             continue

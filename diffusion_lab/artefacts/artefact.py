@@ -1,7 +1,7 @@
-"""What fine-tuning leaves behind, ours and other tools': recognised by its files, put onto a pipeline.
+"""Recognises fine-tuned artefacts, ours and other tools', by their files, and applies them to a pipeline.
 
-Headers (safetensors' metadata; `dreambooth.json` for whole networks) say how an artefact was made and with
-which words it is called. They are text, so every value is.
+Headers (safetensors metadata; `dreambooth.json` for whole networks) describe how an artefact was made and
+which words its prompts use. They are text, so every value is a string.
 """
 
 from __future__ import annotations
@@ -28,25 +28,29 @@ BASE = "base"  # notes of step 0: the base model, unchanged
 HYPERNETWORK = "hypernetwork"
 A1111_VECTORS = "emb_params"
 SEVERAL = {place.key for family in FAMILIES.values() for place in family.vocabularies} - {""}
-TWINS = {  # the same thing in another tool's format -> the file of ours that it lies beside
+TWINS = {  # another tool's copy -> our file of the same artefact
     "lora_kohya.safetensors": "pytorch_lora_weights.safetensors",
     "learned_embeds_a1111.safetensors": "learned_embeds.safetensors",
 }
-OTHERS = {"t5xxl"}  # of embeddings that other tools read and diffusers does not
+OTHERS = {"t5xxl"}  # keys of embeddings that other tools read and diffusers does not
 AGAIN = "copy it again"
 
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """One recognised piece; a folder may hold several, such as an embedding and the LoRA trained with it."""
+    """One recognised piece; a folder may contain several, such as an embedding and its LoRA."""
 
-    # lora, embedding, hypernetwork, networks (unet/, text_encoder/), peft (the same as adapters), pipeline, base
+    # lora, embedding, hypernetwork, networks (unet/, text_encoder/), peft (the same as adapters), pipeline,
+    # base
     kind: str
     path: Path
     header: Mapping[str, str]
 
     def part(self, family: Family) -> str:
-        """Of networks and peft's folders: the network that they change. UserError where the family lacks it."""
+        """For networks and peft folders: the network that they change.
+
+        UserError if the family does not have it.
+        """
         part = self.path.name if self.path.name in peft_settings.NETWORKS else family.denoiser
         if part not in adapter_file.parts_of(family):
             raise made_for.no_fit(
@@ -56,7 +60,7 @@ class Artefact:
 
 
 def recognise(path: Path) -> tuple[Artefact, ...]:
-    """The pieces at `path`, a file or folder. UserError (job.artefact) where there is none. Loads no weights."""
+    """The pieces at `path`, a file or folder. UserError (job.artefact) if none. Loads no weights."""
     if path.is_file():
         return (_file(path),)
     where = f"job.artefact={path}"
@@ -100,7 +104,7 @@ def recognise(path: Path) -> tuple[Artefact, ...]:
 
 
 def _inside(path: Path) -> Path | None:
-    """The last folder in `path` that can be loaded: of a run without an artefact its last adapters/step-N."""
+    """The last loadable folder in `path`: for a run without an artefact, its last adapters/step-N."""
     for place in (path, path / "adapters"):
         for folder in sorted(place.iterdir() if place.is_dir() else (), reverse=True):
             if folder.is_dir() and any(_looks_loadable(file) for file in folder.iterdir()):
@@ -114,7 +118,7 @@ def _looks_loadable(file: Path) -> bool:
 
 
 def _check_together(where: str, found: Sequence[Artefact]) -> None:
-    """A folder of many files is a collection, of which one is meant; words may be several."""
+    """In a folder of many files, one must be chosen; several embeddings are allowed."""
     changing = [piece for piece in found if piece.kind in (LORA, HYPERNETWORK)]
     if len(changing) > 1:
         names = ", ".join(piece.path.name for piece in changing)
@@ -139,14 +143,14 @@ def _file(path: Path) -> Artefact:
         return Artefact(
             EMBEDDING, path, {"trigger": path.stem, **found.metadata, "widths": json.dumps(widths)}
         )
-    # The word may be any: "mr.bean", "flora". An adapter's keys are names of layers and have points.
+    # The word is arbitrary: "mr.bean", "flora". Keys of an adapter are names of layers and contain dots.
     named = "vectors" in found.metadata or not any("." in key.strip("<>") for key in keys)
     if keys and named and all(map(_is_vectors, found.shapes.values())):
         if len(keys) > 1:
             raise UserError(
                 f"{where}: holds {len(keys)} embeddings ({', '.join(keys)}); one a file is needed"
             )
-        # Another tool's file without a word of its own is called by the file's name, as in the web UIs.
+        # A file of another tool without a word of its own is named after the file, as in the web UIs.
         word = path.stem if keys[0] in (A1111_VECTORS, "*") else keys[0]
         one = json.dumps({"": found.shapes[keys[0]][-1]})
         return Artefact(
@@ -179,7 +183,7 @@ def _peft_folder(folder: Path) -> Artefact:
 
 
 def check_family(piece: Artefact, family: Family) -> None:
-    """UserError where the piece names another family, or is what the family has none of."""
+    """UserError if the piece names another family, or is of a kind that the family does not support."""
     where = f"job.artefact={piece.path}"
     made_for.check_header(where, piece.header, family)
     if piece.kind == HYPERNETWORK and "hypernetwork" not in family.trainable:
@@ -191,7 +195,7 @@ def check_family(piece: Artefact, family: Family) -> None:
 
 
 def check_vocabularies(piece: Artefact, family: Family) -> None:
-    """UserError where an embedding has vectors for other text encoders than the family's."""
+    """UserError if an embedding has vectors for text encoders that the family does not have."""
     theirs, ours = embedding_keys(piece), {place.key for place in family.vocabularies}
     if theirs != ours:
         titles = [other.title for other in FAMILIES.values() if {p.key for p in other.vocabularies} == theirs]
@@ -202,12 +206,12 @@ def check_vocabularies(piece: Artefact, family: Family) -> None:
 
 
 def embedding_keys(piece: Artefact) -> set[str]:
-    """Keys of the vocabularies for which an embedding has vectors; "" for the only one."""
+    """Keys of the vocabularies for which an embedding has vectors; "" for a single one."""
     return set(json.loads(piece.header["widths"]))
 
 
 def check_width(piece: Artefact, ours: Mapping[str, int]) -> None:
-    """UserError where an embedding has another width than the model's text, `ours` by the vocabulary's key."""
+    """UserError if an embedding's width differs from the model's, given in `ours` by vocabulary key."""
     for key, theirs in json.loads(piece.header["widths"]).items():
         if key in ours and theirs != ours[key]:
             what = f"its vectors {key} are" if key else "its vectors are"
@@ -215,8 +219,8 @@ def check_width(piece: Artefact, ours: Mapping[str, int]) -> None:
 
 
 def apply(pipe: Any, artefact: Artefact, weight: float = 1.0) -> None:
-    """Puts one piece onto `pipe`, in float32. `weight`: 0 is the model alone, 1 the whole artefact, between and beyond
-    in proportion; an embedding is there or not. UserError where it is another model's.
+    """Applies one piece to `pipe`, in float32. `weight`: 0 is the model alone, 1 the whole artefact, other
+    values scale linearly; an embedding has no weight. UserError if it was made for another model.
     """
     where = f"job.artefact={artefact.path}"
     try:
@@ -241,7 +245,7 @@ def _lora(pipe: Any, artefact: Artefact, weight: float) -> None:
 
 
 def _embedding(pipe: Any, artefact: Artefact, weight: float) -> None:
-    """Its word is found where it stands as a word, in any letter case; see `families.learnt_words`."""
+    """The word is found where it is a separate word, in any letter case; see `families.learnt_words`."""
     from diffusion_lab.families.learnt_words import learn
 
     if weight == 0:
@@ -277,7 +281,7 @@ def _peft(pipe: Any, artefact: Artefact, weight: float) -> None:
 
 
 def _base(pipe: Any, artefact: Artefact, weight: float) -> None:
-    """Nothing has changed since the base model, which is what `pipe` is."""
+    """Does nothing: step 0 is the base model, which is what `pipe` is."""
 
 
 _APPLY = {

@@ -1,8 +1,8 @@
-"""Adapters onto a pipeline: every layer's effective change is what the file says, times the weight.
+"""Applies adapters to a pipeline: every layer changes as described by the file, times the weight.
 
-Pairs (LoRA) stay beside the layers, as peft's, so that a half-precision model rounds neither of them in the other;
-everything else (LoHa, LoKr, DoRA, OFT, whole differences) has as many numbers as the layer itself and goes into its
-weight, W + weight (W' - W), in float32.
+Pairs (LoRA) are attached as peft adapters, separate from the weights, so that half precision does not round
+one into the other; all other kinds (LoHa, LoKr, DoRA, OFT, full differences) have as many numbers as the
+layer itself and are merged into its weight, W + weight (W' - W), in float32.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from diffusion_lab.system.readers import read_json, read_tensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's file names
 PEFT_TYPES = ("LORA", "LOHA", "LOKR", "OFT")
-_PREFIX = "base_model.model."  # of every key in peft's files
+_PREFIX = "base_model.model."  # prefix of every key in peft's files
 
 
 def attach(pipe: Any, found: Sequence[Change], weight: float, where: str) -> None:
-    """Puts all layers of a file onto the pipeline. UserError where one does not have its layer's size."""
+    """Applies all layers of a file to the pipeline. UserError if one does not have its layer's size."""
     for part in parts_of(of(pipe)):
         own = [change for change in found if change.part == part]
         pairs = [change for change in own if change.is_plain]
@@ -47,7 +47,7 @@ def attach(pipe: Any, found: Sequence[Change], weight: float, where: str) -> Non
 
 
 def _beside(network: nn.Module, pairs: Sequence[Change], weight: float) -> None:
-    """Adds an adapter of its own for these layers; others that are there stay active."""
+    """Adds a separate adapter for these layers; existing ones stay active."""
     import torch
     from peft import LoraConfig
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -70,7 +70,8 @@ def _beside(network: nn.Module, pairs: Sequence[Change], weight: float) -> None:
         init_lora_weights=False,
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
+        # several adapters are intended
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         adapted.add_adapter(config, adapter)
     modules = dict(network.named_modules())
     for change in pairs:
@@ -87,7 +88,7 @@ def _beside(network: nn.Module, pairs: Sequence[Change], weight: float) -> None:
 
 
 def refuse_quantised(network: nn.Module, where: str) -> None:
-    """UserError where the network's weights are in 4 bits: pairs can stand beside them, nothing can go into them."""
+    """UserError if the network's weights are in 4 bits: pairs can be attached, but nothing can be merged."""
     if getattr(network, "is_quantized", False):
         raise UserError(
             f"{where}: changes the weights themselves, which model.quantise keeps in 4 bits; set model.quantise=null"
@@ -95,7 +96,7 @@ def refuse_quantised(network: nn.Module, where: str) -> None:
 
 
 def _unpacked(module: Any) -> Tensor:
-    """The module's weight, or one without numbers but of its real shape, where it is packed in 4 bits."""
+    """The module's weight, or a placeholder of its original shape if it is packed in 4 bits."""
     import torch
 
     weight: Tensor = module.weight
@@ -131,11 +132,11 @@ def _into(change: Change, weight: float) -> None:
         raise changes.Misfit(f"{change.name} has {error}") from error
 
 
-# --- peft's folders ---------------------------------------------------------------------------------------
+# --- peft folders -----------------------------------------------------------------------------------------
 
 
 def kind_of(folder: Path, where: str) -> str:
-    """peft's name for what the folder holds. UserError where it is none of `PEFT_TYPES`."""
+    """peft's name for the kind of adapter in the folder. UserError if it is not in `PEFT_TYPES`."""
     kind = read_json(folder / CONFIG, where).get("peft_type")
     if kind not in PEFT_TYPES:
         raise UserError(
@@ -145,9 +146,9 @@ def kind_of(folder: Path, where: str) -> str:
 
 
 def merge_folder(pipe: Any, part: str, folder: Path, weight: float, where: str) -> None:
-    """Puts peft's folder (LoRA, LoHa, LoKr, OFT) into the weights of the network `part`, by peft's own arithmetic.
+    """Merges a peft folder (LoRA, LoHa, LoKr, OFT) into the weights of the network `part`, using peft.
 
-    UserError where a tensor of it has no place, or a layer that its settings name has no tensor.
+    UserError if one of its tensors matches no layer, or a layer named by its settings has no tensor.
     """
     import torch
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
@@ -159,7 +160,7 @@ def merge_folder(pipe: Any, part: str, folder: Path, weight: float, where: str) 
     if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
         raise UserError(f"{where}: another adapter lies on the {part} already; put peft's folders on first")
     weights = read_tensors(folder / WEIGHTS, where)
-    if not hasattr(network, "text_model"):  # a level that transformers has given up
+    if not hasattr(network, "text_model"):  # a level that transformers removed
         weights = {key.replace(f"{_PREFIX}text_model.", _PREFIX, 1): value for key, value in weights.items()}
     try:
         config = PeftConfig.from_pretrained(str(folder))
@@ -223,7 +224,7 @@ def _check_complete(result: Any, total: int, part: str, where: str) -> None:
 
 
 def _check_rotations(tuned: Mapping[str, Any], where: str) -> None:
-    """peft 0.21 puts rotated patches together by adding them where they overlap: not what the adapter learned."""
+    """peft 0.21 adds rotated patches where they overlap, which is not what the adapter learned."""
     from torch import nn
 
     for name, module in tuned.items():

@@ -1,9 +1,10 @@
-"""What an adapter's tensors do to a layer: pure arithmetic, float32, by the formulas of those who made the formats.
+"""Computes how an adapter's tensors change a layer, in float32, with the formulas of the formats' authors.
 
-LoRA: up x down x alpha / rank (Hu et al. 2021, arXiv:2106.09685). LoHa: (w1_a w1_b) * (w2_a w2_b) x alpha / rank
-(Hyeon-Woo et al. 2021, arXiv:2108.06098). LoKr: kron(w1, w2) x alpha / rank (Yeh et al. 2023, arXiv:2309.14859).
-With a core tensor (`lora_mid`, `hada_t1`, `lokr_t2`): Tucker decomposition of a convolution. DoRA (Liu et al. 2024,
-arXiv:2402.09353): the changed weight gets the lengths `dora_scale`.
+LoRA: up x down x alpha / rank (Hu et al. 2021, arXiv:2106.09685). LoHa: (w1_a w1_b) * (w2_a w2_b) x alpha /
+rank (Hyeon-Woo et al. 2021, arXiv:2108.06098). LoKr: kron(w1, w2) x alpha / rank (Yeh et al. 2023,
+arXiv:2309.14859). With a core tensor (`lora_mid`, `hada_t1`, `lokr_t2`): Tucker decomposition of a
+convolution. DoRA (Liu et al. 2024, arXiv:2402.09353): the changed weight is rescaled to the magnitudes
+`dora_scale`.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ LOKR = frozenset(
 )  # fmt: skip
 FULL = frozenset({"diff", "diff_b"})
 LENGTHS = frozenset({"dora_scale", "magnitude"})
-BESIDE = LENGTHS | {"alpha", "bias"}  # what goes with another change and is none by itself
+BESIDE = LENGTHS | {"alpha", "bias"}  # accompanies another change and is none by itself
 
 
 class Misfit(ValueError):
-    """The tensors of a layer do not go together, or not with the layer's weight."""
+    """The tensors of a layer are inconsistent with each other or with the layer's weight."""
 
 
 def problem(roles: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What is wrong with a layer's tensors, by their shapes alone; None where they are whole."""
+    """Describes what is wrong with a layer's tensors, judged by their shapes; None if they are valid."""
     have = set(roles) - BESIDE
     kinds = [kind for kind in (LORA, LOHA, LOKR, FULL) if have & kind]
     if len(kinds) != 1:
@@ -62,7 +63,7 @@ def problem(roles: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def rank(tensors: Mapping[str, Tensor]) -> int | None:
-    """What alpha is divided by; None where nothing is decomposed, and alpha then says nothing."""
+    """The divisor of alpha; None if nothing is decomposed, in which case alpha has no meaning."""
     for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
         if role in tensors:
             return int(tensors[role].shape[0])
@@ -70,7 +71,7 @@ def rank(tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def scale(tensors: Mapping[str, Tensor], *, stabilised: bool = False) -> float:
-    """alpha / rank, or alpha / sqrt(rank) where rank-stabilised; 1 without an alpha or without a rank."""
+    """alpha / rank, or alpha / sqrt(rank) if rank-stabilised; 1 without an alpha or without a rank."""
     number = rank(tensors)
     if number is None or "alpha" not in tensors:
         return 1.0
@@ -79,14 +80,14 @@ def scale(tensors: Mapping[str, Tensor], *, stabilised: bool = False) -> float:
 
 
 def pair(tensors: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
-    """LoRA's down [r, in, ...] and up [out, r, ...] as the layer's own kind of weight needs them, float32.
+    """LoRA's down [r, in, ...] and up [out, r, ...], float32, shaped for the layer's kind of weight.
 
-    A core tensor goes into down. Raises Misfit.
+    A core tensor is merged into down. Raises Misfit.
     """
     import torch
 
     down, up = tensors["down"].float(), tensors["up"].float()
-    if "mid" in tensors:  # [r, r, kh, kw] between two convolutions of one pixel
+    if "mid" in tensors:  # [r, r, kh, kw] between two 1x1 convolutions
         core = tensors["mid"].float()
         try:
             down = torch.einsum("pqhw,qi->pihw", core, down.flatten(1))
@@ -103,7 +104,7 @@ def pair(tensors: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]
 
 
 def changed(tensors: Mapping[str, Tensor], weight: Tensor, *, stabilised: bool = False) -> Tensor:
-    """The weight with the whole change, float32, shaped as `weight` [out, in, ...]. Raises Misfit."""
+    """The fully changed weight, float32, in the shape of `weight` [out, in, ...]. Raises Misfit."""
     try:
         change = _change(tensors, weight).reshape(weight.shape)
     except (RuntimeError, IndexError) as error:
@@ -115,12 +116,12 @@ def changed(tensors: Mapping[str, Tensor], weight: Tensor, *, stabilised: bool =
     return _with_lengths(whole, lengths.float(), of_outputs="magnitude" in tensors)
 
 
-# What has a row for each output of the layer.
+# Roles of tensors with one row per output of the layer.
 BY_OUTPUT = frozenset({"up", "hada_w1_a", "hada_w2_a", "diff", "diff_b", "bias"}) | LENGTHS
 
 
 def rows(tensors: Mapping[str, Tensor], start: int, stop: int, total: int) -> dict[str, Tensor]:
-    """The change of the outputs `start` to `stop` alone, of a layer of `total` outputs. Raises Misfit."""
+    """The change of the outputs `start` to `stop` of a layer with `total` outputs. Raises Misfit."""
     import torch
 
     if (start, stop) == (0, total):
@@ -140,7 +141,7 @@ def rows(tensors: Mapping[str, Tensor], start: int, stop: int, total: int) -> di
 
 
 def swapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The change of a layer whose outputs are two halves, for the same layer with the halves in the other order."""
+    """The change of a layer whose outputs are two halves, for the same layer with the halves swapped."""
     return {
         role: value.roll(len(value) // 2, 0) if role in BY_OUTPUT else value
         for role, value in _by_output(tensors).items()
@@ -148,7 +149,7 @@ def swapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _by_output(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LoKr is made of blocks of blocks: only the whole of it has a row for each output."""
+    """Expands LoKr, whose factors do not have one row per output."""
     if not set(tensors) & LOKR:
         return dict(tensors)
     whole = _kronecker(tensors) * scale(tensors)
@@ -167,7 +168,7 @@ def _change(tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor:
         return torch.mul(*(_product(tensors, f"hada_w{n}", f"hada_t{n}") for n in (1, 2)))
     if "lokr_w1" in tensors or "lokr_w1_a" in tensors:
         return _kronecker(tensors)
-    return torch.zeros_like(weight, dtype=torch.float32)  # a bias alone
+    return torch.zeros_like(weight, dtype=torch.float32)  # only a bias
 
 
 def _kronecker(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -180,7 +181,7 @@ def _kronecker(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _product(tensors: Mapping[str, Tensor], name: str, core: str) -> Tensor:
-    """`name` whole, or a x b, or with a core t: sum over i, j of t[i, j] a[i, out] b[j, in]."""
+    """`name` itself, or a x b, or with a core t: sum over i, j of t[i, j] a[i, out] b[j, in]."""
     import torch
 
     if name in tensors:
@@ -192,9 +193,9 @@ def _product(tensors: Mapping[str, Tensor], name: str, core: str) -> Tensor:
 
 
 def _with_lengths(whole: Tensor, lengths: Tensor, *, of_outputs: bool) -> Tensor:
-    """Lengths of the weights of each output [out, 1, ...], or of each input [1, in, ...] as old LyCORIS has them.
+    """Rescales to magnitudes per output [out, 1, ...], or per input [1, in, ...] as in old LyCORIS files.
 
-    `of_outputs`: they are peft's, which are of outputs in any shape.
+    `of_outputs`: the magnitudes are peft's, which are per output in any shape.
     """
     outputs, inputs = whole.shape[:2]
     if lengths.numel() == outputs and (of_outputs or lengths.ndim == 1 or lengths.shape[0] == outputs):

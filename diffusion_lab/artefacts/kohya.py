@@ -1,4 +1,4 @@
-"""A LoRA under the names that kohya's scripts gave the world and A1111's web UI, ComfyUI and their relatives read."""
+"""Exports a LoRA with the key names of kohya's scripts, which A1111's web UI, ComfyUI and others read."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffusion_lab.families.family import Family
 
-SOURCE_NAME = "pytorch_lora_weights.safetensors"  # diffusers' name, and ours
+SOURCE_NAME = "pytorch_lora_weights.safetensors"  # diffusers' name, also used here
 FILE_NAME = "lora_kohya.safetensors"
 
 
 def export(family: Family, source: Path, target: Path) -> list[Path]:
-    """Writes `target` from diffusers' file of a LoRA (with peft's settings in its header); whole or not at all.
+    """Converts diffusers' LoRA file (with peft's settings in its header); writes `target` atomically.
 
-    Returns the file written; none where other tools read no such names for the family, or none for DoRA.
+    Returns the file written; an empty list if other tools read no such names for the family, or for DoRA.
     """
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from safetensors import safe_open
@@ -32,7 +32,7 @@ def export(family: Family, source: Path, target: Path) -> list[Path]:
         return []
     ranks = {len(value) for key, value in weights.items() if key.endswith("lora_down.weight")}
     known = {
-        "ss_network_module": "networks.lora",  # what the tools show and sort by
+        "ss_network_module": "networks.lora",  # displayed and sorted by in other tools
         "ss_network_dim": str(max(ranks)),
         "ss_network_alpha": str(next(float(v) for k, v in weights.items() if k.endswith(".alpha"))),
         "ss_base_model_version": header.get("base_model", ""),

@@ -1,4 +1,4 @@
-"""What every artefact's header says: how it was made, for which model, and with which words it is called."""
+"""The header of every artefact: how it was made, for which model, and which words its prompts use."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config
     from diffusion_lab.records import Subject
 
-NOTES = "dreambooth.json"  # of whole networks, whose files have no headers of ours
+NOTES = "dreambooth.json"  # for whole networks, whose files have no headers of ours
 
 
 def notes(config: Config, pipe: Any, subject: Subject, prompt: str) -> dict[str, str]:
-    """What every artefact's header says, beside the step and what the tools want to see of the method."""
+    """The header's entries, except the step and the method's entries for other tools."""
     from diffusion_lab.data.prompts import load_prompts
     from diffusion_lab.system.provenance import checkout, versions
     from diffusion_lab.values.jsonable import dumps
@@ -52,7 +52,7 @@ def notes(config: Config, pipe: Any, subject: Subject, prompt: str) -> dict[str,
 
 
 def annotate(folder: Path, words: Mapping[str, str]) -> None:
-    """Adds `words` to the headers of all artefacts in `folder`; weights stay to the bit."""
+    """Adds `words` to the headers of all artefacts in `folder`; the weights are not changed."""
     from safetensors import safe_open
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""peft's settings in the header of diffusers' LoRA files: each layer's alpha, where the layer has none of its own."""
+"""peft's settings in the header of diffusers' LoRA files: the alpha of layers that have none of their own."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from diffusion_lab.records import UserError
 if TYPE_CHECKING:
     from diffusion_lab.system.readers import Header
 
-SETTINGS = "lora_adapter_metadata"  # diffusers' name for them
+SETTINGS = "lora_adapter_metadata"  # diffusers' name for the settings
 NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def read(header: Header, where: str) -> Mapping[str, Any]:
-    """They by `unet.r` and so on, where the file has them."""
+    """The settings by keys such as `unet.r`; empty if the file has none."""
     text = header.metadata.get(SETTINGS)
     if text is None:
         return {}
@@ -62,9 +62,9 @@ def _is_pattern(text: str) -> bool:
 
 
 def add_alpha(tensors: dict[str, Any], settings: Mapping[str, Any], part: str, name: str) -> bool:
-    """The layer's alpha from peft's settings, where it has none of its own; whether it is rank-stabilised.
+    """Adds the layer's alpha from peft's settings if it has none; returns whether it is rank-stabilised.
 
-    Patterns are peft's: a layer's name or its end.
+    Patterns are matched as in peft: a layer's name or its end.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Where in a pipeline each layer of a LoRA file belongs: every layer has its place, or the file is refused."""
+"""Maps each layer of a LoRA file to a layer of the pipeline; the file is rejected if one has no match."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A layer of the file beside the layer of the pipeline that it changes."""
+    """A layer of the file together with the layer of the pipeline that it changes."""
 
     part: str
-    name: str  # the module's
-    module: Any  # linear or convolution, as it is without adapters
-    tensors: dict[str, Tensor]  # with alpha, where the file or its header tells one
+    name: str  # of the module
+    module: Any  # linear or convolution, without adapter wrappers
+    tensors: dict[str, Tensor]  # with alpha, if the file or its header contains one
     stabilised: bool
     is_plain: bool
 
 
 def read_changes(path: Path, header: Header, pipe: Any, where: str) -> list[Change]:
-    """All layers of the file with theirs in the pipeline. UserError where one of them has no place or not its size."""
+    """All layers of the file with their layers of the pipeline.
+
+    UserError if one has no match or another size.
+    """
     family = of(pipe)
     found = for_family(header, family, where)
     width = text_width(header, found)
@@ -69,7 +72,7 @@ def read_changes(path: Path, header: Header, pipe: Any, where: str) -> list[Chan
 
 
 def _taken_apart(tensors: dict[str, Tensor], layer: Layer, modules: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The rows of the original code's matrix that are this layer's."""
+    """The rows of the original code's matrix that belong to this layer."""
     sizes = {name: _outputs(module) for name, module in modules.items()}
     before = layer.together[: layer.together.index(layer.name)]
     start = sum(sizes[name] for name in before)
@@ -77,14 +80,17 @@ def _taken_apart(tensors: dict[str, Tensor], layer: Layer, modules: Mapping[str,
 
 
 def _has_scale_first(network: nn.Module, name: str) -> bool:
-    """Whether the layer's rows are scale and shift, which the original code has the other way round."""
+    """Whether the layer's rows are scale and shift, which the original code stores in the opposite order."""
     from diffusers.models.normalization import AdaLayerNormContinuous
 
     return isinstance(network.get_submodule(name.rpartition(".")[0]), AdaLayerNormContinuous)
 
 
 def check_names(found: list[Layer], names: Mapping[str, Iterable[str]], where: str) -> None:
-    """UserError where the file has layers that the model has not. `names`: the model's by network; none: not known."""
+    """UserError if the file has layers that the model lacks.
+
+    `names`: the model's by network; empty if unknown.
+    """
     _check_places(
         found, {part: frozenset(map(spelling, names[part])) for part in names if names[part]}, where
     )
@@ -93,9 +99,11 @@ def check_names(found: list[Layer], names: Mapping[str, Iterable[str]], where: s
 def check_sizes(
     found: Sequence[Layer], header: Header, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], where: str
 ) -> None:
-    """UserError where a pair is of another size than its layer. `shapes`: of the model's weights, by network and name.
+    """UserError if a pair's size differs from its layer's.
 
-    Of linear layers that stand alone; of the others it is asked when they are read.
+    `shapes`: of the model's weights, by network and name.
+
+    Checks separate linear layers only; the others are checked when they are read.
     """
     known = {(part, spelling(name)): shape for part in shapes for name, shape in shapes[part].items()}
     for layer in found:
@@ -127,7 +135,7 @@ def _check_places(found: list[Layer], keys: Mapping[str, frozenset[str]], where:
 
 
 def _modules(network: nn.Module) -> dict[str, tuple[str, Any]]:
-    """Name with underscores -> name and module of every linear and convolution, below an adapter's wrapping."""
+    """Name with underscores -> name and module of every linear layer and convolution, unwrapped."""
     from torch import nn
 
     found: dict[str, tuple[str, Any]] = {}
@@ -139,5 +147,5 @@ def _modules(network: nn.Module) -> dict[str, tuple[str, Any]]:
 
 
 def _outputs(module: Any) -> int:
-    """Of a linear layer or a convolution; the weight of a 4-bit layer has another shape."""
+    """Number of outputs of a linear layer or a convolution; a 4-bit layer's weight has another shape."""
     return int(getattr(module, "out_features", None) or module.out_channels)

@@ -1,4 +1,4 @@
-"""Whole networks (DreamBooth) into a pipeline."""
+"""Loads whole fine-tuned networks (DreamBooth) into a pipeline."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AGAIN = "copy it again"
-_BESIDE = "embeddings.position_ids"  # of CLIP: what older versions of transformers saved beside the weights
+_BESIDE = "embeddings.position_ids"  # of CLIP: older versions of transformers saved it with the weights
 
 
 def put(network: Any, folder: Path, weight: float, where: str) -> None:
-    """Between 0 and 1 every weight lies on the line from the network's to the folder's. UserError: another network."""
+    """Interpolates linearly between the network's weights (0) and the folder's (1).
+
+    UserError for another network.
+    """
     import torch
 
     refuse_quantised(network, where)
     files = weight_files(folder, where)
     weights = {key: value for file in files for key, value in read_tensors(file, where).items()}
     own = network.state_dict()
-    if not any(key.startswith("text_model.") for key in own):  # a level that transformers has given up
+    if not any(key.startswith("text_model.") for key in own):  # a level that transformers removed
         weights = {key.removeprefix("text_model."): value for key, value in weights.items()}
     weights = {
         key: value
@@ -45,7 +48,7 @@ def put(network: Any, folder: Path, weight: float, where: str) -> None:
 
 
 def load_state(network: Any, weights: Mapping[str, Tensor], where: str) -> None:
-    """All of the network's tensors and no other. UserError with the first that differs, and the sizes."""
+    """Loads exactly the network's tensors. UserError with the first one that differs, and the sizes."""
     own = network.state_dict()
     for key, value in weights.items():
         if key in own and own[key].shape != value.shape:
@@ -61,7 +64,10 @@ def load_state(network: Any, weights: Mapping[str, Tensor], where: str) -> None:
 
 
 def weight_files(folder: Path, where: str) -> list[Path]:
-    """The safetensors files of one network: the whole one, or the index's shards. UserError."""
+    """The safetensors files of one network: a single file, or the shards of the index.
+
+    UserError if incomplete.
+    """
     for stem in ("diffusion_pytorch_model", "model"):
         index = folder / f"{stem}.safetensors.index.json"
         if (folder / f"{stem}.safetensors").exists():

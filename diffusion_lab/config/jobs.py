@@ -1,6 +1,9 @@
-"""The jobs' own keys: one dataclass a job. `job=NAME` chooses it; a key that its job does not have is refused.
+"""The keys of each job: one dataclass per job.
 
-A new job: its dataclass and a line in JOBS here, `conf/job/<name>.yaml`, its module in `diffusion_lab/jobs`.
+`job=NAME` selects it; keys that its job does not have are rejected.
+
+To add a job: its dataclass and a line in JOBS here, `conf/job/<name>.yaml`, its module in
+`diffusion_lab/jobs`.
 """
 
 from __future__ import annotations
@@ -14,17 +17,17 @@ from diffusion_lab.values.bounds import MOST_LAYERS
 from diffusion_lab.values.checks import bounded, closest, flag, one_of, text_list
 
 BALANCES = ("none", "bins", "density")  # of ratings: recipes/aesthetics/balance.py
-STAGES = (  # of job=pretrain, in their order
+STAGES = (  # of job=pretrain, in order
     "data", "tokenizer", "clip", "vae", "decoder", "unet", "face", "polish", "aesthetics", "evaluate",
 )  # fmt: skip
-SET_BY_US = ("name", "given")  # no keys of the command line
+SET_BY_US = ("name", "given")  # not set on the command line
 
 
 @dataclass(kw_only=True, slots=True)
 class Job:
-    """What every job has."""
+    """Keys common to all jobs."""
 
-    name: str  # its own in JOBS
+    name: str  # the job's name in JOBS
     dry_run: bool = False  # print the plan and stop
 
     def __post_init__(self) -> None:
@@ -34,7 +37,7 @@ class Job:
         flag("job.dry_run", self.dry_run)
 
     def need(self, *names: str, told: str) -> None:
-        """UserError where one of the keys is empty. `told`: words that give them."""
+        """UserError if one of the keys is empty. `told`: the arguments that set them."""
         for name in names:
             if not getattr(self, name):
                 raise UserError(f"job.{name} is missing: job={self.name} {told}")
@@ -48,14 +51,14 @@ class Finetune(Job):
 @dataclass(kw_only=True, slots=True)
 class Generate(Job):
     name: str = "generate"
-    artefact: str = ""  # a file or folder that fine-tuning left; "": the model alone
-    text: str = ""  # one prompt as it is, commas and all
-    texts: list[str] = field(default_factory=list)  # prompts as they are; empty: the prompt set
-    texts_file: str = ""  # a text file, one prompt a line; # begins a comment
+    artefact: str = ""  # a file or folder of a fine-tuned artefact; "": the model alone
+    text: str = ""  # one prompt, taken literally, including commas
+    texts: list[str] = field(default_factory=list)  # prompts, taken literally; empty: the prompt set
+    texts_file: str = ""  # a text file, one prompt per line; # starts a comment
     weight: float = 1.0  # 0 is the model alone, 1 the whole artefact
     output: str = ""  # where to write
     given: list[str] | None = (
-        None  # keys that the command line sets: they win over what an artefact has recorded
+        None  # keys set on the command line: they take precedence over the artefact's recorded settings
     )
 
     def __post_init__(self) -> None:
@@ -74,7 +77,8 @@ class Generate(Job):
 class Score(Job):
     name: str = "score"
     images: str = ""  # a folder of images
-    given: list[str] | None = None  # keys that the command line sets: they win over what a run has recorded
+    # keys set on the command line: they take precedence over a run's recorded settings
+    given: list[str] | None = None
 
     def __post_init__(self) -> None:
         Job.__post_init__(self)
@@ -96,8 +100,8 @@ class Pretrain(Job):
     name: str = "pretrain"
     output: str = ""  # where to write
     stages: list[str] = field(default_factory=list)  # which of STAGES; empty: all
-    start: str = ""  # folder of a U-Net to begin from
-    scale: float = 1.0  # multiplies steps and pictures
+    start: str = ""  # folder of a U-Net to start from
+    scale: float = 1.0  # multiplies the numbers of steps and images
 
     def __post_init__(self) -> None:
         Job.__post_init__(self)
@@ -119,13 +123,13 @@ class Subjects(Job):
 @dataclass(kw_only=True, slots=True)
 class TrainAesthetics(Job):
     name: str = "train_aesthetics"
-    images: str = ""  # the folder of the pictures
+    images: str = ""  # the folder of the images
     ratings: str = ""  # AVA.txt, or a CSV with columns image and rating (0 to 10)
     output: str = ""  # where to write
-    balance: str = "density"  # none, bins, density: which ratings are drawn how often
-    exponent: float = 1.0  # 0 draws pictures alike, 1 draws ratings alike
+    balance: str = "density"  # none, bins, density: how images are weighted by their rating
+    exponent: float = 1.0  # 0 samples images uniformly, 1 samples ratings uniformly
     hidden: list[int] = field(default_factory=lambda: [64])  # widths of hidden layers
-    epochs: int = 100  # at most
+    epochs: int = 100  # maximum
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -155,14 +159,14 @@ Kind = TypeVar("Kind", bound=Job)
 
 
 def as_job(job: Job, kind: type[Kind]) -> Kind:
-    """The job as what it is, for those who read its own keys. TypeError where it is another one."""
+    """The job as an instance of `kind`, for code that reads its own keys. TypeError if it is another job."""
     if not isinstance(job, kind):
         raise TypeError(f"job={job.name} is no {kind.__name__}")
     return job
 
 
 def no_such_key(kind: type[Job], key: str) -> str:
-    """What a person is told about job.KEY, which the job does not have: its keys, and which job has that one."""
+    """The message for a job.KEY that the job does not have: its keys, and the job that has that key."""
     known = [part.name for part in dataclasses.fields(kind) if part.name not in SET_BY_US]
     others = [f"job={name}" for name, other in JOBS.items() if key in other.__dataclass_fields__]
     hint = (
@@ -178,7 +182,7 @@ def no_such_key(kind: type[Job], key: str) -> str:
 
 
 def defaults(name: object) -> dict[str, Any]:
-    """{"name": ...}: what the keys of the job are where nothing is said; nothing for an unknown job."""
+    """{"name": ...} with the default values of the job's keys; empty for an unknown job."""
     kind = JOBS.get(str(name))
     return {
         part.name: part.default if part.default_factory is dataclasses.MISSING else part.default_factory()
@@ -187,9 +191,9 @@ def defaults(name: object) -> dict[str, Any]:
 
 
 def foreign(key: str, name: object) -> bool:
-    """Whether a record's `job.KEY` is another job's than the one it names.
+    """Whether a record's `job.KEY` belongs to another job than the one it names.
 
-    Records of earlier versions have the keys of all jobs; they did nothing.
+    Records of earlier versions contain the keys of all jobs; the additional ones had no effect.
     """
     group, _, own = key.partition(".")
     return group == "job" and str(name) in JOBS and own not in JOBS[str(name)].__dataclass_fields__

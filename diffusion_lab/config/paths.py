@@ -1,7 +1,7 @@
-"""Paths of the configuration: taken once, at the start, against the folder in which the command was given.
+"""Paths in the configuration, resolved once at the start relative to the folder in which the command was run.
 
-From there on every path is absolute, whatever folder the process or another one works in; `Config.as_typed` keeps
-what was typed. `data.folder=pictures`, `./pictures/` and the absolute path are the same configuration.
+After that every path is absolute, regardless of the working directory; `Config.as_typed` keeps the original
+text. `data.folder=pictures`, `./pictures/` and the absolute path are the same configuration.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ PATHS = (
     "data.folder", "data.impostors", "prompts.path", "job.images", "job.runs", "job.output", "job.artefact",
     "job.start", "job.ratings", "job.texts_file", "metrics.inception_weights",
 )  # fmt: skip
-"""Keys whose value is a file or folder on this machine, whether it is there or not."""
+"""Keys whose value is a file or folder on this machine, whether it exists or not."""
 NAMES_OR_PATHS = (
     "model.path", "model.config", "metrics.face_weights", "metrics.clip_model", "metrics.clip_weights",
     "metrics.dino_model", "metrics.aesthetics_weights",
 )  # fmt: skip
-"""Keys whose value is a path where there is such a file or folder, or where it is written as one, else a name."""
+"""Keys whose value is a path if such a file or folder exists or if it is written as a path, else a name."""
 BARE_NAMES = ("metrics.face_weights", "metrics.clip_weights", "metrics.aesthetics_weights")
-"""Of those, the keys whose value without a slash or dot is always a name: "openai", "vggface2"."""
+"""Of these, the keys whose value without a slash or dot is always a name: "openai", "vggface2"."""
 
 
 def is_path(key: str) -> bool:
-    """Whether the key may hold a path."""
+    """Whether the key may contain a path."""
     return key in PATHS or key in NAMES_OR_PATHS
 
 
 def resolve(config: Config, base: Path | str) -> Config:
-    """A copy of the configuration with absolute paths; those given otherwise are kept in its `as_typed`.
+    """A copy of the configuration with absolute paths; `as_typed` keeps the original text of changed ones.
 
-    `base` is the folder that relative ones are relative to.
+    `base` is the folder to which relative paths refer.
     """
     resolved = copy.deepcopy(config)
     for key in (*PATHS, *NAMES_OR_PATHS):
@@ -68,19 +68,19 @@ def _means_path(key: str, given: str, base: Path | str) -> bool:
 
 
 def absolute(given: str | Path, base: Path | str) -> str:
-    """`given` as an absolute path, ~ expanded, without doubled slashes and dots. Symbolic links stay.
+    """`given` as an absolute path, with ~ expanded and double slashes and dots removed. Keeps symbolic links.
 
-    `..` goes up from where a link leads, as the system does it.
+    `..` is resolved after following links, as by the operating system.
     """
     path = os.path.join(os.path.abspath(base), os.path.expanduser(given))
     return os.path.realpath(path) if ".." in Path(path).parts else os.path.normpath(path)
 
 
 def same(one: object, other: object, base: Path | str | None = None) -> bool:
-    """Whether two values of a key that may hold a path name the same file or folder.
+    """Whether two values of a key that may contain a path refer to the same file or folder.
 
-    `base` is what a relative `one` was relative to, where that is known; else a relative one is the same as an
-    absolute one that ends with it.
+    `base` is the folder to which a relative `one` refers, if known; otherwise a relative path is the same as
+    an absolute one that ends with it.
     """
     if one == other:
         return True
@@ -96,7 +96,7 @@ def same(one: object, other: object, base: Path | str | None = None) -> bool:
 
 
 def _real(path: str) -> tuple[Any, ...]:
-    """What tells the file or folder apart: device and number where it is there, else its resolved name."""
+    """The identity of the file or folder: device and inode if it exists, else its resolved name."""
     try:
         found = os.stat(path)
     except OSError:
@@ -105,7 +105,7 @@ def _real(path: str) -> tuple[Any, ...]:
 
 
 def as_typed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A plain configuration with its paths as they were given, for readers who need not know this machine."""
+    """A plain configuration with its paths as they were given, for readers on other machines."""
     plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in config.items()}
     for key, given in (plain.pop("as_typed", None) or {}).items():
         group, _, name = key.partition(".")
@@ -115,7 +115,7 @@ def as_typed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def searched(words: Iterable[str], base: Path | str) -> list[str]:
-    """Words with the file:// folders of hydra.searchpath absolute."""
+    """Words in which the file:// folders of hydra.searchpath are absolute."""
     from diffusion_lab.values.quoting import always_quoted, split, unquoted
 
     found = []

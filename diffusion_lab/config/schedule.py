@@ -1,4 +1,4 @@
-"""When a run evaluates, and how its images are sampled: numbers of the configuration whose defaults are filled in."""
+"""When a run evaluates and how its images are sampled, from a configuration whose defaults are filled in."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class HasSteps(Protocol):
 
 
 def evaluation_steps(steps: HasSteps) -> tuple[int, ...]:
-    """Every multiple of `every` below `total`, and `total`; defaults filled. ValueError where they are not."""
+    """Every multiple of `every` below `total`, and `total`. ValueError if the defaults are not filled in."""
     if steps.total is None or steps.every is None:
         raise ValueError("steps.total and steps.every are not filled in: see plan.defaults.fill_defaults")
     return (*range(0, steps.total, steps.every), steps.total)
 
 
 def number_of_evaluations(total: int, every: int) -> int:
-    """How many steps `evaluation_steps` gives, without making them."""
+    """Length of `evaluation_steps`, computed without creating them."""
     return -(-total // every) + 1
 
 
@@ -32,7 +32,7 @@ class HasSampler(Protocol):
 
 
 def sampler(prompts: HasSampler) -> tuple[int, float]:
-    """Steps and guidance scale of sampling. ValueError where they are not filled in."""
+    """Sampling steps and guidance scale. ValueError if they are not filled in."""
     if prompts.sampling_steps is None or prompts.guidance_scale is None:
         raise ValueError(
             "prompts.sampling_steps and prompts.guidance_scale are not filled in: see plan.defaults.fill_defaults"

@@ -1,8 +1,8 @@
-"""The schema of the configuration: one dataclass a group (a method, a job), which is also what the program receives.
+"""The schema of the configuration: one dataclass per group (method, job); the program receives its instances.
 
-Values are checked where they are made (`__post_init__`), in the words of the command line: a wrong one
-raises `UserError` with its key. Importing this module imports neither torch nor hydra; composing the
-files under `conf/` is done in `cli/compose.py`.
+Values are validated on creation (`__post_init__`), with errors in terms of the command line: an invalid value
+raises `UserError` with its key. Importing this module imports neither torch nor hydra; the
+files under `conf/` are composed in `cli/compose.py`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from diffusion_lab.config.jobs import Job
     from diffusion_lab.methods.method import Method
 
-    AnyMethod = Method  # what a method supplies; its own fields are its own business
-    AnyJob = Job  # what every job has; `jobs.as_job` for its own keys
+    AnyMethod = Method  # the interface of a method; each method defines its own fields
+    AnyJob = Job  # common to all jobs; `jobs.as_job` gives access to a job's own keys
 else:
-    AnyMethod = AnyJob = Any  # OmegaConf keeps the type of the dataclass that stands there
+    AnyMethod = AnyJob = Any  # OmegaConf keeps the type of the default dataclass
 
 CAPTIONS = ("auto", "always", "never")
 LR_SCHEDULERS = (
@@ -41,15 +41,16 @@ OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 @dataclass(kw_only=True, slots=True)
 class Model:
     path: str = "miniature"  # or miniature_v, a diffusers folder, a hub id, or one .safetensors checkpoint
-    family: str | None = None  # sd, sdxl, sd3, flux; null: what the model's model_index.json says, else sd
-    config: str | None = None  # of a single file: diffusers folder or hub id with its configs; weights unused
+    family: str | None = None  # sd, sdxl, sd3, flux; null: according to the model's model_index.json, else sd
+    config: str | None = None  # of a single file: folder or hub id with its configs; weights unused
     revision: str | None = None
     variant: str | None = None
     resolution: int | None = None  # pixels; null: the model's own
     device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "fp32"  # auto (what the device does well), fp32, bf16, fp16: of the forward pass; what trains stays fp32
-    quantise: str | None = None  # nf4: the frozen denoiser in 4 bits, through bitsandbytes; needs a CUDA card
-    allow_pickle: bool = False  # load .bin weights too; only from people you trust
+    # of the forward pass: auto (best for the device), fp32, bf16, fp16; trained weights: fp32
+    precision: str = "fp32"
+    quantise: str | None = None  # nf4: the frozen denoiser in 4 bits, with bitsandbytes; requires a CUDA GPU
+    allow_pickle: bool = False  # also load .bin weights; only from trusted sources
     local_files_only: bool = False
 
     def __post_init__(self) -> None:
@@ -79,15 +80,15 @@ class Model:
 class Data:
     source: str = "miniature"  # miniature, folder
     subject: str = "anna"  # a miniature subject, or a name for the folder's ("": the folder's own)
-    folder: str | None = None  # folder: where the pictures are
-    class_noun: str | None = None  # "dog"; the miniature's subjects know theirs
+    folder: str | None = None  # folder: where the photos are
+    class_noun: str | None = None  # "dog"; defined by the miniature for its subjects
     identifier: str = "customcls"
     n_images: int = 14
     n_heldout: int | None = None  # null: 8, or a fifth of a smaller folder, at least 1
-    subset_seed: int = 0  # with the subject's name it fixes the nested order
-    impostors: str | None = None  # a folder of folders with other subjects
+    subset_seed: int = 0  # determines the nested order, together with the subject's name
+    impostors: str | None = None  # a folder with a folder of photos for each other subject
     on_corrupt: str = "error"  # error, skip
-    captions: str = "auto"  # auto (what lies beside a picture, else the instance prompt), always, never
+    captions: str = "auto"  # auto (captions next to the photos, else the instance prompt), always, never
     flip: bool = False  # random horizontal flips; off for faces
 
     def __post_init__(self) -> None:
@@ -119,18 +120,19 @@ class Data:
 class Steps:
     total: int | None = None  # optimizer steps; null: 300 for the miniature, else 100 * n_images
     every: int | None = None  # steps between evaluations; null: total / 6, at least 1
-    batch_size: int = 4  # pictures a micro-batch and process
+    batch_size: int = 4  # photos per micro-batch and process
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0  # 0: no clipping
-    optimizer: str = "adamw"  # adamw, adamw8bit (bitsandbytes), prodigy (finds the learning rate itself)
+    optimizer: str = "adamw"  # adamw, adamw8bit (bitsandbytes), prodigy (estimates the learning rate itself)
     lr_scheduler: str = "constant"  # a name of diffusers.optimization.SchedulerType
     lr_warmup: int = 0
-    snr_gamma: float | None = None  # Min-SNR weighting, 5 in its paper; null: none
-    noise_offset: float = 0.0  # 0.05 to 0.1 lets a model learn very dark and very bright pictures
+    snr_gamma: float | None = None  # Min-SNR weighting, 5 in the paper; null: none
+    noise_offset: float = 0.0  # 0.05 to 0.1 lets a model learn very dark and very bright images
     log_every: int = 10
     checkpoint_every: int | None = None  # steps between checkpoints; null: at every evaluation; 0: none
-    keep_checkpoints: int = 2  # the last so many are kept, and the best one
-    keep_adapters: str = "auto"  # all, best (and the last), auto: best where whole networks train, else all
+    keep_checkpoints: int = 2  # number of latest checkpoints to keep, in addition to the best one
+    # all, best (and the last), auto: best if whole networks are trained, else all
+    keep_adapters: str = "auto"
 
     def __post_init__(self) -> None:
         if self.total is not None:
@@ -161,7 +163,7 @@ class Steps:
 
 
 def check_evaluations(total: int, every: int) -> None:
-    """Raises UserError for a run of more evaluations than its record and its report can carry."""
+    """Raises UserError for a run with more evaluations than its record and its report support."""
     found = number_of_evaluations(total, every)
     if found > MOST_EVALUATIONS:
         raise UserError(
@@ -174,16 +176,16 @@ def check_evaluations(total: int, every: int) -> None:
 class Prompts:
     name: str = "miniature"
     path: str | None = (
-        None  # file: a text file with a prompt a line, or a CSV with a column "prompt"; table: YAML
+        None  # file: a text file with one prompt per line, or a CSV with a column "prompt"; table: YAML
     )
     n: int = 100
     images_per_prompt: int = 1
-    seed: int = 0  # which prompts are drawn
-    noise_seed: int = 0  # which noise they get
-    negative: str | None = None  # null: the set's own; "": none
-    sampling_steps: int | None = 12  # null: what the model's authors use
+    seed: int = 0  # selects the prompts
+    noise_seed: int = 0  # selects the initial noise
+    negative: str | None = None  # null: the prompt set's own; "": none
+    sampling_steps: int | None = 12  # null: the value recommended by the model's authors
     guidance_scale: float | None = 3.0  # likewise
-    batch_size: int = 25  # images a batch; changes the speed, not the images
+    batch_size: int = 25  # images per batch; affects the speed, not the images
 
     def __post_init__(self) -> None:
         text("prompts.name", self.name)
@@ -212,8 +214,10 @@ class Metrics:
             "clip_text", "clip_image", "memorisation",
         ]
     )  # fmt: skip
-    weights: dict[str, float] = field(default_factory=dict)  # stop rule; empty: equal, and said so
-    ranges: dict[str, list[float]] = field(default_factory=dict)  # stop rule and plots: [low, high] a metric
+    # stop rule; empty: equal weights, which is reported
+    weights: dict[str, float] = field(default_factory=dict)
+    # stop rule and plots: [low, high] per metric
+    ranges: dict[str, list[float]] = field(default_factory=dict)
     face_weights: str = "vggface2"  # full: a name of facenet-pytorch, or a local file
     clip_model: str = "ViT-L-14"  # full: open_clip's name, or a folder or hub id of transformers
     clip_weights: str = "openai"  # full: open_clip's tag, or a local file
@@ -254,12 +258,11 @@ class Metrics:
 
 @dataclass(kw_only=True, slots=True)
 class Memory:
-    gradient_checkpointing: bool = False  # activations are computed twice instead of kept
-    cache: str = (
-        "memory"  # memory, disk, off: the pictures' latents and, where its encoder is frozen, the text
-    )
-    offload: bool = False  # what a step does not need waits in the main memory
-    compile: bool = False  # torch.compile on the U-Net's blocks, once its gradients have proved right
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of storing them
+    # memory, disk, off: latents of the photos and, if the text encoder is frozen, text embeddings
+    cache: str = "memory"
+    offload: bool = False  # keep parts that a step does not need in main memory
+    compile: bool = False  # torch.compile on the denoiser's blocks, if its gradients prove correct
 
     def __post_init__(self) -> None:
         flag("memory.gradient_checkpointing", self.gradient_checkpointing)
@@ -280,8 +283,8 @@ class Tracking:
     group: str | None = None
     run_name: str | None = None
     tags: list[str] = field(default_factory=list)
-    images: int = 16  # pictures a step in the tracker's table
-    keep_images: bool = False  # every image of every evaluation as a file of its own, beside the sheets
+    images: int = 16  # images per step in the tracker's table
+    keep_images: bool = False  # also save every image of every evaluation as a separate file
     progress: str = "auto"  # auto (bars on a terminal, lines elsewhere), bars, lines, off
 
     def __post_init__(self) -> None:
@@ -308,7 +311,7 @@ class Config:
     prompts: Prompts = field(default_factory=Prompts)
     metrics: Metrics = field(default_factory=Metrics)
     tracker: Tracking = field(default_factory=Tracking)
-    resume: str = "auto"  # auto, never, must: whether a run that the run folder holds goes on
+    resume: str = "auto"  # auto, never, must: whether to resume a run in the run folder
     as_typed: dict[str, str] = field(default_factory=dict)  # paths as they were given; filled at the start
 
     def __post_init__(self) -> None:

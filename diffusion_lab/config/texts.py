@@ -1,14 +1,15 @@
-"""Values that are text arrive as they were typed, whatever Hydra's grammar would make of them.
+"""Passes text values on exactly as they were typed, regardless of Hydra's grammar.
 
-Hydra reads `data.identifier=1_1_1` as the number 111, `hydra.run.dir=3.10` as 3.1, and a comma as the end of a
-value. Every word whose key holds text by the schema is therefore rewritten, once, before Hydra sees it. The rules:
+Hydra reads `data.identifier=1_1_1` as the number 111, `hydra.run.dir=3.10` as 3.1, and a comma as the end of
+a value. Every word whose key holds text according to the schema is therefore rewritten once before Hydra
+parses it:
 
-- A text is what stands behind the `=`. One wholly in quotes, 'a, b' or "a, b", is the text within them.
+- The text is everything after the `=`. If it is fully quoted, 'a, b' or "a, b", the quotes are removed.
 - `${...}` that names a key of the configuration or a resolver is replaced by its value; `\\${` stands for `${`.
-  Any other `${` is text, but what looks like a misspelt key is refused.
-- Where the schema allows null, the bare word null is null, and 'null' the text.
-- In a list, [a, b], and between the values of a sweep, commas outside quotes and brackets separate, and blanks
-  around a part are not of it. Without -m a comma is a letter like any other.
+  Any other `${` is text, except that apparent misspellings of keys are rejected.
+- If the schema allows null, the bare word null is null, and 'null' is text.
+- In a list, [a, b], and between the values of a sweep, commas outside quotes and brackets are separators, and
+  whitespace around a part is removed. Without -m, a comma is an ordinary character.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from typing import Any
 from diffusion_lab.records import UserError
 from diffusion_lab.values.quoting import SAFE, always_quoted, pasted, quoted, shown, split, unquoted
 
-PROSE = ("job.text", "job.texts", "prompts.negative")  # where a comma usually belongs to the text
-ONE_PROMPT = "job.text"  # taken as it stands, with -m too; given several times it is a list
+PROSE = ("job.text", "job.texts", "prompts.negative")  # in which a comma usually belongs to the text
+ONE_PROMPT = "job.text"  # taken literally, also with -m; becomes a list if given several times
 RESOLVERS = ("oc", "now", "hydra", "readable", "sweep_name", "job_folder", "python_version")
 WORD = re.compile(r"(\+{0,2})([A-Za-z_][\w.]*)=(.*)\Z", re.DOTALL)
 PAIR = re.compile(r"(['\"]?)([A-Za-z_]\w*)\1[ \t]*:(.*)\Z", re.DOTALL)  # in {key: value, ...}
-RANGES = "metrics.ranges"  # OmegaConf refuses whole numbers in the lists of a new metric
+RANGES = "metrics.ranges"  # OmegaConf rejects integers in the lists of a new metric
 WHOLE = re.compile(r"(?<=[\[,])(\s*[+-]?\d+)(?=\s*[\],])")  # an item of a list
 CALL = re.compile(r"(choice|shuffle|sort|tag|range|interval|glob)\(.*\)\Z", re.DOTALL)
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{\s*(\.*)([^{}:\s]*)\s*([:}]?)")
@@ -37,14 +38,14 @@ INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{\s*(\.*)([^{}:\s]*)\s*([:}]?)")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kind:
-    """What a key holds: a text or a list of texts, and whether null is allowed too."""
+    """The type of a key: a text or a list of texts, and whether null is also allowed."""
 
     many: bool = False
     null: bool = False
 
 
 def kind(key: str) -> Kind | None:
-    """What the key holds, or None for one that holds no text (or is none)."""
+    """The type of the key, or None if it does not hold text or does not exist."""
     if not key.startswith("hydra."):
         from diffusion_lab.config.jobs import JOBS
         from diffusion_lab.config.schema import Config
@@ -89,10 +90,10 @@ def _hints(schema: type) -> dict[str, Any]:
 
 
 def exact(words: Sequence[str], *, sweep: bool = False) -> tuple[list[str], list[str]]:
-    """The words as Hydra has to get them, and what a person should be told about them. Harmless when repeated.
+    """The words as Hydra must receive them, and notes for the user. Idempotent.
 
     `sweep`: commas separate the values of jobs. Raises UserError for a list without brackets, and for ${...}
-    that looks like a key and names none.
+    that looks like a key but does not exist.
     """
     notes: list[str] = []
     single = [one for word in _one_list(words) for one in _one_word_a_key(word)]
@@ -100,7 +101,7 @@ def exact(words: Sequence[str], *, sweep: bool = False) -> tuple[list[str], list
 
 
 def _one_word_a_key(word: str) -> list[str]:
-    """`data={identifier:1_1, n_images:4}` as a word for each key, so that its texts are kept as well."""
+    """Splits `data={identifier:1_1, n_images:4}` into one word per key, so that its texts are preserved."""
     found = WORD.match(word)
     if not found or not found[3].startswith("{") or not _is_group(found[2]):
         return [word]
@@ -115,7 +116,7 @@ def _one_word_a_key(word: str) -> list[str]:
 
 
 def _is_group(key: str) -> bool:
-    """Whether the key is one of the configuration's groups, which hold other keys."""
+    """Whether the key is one of the configuration's groups, which contain other keys."""
     from diffusion_lab.config.schema import Config
 
     hint = _hints(Config).get(key)
@@ -123,7 +124,7 @@ def _is_group(key: str) -> bool:
 
 
 def _one_list(words: Sequence[str]) -> list[str]:
-    """Several job.text=... as the one list of them, where the last one stood."""
+    """Combines several job.text=... into one list, at the position of the last one."""
     given = [word for word in words if word.startswith(f"{ONE_PROMPT}=")]
     if len(given) < 2:
         return list(words)
@@ -148,11 +149,11 @@ def _exact(word: str, sweep: bool, notes: list[str]) -> str:
 
 
 def _choices(key: str, value: str, holds: Kind, notes: list[str]) -> str:
-    """The values of a sweep, each exact."""
+    """The values of a sweep, each preserved exactly."""
     if call := CALL.match(value):
         if call[1] != "choice":
             return _called(key, call[1], value)
-        value = value[len("choice(") : -1]  # written out: Hydra forgets the quotes of its parts
+        value = value[len("choice(") : -1]  # expanded, since Hydra drops the quotes of its parts
     parts = split(value)
     if not holds.many:
         _note_split(key, value, parts, notes, "values, one job each")
@@ -160,7 +161,7 @@ def _choices(key: str, value: str, holds: Kind, notes: list[str]) -> str:
 
 
 def _called(key: str, function: str, value: str) -> str:
-    """A sweep's function whose parts Hydra hands on without their quotes: refused where that changes a text."""
+    """A sweep function whose parts Hydra passes on without quotes: rejected if that would change a text."""
     parts = split(value[len(function) + 1 : -1])
     kept = (part for part in parts if not re.match(r"reverse\s*=", part))
     if function in ("shuffle", "sort", "tag") and not all(map(SAFE.match, kept)):
@@ -197,7 +198,7 @@ def _list(key: str, value: str, notes: list[str]) -> str:
 
 
 def _part(part: str) -> str:
-    """A part between commas: outside quotes a backslash keeps a comma from separating."""
+    """A part between commas: outside quotes, a backslash escapes a comma."""
     return part if unquoted(part) is not None else part.replace("\\,", ",")
 
 
@@ -207,7 +208,7 @@ def _as_typed(value: str) -> str:
 
 
 def _interpolated(key: str, text: str) -> str:
-    """`text` with every ${ that is none of an interpolation escaped."""
+    """`text` with every ${ escaped that is not an interpolation."""
     if "${" not in text:
         return text
     from omegaconf.errors import GrammarParseError
@@ -236,11 +237,11 @@ def _roots() -> set[str]:
     return {part.name for part in dataclasses.fields(Config)} | {"hydra"}
 
 
-# --- what a person is told ----------------------------------------------------------------------------
+# --- notes for the user ---------------------------------------------------------------------------------
 
 
 def advice(key: str, value: str | Sequence[str]) -> str:
-    """The word to paste into a shell that brings exactly this text, or these texts, to the key."""
+    """The shell word that sets the key to exactly this text, or these texts."""
     if isinstance(value, str):
         plain = unquoted(value) is None and "${" not in value and value != "null"
         return pasted(f"{key}={value if plain else shown(value)}")
@@ -248,7 +249,7 @@ def advice(key: str, value: str | Sequence[str]) -> str:
 
 
 def _note_split(key: str, value: str, parts: Sequence[str], notes: list[str], as_what: str) -> None:
-    """A comma with a blank behind it, as in prose, has separated parts that are not in quotes."""
+    """Notes that a comma followed by a space, as in prose, has separated unquoted parts."""
     loose = [part for part in parts if unquoted(part) is None]
     if len(parts) < 2 or len(loose) < len(parts) or not re.search(r",\s", value):
         return
@@ -266,7 +267,7 @@ def _note_split(key: str, value: str, parts: Sequence[str], notes: list[str], as
 
 
 def _note_single(key: str, value: str, notes: list[str]) -> None:
-    """Values of a sweep without -m: words with commas between them and no blanks."""
+    """Notes values that look like a sweep without -m: words separated by commas without spaces."""
     from diffusion_lab.config.paths import is_path
 
     if key in PROSE or key.startswith(("hydra.", "tracker.")) or is_path(key):
@@ -279,9 +280,9 @@ def _note_single(key: str, value: str, notes: list[str]) -> None:
 
 
 def recorded(words: Iterable[str]) -> list[str]:
-    """Words that Hydra has read before, as a run's record has them, with the meaning they had then.
+    """Words that Hydra has parsed before, as recorded by a run, with their original meaning.
 
-    An earlier version may have recorded `data.identifier=1_1_1` where it meant 111.
+    An earlier version may have recorded `data.identifier=1_1_1` when it meant 111.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

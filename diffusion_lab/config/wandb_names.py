@@ -1,4 +1,4 @@
-"""What Weights & Biases accepts as names, checked before a run begins: it would refuse them when it starts."""
+"""The rules of Weights & Biases for names, checked in advance: it would reject them only when it starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from diffusion_lab.records import UserError
 
 LONGEST, LONGEST_TAG = 128, 64  # characters; of a project, run or group, and of a tag
-FORBIDDEN = "/\\#?%:"  # in a project's name: it is a part of addresses
+FORBIDDEN = "/\\#?%:"  # in a project's name, since it is part of URLs
 
 
 def check_names(
@@ -19,7 +19,7 @@ def check_names(
     run_name: str | None,
     tags: Sequence[str],
 ) -> None:
-    """UserError that names the key, what is wrong with the value, and one that would do."""
+    """UserError that names the key, what is wrong with the value, and a valid alternative."""
     found = sorted(set(project) & set(FORBIDDEN))
     if found:
         better = re.sub(r"[/\\#?%:]+", "-", project).strip("-") or "diffusion_lab"

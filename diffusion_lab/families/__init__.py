@@ -1,4 +1,7 @@
-"""Model families: one file each. `of(pipe)` is the family of a loaded pipeline. Imports neither torch nor diffusers."""
+"""Model families, one file each.
+
+`of(pipe)` is the family of a loaded pipeline. Imports neither torch nor diffusers.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ FAMILIES: dict[str, Family] = {
 
 
 def by_pipeline(class_name: str) -> Family | None:
-    """The family with this pipeline class, `_class_name` of model_index.json; None where there is none."""
+    """The family with this pipeline class, `_class_name` of model_index.json; None if there is none."""
     return next((family for family in FAMILIES.values() if family.pipeline == class_name), None)
 
 
 def of(pipe: Any) -> Family:
-    """Of a loaded pipeline, by its class. ValueError for one of no family here."""
+    """The family of a loaded pipeline, by its class. ValueError if no family supports it."""
     for kind in type(pipe).__mro__:
         family = by_pipeline(kind.__name__)
         if family is not None:

@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """On the device, but for `tokens`. What texts become is the family's business."""
+    """On the device, except `tokens`. The form of the conditioning depends on the family."""
 
     latents: Tensor  # float32 [b, c, h, w], sampled from the posterior and scaled
     tokens: Tokens  # of the captions, b rows
-    conditioning: Conditioning | None  # of the captions, where the text encoders are frozen and cached
-    extras: Conditioning  # what else the denoiser is given of each picture: `Family.training_extras`
-    process: NoiseProcess  # the model's
-    n_class: int = 0  # the last so many pictures are of the class, not of the subject
-    rows: tuple[int, ...] = ()  # several processes: which of all their pictures these are; (): all
-    n_all: int = 0  # several processes: pictures of all of them together
-    snr_gamma: float | None = None  # Min-SNR; None: all timesteps weigh the same
+    conditioning: Conditioning | None  # of the captions, if the text encoders are frozen and cached
+    extras: Conditioning  # additional conditioning of the denoiser per image: `Family.training_extras`
+    process: NoiseProcess  # of the model
+    n_class: int = 0  # number of class images; they come last, after the subject's photos
+    # with several processes: indices of these images among those of all processes; (): all
+    rows: tuple[int, ...] = ()
+    n_all: int = 0  # with several processes: number of images of all processes together
+    snr_gamma: float | None = None  # Min-SNR; None: all timesteps have the same weight
     noise_offset: float = 0.0
     progress: float = 0.0  # share of the run's optimizer steps already taken, in [0, 1)

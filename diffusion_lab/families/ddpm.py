@@ -1,7 +1,7 @@
 """Diffusion with a discrete noise schedule (DDPM, Ho et al. 2020, arXiv:2006.11239): training and sampling.
 
-x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise, t uniform on 0..T-1. Schedule and prediction type are the model's own
-and come from its scheduler's config, whatever sampler that is.
+x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise, t uniform on 0..T-1. The noise schedule and the prediction type
+are read from the config of the model's scheduler, whatever its class.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 # Lu et al. 2022, "DPM-Solver++" (arXiv:2211.01095), algorithm 2 (2M). Explicit, so that neither a model's own
-# scheduler config nor a library's new default changes the ruler.
+# scheduler config nor a library's new default changes the measurements.
 SOLVER: dict[str, Any] = {
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
@@ -69,10 +69,10 @@ class Ddpm:
         raise ValueError(f"prediction_type {prediction_type} is not epsilon or v_prediction")
 
     def weights(self, timesteps: Tensor, snr_gamma: float | None) -> Tensor | None:
-        """Min-SNR weight of each timestep [b]: min(SNR, gamma) / SNR, for v-prediction over SNR + 1.
+        """Min-SNR weight [b]: min(SNR, gamma) / SNR, or min(SNR, gamma) / (SNR + 1) for v-prediction.
 
-        Hang et al. 2023, arXiv:2303.09556, eq. 5 and appendix A: the same weight on the picture's error for both
-        targets.
+        Hang et al. 2023, arXiv:2303.09556, eq. 5 and appendix A: equivalent weights of the error in x for
+        both targets.
         """
         if snr_gamma is None:
             return None
@@ -84,27 +84,27 @@ class Ddpm:
 
 
 def process(pipe: Any) -> Ddpm:
-    """Of training, with the noise schedule and prediction type of the pipeline's scheduler."""
+    """The training noise process, with the noise schedule and prediction type of the pipeline's scheduler."""
     from diffusers import DDPMScheduler
 
     return Ddpm(DDPMScheduler.from_config(pipe.scheduler.config))
 
 
 def solver(pipe: Any, steps: int) -> Any:
-    """A fresh DPM-Solver++ with its timesteps set, on the U-Net's device: it remembers its last steps."""
+    """A new DPM-Solver++ (it stores previous outputs) with its timesteps set, on the U-Net's device."""
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **SOLVER)
     scheduler.set_timesteps(steps, device=pipe.unet.device)
-    scheduler.set_begin_index(0)  # otherwise it looks its index up, which makes the device wait
+    scheduler.set_begin_index(0)  # otherwise it looks up the index, which synchronises the device
     return scheduler
 
 
 def unsupported(scheduler: Config) -> str | None:
-    """Why a model with this scheduler config cannot be trained as DDPM; None where it can.
+    """Why a model with this scheduler config cannot be trained as DDPM; None if it can.
 
-    EDM preconditions the denoiser (Karras et al. 2022, arXiv:2206.00364, section 5), and its configs say "epsilon"
-    or "v_prediction" all the same: the class tells.
+    EDM preconditions the denoiser (Karras et al. 2022, arXiv:2206.00364, section 5), but its configs also say
+    "epsilon" or "v_prediction"; it is recognised by the class.
     """
     kind = str(scheduler.get("_class_name", ""))
     if kind.startswith("EDM"):

@@ -1,11 +1,11 @@
-"""Rectified flow: straight paths from pictures to noise, as Stable Diffusion 3 and FLUX.1 train and sample them.
+"""Rectified flow: straight paths from images to noise, as in Stable Diffusion 3 and FLUX.1.
 
 x_t = (1 - sigma) x + sigma noise, and the network predicts the velocity noise - x (Esser et al. 2024,
 arXiv:2403.03206, eq. 13). Timesteps are sigma * num_train_timesteps, floats in 0..1000.
 
-A shift moves the noise levels up at high resolutions (eq. 23): sigma = shift u / (1 + (shift - 1) u). It is
-applied to uniform or logit-normal u exactly once: the table of a fresh diffusers scheduler holds shifted
-levels already, from sigma 1 down, so training does not read it.
+A shift increases the noise levels at high resolutions (eq. 23): sigma = shift u / (1 + (shift - 1) u). It is
+applied to uniform or logit-normal u exactly once: the table of a new diffusers scheduler contains levels that
+are already shifted, from sigma 1 down, so training does not use it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """The `NoiseProcess` of a rectified flow. `flow(config, tokens)` reads it from a scheduler's config."""
+    """The `NoiseProcess` of a rectified flow; `flow(config, tokens)` creates it from a scheduler's config."""
 
-    shift: float = 1.0  # above 0; 1: none. At dynamic shifting exp(mu) of the picture's size
+    shift: float = 1.0  # above 0; 1: none. With dynamic shifting, exp(mu) for the image's size
     num_train_timesteps: int = 1000  # the unit of timesteps
     mean: float = 0.0  # of logit(u)
     std: float = 1.0  # of logit(u)
@@ -39,7 +39,7 @@ class Flow:
         return self.num_train_timesteps * (self.shift * u / (1 + (self.shift - 1) * u))
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t [b, c, h, w] = (1 - sigma) x + sigma noise, of timesteps [b]."""
+        """x_t [b, c, h, w] = (1 - sigma) x + sigma noise, for timesteps [b]."""
         sigma = timesteps.to(latents.device) / self.num_train_timesteps
         sigma = sigma.to(latents.dtype).reshape(-1, *[1] * (latents.ndim - 1))
         return (1 - sigma) * latents + sigma * noise
@@ -49,14 +49,14 @@ class Flow:
         return noise - latents
 
     def weights(self, timesteps: Tensor, snr_gamma: float | None) -> Tensor | None:
-        """None: the density of the timesteps weighs them. UserError where `snr_gamma` is set."""
+        """None: the density of the timesteps is the weighting. UserError if `snr_gamma` is set."""
         if snr_gamma is not None:
             raise no_min_snr(snr_gamma)
         return None
 
 
 def no_min_snr(snr_gamma: float) -> UserError:
-    """For a rectified flow that is to be trained with Min-SNR weights."""
+    """The error for a rectified flow with Min-SNR weights."""
     return UserError(
         f"steps.snr_gamma={snr_gamma:g}: Min-SNR weights are for models that predict noise or v, and this model is a "
         "rectified flow; set steps.snr_gamma=null"
@@ -64,12 +64,12 @@ def no_min_snr(snr_gamma: float) -> UserError:
 
 
 def flow(config: Mapping[str, Any], tokens: int) -> Flow:
-    """Of a FlowMatchEulerDiscreteScheduler's config, for pictures of so many `tokens` (patches of the latents)."""
+    """The process for a FlowMatchEulerDiscreteScheduler's config; `tokens`: latent patches per image."""
     return Flow(shift_of(config, tokens), int(config.get("num_train_timesteps", 1000)))
 
 
 def shift_of(config: Mapping[str, Any], tokens: int) -> float:
-    """The factor by which the scheduler shifts noise levels; with dynamic shifting by the number of `tokens`."""
+    """The scheduler's shift factor of noise levels; with dynamic shifting, it depends on `tokens`."""
     if not config.get("use_dynamic_shifting"):
         return float(config.get("shift", 1.0))
     mu = dynamic_mu(config, tokens)
@@ -77,7 +77,7 @@ def shift_of(config: Mapping[str, Any], tokens: int) -> float:
 
 
 def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float:
-    """Linear in the number of tokens, as `calculate_shift` of diffusers' pipelines."""
+    """Linear in the number of tokens, as in `calculate_shift` of diffusers' pipelines."""
     fewest, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     return float(low + (tokens - fewest) * (high - low) / (most - fewest))
@@ -90,11 +90,11 @@ def euler(
     device: torch.device | str,
     sigmas: Sequence[float] | None = None,
 ) -> Any:
-    """A fresh `FlowMatchEulerDiscreteScheduler`, its `steps` timesteps set, on `device`.
+    """A new `FlowMatchEulerDiscreteScheduler` with `steps` timesteps set, on `device`.
 
-    `tokens`: of one picture, for dynamic shifting. `sigmas`: noise levels before the shift, from 1 down, one a
-    step; None: the scheduler's own. It has neither `init_noise_sigma` (1: sampling starts from plain noise)
-    nor `scale_model_input` (nothing is scaled).
+    `tokens`: per image, for dynamic shifting. `sigmas`: noise levels before the shift, from 1 down, one per
+    step; None: the scheduler's own. It has neither `init_noise_sigma` (1: sampling starts from unscaled
+    noise) nor `scale_model_input` (nothing is scaled).
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -104,5 +104,5 @@ def euler(
         scheduler.set_timesteps(steps, device=device, mu=mu)
     else:
         scheduler.set_timesteps(sigmas=list(sigmas), device=device, mu=mu)
-    scheduler.set_begin_index(0)  # otherwise it looks its index up, which makes the device wait
+    scheduler.set_begin_index(0)  # otherwise it looks up the index, which synchronises the device
     return scheduler

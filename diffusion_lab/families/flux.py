@@ -1,12 +1,13 @@
-"""FLUX.1 [dev] of Black Forest Labs: a rectified flow transformer, its guidance distilled into an input.
+"""FLUX.1 [dev] by Black Forest Labs: a rectified flow transformer with guidance distilled into an input.
 
-Text reaches the transformer twice: T5's hidden states as 512 tokens beside the picture's, and CLIP's pooled vector
-with the timestep. The transformer sees 2x2 patches of the latents as tokens; outside `predict` latents are
-[b, 16, h, w]. Guidance is an input of its own: 1.0 in training, as it is data that is learned and not a guided
-picture; the given scale in sampling. So there is neither a second branch nor a negative prompt.
+Text enters the transformer in two ways: T5's hidden states as 512 tokens next to the image's, and CLIP's
+pooled vector with the timestep. The transformer processes 2x2 patches of the latents as tokens; outside
+`predict`, latents are [b, 16, h, w]. Guidance is a separate input: 1.0 in training, since the targets are
+unguided data; the given scale in sampling. There is therefore neither an unconditional branch nor a negative
+prompt.
 
-Black Forest Labs trained with the noise levels' shift that its sampler uses (`calculate_shift` of the number of
-tokens), on a logit-normal distribution; so does `process`.
+Black Forest Labs trained with the same shift of the noise levels as its sampler (`calculate_shift` of the
+number of tokens), on a logit-normal distribution; so does `process`.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ if TYPE_CHECKING:
     from diffusion_lab.families.family import Conditioning, Tokens
 
 TEXT_TOKENS = 512  # of T5, padded: they are not masked
-PATCH = 2  # latents a token, each way
+PATCH = 2  # latent positions per token, along each axis
 TIME_CHANNELS = 256  # of diffusers' sinusoidal embeddings of timestep and guidance
-DEFAULTS: Config = {  # of FluxTransformer2DModel, where a config leaves them out
+DEFAULTS: Config = {  # of FluxTransformer2DModel, for values missing in a config
     "patch_size": 1, "in_channels": 64, "out_channels": None, "joint_attention_dim": 4096,
     "pooled_projection_dim": 768, "guidance_embeds": False,
 }  # fmt: skip
 
 
 class Flux:
-    """The `Family` of FLUX.1 [dev] and of what has its architecture, such as FLUX.1 Krea [dev]."""
+    """The `Family` of FLUX.1 [dev] and models of the same architecture, such as FLUX.1 Krea [dev]."""
 
     name = "flux"
     title = "FLUX.1"
@@ -58,7 +59,7 @@ class Flux:
         "hypernetwork": "a hypernetwork sits before the keys and values of cross-attention, and FLUX.1 has none: text "
         "and picture are tokens of one attention",
     }
-    # The default of diffusers' train_dreambooth_lora_flux.py: of the single-stream blocks the attention alone.
+    # The default of diffusers' train_dreambooth_lora_flux.py: only the attention of the single-stream blocks.
     lora_targets: tuple[str, ...] = (
         "attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0",
         "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out",
@@ -77,7 +78,7 @@ class Flux:
         "transformer": ("model.diffusion_model.double_blocks.", "double_blocks."), "vae": ("vae.", "first_stage_model."),
         "text_encoder": ("text_encoders.clip_l.",), "text_encoder_2": ("text_encoders.t5xxl.",),
     }  # fmt: skip
-    # As published: the transformer alone.
+    # As published: only the transformer.
     single_file_separate: frozenset[str] = frozenset({"vae", *text_encoders})
     parameters: Mapping[str, float] = {
         "transformer": 11_901_408_320,
@@ -153,16 +154,16 @@ class Flux:
         picture = (side / PATCH) ** 2
         tokens = picture + TEXT_TOKENS
         positions = (double + single) * tokens
-        # Both kinds of block: 12 width**2 weights a token (four layers of attention, an MLP of twice four), and
-        # attention's two products.
+        # Both kinds of block: 12 width**2 weights per token (four layers of attention, an MLP of twice four),
+        # and attention's two products.
         products = positions * (12 * width**2 + 2 * tokens * width)
-        products += (12 * double + 3 * single + 2) * width**2  # modulation: once an image
-        products += 2 * picture * found["in_channels"] * width  # into the transformer and out of it
+        products += (12 * double + 3 * single + 2) * width**2  # modulation: once per image
+        products += 2 * picture * found["in_channels"] * width  # input and output projections
         products += TEXT_TOKENS * found["joint_attention_dim"] * width
         embedded = 2 if found["guidance_embeds"] else 1  # timestep, guidance
         products += (embedded * (TIME_CHANNELS + width) + found["pooled_projection_dim"] + width) * width
         adapted = (36 * double + 6 * single) * width
-        sampled = 12.0 * tokens * width  # of one block: queries, keys, values, and the MLP's 4 widths, twice
+        sampled = 12.0 * tokens * width  # per block: queries, keys, values, and the MLP's 4 widths, twice
         return Work(0.0, positions * width, positions, 2 * products / 1e12, adapted, sampled)
 
     # --- loading ---
@@ -189,7 +190,7 @@ class Flux:
     # --- texts ---
 
     def tokenize(self, pipe: Any, text: str) -> Tokens:
-        """CLIP's 77 tokens are cut, as the pipeline cuts them: T5 reads the whole text."""
+        """The text is truncated to CLIP's 77 tokens, as in the pipeline; T5 reads the whole text."""
         given = len(pipe.tokenizer_2(text, truncation=False, verbose=False).input_ids)
         if given > TEXT_TOKENS:
             raise ValueError(f"{text!r} has {given} tokens, the model reads {TEXT_TOKENS}")
@@ -214,10 +215,10 @@ class Flux:
         return {"hidden": hidden, "pooled": pooled}
 
     def unconditional(self, pipe: Any, text: str, encoded: Conditioning) -> Conditioning:
-        """Never asked for: guidance is embedded, so there is no second branch."""
+        """Never called: guidance is embedded, so there is no unconditional branch."""
         return encoded
 
-    # --- what else the denoiser is given ---
+    # --- additional conditioning ---
 
     def training_extras(self, pipe: Any, framings: Sequence[Framing]) -> Conditioning:
         return _guidance(pipe, len(framings), 1.0)
@@ -272,20 +273,20 @@ class Flux:
         return flow.euler(pipe.scheduler.config, steps, tokens, pipe.transformer.device, sigmas)
 
     def _tokens(self, pipe: Any, size: tuple[int, int]) -> int:
-        """Of one picture of `size` (height, width) pixels."""
+        """Number of tokens of an image of `size` (height, width) pixels."""
         _, height, width = self.latent_shape(pipe, size)
         return height * width // PATCH**2
 
     # --- files ---
 
     def kohya(self, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """None for DoRA, whose lengths the tools store in different shapes or drop, and for unknown layers."""
+        """None for DoRA, whose magnitudes tools store in different shapes or drop, and for unknown layers."""
         if any(settings.get(f"{part}.use_dora") for part in ("transformer", "text_encoder")):
             return None
         return flux_names.fused(weights, settings)
 
     def layer_names(self, name: str) -> tuple[str, ...]:
-        """Of Black Forest Labs' names too, which kohya's scripts write."""
+        """Also accepts Black Forest Labs' names, which kohya's scripts write."""
         return flux_names.held_by(name)
 
 

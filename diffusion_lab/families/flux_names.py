@@ -1,6 +1,6 @@
-"""A LoRA of FLUX.1 under the names of Black Forest Labs' own code, which kohya's scripts write and other tools read.
+"""Key names of a FLUX.1 LoRA as in Black Forest Labs' own code, which kohya's scripts write.
 
-There queries, keys and values (and the MLP's first layer) are rows of one matrix.
+In that code, queries, keys and values (and the MLP's first layer) are rows of one matrix.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MLP_RATIO = 4
-# Their names of layers, and diffusers' layers that each of them holds.
+# Their layer names, and the diffusers layers that each of them contains.
 DOUBLE = {
     "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
@@ -41,7 +41,7 @@ OUTSIDE = {
 
 
 def held_by(name: str) -> tuple[str, ...]:
-    """diffusers' names of the layers that `name` holds, in order of its rows; (name,) where it is no such name."""
+    """diffusers' names of the layers that `name` contains, in order of its rows; (name,) if unknown."""
     flat = name.replace(".", "_")
     for ours, theirs in OUTSIDE.items():
         if flat == theirs:
@@ -56,7 +56,7 @@ def held_by(name: str) -> tuple[str, ...]:
 
 
 def fused(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """`weights` (diffusers' keys, peft's `settings`) under these names; None where there are layers without one."""
+    """`weights` (diffusers' keys, peft's `settings`) with these names; None if some layers have none."""
     pairs = _pairs(weights, settings)
     if pairs is None:
         return None
@@ -65,9 +65,9 @@ def fused(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[st
     found: dict[str, Tensor] = {}
     for name, members in _groups(pairs):
         down, up, scale = _fused([pairs.pop(member, None) for member in members], members)
-        if "_final_layer_" in name:  # diffusers' loader passes over alpha here
+        if "_final_layer_" in name:  # diffusers' loader ignores alpha here
             up, scale = up * scale, 1.0
-        if name.endswith("_adaLN_modulation_1"):  # shift and scale, where diffusers has scale and shift
+        if name.endswith("_adaLN_modulation_1"):  # shift and scale; diffusers has scale and shift
             up = up.roll(len(up) // 2, 0)
         found[f"{name}.lora_down.weight"] = down.contiguous()
         found[f"{name}.lora_up.weight"] = up.contiguous()
@@ -75,12 +75,12 @@ def fused(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[st
     return None if pairs else found
 
 
-# A LoRA's down [rank, in] and up [out, rank], and what the product is multiplied with.
+# A LoRA's down [rank, in] and up [out, rank], and the factor of their product.
 _Pair = tuple["Tensor", "Tensor", float]
 
 
 def _pairs(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, _Pair] | None:
-    """By the layer's name, part first; None where there is more than pairs."""
+    """Pairs by the layer's name, including its part; None if there is anything other than pairs."""
     found = {}
     for key, down in weights.items():
         if not key.endswith(".lora_A.weight"):
@@ -93,7 +93,7 @@ def _pairs(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[s
 
 
 def _groups(layers: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """kohya's name of each matrix that `layers` change, and diffusers' names of all layers that it holds."""
+    """kohya's name of each matrix that `layers` change, and diffusers' names of the layers in it."""
     blocks = {"transformer_blocks": ("double", DOUBLE), "single_transformer_blocks": ("single", SINGLE)}
     found: dict[str, tuple[str, ...]] = {}
     for layer in layers:
@@ -114,10 +114,10 @@ def _groups(layers: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _fused(pairs: Sequence[_Pair | None], layers: Sequence[str]) -> _Pair:
-    """One LoRA for matrices that stand below each other, exactly: downs below each other, ups on the diagonal.
+    """Combines LoRAs of vertically stacked matrices exactly: downs are stacked, ups are block-diagonal.
 
     A layer without a LoRA gets zeros of the others' rank, so that all have the same share of the rank:
-    diffusers' loader then takes the matrix apart into what it was made of.
+    diffusers' loader then splits the matrix into the original ones.
     """
     import torch
 

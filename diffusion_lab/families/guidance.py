@@ -1,4 +1,4 @@
-"""Whether sampling has a second branch."""
+"""Whether sampling has an unconditional branch."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ if TYPE_CHECKING:
 
 
 def is_guided(family: Family, guidance_scale: float) -> bool:
-    """Whether every step has an unconditional branch: at w <= 1 it is left out, as in diffusers."""
+    """Whether every step has an unconditional branch: it is skipped for scales <= 1, as in diffusers."""
     return family.guidance == "classifier_free" and guidance_scale > 1

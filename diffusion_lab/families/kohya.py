@@ -1,6 +1,6 @@
-"""A LoRA of a U-Net and its text encoders under the names of kohya's scripts, which web UIs read.
+"""Key names of kohya's scripts for a LoRA of a U-Net and its text encoders, as read by web UIs.
 
-diffusers' own converter does the renaming. It writes alpha = rank whatever it was, which is put right here.
+diffusers' own converter renames the keys, but always writes alpha = rank; this is corrected here.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ PARTS = {UNET: "unet", FIRST: "text_encoder", SECOND: "text_encoder_2"}
 
 
 def renamed(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """`lora_unet_`, `lora_te1_` and `lora_te2_` with the alpha that gives peft's scale.
+    """`lora_unet_`, `lora_te1_` and `lora_te2_` keys with the alpha that gives peft's scale.
 
-    `settings`: peft's, `unet.r` and so on. None for DoRA, whose lengths (`dora_scale`) no one shape serves: diffusers'
-    loader wants [out], ComfyUI [out, 1] or [1, in], where they are lengths of other vectors; and broadcasting makes
-    wrong pictures of a wrong shape, without a word, wherever a layer is square.
+    `settings`: peft's, with keys such as `unet.r`. None for DoRA, since no shape of its magnitudes
+    (`dora_scale`) works everywhere: diffusers' loader expects [out], ComfyUI [out, 1] or [1, in], with
+    different meanings; and with a wrong shape, broadcasting silently gives wrong images if a layer is square.
     """
     import torch
     from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 
     if any(settings.get(f"{part}.use_dora") for part in PARTS.values()):
         return None
-    # transformers has done without the level `text_model` in CLIPTextModel, which kohya's names have.
+    # transformers has removed the level `text_model` of CLIPTextModel, which kohya's names contain.
     named = {
         key.replace("text_encoder.encoder.", "text_encoder.text_model.encoder.", 1): value
         for key, value in weights.items()
@@ -45,12 +45,12 @@ def renamed(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[
 
 
 def scale(settings: Mapping[str, Any], part: str) -> float:
-    """What peft multiplies B A with: alpha / rank, or alpha / sqrt(rank) where rank-stabilised."""
+    """The factor by which peft multiplies B A: alpha / rank, or alpha / sqrt(rank) if rank-stabilised."""
     rank, alpha = float(settings[f"{part}.r"]), float(settings[f"{part}.lora_alpha"])
     return alpha / (math.sqrt(rank) if settings.get(f"{part}.use_rslora") else rank)
 
 
-# --- SDXL: the names of its original code ---------------------------------------------------------------
+# --- SDXL: layer names of its original code -------------------------------------------------------------
 
 RESNET = {
     "conv1": "in_layers_2", "conv2": "out_layers_3", "time_emb_proj": "emb_layers_1",
@@ -61,17 +61,18 @@ TOP = {
     "time_embedding_linear_2": "time_embed_2", "add_embedding_linear_1": "label_emb_0_0",
     "add_embedding_linear_2": "label_emb_0_2",
 }  # fmt: skip
-LAYERS = 2  # residual blocks of a block on the way down; one more on the way up. SD 1.x and 2.x have as many
+LAYERS = 2  # residual blocks per down block; up blocks have one more. The same in SD 1.x and 2.x
 BLOCKS = re.compile(
     r"(down|up)_blocks_(\d+)_(resnets|attentions|downsamplers|upsamplers)_(\d+)_(.+)|mid_block_(resnets|attentions)_(\d+)_(.+)"
 )
 
 
 def original_name(layer: str) -> str:
-    """Of a layer of SDXL's U-Net, diffusers' name with `_` for `.`: `down_blocks_1_attentions_0_proj_in` gives
-    `input_blocks_4_1_proj_in`. ValueError for a layer that SDXL does not have.
+    """The original code's name of a layer of SDXL's U-Net, given diffusers' name with `_` for `.`.
 
-    kohya's scripts train the original code's U-Net and write its names, which A1111's web UI knows of every layer.
+    `down_blocks_1_attentions_0_proj_in` gives `input_blocks_4_1_proj_in`. ValueError for a layer that SDXL
+    does not have. kohya's scripts train the original code's U-Net and write its names, which A1111's web UI
+    supports for every layer.
     """
     if layer in TOP:
         return TOP[layer]
@@ -86,7 +87,7 @@ def original_name(layer: str) -> str:
     first = block * (LAYERS + 1)
     if kind == "downsamplers":
         return f"input_blocks_{1 + first + LAYERS}_0_op"
-    if kind == "upsamplers":  # only the blocks with attention, which comes before it, have one
+    if kind == "upsamplers":  # only the blocks with attention, which precedes it, have one
         return f"output_blocks_{first + LAYERS}_2_conv"
     place = 1 if kind == "attentions" else 0
     blocks = f"input_blocks_{1 + first + number}" if way == "down" else f"output_blocks_{first + number}"
@@ -98,7 +99,7 @@ def _within(kind: str, rest: str) -> str:
 
 
 def with_original_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`renamed`'s result for SDXL, its U-Net's layers under the original code's names."""
+    """`renamed`'s result for SDXL, with the original code's layer names for the U-Net."""
     found: dict[str, Tensor] = {}
     for key, value in weights.items():
         layer, dot, kind = key.partition(".")
@@ -112,9 +113,9 @@ ORIGINAL = re.compile(r"(input|output)_blocks_(\d+)_(\d+)_(.+)|middle_block_(\d+
 
 
 def diffusers_name(layer: str) -> str:
-    """The inverse of `original_name`, for Stable Diffusion 1.x and 2.x as well; other names stay as they are.
+    """The inverse of `original_name`, also for Stable Diffusion 1.x and 2.x; other names are unchanged.
 
-    `layer` may have points in the place of its underscores.
+    `layer` may have dots instead of underscores.
     """
     flat = layer.replace(".", "_")
     tops = {original: ours for ours, original in TOP.items()}

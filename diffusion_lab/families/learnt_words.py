@@ -1,12 +1,14 @@
-"""New words for a model: entries of the tokenizer that only the word itself reaches, and rows for them.
+"""New words for a model: tokenizer entries that only the word itself produces, and embedding rows for them.
 
-A tokenizer's own added tokens are found anywhere in a text, inside of other words too (`lin` in "smiling"); they are
-lowered with the text, while diffusers' expansion of a word of several vectors is not; and a text that is a piece of
-the vocabulary (`pho`) is no new token at all: its row would be overwritten. So the entries added here have names that
-no text contains. The tokenizer writes them in the place of the word wherever it stands as a word (`values.word_match`), in
-any form that it reads alike: in any letter case where it lowers texts. Every other text keeps its tokens.
+A tokenizer's own added tokens are found anywhere in a text, even inside other words (`lin` in "smiling").
+They are lowercased with the text, while diffusers' expansion of a word with several vectors is not. A word
+that is already a piece of the vocabulary (`pho`) does not become a new token: its row would be overwritten.
+The entries added here therefore have names that occur in no text. The tokenizer replaces the word by them
+wherever it is a separate word (`values.word_match`), in any form that it normalises to the same text: in any
+letter case if it lowercases texts. All other texts keep their tokens.
 
-Files say the word as `name_in_diffusers` has it: what plain diffusers, which knows added tokens only, can work with.
+Files store the word as returned by `name_in_diffusers`, which works with plain diffusers and its added
+tokens.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-_ENTRY = "\U0010f5c7{}\U0010f5c8"  # between characters for private use, of Unicode's last plane
+_ENTRY = "\U0010f5c7{}\U0010f5c8"  # between private-use characters of Unicode's last plane
 
 
 class Words:
-    """What a tokenizer has learnt: by word, as the tokenizer reads it, the entries to write in its place."""
+    """The words that a tokenizer has learned: each normalised word with the entries that replace it."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
@@ -35,7 +37,7 @@ class Words:
         return normalised(self._backend, word) in self._entries
 
     def add(self, word: str, count: int) -> list[int]:
-        """Adds the entries of a word, `count` of them; returns their numbers. It must be a new one."""
+        """Adds `count` entries for a new word; returns their ids."""
         from tokenizers import AddedToken
 
         known = normalised(self._backend, word)
@@ -52,7 +54,7 @@ class Words:
         return ids
 
     def write(self, text: str) -> str:
-        """`text` with the entries of every learnt word in its place; untouched where none stands in it."""
+        """`text` with every learned word replaced by its entries; unchanged if it contains none."""
         from tokenizers import NormalizedString
 
         read = NormalizedString(text)
@@ -73,9 +75,9 @@ class Words:
 
 
 def teach(tokenizer: PreTrainedTokenizerBase, word: str, count: int) -> list[int]:
-    """Makes `tokenizer` read `word` as `count` new tokens, whichever way it is called; returns their numbers.
+    """Makes `tokenizer` read `word` as `count` new tokens, however it is called; returns their ids.
 
-    ValueError where it has learnt the word before.
+    ValueError if the word has been learned before.
     """
     held: Any = tokenizer
     if not hasattr(held, "learnt_words"):
@@ -86,10 +88,10 @@ def teach(tokenizer: PreTrainedTokenizerBase, word: str, count: int) -> list[int
 
 
 def learn(tokenizer: Any, text_encoder: Any, word: str, vectors: Tensor) -> list[int]:
-    """Teaches the tokenizer `word` and gives its tokens the rows of `vectors` [n, d]; returns their numbers.
+    """Teaches the tokenizer `word` and assigns the rows of `vectors` [n, d] to its tokens; returns their ids.
 
-    Every other row of the embedding stays as it is. ValueError where the width is not the text encoder's, or the
-    word has been learnt before.
+    All other rows of the embedding are unchanged. ValueError if the width differs from the text encoder's, or
+    the word has been learned before.
     """
     import torch
 
@@ -100,7 +102,7 @@ def learn(tokenizer: Any, text_encoder: Any, word: str, vectors: Tensor) -> list
             f"vectors of {weight.shape[1]} numbers"
         )
     ids = teach(tokenizer, word, len(vectors))
-    # A text encoder may have more rows than its tokenizer has entries: never fewer than before.
+    # A text encoder may have more rows than its tokenizer has entries; never shrink it.
     text_encoder.resize_token_embeddings(max(len(weight), max(ids) + 1), mean_resizing=False)
     grown = text_encoder.get_input_embeddings().weight
     with torch.no_grad():
@@ -110,10 +112,10 @@ def learn(tokenizer: Any, text_encoder: Any, word: str, vectors: Tensor) -> list
 
 
 def _pool_at_the_end(text_encoder: Any, tokenizer: Any) -> None:
-    """CLIP's pooled vector is that of the end token.
+    """Keeps CLIP's pooled vector at the end token.
 
-    Of configs that call the end token 2, as the published ones do, transformers takes the highest number instead,
-    and the new entries have higher ones.
+    For configs with end token id 2, like the published ones, transformers uses the highest id instead,
+    and the new entries have higher ids.
     """
     for module in text_encoder.modules():
         if getattr(module, "eos_token_id", None) == 2 and tokenizer.eos_token_id is not None:
@@ -121,22 +123,23 @@ def _pool_at_the_end(text_encoder: Any, tokenizer: Any) -> None:
 
 
 def name_in_diffusers(backend: Tokenizer, word: str) -> str:
-    """What plain diffusers can call `word` by: as the tokenizer reads it, in <> where that is a piece it has.
+    """The name of `word` in plain diffusers: normalised, in <> if it is a piece of the vocabulary.
 
-    It finds a word's further vectors by the lowered text, and refuses a word that is in the vocabulary.
+    diffusers finds a word's further vectors by the lowercased text, and rejects a word that is in the
+    vocabulary.
     """
     name = normalised(backend, word)
     return f"<{name}>" if backend.token_to_id(name) is not None else name
 
 
 def normalised(backend: Tokenizer, text: str) -> str:
-    """`text` as the tokenizer reads it: composed, lowered if it does so, single spaces, none around it."""
+    """`text` as normalised by the tokenizer: composed, possibly lowercased, with single spaces, stripped."""
     read: str = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
     return read.strip()
 
 
 def _originally(read: NormalizedString, start: int, end: int) -> int:
-    """How many characters of the text became the normalised ones from `start` to `end`."""
+    """Number of characters of the original text that became the normalised ones from `start` to `end`."""
     part = read[start:end] if end > start else None
     return 0 if part is None else len(part.original)
 
@@ -146,7 +149,7 @@ def _count(entries: str) -> int:
 
 
 def _encode_plus(self: Any, text: Any, text_pair: Any = None, *rest: Any, **options: Any) -> Any:
-    """The tokenizer's own, of the written text: all its ways of being called come through here."""
+    """Calls the tokenizer's own method with the replaced text; all ways of calling the tokenizer end here."""
     return type(self)._encode_plus(self, _written(self, text), _written(self, text_pair), *rest, **options)
 
 

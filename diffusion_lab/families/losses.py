@@ -1,8 +1,8 @@
-"""The denoising loss of every family: the mean squared error of what the denoiser should answer.
+"""The denoising loss of every family: the mean squared error of the denoiser's prediction.
 
-What is added and what should be answered is the family's noise process. Variants: Min-SNR weights (Hang et al. 2023,
-arXiv:2303.09556), offset noise (Guttenberg 2023, "Diffusion with offset noise"), prior preservation (Ruiz et al.
-2022, arXiv:2208.12242, eq. 2).
+The noise and the target are defined by the family's noise process. Variants: Min-SNR weights (Hang et al.
+2023, arXiv:2303.09556), offset noise (Guttenberg 2023, "Diffusion with offset noise"), prior preservation
+(Ruiz et al. 2022, arXiv:2208.12242, eq. 2).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def draw_noise(
 ) -> Draw:
     """Noise and timesteps for `latents` [b, c, h, w] on their device.
 
-    `offset` shifts each channel's noise by that much of a standard normal number. Drawn on the CPU and
-    picture by picture, so that neither the device nor the split into micro-batches changes the numbers.
-    Nor does the split over processes: each draws for the `n_all` pictures of all and keeps its own `rows`.
+    `offset` adds a normal random number with this standard deviation to each channel's noise. Sampled on the
+    CPU, image by image, so that the values depend neither on the device nor on the split into micro-batches
+    or processes: each process samples for all `n_all` images and keeps its own `rows`.
     """
     noise, timesteps = [], []
     for _ in range(n_all or latents.shape[0]):
@@ -71,9 +71,9 @@ def denoising_loss(
 ) -> Tensor:
     """Mean squared error of `predict(noisy latents, timesteps)`, float32 scalar.
 
-    The mean is over pictures, channels and positions. `snr_gamma` weighs each picture's error by its timestep, where
-    the process has such a weighting. The last `n_class` pictures are of the class: their own mean counts
-    `prior_weight` times beside the mean of the others.
+    The mean is over images, channels and positions. `snr_gamma` weights each image's error by its timestep,
+    if the process supports it. The last `n_class` images are class images: their mean is added with the
+    factor `prior_weight` to the mean of the others.
     """
     noisy = process.add_noise(latents, draw.noise, draw.timesteps)
     target = process.target(latents, draw.noise, draw.timesteps)
@@ -89,7 +89,7 @@ def denoising_loss(
 
 
 def batch_loss(pipe: Any, batch: Batch, generator: torch.Generator, prior_weight: float = 1.0) -> Tensor:
-    """The loss of one micro-batch through the pipe's own denoiser and, where they train, its text encoders."""
+    """The loss of one micro-batch through the pipe's denoiser and, if they are trained, its text encoders."""
     family = of(pipe)
     texts = family.encode(pipe, batch.tokens) if batch.conditioning is None else batch.conditioning
     conditioning = {**texts, **batch.extras}

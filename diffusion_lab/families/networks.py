@@ -1,4 +1,4 @@
-"""Whole networks as their libraries save them, and pipelines around them, through the one writer of tensors."""
+"""Saves whole networks and pipelines in the format of their libraries, with this package's tensor writer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DIFFUSERS_NAME, TRANSFORMERS_NAME = "diffusion_pytorch_model.safetensors", "mode
 
 
 def file_name(network: nn.Module) -> str:
-    """What the network's own library calls its file of weights."""
+    """The name of the weights file in the network's own library."""
     return TRANSFORMERS_NAME if _is_transformers(network) else DIFFUSERS_NAME
 
 
 def named_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """The network's own tensors (no copies), by the names that `save_pretrained` of its library gives them."""
+    """The network's own tensors (no copies), by the names that its library's `save_pretrained` writes."""
     weights: dict[str, Tensor] = network.state_dict()
     if _is_transformers(network):
         from transformers.core_model_loading import revert_weight_conversion
@@ -36,7 +36,8 @@ def save_network(
 ) -> None:
     """Writes what `network.save_pretrained(folder)` would: config.json, and with `weights` the tensors.
 
-    `dtype`: the format in which floating point numbers are written. Raises UserError as `atomic.write_bytes`.
+    `dtype`: the format in which floating-point numbers are written. Raises UserError like
+    `atomic.write_bytes`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     module: Any = network
@@ -52,10 +53,10 @@ def save_network(
 
 
 def save_pipeline(pipe: StableDiffusionPipeline, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Writes what `pipe.save_pretrained(folder)` would, but for the parts that are in `folder` already.
+    """Writes what `pipe.save_pretrained(folder)` would, except the parts that already exist in `folder`.
 
-    The tokenizer is written as it was loaded: using it leaves its last padding and truncation in it, so that its
-    file would depend on what was tokenized last.
+    The tokenizer is written as it was loaded: using it changes its padding and truncation settings, so that
+    its file would depend on what was tokenized last.
     """
     for name in pipe.components:
         part: Any = getattr(pipe, name)

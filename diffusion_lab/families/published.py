@@ -1,4 +1,4 @@
-"""Published models beside the one whose figures their family has: for the plan, while they are not on this machine."""
+"""Figures of further published models of a family: for the plan, if a model has not been downloaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Published:
 
 PUBLISHED: Mapping[str, Published] = {
     "stabilityai/stable-diffusion-3.5-large": Published(
-        {"transformer": 8_146_280_768},  # as its files count, positions included
+        {"transformer": 8_146_280_768},  # number in its files, including positions
         {
             "transformer": {
                 "patch_size": 2, "num_layers": 38, "num_attention_heads": 38, "attention_head_dim": 64,

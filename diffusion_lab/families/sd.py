@@ -36,7 +36,7 @@ class StableDiffusion:
     sampling_steps = 50
     guidance_scale = 7.5
     sampler = "DPM++ 2M"
-    # Where the configs of 1.x are: diffusers' own choice for such a file.
+    # The source of the 1.x configs: diffusers' own choice for such a file.
     single_file_config = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     single_file_parts: Mapping[str, tuple[str, ...]] = {
         "unet": ("model.diffusion_model.",), "vae": ("first_stage_model.",), "text_encoder": ("cond_stage_model.",),
@@ -119,7 +119,7 @@ class StableDiffusion:
     def unconditional(self, pipe: Any, text: str, encoded: Conditioning) -> Conditioning:
         return encoded
 
-    # --- what else the denoiser is given ---
+    # --- additional conditioning ---
     def training_extras(self, pipe: Any, framings: Sequence[Framing]) -> Conditioning:
         return {}
 
@@ -154,10 +154,10 @@ class StableDiffusion:
 
     # --- files ---
     def kohya(self, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """`lora_te_` for the text encoder: what tools for Stable Diffusion 1.x and 2.x read."""
+        """`lora_te_` for the text encoder, as read by tools for Stable Diffusion 1.x and 2.x."""
         found = kohya.renamed(weights, settings)
         return found and {key.replace(kohya.FIRST, "lora_te_", 1): value for key, value in found.items()}
 
     def layer_names(self, name: str) -> tuple[str, ...]:
-        """Of the original code's names too, which LyCORIS writes for some models."""
+        """Also accepts the original code's names, which LyCORIS writes for some models."""
         return (kohya.diffusers_name(name),)

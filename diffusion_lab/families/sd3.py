@@ -1,8 +1,8 @@
-"""Stable Diffusion 3 and 3.5, medium and large: a transformer with joint attention over patches and text tokens.
+"""Stable Diffusion 3 and 3.5, medium and large: a transformer with joint attention of image and text.
 
-Esser et al. 2024 (arXiv:2403.03206). The text tokens are those of two CLIPs, side by side along the channels, and
-then T5's; SD 3.5 medium has a second attention over the patches alone (attn2) in its first blocks. Noise and
-targets are those of a rectified flow (`flow.py`).
+Esser et al. 2024 (arXiv:2403.03206). The text tokens are those of two CLIPs, concatenated along the channels,
+followed by T5's; SD 3.5 medium has a second attention over the patches alone (attn2) in its first blocks.
+Noise and targets are those of a rectified flow (`flow.py`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         Work,
     )
 
-# The pipeline's default. diffusers' training script takes 77: a model that is sampled at 256 would be trained at
-# another length of its text than it is asked with.
+# The pipeline's default. diffusers' training script uses 77: the model would be trained with another text
+# length than it is sampled with.
 T5_TOKENS = sd3_work.T5_TOKENS
 ATTENTION = tuple(f"attn.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0"))
 TEXT_ATTENTION = tuple(f"attn.{layer}" for layer in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"))
@@ -37,11 +37,15 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_contex
 
 
 class StableDiffusion3:
-    """The `Family` of Stable Diffusion 3 and 3.5. Facts of the published model are those of SD 3.5 medium.
+    """The `Family` of Stable Diffusion 3 and 3.5.
+
+    The figures of the published model are those of SD 3.5 medium.
 
     Conditioning of b texts:
 
-    `hidden`: both CLIPs' penultimate hidden states side by side, padded with zeros, then T5's, [b, 77 + 256, 4096];
+    `hidden`: both CLIPs' penultimate hidden states concatenated and zero-padded, then T5's,
+    [b, 77 + 256, 4096];
+
     `pooled`: both CLIPs' projected vectors [b, 768 + 1280].
     """
 
@@ -52,7 +56,7 @@ class StableDiffusion3:
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2", "tokenizer_3")
     t5: str | None = "text_encoder_3"
-    # T5 may be left out of memory; the pipeline puts zeros in place of its tokens.
+    # T5 may be omitted; the pipeline replaces its tokens by zeros.
     optional: frozenset[str] = frozenset({"text_encoder_3", "tokenizer_3"})
     trainable: frozenset[Trainable] = frozenset({"network", "adapter"})
     why_not: Mapping[Trainable, str] = {
@@ -69,7 +73,7 @@ class StableDiffusion3:
     lora_text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     vocabularies: tuple[Vocabulary, ...] = ()
     guidance: Literal["classifier_free", "embedded"] = "classifier_free"
-    # SD 3.5 medium's card. SD 3.5 large's: 28 steps at 3.5; the pipeline's own: 28 at 7.
+    # SD 3.5 medium's model card. SD 3.5 large's: 28 steps at 3.5; the pipeline's own: 28 at 7.
     sampling_steps = 40
     guidance_scale = 4.5
     sampler = "Euler"
@@ -79,9 +83,10 @@ class StableDiffusion3:
         "text_encoder": ("text_encoders.clip_l.",), "text_encoder_2": ("text_encoders.clip_g.",),
         "text_encoder_3": ("text_encoders.t5xxl.",),
     }  # fmt: skip
-    # As published: text encoders in files of their own.
+    # As published: text encoders in separate files.
     single_file_separate: frozenset[str] = frozenset({"vae", *text_encoders})
-    # As the files count: the transformer's hold 2,243,171,520 parameters and a buffer of 384^2 * 1536 positions.
+    # As in the files: the transformer's contain 2,243,171,520 parameters and a buffer of 384^2 * 1536
+    # positions.
     parameters: Mapping[str, float] = {
         "transformer": 2_469_663_936,
         "vae": 83_819_683,
@@ -106,7 +111,7 @@ class StableDiffusion3:
     t5_tokenizers: frozenset[str] = frozenset({"tokenizer_3"})
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
-        """Sizes that a config leaves out are not compared."""
+        """Sizes missing in a config are not compared."""
         transformer, coder = configs.get("transformer", {}), configs.get("vae", {})
         kind = transformer.get("_class_name")
         if kind != "SD3Transformer2DModel":
@@ -164,7 +169,7 @@ class StableDiffusion3:
     # --- texts ---
 
     def tokenize(self, pipe: Any, text: str) -> Tokens:
-        """CLIP's 77 tokens are cut where T5 reads the whole text, as the pipeline does; else they are the limit."""
+        """With T5, the text is cut to CLIP's 77 tokens, as in the pipeline; without, 77 is the limit."""
         most = int(pipe.tokenizer_max_length)
         limits = {"tokenizer": most, "tokenizer_2": most}
         if pipe.text_encoder_3 is not None:
@@ -211,10 +216,10 @@ class StableDiffusion3:
         return {"hidden": hidden, "pooled": pooled}
 
     def unconditional(self, pipe: Any, text: str, encoded: Conditioning) -> Conditioning:
-        """Without a negative prompt the pipeline encodes the empty text."""
+        """Without a negative prompt, the pipeline encodes the empty text."""
         return encoded
 
-    # --- what else the denoiser is given ---
+    # --- additional conditioning ---
 
     def training_extras(self, pipe: Any, framings: Sequence[Framing]) -> Conditioning:
         return {}
@@ -233,11 +238,11 @@ class StableDiffusion3:
         return vae.factors(pipe.vae)
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
-        """In the VAE's own format, as the pipeline, which does not ask `force_upcast`."""
+        """In the VAE's own dtype, like the pipeline, which ignores `force_upcast`."""
         return vae.decode(pipe.vae, latents)
 
     def latent_shape(self, pipe: Any, size: tuple[int, int] | None) -> tuple[int, int, int]:
-        """UserError for sizes that the transformer cannot make."""
+        """UserError for sizes that the transformer does not support."""
         config = pipe.transformer.config
         if size is None:
             return int(config.in_channels), int(config.sample_size), int(config.sample_size)
@@ -278,14 +283,14 @@ class StableDiffusion3:
     # --- files ---
 
     def kohya(self, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """OneTrainer's names, which ComfyUI reads too: `lora_transformer_...`, `lora_te1_...`.
+        """OneTrainer's names, which ComfyUI also reads: `lora_transformer_...`, `lora_te1_...`.
 
-        ComfyUI reads diffusers' own file of Stable Diffusion 3 as well, but not alpha in its header: it takes
-        alpha = rank. kohya's names (`lora_unet_joint_blocks_...`) have queries, keys and values in one layer, and
-        diffusers ignores them without a word. None for DoRA: tools want its lengths in different shapes.
+        ComfyUI also reads diffusers' own file of Stable Diffusion 3, but ignores alpha in its header and uses
+        alpha = rank. kohya's names (`lora_unet_joint_blocks_...`) have queries, keys and values in one layer,
+        and diffusers silently ignores them. None for DoRA: tools expect its magnitudes in different shapes.
         """
         return sd3_names.renamed(weights, settings)
 
     def layer_names(self, name: str) -> tuple[str, ...]:
-        """Of Stability AI's names too, which kohya's scripts write."""
+        """Also accepts Stability AI's names, which kohya's scripts write."""
         return sd3_names.held_by(name)

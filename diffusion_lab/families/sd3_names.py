@@ -1,4 +1,4 @@
-"""A LoRA of Stable Diffusion 3 under other tools' names: OneTrainer's, and those of Stability AI's own code."""
+"""Key names of a Stable Diffusion 3 LoRA in OneTrainer and in Stability AI's own code."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 PREFIXES = {"transformer": "lora_transformer", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 
-# Stability AI's names of layers, which kohya's scripts write, and diffusers' layers that each of them holds: queries,
-# keys and values are rows of one matrix there.
+# Stability AI's layer names, which kohya's scripts write, and the diffusers layers that each of them
+# contains: queries, keys and values are rows of one matrix there.
 BLOCKS = {
     "x_block_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"), "x_block_attn_proj": ("attn.to_out.0",),
     "x_block_attn2_qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"), "x_block_attn2_proj": ("attn2.to_out.0",),
@@ -36,7 +36,7 @@ OUTSIDE = {
 
 
 def held_by(name: str) -> tuple[str, ...]:
-    """diffusers' names of the layers that `name` holds, in order of its rows; (name,) where it is no such name."""
+    """diffusers' names of the layers that `name` contains, in order of its rows; (name,) if unknown."""
     flat = name.replace(".", "_")
     if flat in OUTSIDE:
         return (OUTSIDE[flat],)
@@ -46,7 +46,7 @@ def held_by(name: str) -> tuple[str, ...]:
 
 
 def renamed(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """diffusers' keys, with peft's `settings`, under OneTrainer's names; None where there is more than pairs."""
+    """Renames diffusers' keys, with peft's `settings`, to OneTrainer's; None if there are not only pairs."""
     import torch
 
     found: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What one image costs in Stable Diffusion 3's transformer, from its config alone."""
+"""The work of Stable Diffusion 3's transformer for one image, from its config alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from diffusion_lab.families.family import Saved, Work
 
 CLIP_TOKENS, T5_TOKENS = 77, 256  # of the text, in this order
-TIME_CHANNELS = 256  # of the sinusoids that the timestep becomes
+TIME_CHANNELS = 256  # of the sinusoidal embedding of the timestep
 
 SAVED: Mapping[tuple[bool, bool], Saved] = {  # see `Family.saved`
     (False, True): Saved(0.0, 96.0, 41.0), (True, True): Saved(0.0, 74.0, 38.0),
@@ -17,9 +17,9 @@ SAVED: Mapping[tuple[bool, bool], Saved] = {  # see `Family.saved`
 
 
 def work(config: Mapping[str, Any], side: int) -> Work:
-    """`config`: the transformer's; `side`: of the latents. KeyError where the config lacks what is needed.
+    """`config`: the transformer's; `side`: of the latents. KeyError if the config lacks a required value.
 
-    All products of matrices count, softmax and norms do not: what torch's FlopCounterMode counts.
+    All matrix products count, softmax and norms do not: the same as torch's FlopCounterMode.
     """
     patch, blocks = int(config["patch_size"]), int(config["num_layers"])
     width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
@@ -27,11 +27,11 @@ def work(config: Mapping[str, Any], side: int) -> Work:
     patches = (side // patch) ** 2
     text = CLIP_TOKENS + T5_TOKENS
     both = patches + text
-    # Multiply-adds in units of width^2: queries, keys, values 3, the way out 1, the feed-forward of 4 widths 8. The
-    # last block answers for the picture alone: of the text it has queries, keys and values.
+    # Multiply-adds in units of width^2: queries, keys, values 3, output 1, the feed-forward of 4 widths 8.
+    # The last block updates only the image tokens: for the text it has queries, keys and values.
     layers = 12.0 * blocks * patches + 4.0 * second * patches + text * (12.0 * (blocks - 1) + 3)
-    modulation = blocks * 6 + second * 3 + (blocks - 1) * 6 + 2 + 2  # of each norm, and the last one's
-    # Scores and their weighted sum.
+    modulation = blocks * 6 + second * 3 + (blocks - 1) * 6 + 2 + 2  # for each norm, and the final one
+    # Attention scores and their weighted sum.
     attention = 2.0 * width * (blocks * both**2 + second * patches**2)
     pooled, embedded = int(config["pooled_projection_dim"]), TIME_CHANNELS + width + width
     ends = (
@@ -49,6 +49,6 @@ def work(config: Mapping[str, Any], side: int) -> Work:
         adapted=adapted,
         sampled=12.0
         * both
-        * width,  # one block: queries, keys, values, and the feed-forward's 4 widths, twice
+        * width,  # per block: queries, keys, values, and the feed-forward's 4 widths, twice
         second_attention=float(second * patches * width),
     )

@@ -1,7 +1,7 @@
-"""Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952): a U-Net told sizes and crop, and two CLIP text encoders.
+"""Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952): a U-Net with two CLIP text encoders.
 
-The base model. Refiner, inpainting, guidance-distilled and EDM variants are refused: they predict something else or
-are given something else.
+The base model. Refiner, inpainting, guidance-distilled and EDM variants are rejected: their predictions or
+inputs are different.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ TIME_IDS = 6  # original height, width; crop top, left; target height, width
 
 
 class StableDiffusionXL:
-    """Conditioning of b texts or pictures:
+    """Conditioning of b texts or images:
 
     `hidden`: both text encoders' penultimate hidden states, concatenated, [b, tokens, d1 + d2];
     `pooled`: the second one's projected vector [b, p];
-    `time_ids`: int64 [b, 6], whole pixels, which half precision would round: leave it as it is when you cast.
+    `time_ids`: int64 [b, 6], in pixels; half precision would round them, so they must not be cast.
     """
 
     name = "sdxl"
@@ -44,7 +44,7 @@ class StableDiffusionXL:
     small_lora_targets: tuple[str, ...] = (*unet.ATTENTION, *unet.FEED_FORWARD, *unet.CONVOLUTIONS)
     layer_hint = unet.LAYER_HINT
     lora_text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
-    # Keys of the one file that ComfyUI and A1111's web UI read.
+    # Key prefixes of the single-file format of ComfyUI and A1111's web UI.
     vocabularies: tuple[Vocabulary, ...] = (
         Vocabulary("tokenizer", "text_encoder", "clip_l"),
         Vocabulary("tokenizer_2", "text_encoder_2", "clip_g"),
@@ -84,7 +84,7 @@ class StableDiffusionXL:
     t5_tokenizers: frozenset[str] = frozenset()
 
     def check_configs(self, configs: Mapping[str, Config]) -> str | None:
-        """`model_index` may be among the configs."""
+        """`configs` may include `model_index`."""
         network, coder = configs.get("unet", {}), configs.get("vae", {})
         first, second = (configs.get(part, {}) for part in self.text_encoders)
         channels, latents = network.get("in_channels", 4), coder.get("latent_channels", 4)
@@ -146,7 +146,7 @@ class StableDiffusionXL:
         return {part: clip.tokenize(getattr(pipe, part), text) for part in self.tokenizers}
 
     def encode(self, pipe: Any, tokens: Tokens) -> Conditioning:
-        """Gradients reach both text encoders, but for the last layer of the first: its penultimate one is used."""
+        """Gradients reach both text encoders, except the last layer of the first (penultimate states)."""
         import torch
 
         first, _ = clip.penultimate(pipe.text_encoder, tokens["tokenizer"])
@@ -163,16 +163,16 @@ class StableDiffusionXL:
         return {"hidden": hidden, "pooled": pooled}
 
     def unconditional(self, pipe: Any, text: str, encoded: Conditioning) -> Conditioning:
-        """ "" gives zeros where the pipeline's `force_zeros_for_empty_prompt` says so, as it does for the base model."""
+        """ "" gives zeros if the pipeline's `force_zeros_for_empty_prompt` is set, as for the base model."""
         import torch
 
         if text == "" and pipe.config.force_zeros_for_empty_prompt:
             return {name: torch.zeros_like(value) for name, value in encoded.items()}
         return encoded
 
-    # --- what else the denoiser is given ---
+    # --- additional conditioning ---
     def training_extras(self, pipe: Any, framings: Sequence[Framing]) -> Conditioning:
-        """As diffusers' training scripts: original height, width; crop top, left; target height, width."""
+        """As in diffusers' training scripts: original height, width; crop top, left; target height, width."""
         import torch
 
         rows = [[*framing.original, *framing.crop, *framing.target] for framing in framings]
@@ -181,7 +181,7 @@ class StableDiffusionXL:
     def sampling_extras(
         self, pipe: Any, n: int, size: tuple[int, int], guidance_scale: float
     ) -> Conditioning:
-        """The pipeline's defaults: not cropped, and original and target are what is generated."""
+        """The pipeline's defaults: not cropped; original and target size are the generated size."""
         return self.training_extras(pipe, [Framing(size, (0, 0), size)] * n)
 
     # --- images and latents ---
@@ -192,7 +192,7 @@ class StableDiffusionXL:
         return vae.factors(pipe.vae)
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
-        """The published VAE overflows in float16 (`force_upcast`) and is then run in float32, as in the pipeline."""
+        """The published VAE overflows in float16 (`force_upcast`): it runs in float32, as in the pipeline."""
         import torch
 
         if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
@@ -219,10 +219,10 @@ class StableDiffusionXL:
 
     # --- files ---
     def kohya(self, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """`lora_unet_` with the original code's names of layers, `lora_te1_`, `lora_te2_`: what kohya's scripts write."""
+        """`lora_unet_` with the original code's layer names, `lora_te1_`, `lora_te2_`, as kohya's."""
         found = kohya.renamed(weights, settings)
         return found and kohya.with_original_names(found)
 
     def layer_names(self, name: str) -> tuple[str, ...]:
-        """Of the original code's names too, which kohya's scripts write."""
+        """Also accepts the original code's names, which kohya's scripts write."""
         return (kohya.diffusers_name(name),)

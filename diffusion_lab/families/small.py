@@ -1,4 +1,4 @@
-"""Which models are taken for miniatures: they learn at other rates, and adapters go beside more of their layers."""
+"""Which models are miniatures: they have other learning rates and more layers with adapters."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ SMALL = 100_000_000  # parameters of a denoiser
 
 
 def is_small(denoiser: nn.Module) -> bool:
-    """Whether the denoiser is a miniature's."""
+    """Whether the denoiser is as small as a miniature's."""
     return sum(parameter.numel() for parameter in denoiser.parameters()) < SMALL

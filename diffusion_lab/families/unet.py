@@ -1,4 +1,4 @@
-"""Facts about diffusers' UNet2DConditionModel from its config alone: size, and the work of one forward pass."""
+"""Properties of diffusers' UNet2DConditionModel from its config alone: size, and work per forward pass."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ TEXT_TOKENS = 77  # of CLIP
 
 
 def resolution(configs: Mapping[str, Config]) -> int:
-    """Pixels a side that the model was made for. KeyError where the configs do not tell."""
+    """Native resolution in pixels. KeyError if the configs do not contain it."""
     return int(configs["unet"]["sample_size"]) * pixels_per_latent(configs["vae"])
 
 
 def multiple(configs: Mapping[str, Config]) -> int:
-    """Sides must be a multiple of so many pixels: the VAE and the U-Net halve them. KeyError as `resolution`."""
+    """Image sides must be a multiple of this number of pixels: VAE and U-Net downsample.
+
+    KeyError like `resolution`.
+    """
     factor: int = 2 ** (len(configs["unet"]["block_out_channels"]) - 1)
     return pixels_per_latent(configs["vae"]) * factor
 
 
 def latent_shape(pipe: Any, size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """[c, h, w] of one image of `size` (height, width) pixels; None: of the model's own.
+    """[c, h, w] for one image of `size` (height, width) pixels; None: the model's native size.
 
-    UserError where the VAE cannot make it.
+    UserError if the VAE does not support it.
     """
     channels = int(pipe.unet.config.in_channels)
     if size is None:
@@ -50,7 +53,7 @@ def latent_shape(pipe: Any, size: tuple[int, int] | None) -> tuple[int, int, int
 class Residual:
     """ResnetBlock2D."""
 
-    level: int  # of so many halvings
+    level: int  # number of downsamplings
     inputs: int  # channels, skip connection included
     outputs: int
 
@@ -62,12 +65,12 @@ class Transformer:
     level: int
     channels: int
     depth: int  # transformer blocks
-    width: int  # of the text
+    width: int  # of the text embeddings
 
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """The convolution of a downsampler or upsampler; `level`: of what it gives."""
+    """The convolution of a downsampler or upsampler; `level`: of its output."""
 
     level: int
     channels: int
@@ -77,9 +80,9 @@ Part = Residual | Transformer | Resize
 
 
 def parts(unet: Config) -> Iterator[Part]:
-    """All residual blocks, transformers and convolutions between levels, in the order in which they run.
+    """All residual blocks, transformers and convolutions between levels, in the order of execution.
 
-    KeyError where the config lacks what is needed.
+    KeyError if the config lacks a required value.
     """
     channels = list(unet["block_out_channels"])
     number = len(channels)
@@ -119,10 +122,10 @@ def parts(unet: Config) -> Iterator[Part]:
 
 
 def work(unet: Config, side: int, tokens: int = TEXT_TOKENS) -> Work:
-    """`side`: of the latents; `tokens`: of the text. KeyError where the config lacks what is needed.
+    """`side`: of the latents; `tokens`: of the text. KeyError if the config lacks a required value.
 
-    TFLOP counts convolutions, linear layers and attention's two products, as torch's FlopCounterMode does; norms and
-    activations are left out.
+    TFLOP counts convolutions, linear layers and attention's two products, like torch's FlopCounterMode; norms
+    and activations are not counted.
     """
     residual = transformer = positions = adapted = 0.0
     first = unet["block_out_channels"][0]
@@ -144,15 +147,15 @@ def work(unet: Config, side: int, tokens: int = TEXT_TOKENS) -> Work:
             c, width = part.channels, part.width
             transformer += part.depth * here * c
             positions += part.depth * here
-            # B A on queries, keys, values and the way out, of self- and of cross-attention
+            # B A for queries, keys, values and output, of self- and of cross-attention
             adapted += part.depth * (14 * c + 2 * width)
             # 6: those layers without the text's; 12: feed-forward, 4 c wide and gated
             block = here * c * c * (6 + 12) + 2 * tokens * width * c + 2 * here * c * (here + tokens)
-            macs += part.depth * block + 2 * here * c * c  # the way in and out
+            macs += part.depth * block + 2 * here * c * c  # input and output projections
     sampled = residual / 20 + 24 * area * first
     return Work(residual, transformer, positions, 2 * macs / 1e12, adapted, sampled)
 
 
 def _each(value: Any, number: int) -> list[Any]:
-    """One for each: diffusers' configs give a single number where all are the same."""
+    """One value per level: diffusers' configs contain a single number if all are the same."""
     return list(value) if isinstance(value, list | tuple) else [value] * number

@@ -1,4 +1,4 @@
-"""Pictures to latents and back through diffusers' AutoencoderKL, which all families have."""
+"""Encodes images to latents and decodes them with diffusers' AutoencoderKL, which all families use."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance (natural logarithm), float32 [b, c, h, w], of float32 [b, 3, h, w] in -1..1.
+    """Mean and log-variance (natural logarithm), float32 [b, c, h, w], for float32 [b, 3, h, w] in -1..1.
 
-    Computed in float32 whatever the VAE's own format and autocast: some VAEs overflow in float16.
+    Computed in float32 regardless of the VAE's dtype and of autocast: some VAEs overflow in float16.
     """
     import torch
 
@@ -27,7 +27,7 @@ def posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
-    """float32 [b, 3, h, w], about -1..1, of scaled latents; computed in the VAE's own format."""
+    """Decodes scaled latents to float32 [b, 3, h, w], about -1..1; computed in the VAE's own dtype."""
     scale, shift = factors(vae)
     unscaled = latents / scale
     if shift:
@@ -42,13 +42,16 @@ def factors(vae: Any) -> tuple[float, float]:
 
 
 def pixels_per_latent(vae: Config) -> int:
-    """Pixels a latent, each way, from the VAE's config. KeyError where it does not tell."""
+    """Pixels per latent position, along each axis, from the VAE's config.
+
+    KeyError if it does not contain this.
+    """
     factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
     return factor
 
 
 def latent_side(pixels: int, factor: int) -> int:
-    """Latents a side. UserError where the VAE cannot make so many pixels."""
+    """Side length of the latents. UserError if the VAE does not support this number of pixels."""
     if pixels <= 0 or pixels % factor:
         raise UserError(
             f"model.resolution is {pixels}: this model needs a positive multiple of {factor} pixels"
@@ -58,7 +61,7 @@ def latent_side(pixels: int, factor: int) -> int:
 
 @contextmanager
 def in_float32(vae: Any) -> Iterator[None]:
-    """The VAE in float32 inside; afterwards it has its own tensors back."""
+    """Context in which the VAE is in float32; its original tensors are restored afterwards."""
     import torch
 
     kept = [(p, p.data) for p in vae.parameters() if p.dtype != torch.float32]

@@ -1,4 +1,4 @@
-"""What a tokenizer's vocabulary says of a word. `tokenizers` reads one in a tenth of a second; transformers takes seconds."""
+"""Looks up words in a tokenizer's vocabulary with `tokenizers`, which loads faster than transformers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from diffusion_lab.records import UserError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# CLIP's pieces are numbered by falling frequency (the order of its merges): the last fifth of 49,408 is rare, "sks" too.
+# CLIP's pieces are numbered by falling frequency (the order of its merges): the last fifth of 49,408 is rare,
+# also "sks".
 RARE = 40_000
 RARE_WORDS = frozenset({"sks", "ohwx", "zwx"})
-"""What DreamBooth's guides call a subject: single pieces of some vocabularies, and still nothing to the models."""
+"""Identifiers from DreamBooth guides: pieces of some vocabularies, but without meaning to the models."""
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def check_new_word(tokenizer: Tokenizer, word: str) -> None:
-    """UserError where `word` is one that the vocabulary has: it means something in every other text."""
+    """UserError if `word` is an ordinary word of the vocabulary: it already has a meaning in other texts."""
     if is_ordinary(tokenizer, word):
         candidates = (f"{word}cls", f"{word}-{word}", "customcls")
         better = next(one for one in candidates if not is_ordinary(tokenizer, one))
@@ -30,13 +31,13 @@ def check_new_word(tokenizer: Tokenizer, word: str) -> None:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a model folder without limits, from tokenizer.json or CLIP's two files; None without."""
+    """The tokenizer of a model folder without limits, from tokenizer.json or CLIP's two files, or None."""
     from tokenizers import Tokenizer
 
     whole = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(whole)) if whole.is_file() else _clip_tokenizer(folder)
-    except Exception as error:  # `tokenizers` raises nothing more special
+    except Exception as error:  # `tokenizers` raises no more specific exception
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"model.path: the tokenizer in {folder} is damaged ({reason}); copy or download the model again"
@@ -49,7 +50,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _clip_tokenizer(folder: Path) -> Tokenizer | None:
-    """As `transformers.CLIPTokenizer` builds it from the same files; None where they are not CLIP's."""
+    """Built from the same files as `transformers.CLIPTokenizer`; None if they are not CLIP's."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     start, end = "<|startoftext|>", "<|endoftext|>"
@@ -80,7 +81,7 @@ def _clip_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def is_ordinary(tokenizer: Tokenizer, word: str) -> bool:
-    """One piece that means something to the model already; see `RARE`."""
+    """Whether the word is a single piece that already has a meaning to the model; see `RARE`."""
     ids = tokenizer.encode(word, add_special_tokens=False).ids
     known = len(ids) == 1 and ids[0] != unknown_id(tokenizer)
     return known and ids[0] < RARE and word.casefold() not in RARE_WORDS

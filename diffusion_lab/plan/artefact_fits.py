@@ -1,4 +1,4 @@
-"""Does an artefact fit the model, and can it have a weight? Asked of headers and configs; no weights are loaded."""
+"""Checks from headers and configs whether an artefact fits the model and accepts a weight."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def check_weight(found: Sequence[Artefact], weight: float) -> None:
-    """UserError where what is there has no strength between nothing (0) and all of it (1)."""
+    """UserError if an artefact has no strength between 0 (no effect) and 1 (full effect)."""
     if weight == 1:
         return
     kinds = {piece.kind for piece in found}
@@ -45,7 +45,10 @@ def check_weight(found: Sequence[Artefact], weight: float) -> None:
 
 
 def check_fit(found: Sequence[Artefact], folder: Path, model: Model) -> None:
-    """UserError where a piece is another model's, by its widths. `folder`: the model's. Loads no weights."""
+    """UserError if a piece was made for another model, judged by its widths.
+
+    `folder`: the model's. Loads no weights.
+    """
     family = which_family(model)
     configs = part_configs(folder, family)
     reads = configs.get(family.denoiser, {}).get("cross_attention_dim")
@@ -82,7 +85,7 @@ def check_fit(found: Sequence[Artefact], folder: Path, model: Model) -> None:
 
 
 def _check_network(piece: Artefact, part: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """UserError where a whole network has another class or width than the model's."""
+    """UserError if a whole network has another class or width than the model's."""
     place = f"job.artefact={piece.path}"
     theirs, ours = read_json(piece.path / "config.json", place), configs.get(part, {})
     kinds = [_class_of(config) for config in (theirs, ours)]
@@ -97,6 +100,6 @@ def _check_network(piece: Artefact, part: str, configs: Mapping[str, Mapping[str
 
 
 def _class_of(config: Mapping[str, Any]) -> str | None:
-    """diffusers' name of the class, or transformers'."""
+    """The class name in diffusers' or transformers' config."""
     named = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
     return str(named) if named else None

@@ -1,4 +1,4 @@
-"""How fast a device really is, in a few seconds: for cards that the plan knows nothing of."""
+"""Measures the speed of a device in a few seconds, for GPUs that are not in the plan's table."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from diffusion_lab.plan.numbers import PlannedEvaluations
 
 log = logging.getLogger(__name__)
-CHANNELS, SIDE = 640, 32  # a convolution of the size that U-Nets spend their time in
-SECONDS = 1.0  # of measuring, after the first calls
+CHANNELS, SIDE = 640, 32  # a convolution of a size typical for U-Nets
+SECONDS = 1.0  # measuring time, after the warm-up calls
 
 
 def achieved(device: torch.device, precision: str, seconds: float = SECONDS) -> float:
-    """TFLOP/s of a 3x3 convolution in `precision`. The process's random streams are left as they were."""
+    """TFLOP/s of a 3x3 convolution in `precision`. The process's random streams are left unchanged."""
     import torch
 
     from diffusion_lab.models.load import frozen_dtype
@@ -28,7 +28,7 @@ def achieved(device: torch.device, precision: str, seconds: float = SECONDS) -> 
     images = torch.full((2, CHANNELS, SIDE, SIDE), 0.01, device=device, dtype=dtype)
     calls = 0
     with torch.no_grad():
-        for _ in range(3):  # the first ones choose kernels
+        for _ in range(3):  # warm-up: kernels are selected
             torch.nn.functional.conv2d(images, weight, padding=1)
         _settle(device)
         started = time.perf_counter()
@@ -51,7 +51,7 @@ def _settle(device: torch.device) -> None:
 
 
 def tell(config: Config, numbers: PlannedEvaluations, device: torch.device, seconds: float = SECONDS) -> None:
-    """At the start of a run on a card that is in no table: measures it and says what that makes of the plan's time."""
+    """For a GPU that is in no table: measures its speed and logs the corrected time estimate."""
     from diffusion_lab.plan.costs import phases, speeds
     from diffusion_lab.plan.shown import duration
 
@@ -59,7 +59,7 @@ def tell(config: Config, numbers: PlannedEvaluations, device: torch.device, seco
     if not assumed.assumed or device.type == "cpu":
         return
     found = achieved(device, config.model.precision, seconds)
-    share = 0.6  # a whole U-Net of what one convolution reaches
+    share = 0.6  # of the speed of one convolution, reached by a whole U-Net
     ratio = assumed.chosen / (share * found)
     plan = phases(config, numbers)
     log.info(

@@ -1,8 +1,9 @@
-"""How long a run will take and how much memory it will need: a model of a few constants, for the plan only.
+"""Estimates the time and memory of a run with a model of a few constants, for the plan only.
 
-Miniature: the seconds of a step and of a U-Net pass are those of a trial on two CPU cores with float32; scoring, start
-and a GPU's advantage are assumed. Full size: arithmetic of the denoiser (`Family.work`) at the run's resolution, divided by the share of a
-device's published peak that a U-Net reaches. That share is assumed, so the plan says by how much it may be off.
+Miniature: the seconds of a step and of a U-Net pass were measured on two CPU cores in float32; scoring, start
+and a GPU's advantage are assumed. Full size: FLOPs of the denoiser (`Family.work`) at the run's resolution,
+divided by the share of a device's published peak that a U-Net reaches. That share is assumed, so the plan
+states how far the estimate may be off.
 """
 
 from __future__ import annotations
@@ -29,29 +30,29 @@ if TYPE_CHECKING:
 STEP_SECONDS = 0.2  # training step at batch 4
 FORWARD_SECONDS = 0.012  # one image through the U-Net
 SCORE_SECONDS = 0.04  # one image through VAE decoder, detector and encoders
-START_SECONDS = 15.0  # imports, model, encoders, reference pictures
-# Full size: four times that, and for each byte of a model larger than Stable Diffusion 1.5's 5 GB at this rate
-# (assumed): from a disk through the main memory to the card.
+START_SECONDS = 15.0  # imports, model, encoders, reference photos
+# Full size: four times that, plus the bytes of a model beyond Stable Diffusion 1.5's 5 GB, loaded at this
+# rate (assumed) from disk through main memory to the GPU.
 STARTED_BYTES, LOADED_BYTES = 5e9, 0.5e9
 
 ENCODE_TFLOP, DECODE_TFLOP = 1.12, 2.51  # the VAE, one image of 512 pixels
-SCORE_TFLOP = 0.25  # detector, face embedder, CLIP ViT-L/14: the same for every size of image
+SCORE_TFLOP = 0.25  # detector, face embedder, CLIP ViT-L/14: independent of the image size
 BACKWARD = 2.0  # cost of the backward pass, in forward passes
-RECOMPUTING = 1.0  # more with gradient checkpointing, in forward passes
-LORA_FLOP = 24.0  # a unit of rank and of `Work.transformer`: two small products at seven layers
+RECOMPUTING = 1.0  # additional cost with gradient checkpointing, in forward passes
+LORA_FLOP = 24.0  # per unit of rank and of `Work.transformer`: two small products at seven layers
 PROCESS_BYTES = 1.2e9  # on the CPU: Python and the libraries themselves
-# The share of a peak that a U-Net in eager mode reaches: of tensor cores, of float32 arithmetic. Assumed; published
-# timings of SD 1.5 lie between a fifth and a half of the peak.
+# The share of the peak that a U-Net reaches in eager mode: of tensor cores, of float32 arithmetic. Assumed;
+# published timings of SD 1.5 lie between a fifth and a half of the peak.
 TENSOR_SHARE, FLOAT_SHARE = 0.3, 0.6
-CALL_SECONDS = 0.025  # a U-Net call on a card, at least: 900 kernels, launched one after another
-# One CPU core, TFLOP/s in float32: a 3x3 convolution of 640 channels at 64x64 ran at 0.11 on an AMD EPYC with AVX-512
-# (docs/benchmarks.md); a whole U-Net reaches less.
+CALL_SECONDS = 0.025  # minimum duration of a U-Net call on a GPU: 900 kernels, launched one after another
+# One CPU core, TFLOP/s in float32: a 3x3 convolution of 640 channels at 64x64 ran at 0.11 on an AMD EPYC with
+# AVX-512 (docs/benchmarks.md); a whole U-Net reaches less.
 CORE_TFLOPS = 0.06
-BF16_GAIN = 2.0  # of a CPU that has bf16, over float32: the same convolution
-# Of an optimizer step on a CPU, one core, for a trained number; 8-bit AdamW is meant for cards. Measured in the rehearsal
-# on a busy machine, so rather too much.
+BF16_GAIN = 2.0  # of a CPU with bf16 support, over float32: the same convolution
+# Seconds of an optimizer step per trained parameter, on one CPU core; 8-bit AdamW is intended for GPUs.
+# Measured on a busy machine, so probably too high.
 OPTIMIZER_SECONDS = {"adamw": 1e-8, "adamw8bit": 1e-7, "prodigy": 3e-8}
-WITHIN = {"card": 2.0, "unknown card": 4.0, "cpu": 3.0}  # what the estimate may be off by, as a factor
+WITHIN = {"card": 2.0, "unknown card": 4.0, "cpu": 3.0}  # factor by which the estimate may be off
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,10 @@ class Cost:
     start_seconds: float
     memory_bytes: float
     disk_bytes: int
-    peaks: Mapping[str, float] = field(default_factory=dict)  # bytes, of training and of evaluation
-    process_bytes: float = 0.0  # what the process takes beside them
-    within: float = 1.5  # the true time may be so many times more or less
-    assumed: str = ""  # said in the plan where the device is not known
+    peaks: Mapping[str, float] = field(default_factory=dict)  # bytes, for training and for evaluation
+    process_bytes: float = 0.0  # memory of the process itself, in addition to the peaks
+    within: float = 1.5  # factor by which the true time may be higher or lower
+    assumed: str = ""  # stated in the plan if the device is not known
 
     @property
     def seconds(self) -> float:
@@ -75,7 +76,10 @@ class Cost:
 
 
 def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -> Cost:
-    """Cost of a fine-tuning run, defaults filled. `forwards`: images through the denoiser in sampling."""
+    """Cost of a fine-tuning run; `config` has its defaults filled.
+
+    `forwards`: images through the denoiser in sampling.
+    """
     found = speeds(config)
     traits = config.method.traits
     whole = traits.whole_networks
@@ -92,7 +96,7 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
     trained = footprint.trained_numbers(config, model)
     average = trained * footprint.FULL if traits.average else 0.0
     checkpoint = trained * (footprint.FULL + footprint.OPTIMIZER_BYTES[config.steps.optimizer]) + average
-    adapter = trained * footprint.FULL * (1 if whole else 2)  # a LoRA also in kohya's keys
+    adapter = trained * footprint.FULL * (1 if whole else 2)  # a LoRA is also saved with kohya's keys
     rest = footprint.FULL * sum(model.parameters.values()) - adapter if whole else 0.0
     disk = _disk(config, evaluations, sampled, _pixels(config, model), adapter, checkpoint, rest)
     return Cost(
@@ -103,19 +107,19 @@ def estimate(config: Config, *, forwards: int, sampled: int, evaluations: int) -
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What the device is taken to do, in TFLOP/s: in the run's precision, and in float32."""
+    """Assumed speeds of the device in TFLOP/s: in the run's precision, and in float32."""
 
     device: str
     gpu: bool
     chosen: float
     float32: float
-    call: float = 0.0  # seconds that a U-Net call takes at least
+    call: float = 0.0  # minimum seconds of a U-Net call
     within: float = 2.0
-    assumed: str = ""  # what the plan has to say about it
+    assumed: str = ""  # a note for the plan
 
 
 def speeds(config: Config) -> Speeds:
-    """By the card's name or the CPU's cores; of a card that is not in the table by its generation."""
+    """Speeds by the GPU's name or the number of CPU cores; for an unknown GPU, by its generation."""
     if config.model.device == "cpu" or not has_gpu():
         number = cores()
         float32 = CORE_TFLOPS * number
@@ -171,11 +175,11 @@ def _full_size(
         step += update / cores() / config.steps.gradient_accumulation
     training = steps * step + config.data.n_images * ENCODE_TFLOP * area / found.float32
     if prior:
-        # Pictures of the class, drawn by the model as it is loaded, unless an earlier run has drawn them.
+        # Class images, generated by the loaded model unless an earlier run has generated them.
         guided = passes_a_step(config, model.family)
         drawn = sampler(config.prompts)[0] * guided * passed + (DECODE_TFLOP + ENCODE_TFLOP) * area
         training += traits.class_images * drawn / found.float32
-    # Whole networks that train are sampled as they are, in float32.
+    # Networks that are trained as a whole are sampled in float32.
     speed = found.float32 if traits.whole_networks else found.chosen
     together = max(1, config.prompts.batch_size) * passes_a_step(config, model.family)
     evaluation = forwards * max((passed + adapters) / speed, found.call / together)
@@ -184,12 +188,12 @@ def _full_size(
 
 
 def _pixels(config: Config, model: footprint.Architecture) -> int:
-    """A side of the images."""
+    """Side length of the images in pixels."""
     return config.model.resolution or model.side * model.factor
 
 
 def keeps_best_only(config: Config) -> bool:
-    """Whether adapters that can no longer be recommended are removed: see `steps.keep_adapters`."""
+    """Whether adapters that can no longer be recommended are removed; see `steps.keep_adapters`."""
     whole = config.method.traits.whole_networks
     return config.steps.keep_adapters == "best" or (config.steps.keep_adapters == "auto" and whole)
 
@@ -198,11 +202,12 @@ def _disk(
     config: Config, evaluations: int, sampled: int, resolution: int, adapter: float, checkpoint: float,
     rest: float = 0.0,
 ) -> int:  # fmt: skip
-    """Bytes of adapters, checkpoints, grids of at most 128 pixels a picture, tables, the report with the grids inside.
+    """Bytes of adapters, checkpoints, image grids (at most 128 pixels per image), tables and the report.
 
-    `rest`: what artefact/ has beside the recommended adapter, which it shares with adapters/. One checkpoint more
-    than is kept is the best one, one is being written; and of adapters one, or artefact/ as it is put together.
-    Whole networks' adapters of the best and of the newest step are their checkpoints' own files.
+    `rest`: what artefact/ contains besides the recommended adapter, which it shares with adapters/. In
+    addition to the checkpoints that are kept, there are the best one and one being written; in addition to
+    the adapters, one more or artefact/ while it is assembled. For whole networks, the adapters of the best
+    and the newest step are the files of their checkpoints.
     """
     side = min(resolution, 128)
     kept = min(evaluations, 2) if keeps_best_only(config) else evaluations
@@ -213,7 +218,7 @@ def _disk(
 
 
 def device_bytes(config: Config) -> float | None:
-    """Memory of the device that the run will use: a card's by nvidia-smi, the machine's; None if unknown."""
+    """Memory of the run's device: of a GPU by nvidia-smi, else of the machine; None if unknown."""
     if config.model.device == "cpu" or not has_gpu():
         import psutil
 
@@ -224,16 +229,16 @@ def device_bytes(config: Config) -> float | None:
     return card.memory_bytes or None if card is not None else None
 
 
-# What makes a run smaller, the least costly first.
+# What reduces the memory of a run, in ascending order of cost.
 SAVINGS = (
     "memory.offload=true", "memory.gradient_checkpointing=true", "steps.optimizer=adamw8bit", "model.quantise=nf4",
     "steps.batch_size=1", "prompts.batch_size=1",
 )  # fmt: skip
-HOPELESS = 8.0  # times the device's memory: beyond any error of the estimate
+HOPELESS = 8.0  # multiple of the device's memory beyond any error of the estimate
 
 
 def remedies(config: Config) -> tuple[list[str], float]:
-    """Settings not yet made that lower the peak, each added to those before, and the peak with all of them."""
+    """Unused settings that lower the peak, each added to the previous ones, and the peak with all of them."""
     changed, found = copy.deepcopy(config), list[str]()
     model = footprint.architecture(config.model)
     best = max(footprint.peaks(changed, model).values())
@@ -241,7 +246,7 @@ def remedies(config: Config) -> tuple[list[str], float]:
     savings = [] if precision == "fp32" else [f"model.precision={precision}"]
     may_quantise = can_quantise(config, model.family)
     savings += [saving for saving in SAVINGS if may_quantise or not saving.startswith("model.quantise=")]
-    for saving in savings * 2:  # what does not help at first may when another phase is the peak
+    for saving in savings * 2:  # a setting without effect may help later, when another phase is the peak
         key, _, value = saving.partition("=")
         group, _, name = key.partition(".")
         trial = copy.deepcopy(changed)
@@ -255,13 +260,13 @@ def remedies(config: Config) -> tuple[list[str], float]:
 
 
 def can_quantise(config: Config, family: Family) -> bool:
-    """Whether the denoiser can be kept in 4 bits: a frozen one of a large family, on an NVIDIA GPU."""
+    """Whether the denoiser can be quantised to 4 bits: frozen, of a large family, on an NVIDIA GPU."""
     on_card = config.model.device.partition(":")[0] in ("auto", "cuda") and has_gpu()
     return family.loads_half and on_card and not config.method.traits.whole_networks
 
 
 def memory_row(cost: Cost) -> str:
-    """The peak of the run, and of its phases."""
+    """The peak memory of the run and of its phases."""
     parts = ", ".join(
         f"{name} {(size + cost.process_bytes) / footprint.GIB:.1f}" for name, size in cost.peaks.items()
     )
@@ -269,7 +274,7 @@ def memory_row(cost: Cost) -> str:
 
 
 def time_rows(cost: Cost, duration: Callable[[float], str]) -> tuple[str, ...]:
-    """What the plan says of the time: the estimate, how far it may be off, and what was assumed for it."""
+    """The plan's rows about time: the estimate, how far it may be off, and what was assumed."""
     told = (
         f"about {duration(cost.seconds)} on {cost.device}, within a factor of {cost.within:g} (estimated): "
         f"training {duration(cost.training_seconds)}, evaluation {duration(cost.evaluation_seconds)}"
@@ -278,7 +283,7 @@ def time_rows(cost: Cost, duration: Callable[[float], str]) -> tuple[str, ...]:
 
 
 def memory_warnings(config: Config, cost: Cost) -> list[str]:
-    """Says so where the run will not fit the device, and what would help. UserError where nothing could."""
+    """Warnings if the run will not fit the device, with settings that help. UserError if none would."""
     there = device_bytes(config)
     if there is None or cost.memory_bytes < 0.95 * there or not cost.peaks:
         return []
@@ -296,7 +301,7 @@ def memory_warnings(config: Config, cost: Cost) -> list[str]:
 
 
 def _culprit(config: Config, cost: Cost) -> str:
-    """The setting that asks for most of the memory."""
+    """The setting that requires most of the memory."""
     model = footprint.architecture(config.model)
     phase = max(cost.peaks, key=lambda name: cost.peaks[name])
     least: dict[str, float] = {}
@@ -311,7 +316,7 @@ def _culprit(config: Config, cost: Cost) -> str:
 
 
 def of_run(config: Config, numbers: PlannedEvaluations) -> Cost:
-    """`estimate` of a run with these evaluations."""
+    """`estimate` for a run with these evaluations."""
     return estimate(
         config,
         forwards=numbers.forwards,
@@ -321,7 +326,7 @@ def of_run(config: Config, numbers: PlannedEvaluations) -> Cost:
 
 
 def phases(config: Config, numbers: PlannedEvaluations) -> dict[str, dict[str, float]]:
-    """The estimate beside which a record puts what was measured: seconds and bytes of each phase."""
+    """The estimated seconds and bytes of each phase, recorded next to the measured ones."""
     cost = of_run(config, numbers)
     seconds = {
         "start": cost.start_seconds,

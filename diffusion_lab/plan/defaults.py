@@ -1,4 +1,4 @@
-"""The rules behind the nulls of the configuration."""
+"""Rules for the null values of the configuration."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config, Data, Metrics, Model, Prompts
     from diffusion_lab.families.family import Family
 
-SMALL = 256  # pixels; a folder's model made for less is trained like the miniature
+SMALL = 256  # pixels; a local model with a smaller resolution is trained like the miniature
 
 
 def fill_defaults(config: Config, run_folder: Path | None = None) -> Config:
-    """A copy with the nulls that stand for a rule replaced by the numbers that the rule gives.
+    """A copy in which the nulls that stand for a rule are replaced by the values that the rule gives.
 
-    A run that `run_folder` holds goes on in the precision in which it was begun, where `auto` would be another one.
+    A run in `run_folder` is resumed in its original precision, even if `auto` would now select another one.
 
-    What only the model or the pictures know (a hub model's resolution, the number of held-out pictures,
-    the prompt set's own negative prompt, the device) stays null or `auto`; the run's record has it.
+    Values that depend on the model or the photos (a hub model's resolution, the number of held-out photos,
+    the prompt set's own negative prompt, the device) stay null or `auto`; the run's record contains them.
     """
     filled = copy.deepcopy(config)
     steps, data, model = filled.steps, filled.data, filled.model
@@ -43,7 +43,7 @@ def fill_defaults(config: Config, run_folder: Path | None = None) -> Config:
     if steps.total is None:
         steps.total = 300 if small else 100 * data.n_images
     if steps.every is None:
-        steps.every = math.ceil(steps.total / 6)  # rounded up: never a seventh, shorter stretch
+        steps.every = math.ceil(steps.total / 6)  # rounded up, so that there is no seventh, shorter interval
     if data.source == "folder":
         data.subject = data.subject or Path(str(data.folder)).expanduser().resolve().name
     if data.class_noun is None:
@@ -58,7 +58,7 @@ def fill_defaults(config: Config, run_folder: Path | None = None) -> Config:
 
 
 def _begun_in(run_folder: Path | None) -> str | None:
-    """The precision of the run that the folder holds."""
+    """The precision of the run in the folder; None if there is none."""
     if run_folder is None:
         return None
     try:
@@ -70,7 +70,7 @@ def _begun_in(run_folder: Path | None) -> str | None:
 
 
 def _fill_token(config: Config) -> None:
-    """A method that learns a word learns the one that stands in the prompts."""
+    """A method that learns a token learns the one used in the prompts."""
     method, data = config.method, config.data
     if not isinstance(method, NewWord):
         return
@@ -84,7 +84,7 @@ def _fill_token(config: Config) -> None:
 
 
 def _fill_metrics(metrics: Metrics) -> None:
-    """`auto`: the published aesthetics head where it fits the CLIP, else none (the miniature has its own)."""
+    """`auto`: the published aesthetics head if it fits the CLIP model, else none (miniature: its own)."""
     from diffusion_lab.evaluation.encoders.weights import PUBLISHED, why_not_published
 
     if metrics.aesthetics_weights == "auto":
@@ -93,7 +93,7 @@ def _fill_metrics(metrics: Metrics) -> None:
 
 
 def _fill_sampling(prompts: Prompts, family: Family) -> None:
-    """The family's published number of steps and guidance scale."""
+    """The family's published number of sampling steps and guidance scale."""
     if prompts.sampling_steps is None:
         prompts.sampling_steps = family.sampling_steps
     if prompts.guidance_scale is None:
@@ -101,7 +101,7 @@ def _fill_sampling(prompts: Prompts, family: Family) -> None:
 
 
 def _noun_of(data: Data) -> str | None:
-    """What the miniature or the folder says the subject is; None where they do not: the plan's case."""
+    """The subject's class noun according to the miniature or the folder; None if unknown."""
     from diffusion_lab.data.subjects import check_subject
 
     try:
@@ -111,7 +111,7 @@ def _noun_of(data: Data) -> str | None:
 
 
 def is_full_size(model: Model) -> bool:
-    """Whether the model is neither a miniature nor, as far as its configs tell, of such a size."""
+    """Whether the model is neither a miniature nor, as far as its configs show, of a similar size."""
     if model.path in MINIATURES:
         return False
     side = _resolution_of(model, which_family(model))
@@ -119,7 +119,7 @@ def is_full_size(model: Model) -> bool:
 
 
 def _resolution_of(model: Model, family: Family) -> int | None:
-    """Pixels a side that a diffusers folder was made for, or None where its configs do not tell."""
+    """Resolution in pixels of a diffusers folder, or None if its configs do not contain it."""
     try:
         return family.resolution(part_configs(Path(model.config or model.path).expanduser(), family))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

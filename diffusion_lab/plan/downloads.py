@@ -1,7 +1,7 @@
-"""Which files a run needs that the package does not bring, how large they are, and whether they are here.
+"""Lists the files that a run has to download, their sizes, and whether they are present.
 
-For the plan: nothing is asked over the network and torch is not imported. Sizes are those published with the
-files, rounded; `fetch.py` asks for the exact ones.
+Used by the plan: makes no network requests and does not import torch. Sizes are those published with the
+files, rounded; `fetch.py` requests the exact ones.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from diffusion_lab.models.which_family import which_family
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config, Metrics, Model
 
-# Gigabytes of the weights without a variant: in single precision for Stable Diffusion 1, 2 and XL, in half precision
-# for the later ones. Computed from the numbers of parameters.
+# Gigabytes of the weights without a variant: in single precision for Stable Diffusion 1, 2 and XL, in half
+# precision for the later ones. Computed from the numbers of parameters.
 _SD2 = {"unet": 3.46, "vae": 0.335, "text_encoder": 1.36}
 _SD3 = {"vae": 0.168, "text_encoder": 0.247, "text_encoder_2": 1.39, "text_encoder_3": 9.52}
 MODEL_SIZES: dict[str, dict[str, float]] = {
@@ -47,11 +47,11 @@ MODEL_SIZES: dict[str, dict[str, float]] = {
         "transformer": 23.8, "vae": 0.168, "text_encoder": 0.246, "text_encoder_2": 9.52,
     },
 }  # fmt: skip
-CONFIG_BYTES = {  # by the file's name; the others: a kilobyte or so
+CONFIG_BYTES = {  # by file name; all others: about a kilobyte
     "vocab.json": 1_060_000, "merges.txt": 525_000, "spiece.model": 792_000, "tokenizer.json": 2_420_000,
 }  # fmt: skip
 
-ENCODER_SIZES = {  # gigabytes of one weights file
+ENCODER_SIZES = {  # gigabytes of the weights file
     "timm/vit_base_patch32_clip_224.openai": 0.605, "timm/vit_base_patch16_clip_224.openai": 0.599,
     "timm/vit_large_patch14_clip_224.openai": 1.71, "timm/vit_large_patch14_clip_336.openai": 1.71,
     "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": 0.605, "laion/CLIP-ViT-L-14-laion2B-s32B-b82K": 1.71,
@@ -68,7 +68,7 @@ TRANSFORMERS_CLIP = (
 
 
 def wanted(config: Config) -> list[Wanted]:
-    """All files of a run that come from elsewhere, there or not; defaults filled."""
+    """All files of a run that are downloaded, present or not; `config` has its defaults filled."""
     files: list[Wanted] = []
     if config.job.name in ("finetune", "generate"):
         files += of_model(config.model)
@@ -80,7 +80,7 @@ def wanted(config: Config) -> list[Wanted]:
 
 
 def of_model(model: Model) -> list[Wanted]:
-    """Of a hub model its parts, of a model in one file the configs that the hub has; nothing for a local folder."""
+    """The parts of a hub model, or the configs for a single-file model; nothing for a local folder."""
     from diffusion_lab.models.place import model_folder
     from diffusion_lab.models.single_file import config_folder, lacking_parts
 
@@ -102,7 +102,7 @@ def of_model(model: Model) -> list[Wanted]:
         repo, key, revision = model.path, f"model.path={model.path}", model.revision
         by_hand = "copy the model's folder from another machine and set model.path to it"
     sizes = MODEL_SIZES.get(repo, {})
-    # In float32 the variant is half as large; what is in half precision has none.
+    # Relative to float32, the fp16 variant is half as large; half-precision models have none.
     share = 0.5 if model.variant == "fp16" and not family.loads_half else 1.0
     files = [
         Wanted(key=key, name=name, by_hand=by_hand, size=CONFIG_BYTES.get(name.rpartition("/")[2], 1000), repo=repo,
@@ -131,7 +131,7 @@ def _has_weights(folder: Path, part: str) -> bool:
 
 
 def of_metrics(metrics: Metrics) -> list[Wanted]:
-    """Of the encoders that `metrics.names` need."""
+    """Files of the encoders that `metrics.names` need."""
     from diffusion_lab.evaluation.encoders.check import configured_fields
 
     needs = configured_fields(metrics)
@@ -155,7 +155,7 @@ def _face(metrics: Metrics) -> Iterator[Wanted]:
     if metrics.face_weights not in FACE_FILES:
         return
     name, size, sha256 = FACE_FILES[metrics.face_weights]
-    folder = torch_home() / "checkpoints"  # where facenet-pytorch looks, without torch's own "hub" between
+    folder = torch_home() / "checkpoints"  # where facenet-pytorch looks, without torch's usual "hub" folder
     yield Wanted(
         key=f"metrics.face_weights={metrics.face_weights}", name=name, size=size, url=FACE_RELEASE + name,
         target=folder / name, sha256=sha256,
@@ -165,7 +165,7 @@ def _face(metrics: Metrics) -> Iterator[Wanted]:
 
 
 def _clip(metrics: Metrics) -> Sequence[Wanted]:
-    """open_clip's weights by the tag's repository (all tags have one), or a model of transformers."""
+    """open_clip's weights by the tag's repository (the same for all tags), or a transformers model."""
     from diffusion_lab.evaluation.encoders import clip_tags
 
     name = metrics.clip_model.replace("/", "-")
@@ -176,7 +176,7 @@ def _clip(metrics: Metrics) -> Sequence[Wanted]:
         return []
     repo, file = place
     file = file or CLIP_FILE
-    older = hub.cached(repo, CLIP_PICKLED)  # of a repository that had no safetensors when it was fetched
+    older = hub.cached(repo, CLIP_PICKLED)  # a repository that had no safetensors when it was downloaded
     return [Wanted(
         key=f"metrics.clip_weights={metrics.clip_weights}", name=file, repo=repo, size=_encoder_size(repo), path=older,
         by_hand=f"fetch {file} of that repository and set metrics.clip_weights to the file",
@@ -199,12 +199,12 @@ def _hub_encoder(key: str, name: str, files: Sequence[str]) -> list[Wanted]:
 
 
 def _in_cache(folder: Path) -> bool:
-    """Whether a model's folder is one of the hub's cache."""
+    """Whether a model's folder is in the hub's cache."""
     return folder.parent.name == "snapshots"
 
 
 def _there(files: Sequence[Wanted], folder: Path) -> list[Wanted]:
-    """The files of a whole model in the cache: what lies there, with its own size."""
+    """The files of a complete model in the cache, with their sizes on disk."""
     found = []
     for file in files:
         path = folder / file.name
@@ -216,13 +216,13 @@ def _there(files: Sequence[Wanted], folder: Path) -> list[Wanted]:
 
 
 def _looked_up(files: Sequence[Wanted]) -> list[Wanted]:
-    """With the place of those that are on this machine."""
+    """The files, with the paths of those that are on this machine."""
     found = []
     for file in files:
         path = file.path
         if path is None and file.repo:
             path = hub.cached(file.repo, file.name, file.revision)
-            if path is None and file.name == "model.safetensors":  # in parts
+            if path is None and file.name == "model.safetensors":  # sharded
                 path = hub.cached(file.repo, f"{file.name}.index.json", file.revision)
         elif path is None and file.target.is_file():
             path = file.target
@@ -233,7 +233,7 @@ def _looked_up(files: Sequence[Wanted]) -> list[Wanted]:
 
 
 def _complete_repos(files: Sequence[Wanted]) -> set[str]:
-    """Repositories of which everything that must be there is: what else they have was fetched with it."""
+    """Repositories whose required files are all present: their optional files were downloaded with them."""
     repos = {file.repo for file in files if file.repo}
     return {r for r in repos if all(f.path is not None for f in files if f.repo == r and not f.optional)}
 
@@ -242,7 +242,7 @@ def _complete_repos(files: Sequence[Wanted]) -> set[str]:
 
 
 def rows(files: Sequence[Wanted]) -> list[tuple[str, str]]:
-    """What the plan says: a sum, then every file. Small ones of one repository share a line."""
+    """The plan's rows: a total, then every file. Small files of one repository share a line."""
     if not files:
         return []
     missing = [file for file in files if file.path is None]
@@ -260,7 +260,7 @@ def rows(files: Sequence[Wanted]) -> list[tuple[str, str]]:
 
 
 def _grouped(files: Sequence[Wanted]) -> list[list[Wanted]]:
-    """A large file alone, the small ones of one thing together, those that are there apart."""
+    """Large files separately, small files of one group together, those that are present separately."""
     found: dict[tuple[object, ...], list[Wanted]] = {}
     for number, file in enumerate(files):
         small = file.size is not None and file.size < SMALL

@@ -1,7 +1,7 @@
-"""Fetches what a run needs, before anything slow is loaded: with progress, checked, one clear line where it fails.
+"""Downloads what a run needs, before anything slow is loaded, with progress and checksums.
 
-The libraries would fetch the same files later, each on its own, with retries of minutes where there is no network and
-a cause that misleads. Here every place is asked once, for a few seconds.
+The libraries would download the same files later, each on its own, with retries of minutes without a network
+and misleading errors. Here every server is asked once, for a few seconds.
 """
 
 from __future__ import annotations
@@ -28,28 +28,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CHUNK = 1 << 20  # bytes
-FIRST_SEEN = "downloads.json"  # in our own cache: SHA-256 of files for which none is published
+FIRST_SEEN = "downloads.json"  # in our own cache: SHA-256 of files without a published checksum
 
 
 def fetch(config: Config, files: Sequence[Wanted] | None = None) -> None:
-    """Fetches the files of a run that are not here (`downloads.wanted` by default).
+    """Downloads the files of a run that are missing (`downloads.wanted` by default).
 
-    UserError, after 8 seconds at most, where a place does not answer, names every file that should have come from
-    there and what to do by hand; also for a repository that does not exist, a full disk, a wrong checksum.
+    Raises UserError after at most 8 seconds if a server does not answer; the error names every file expected
+    from it and how to provide it by hand. Also for a repository that does not exist, a full disk or a wrong
+    checksum.
     """
     from diffusion_lab.plan.downloads import wanted
 
     missing = [file for file in (wanted(config) if files is None else files) if file.path is None]
     if not missing:
         return
-    plan: list[tuple[Wanted, str]] = []  # what to fetch, and its name in its repository
+    plan: list[tuple[Wanted, str]] = []  # what to download, and its name in its repository
     for place in dict.fromkeys(file.repo or file.url for file in missing):
         group = [file for file in missing if (file.repo or file.url) == place]
         try:
             plan += _on_hub(group, config) if group[0].repo else _elsewhere(group)
         except UserError:
             raise
-        except Exception as error:  # each library has its own kinds
+        except Exception as error:  # each library raises its own exceptions
             raise _failed(group, missing, error) from error
     needed = sum(file.size or 0 for file, _ in plan)
     print(f"fetching {len(plan)} files, {size(needed)}", file=sys.stderr, flush=True)
@@ -63,7 +64,7 @@ def fetch(config: Config, files: Sequence[Wanted] | None = None) -> None:
 
 
 def _on_hub(group: Sequence[Wanted], config: Config) -> list[tuple[Wanted, str]]:
-    """The files of one repository as they are named there, with their true sizes."""
+    """The files of one repository by their names there, with their exact sizes."""
     repo, revision = group[0].repo, group[0].revision
     there = hub.listing(repo, revision)
     if group[0].key.startswith(("model.path=", "model.config=")):
@@ -77,7 +78,7 @@ def _on_hub(group: Sequence[Wanted], config: Config) -> list[tuple[Wanted, str]]
         ]
     found = []
     for file in group:
-        # open_clip takes the older file where a repository has no safetensors.
+        # open_clip uses the older file if a repository has no safetensors.
         names = [file.name, *([CLIP_PICKLED] if file.name == CLIP_FILE else [])]
         names = [name for name in names if name in there][:1] or hub.shards(file.name, there)
         found += [(dataclasses.replace(file, name=name, size=there[name]), name) for name in names]
@@ -87,7 +88,7 @@ def _on_hub(group: Sequence[Wanted], config: Config) -> list[tuple[Wanted, str]]
 
 
 def _elsewhere(group: Sequence[Wanted]) -> list[tuple[Wanted, str]]:
-    """Asks for the file's head only: does the place answer at all?"""
+    """Sends a HEAD request only, to check whether the server answers."""
     import urllib.request
 
     file = group[0]
@@ -101,7 +102,7 @@ def _elsewhere(group: Sequence[Wanted]) -> list[tuple[Wanted, str]]:
 
 
 def _failed(group: Sequence[Wanted], missing: Sequence[Wanted], error: BaseException) -> UserError:
-    """One line: what is missing, why, what to do; what else would have to be fetched stands behind it."""
+    """One line: what is missing, why, and what to do, followed by what else would have to be downloaded."""
     file = group[0]
     if isinstance(error, OSError) and error.errno is not None and error.filename:
         why = f"{error.filename} cannot be written ({error.strerror}); free some space, or set HF_HOME or TORCH_HOME"
@@ -139,7 +140,7 @@ def _from_hub(file: Wanted, name: str) -> None:
 
 
 def _from_url(file: Wanted) -> None:
-    """Beside its place first, so that it is never there in part."""
+    """Downloads to a temporary file first, so that the target is never incomplete."""
     import urllib.request
 
     from rich.console import Console
@@ -169,7 +170,7 @@ def _from_url(file: Wanted) -> None:
 
 
 def _check(digest: str, file: Wanted) -> None:
-    """Compares with the checksum that was published; where there is none, with that of the first download."""
+    """Compares with the published checksum or, if there is none, with that of the first download."""
     expected = file.sha256 or _first_seen(file, digest)
     if not digest.startswith(expected):
         raise UserError(
@@ -179,7 +180,7 @@ def _check(digest: str, file: Wanted) -> None:
 
 
 def _first_seen(file: Wanted, found: str) -> str:
-    """What this file's checksum was when it was first fetched on this machine; now is that time, if there is none."""
+    """The checksum of this file's first download on this machine; records `found` if there was none."""
     from diffusion_lab.system.atomic import write_json
     from diffusion_lab.system.cache import default_cache
 

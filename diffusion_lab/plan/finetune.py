@@ -1,4 +1,4 @@
-"""The plan of job=finetune: is the input usable, and what will the run cost?"""
+"""The plan of job=finetune: whether the input is usable, and what the run will cost."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 
 def check(config: Config, run_folder: Path) -> Plan:
-    """Refuses what cannot work and says what will happen. Writes nothing; `config` has its defaults filled.
+    """Rejects what cannot work and describes what will happen.
 
-    Raises UserError naming the key: unknown subject, too few pictures, a model folder without one of its
-    parts, an unknown prompt set or one over the tokenizer's limit, an unwritable folder, too little disk.
+    Writes nothing; `config` has its defaults filled.
+
+    Raises UserError naming the key: unknown subject, too few photos, a model folder with a missing part,
+    an unknown prompt set or one beyond the tokenizer's limit, an unwritable folder, too little disk space.
     """
     from diffusion_lab.config.schema import check_evaluations
     from diffusion_lab.data.captions import caption_warnings
@@ -43,7 +45,7 @@ def check(config: Config, run_folder: Path) -> Plan:
     noun = check_subject(config.data)
     assert config.steps.total is not None
     assert config.steps.every is not None
-    check_evaluations(config.steps.total, config.steps.every)  # the defaults too
+    check_evaluations(config.steps.total, config.steps.every)  # default values too
     check_device(config.model)
     check_impostors(config)
     check_metrics(config)
@@ -78,7 +80,7 @@ def _plan(
     cost = of_run(config, numbers)
     fewer = "steps.keep_checkpoints=1" if steps.keep_checkpoints > 1 else ""
     needed = cost.disk_bytes if stands == "empty" else 0
-    if stands == "unfinished":  # what it has written already it need not write again
+    if stands == "unfinished":  # disk space already used by the run is not needed again
         needed = max(0, cost.disk_bytes - folder_size(run_folder))
     check_place(run_folder, needed, "hydra.run.dir", fewer)
     warnings += memory_warnings(config, cost)

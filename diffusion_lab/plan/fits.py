@@ -1,7 +1,7 @@
-"""Do device, model and method fit each other? Asked of headers and configs, before torch is imported.
+"""Checks whether device, model and method fit together, from headers and configs, before torch is imported.
 
-The same questions are asked again of what was loaded (`models/load.py`, the methods' `attach`); here the answers
-come in milliseconds, so that a run folder is not made for a run that cannot begin.
+The loaded model is checked again (`models/load.py`, the methods' `attach`); the checks here take
+milliseconds, so that no run folder is created for a run that cannot start.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from diffusion_lab.families.family import Family
     from diffusion_lab.methods.method import Method
 
-Shapes = Mapping[str, tuple[int, ...]]  # of the weights of linear and convolution layers, by the layer's name
+Shapes = Mapping[str, tuple[int, ...]]  # of the weights of linear and convolution layers, by layer name
 
-LDM_UNET = "model.diffusion_model."  # before the U-Net's names in a single file
-# Ends of layers' names in single files, and in diffusers. The attention's are the same in both.
+LDM_UNET = "model.diffusion_model."  # prefix of the U-Net's names in a single file
+# Suffixes of layer names in single files and in diffusers. Those of attention layers are the same in both.
 LDM_ENDS = {
     "in_layers.2": "conv1", "out_layers.3": "conv2", "emb_layers.1": "time_emb_proj", "skip_connection": "conv_shortcut",
     ".0.op": ".0.conv", "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
@@ -43,10 +43,10 @@ CARD_SIGNS = ("/proc/driver/nvidia/gpus", "/dev/nvidia0", "/dev/nvidiactl", "/de
 
 
 def check_device(model: Model) -> None:
-    """UserError for `model.device=cuda` or `mps` where there is none.
+    """UserError for `model.device=cuda` or `mps` if there is no such device.
 
-    Where nothing on the machine speaks of a card, that is answered at once; else torch is asked, which takes seconds
-    to import and has to be imported for that run anyway.
+    If nothing on the machine indicates a GPU, this is known at once; otherwise torch is asked, which takes
+    seconds to import but is needed for that run anyway.
     """
     device = model.device
     if model.quantise and (device == "cpu" or not may_have_card()):
@@ -68,7 +68,7 @@ def check_device(model: Model) -> None:
 
 
 def may_have_card() -> bool:
-    """Whether anything speaks of a CUDA or ROCm card; False only where there surely is none to be used."""
+    """Whether anything indicates a CUDA or ROCm GPU; False only if there is certainly no usable one."""
     from diffusion_lab.models.devices import has_gpu
 
     if sys.platform == "darwin":
@@ -79,10 +79,13 @@ def may_have_card() -> bool:
 
 
 def check_method(config: Config, configs: Path | None) -> list[str]:
-    """Warnings about model and method. `configs`: the folder with the model's configs, None if only a hub has them.
+    """Warnings about model and method.
 
-    Raises UserError for a method that the model's family does not have, a model that is none of the family's, a
-    resolution it cannot make, Min-SNR weights of a rectified flow, targets that name no layer, a rank beyond every layer's width, and words that a new word cannot start from.
+    `configs`: the folder with the model's configs, None if only a hub has them.
+
+    Raises UserError for a method that the model's family does not support, a model of another family, an
+    unsupported resolution, Min-SNR weights with a rectified flow, targets that match no layer, a rank beyond
+    every layer's width, and an initialiser without tokens for the new word.
     """
     family = which_family(config.model)
     check_trainable(config.method, family)
@@ -96,7 +99,7 @@ def check_method(config: Config, configs: Path | None) -> list[str]:
 
 
 def check_trainable(method: Method, family: Family) -> None:
-    """UserError where the family has no such fine-tuning."""
+    """UserError if the family does not support this kind of fine-tuning."""
     for kind in sorted(method.traits.trains - family.trainable):
         others = [name for name, other in METHODS.items() if other().traits.trains <= family.trainable]
         raise UserError(
@@ -116,7 +119,7 @@ def _check_configs(model: Model, family: Family, folder: Path) -> None:
         return
     try:
         multiple = family.multiple(configs)
-    except (KeyError, TypeError):  # refused where the folder is checked
+    except (KeyError, TypeError):  # reported when the folder is checked
         return
     if model.resolution % multiple:
         near = max(multiple, round(model.resolution / multiple) * multiple)
@@ -126,13 +129,13 @@ def _check_configs(model: Model, family: Family, folder: Path) -> None:
         )
 
 
-# --- a new word's start ---------------------------------------------------------------------------------
+# --- initial value of a new word -------------------------------------------------------------------------
 
 
 def check_initialiser(config: Config, tokenizer: Path) -> None:
-    """UserError unless `method.initialiser` has tokens for the new word to start from. `tokenizer`: its folder.
+    """UserError unless `method.initialiser` has tokens to initialise the new word. `tokenizer`: its folder.
 
-    A method without a new word, or a model without CLIP's tokenizer, has nothing to check.
+    Does nothing for a method without a new word, or a model without CLIP's tokenizer.
     """
     method = config.method
     if not isinstance(method, NewWord) or method.initialiser is None:
@@ -155,14 +158,14 @@ def check_initialiser(config: Config, tokenizer: Path) -> None:
         )
 
 
-# --- layers that an adapter goes beside -----------------------------------------------------------------
+# --- layers targeted by an adapter ----------------------------------------------------------------------
 
 
 def check_targets(config: Config, family: Family) -> list[str]:
-    """Warnings about `method.targets` and `method.rank`; UserError where no layer has that name or is so wide.
+    """Warnings about `method.targets` and `method.rank`; UserError for unknown layers or too large a rank.
 
-    The layers are those of the weights' header; of a U-Net on a hub those of the miniature, whose layers have the
-    same names, so that only names are checked.
+    Layers are read from the header of the weights; for a U-Net on a hub, those of the miniature are used,
+    which have the same names, so that only names are checked.
     """
     method = config.method
     if not isinstance(method, Targeted) or not method.targets:
@@ -179,7 +182,7 @@ def check_targets(config: Config, family: Family) -> list[str]:
             name: shape for name, shape in shapes.items() if name == target or name.endswith(f".{target}")
         }
         if not found and "blocks." in target and not _is_folder(config.model):
-            continue  # a whole name, and the names at hand are another model's or another format's
+            continue  # a full name, and the known names are of another model or another format
         if not found:
             raise UserError(
                 f"method.targets={_listed(targets)}: the {PART_NAMES.get(family.denoiser, family.denoiser)} has no linear or "
@@ -197,7 +200,7 @@ def check_targets(config: Config, family: Family) -> list[str]:
 
 
 def _check_rank(method: Any, chosen: Shapes) -> list[str]:
-    """The rank of a change is at most the smaller of a layer's widths; more trains numbers that change nothing."""
+    """The rank of an update is at most the smaller of a layer's widths; more has no effect."""
     widths = {name: min(shape[0], math.prod(shape[1:])) for name, shape in chosen.items()}
     widest, narrow = max(widths.values()), [name for name, width in widths.items() if width < method.rank]
     if method.rank > widest:
@@ -215,9 +218,9 @@ def _check_rank(method: Any, chosen: Shapes) -> list[str]:
 
 
 def denoiser_layers(model: Model, family: Family) -> Shapes:
-    """The denoiser's linear and convolution layers by diffusers' names (of a single file: by the ends of these).
+    """The denoiser's linear and convolution layers by diffusers' names (single file: by suffixes).
 
-    Empty where no safetensors file tells: a model on a hub, pickled weights.
+    Empty if no safetensors file is available: a model on a hub, pickled weights.
     """
     place = model_folder(model)
     if place is None:
@@ -225,7 +228,7 @@ def denoiser_layers(model: Model, family: Family) -> Shapes:
     if place.is_dir():
         return layers_of(place / family.denoiser)
     found: dict[str, tuple[int, ...]] = {}
-    if family.name != "sd":  # the original code's names of the others are not known here
+    if family.name != "sd":  # the other families' names in the original code are not known here
         return found
     for name, shape in _layers([place]).items():
         if name.startswith(LDM_UNET):
@@ -238,7 +241,7 @@ def denoiser_layers(model: Model, family: Family) -> Shapes:
 
 
 def layers_of(folder: Path) -> Shapes:
-    """Of the safetensors files in a network's folder; shards and variants together."""
+    """Layers in the safetensors files of a network's folder; shards and variants combined."""
     return _layers(sorted(folder.glob("*.safetensors")))
 
 
@@ -254,7 +257,7 @@ def _layers(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
                 if dot and kind == "weight" and len(entry["shape"]) in (2, 4):
                     found[layer] = tuple(entry["shape"])
         except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
-            continue  # a damaged file is refused where the folder is checked
+            continue  # a damaged file is reported when the folder is checked
     return found
 
 
@@ -264,7 +267,7 @@ def _is_folder(model: Model) -> bool:
 
 
 def _ends(name: str) -> list[str]:
-    """What a target may be called: the last one or two parts of a layer's name, not beginning with a number."""
+    """Names that a target may use: the last one or two parts of a layer's name, not starting with a digit."""
     parts = name.split(".")
     ends = (".".join(parts[-count:]) for count in (1, 2) if len(parts) >= count)
     return [end for end in ends if not end[0].isdigit()]

@@ -1,10 +1,10 @@
-"""How many bytes a run will need at its peak, from the architecture and the settings, before anything is loaded.
+"""Estimates the peak memory of a run from the architecture and the settings, before anything is loaded.
 
-Weights, gradients and the optimizer's numbers are counted. Activations are coefficients (`Family.saved`) times sums
-over the denoiser (`Family.work`): over its residual blocks, its transformer blocks, its second attentions. The
-coefficients were fitted to what autograd saves in each family's published model, with torch's fake tensors
-(`benchmarks/activations.py`); attention's own matrices are left out, since a card's kernels keep none.
-`benchmarks/memory.py` measures on a card. What a driver and its context take is not counted.
+Counts weights, gradients and the optimizer's state. Activations are coefficients (`Family.saved`) times sums
+over the denoiser (`Family.work`): over its residual blocks, its transformer blocks, its second attentions.
+The coefficients were fitted to what autograd saves in each family's published model, with torch's fake
+tensors (`benchmarks/activations.py`); attention matrices are not counted, since GPU kernels do not store
+them. `benchmarks/memory.py` measures on a GPU. The memory of the driver and its context is not counted.
 """
 
 from __future__ import annotations
@@ -28,36 +28,38 @@ if TYPE_CHECKING:
     from diffusion_lab.families.family import Family, Saved, Work
 
 GIB = 2**30
-FULL, HALF = 4, 2  # bytes a number
-QUANTISED = 0.56  # bytes a number in 4 bits (nf4): half a byte, and a scale for every 64 numbers
-WORKSPACE = 0.4e9  # convolutions' scratch space, fragments, what else is on a card
-# Decoding one 512-pixel image in float32: four layers of 128 to 256 channels at full size. Measured on a CPU: 1.08e9.
+FULL, HALF = 4, 2  # bytes per number
+QUANTISED = 0.56  # bytes per number in 4 bits (nf4): half a byte, and a scale for every 64 numbers
+WORKSPACE = 0.4e9  # scratch space of convolutions, fragmentation, other use of the GPU
+# Decoding one 512-pixel image in float32: four layers of 128 to 256 channels at full size. Measured on a CPU:
+# 1.08e9.
 DECODED = 1.0e9
-ADAPTED = 6  # layers of a transformer block at every position whose rank-wide outputs a LoRA keeps
-# The metrics' networks in float32, by what they are needed for; the miniature's are small.
+ADAPTED = 6  # layers per transformer block and position whose rank-wide outputs are saved for a LoRA
+# The metrics' networks in float32, by what needs them; the miniature's are small.
 ENCODERS = {"face": 0.11e9, "clip": 1.71e9, "dino": 0.09e9, "inception": 0.09e9}
 MINIATURE_ENCODERS = 0.1e9
-OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}  # a trained number
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}  # bytes per trained parameter
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What the estimate needs to know of a model."""
+    """The properties of a model that the estimate needs."""
 
     family: Family
-    parameters: Mapping[str, float]  # of every part
+    parameters: Mapping[str, float]  # of each part
     configs: Mapping[str, Mapping[str, Any]]  # by part
-    factor: int = 8  # pixels a latent, each way
+    factor: int = 8  # pixels per latent position, along each axis
     decoder_channels: int = 128  # of the VAE at full size
-    known: bool = True  # False: the published model's figures stand for a model that is not here yet
+    # False: figures of the published model, used for a model that has not been downloaded yet
+    known: bool = True
 
     @property
     def side(self) -> int:
-        """Of the latents at the resolution that the model was made for."""
+        """Side length of the latents at the model's native resolution."""
         return self.family.resolution(self.configs) // self.factor
 
     def work(self, side: int) -> Work:
-        """One image through the denoiser. `side`: of the latents."""
+        """The work for one image. `side`: side length of the latents."""
         return self.family.work(self.configs, side)
 
     @property
@@ -81,7 +83,7 @@ CLIP_WIDTH = 768
 
 
 def architecture(model: Model) -> Architecture:
-    """Read from the model's own configs and its files' headers; the published model's where they are not here."""
+    """Read from the model's configs and its files' headers, else the published model's figures."""
     from diffusion_lab.models.place import model_folder
     from diffusion_lab.models.single_file import config_folder
 
@@ -114,14 +116,14 @@ def architecture(model: Model) -> Architecture:
             }
         channels = configs["vae"]["block_out_channels"]
         found = Architecture(family, parameters, configs, 2 ** (len(channels) - 1), channels[0])
-        _ = found.work(8), found.side  # KeyError where the configs lack what the estimate needs
+        _ = found.work(8), found.side  # KeyError if the configs lack a required value
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return published
     return found
 
 
 def _files(folder: Path) -> list[Path]:
-    """One variant of the weights, all its shards."""
+    """All shards of one variant of the weights."""
     files = sorted(folder.glob("*.safetensors"))
     plain = [file for file in files if file.name.count(".") == 1]
     return plain or files[:1]
@@ -140,12 +142,12 @@ def _count(shapes: Mapping[str, list[int]]) -> int:
 
 
 def trained_numbers(config: Config, model: Architecture) -> float:
-    """About how many numbers the method trains."""
+    """Approximate number of trained parameters."""
     return config.method.trained_numbers(model.sizes)
 
 
 def peaks(config: Config, model: Architecture) -> dict[str, float]:
-    """Bytes at the peak of "start", of "training" and of "evaluation"."""
+    """Peak memory in bytes of "start", "training" and "evaluation"."""
     half = config.model.precision != "fp32"
     width = HALF if half else FULL
     traits, denoiser = config.method.traits, model.family.denoiser
@@ -156,7 +158,7 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
     resting = frozen["vae"] + (0 if _text_runs(config) else texts)
     encoders = encoder_bytes(config)
     average = trained * FULL if traits.average else 0.0
-    kept_as = {part: float(width) for part in frozen}  # bytes a number
+    kept_as = {part: float(width) for part in frozen}  # bytes per number
     if config.model.quantise:
         kept_as[denoiser] = QUANTISED
     running = sum(number * kept_as[part] for part, number in frozen.items()) - resting * width
@@ -182,7 +184,8 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
     at_once = max(area, min(images * area, 8.0))  # 512-pixel images: see sampling/sample.py
     decoding = at_once * DECODED * width / FULL * model.decoder_channels / 128
     on_card = weights + optimizer + resting * width + encoders
-    encoding = DECODED * area * model.decoder_channels / 128  # of one picture, in float32, as decoding
+    # of one photo in float32, estimated like decoding
+    encoding = DECODED * area * model.decoder_channels / 128
     return {
         "start": loaded_bytes(config, model) + encoders + encoding + WORKSPACE,
         "training": weights + optimizer + idle + max(forward, backward) + WORKSPACE,
@@ -191,7 +194,7 @@ def peaks(config: Config, model: Architecture) -> dict[str, float]:
 
 
 def saved_bytes(saved: Saved, work: Work) -> float:
-    """What autograd keeps of one image, without checkpointing."""
+    """Bytes that autograd saves for one image, without checkpointing."""
     return (
         saved.residual * work.residual
         + saved.transformer * work.transformer
@@ -200,7 +203,7 @@ def saved_bytes(saved: Saved, work: Work) -> float:
 
 
 def encoder_bytes(config: Config) -> float:
-    """Of the networks that the named metrics need."""
+    """Bytes of the networks that the named metrics need."""
     from diffusion_lab.evaluation.encoders.check import configured_fields
 
     needs = configured_fields(config.metrics)
@@ -212,9 +215,9 @@ def encoder_bytes(config: Config) -> float:
 
 
 def loaded_bytes(config: Config, model: Architecture) -> float:
-    """Bytes of the weights as they are loaded: pictures and prompts are encoded before the cast.
+    """Bytes of the weights as they are loaded: photos and prompts are encoded before the cast.
 
-    All in float32, but for families whose denoiser and text encoders are too large for that.
+    All in float32, except for families whose denoiser and text encoders are too large for that.
     """
     half = model.family.loads_half and config.model.precision != "fp32"
     found = 0.0
@@ -227,12 +230,12 @@ def loaded_bytes(config: Config, model: Architecture) -> float:
 
 
 def _text_runs(config: Config) -> bool:
-    """Whether every step goes through the text encoders."""
+    """Whether the text encoders run at every step."""
     traits = config.method.traits
     return config.memory.cache == "off" or traits.learns_word or traits.text_encoder
 
 
 def _side(config: Config, model: Architecture) -> int:
-    """Of the latents of one picture."""
+    """Side length of a photo's latents."""
     pixels = config.model.resolution
     return max(1, pixels // model.factor) if pixels else model.side

@@ -26,7 +26,7 @@ def check_impostors(config: Config) -> None:
 
 
 def check_metrics(config: Config) -> None:
-    """Known metrics only; files named for the full-size encoders are there."""
+    """UserError for unknown metrics, or if files named for the full-size encoders are missing."""
     from diffusion_lab.evaluation.metrics import METRICS
 
     metrics = config.metrics
@@ -46,7 +46,7 @@ def check_metrics(config: Config) -> None:
 
 
 def check_optimizer(config: Config) -> None:
-    """The optimizers' packages, looked for and not imported: they would load torch."""
+    """UserError if the optimizer's package is not installed. Does not import it (or torch)."""
     from importlib.util import find_spec
 
     name = config.steps.optimizer
@@ -54,7 +54,7 @@ def check_optimizer(config: Config) -> None:
     if package is None or find_spec(package) is not None:
         return
     remedy = "pip install 'diffusion-lab[optimizers]'"
-    if package == "bitsandbytes":  # a dependency wherever it has wheels
+    if package == "bitsandbytes":  # a dependency on all platforms for which it has wheels
         remedy = "pip install bitsandbytes, which has wheels for Linux, Windows and Macs with Apple's chips"
     raise UserError(
         f"steps.optimizer={name}: needs the package {package}, which is not installed; {remedy}, or use "

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_output(config: Config, job: Writing) -> Plan:
-    """UserError where the folder cannot be written or the files that the job needs have no room."""
+    """UserError if the folder cannot be written or there is not enough space for the job's files."""
     output = Path(job.output).expanduser()
     check_place(output, 0, "job.output")
     files = check_downloads(wanted(config))

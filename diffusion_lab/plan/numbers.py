@@ -1,4 +1,4 @@
-"""How often a run evaluates and how many images it samples: the one place that plan, loop and record ask."""
+"""How often a run evaluates and how many images it samples; used by the plan, the loop and the record."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class PlannedEvaluations:
 
     evaluations: tuple[int, ...]  # the steps at which the model is evaluated
     per_evaluation: int  # images
-    forwards: int  # images through the denoiser in all evaluations, guidance counted twice
+    forwards: int  # images through the denoiser in all evaluations; counted twice with guidance
 
     @property
     def sampled(self) -> int:
-        """Images of all evaluations."""
+        """Number of images in all evaluations."""
         return self.per_evaluation * len(self.evaluations)
 
 
 def planned(config: Config, prompts: PromptSet) -> PlannedEvaluations:
-    """Of a run with these prompts; defaults filled."""
+    """The evaluations of a run with these prompts; `config` has its defaults filled."""
     evaluations = evaluation_steps(config.steps)
     per_evaluation = len(prompts) * images_per_prompt(config.prompts, prompts)
     steps, _ = sampler(config.prompts)
@@ -40,5 +40,5 @@ def planned(config: Config, prompts: PromptSet) -> PlannedEvaluations:
 
 
 def passes_a_step(config: Config, family: Family) -> int:
-    """Passes of the denoiser for one image and step: two with classifier-free guidance."""
+    """Denoiser passes per image and step: two with classifier-free guidance."""
     return 2 if is_guided(family, sampler(config.prompts)[1]) else 1

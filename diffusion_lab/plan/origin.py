@@ -1,7 +1,7 @@
-"""What one trained with is what one draws and scores with: settings that an artefact or a run has recorded.
+"""Applies the settings that an artefact or a run has recorded when sampling from it or scoring its images.
 
-They stand in the place of the configuration's defaults; what the command line sets (`job.given`) wins over them.
-Nothing in here loads a model.
+They replace the configuration's defaults; what the command line sets (`job.given`) takes precedence.
+No model is loaded here.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ ENCODERS = (
     "encoders", "face_weights", "clip_model", "clip_weights", "aesthetics_weights", "dino_model",
     "inception_weights",
 )  # fmt: skip
-STEPS = 30  # of sampling a full-size model, where its authors take more
+STEPS = 30  # for sampling a full-size model whose published number is higher
 INDEX = "generated.json"  # what the images of the folder depend on, and which file is which
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 class Given:
-    """Which keys the command line sets, its groups and experiments included."""
+    """The keys set on the command line, including its groups and experiments."""
 
     def __init__(self, config: Config) -> None:
-        keys = getattr(config.job, "given", None)  # jobs that take something up have it
+        keys = getattr(config.job, "given", None)  # only jobs that use recorded settings have it
         self.keys = _differing(config) if keys is None else set(keys)
 
     def __contains__(self, key: str) -> bool:
@@ -55,7 +55,7 @@ class Given:
 
 
 def _differing(config: Config) -> set[str]:
-    """Of a configuration made without a command line: what is not the schema's default."""
+    """Keys that differ from the schema's defaults, for a configuration made without a command line."""
     found = set()
     for group in ("model", "prompts", "data", "metrics"):
         part = getattr(config, group)
@@ -66,18 +66,18 @@ def _differing(config: Config) -> set[str]:
     return found - {"model.resolution", "data.class_noun", "prompts.n"}
 
 
-# --- drawing ------------------------------------------------------------------------------------------
+# --- sampling -----------------------------------------------------------------------------------------
 
 
 def as_trained(
     config: Config, artefact: Path | None, header: Mapping[str, str], pipeline: Path | None = None
 ) -> tuple[Config, str]:
-    """`config` with what the artefact has recorded where the command line says nothing; a line that says what.
+    """`config` with the artefact's recorded settings where the command line sets none; a line listing them.
 
-    `pipeline`: a whole pipeline's folder, which is its own model.
+    `pipeline`: the folder of a whole pipeline, which is used as the model.
 
-    An artefact that tells nothing of it, and is for a full-size model, is drawn with what those are usually drawn
-    with, not with the miniature's settings. UserError where a recorded value is not allowed.
+    An artefact without recorded settings, for a full-size model, is sampled with the usual settings of such
+    models, not with those of the miniature. UserError if a recorded value is not allowed.
     """
     config, given = copy.deepcopy(config), Given(config)
     before = copy.deepcopy(config)
@@ -94,11 +94,11 @@ def as_trained(
     if pipeline is not None:
         config.model.path, config.model.config, config.model.variant = str(pipeline), None, None
     if config.model.path != before.model.path and "model.resolution" not in given:
-        config.model.resolution = model.get("resolution")  # what was filled in is another model's
+        config.model.resolution = model.get("resolution")  # the filled value belongs to another model
     if config.model.path != before.model.path and not precise and is_full_size(config.model):
-        config.model.precision = best_precision(config.model.device)  # the default is the miniature's
+        config.model.precision = best_precision(config.model.device)  # the default is for the miniature
     prompts, family = recorded.get("prompts") or {}, which_family(config.model)
-    if family is not which_family(before.model):  # what was filled in is another family's
+    if family is not which_family(before.model):  # the filled values belong to another family
         own = {"sampling_steps": family.sampling_steps, "guidance_scale": family.guidance_scale}
         config.prompts = dataclasses.replace(config.prompts, **_not_given(own, given))
     if not prompts and artefact is not None and is_full_size(config.model):
@@ -120,7 +120,7 @@ def as_trained(
 
 
 def usual(family: Family) -> dict[str, Any]:
-    """For another tool's file, which tells nothing of this: what the family's full-size models are usually sampled with."""
+    """Usual settings of the family's full-size models, for other tools' files, which record none."""
     return {
         "n": 100,
         "images_per_prompt": 1,
@@ -131,9 +131,9 @@ def usual(family: Family) -> dict[str, Any]:
 
 
 def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Given) -> bool:
-    """Of another model than the artefact's own only the number format is of any meaning.
+    """If the model is not the artefact's own, only the number format is applied.
 
-    Returns whether the number format is settled: taken, or given.
+    Returns whether the number format is settled: taken from the artefact or given on the command line.
     """
     precise = "model.precision" in given
     own = "model.path" not in given
@@ -144,7 +144,7 @@ def _take_model(config: Config, model: Mapping[str, Any], device: str, given: Gi
         if key == "precision" and value not in PRECISIONS:
             continue
         if key == "precision" and value != "fp32" and _on_cpu(config) != (device == "cpu"):
-            continue  # half precision is a matter of the device, and this is another one
+            continue  # half precision depends on the device, and this is another one
         if key == "quantise" and (value != "nf4" or _on_cpu(config)):
             continue
         setattr(config.model, key, value)
@@ -163,7 +163,7 @@ def _on_cpu(config: Config) -> bool:
 
 
 def _recorded(artefact: Path | None, header: Mapping[str, str]) -> tuple[Mapping[str, Any], str]:
-    """Of the header, or of the run in whose folder the artefact lies."""
+    """Settings from the header, or from the run whose folder contains the artefact; and their source."""
     text = header.get(HEADER)
     if text:
         try:
@@ -183,7 +183,7 @@ def _recorded(artefact: Path | None, header: Mapping[str, str]) -> tuple[Mapping
 
 
 def _check(config: Config, source: str) -> None:
-    """A header is written by others: its values are checked as if they had been typed."""
+    """A header is untrusted input: its values are validated as if they had been typed."""
     for group in ("model", "prompts", "data", "metrics"):
         part = getattr(config, group)
         values = {item.name: getattr(part, item.name) for item in dataclasses.fields(part)}
@@ -204,20 +204,20 @@ def _check_types(group: str, schema: type, values: Mapping[str, Any], source: st
 
 
 def _is_of(hint: Any, value: Any) -> bool:
-    """Whether the value can stand where the schema says `hint`; of a list, whether it is one."""
+    """Whether the value matches the schema's type `hint`; for a list, only whether it is one."""
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     allowed = {typing.get_origin(part) or part for part in parts}
     return type(value) in allowed or (type(value) is int and float in allowed)
 
 
 def _line(before: Config, after: Config, groups: Iterable[str], source: str) -> str:
-    """ "model.path=sd15 prompts.sampling_steps=25, from the artefact"; "" where nothing was taken."""
+    """ "model.path=sd15 prompts.sampling_steps=25, from the artefact"; "" if nothing was taken."""
     changed = [
         f"{group}.{item.name}={_shown(getattr(getattr(after, group), item.name))}"
         for group in groups
         for item in dataclasses.fields(getattr(after, group))
         if getattr(getattr(after, group), item.name) != getattr(getattr(before, group), item.name)
-        and getattr(getattr(after, group), item.name) not in (None, "")  # both say nothing
+        and getattr(getattr(after, group), item.name) not in (None, "")  # neither is a value
     ]
     return f"{' '.join(changed)}, from {source or 'the artefact'}" if changed else ""
 
@@ -232,9 +232,10 @@ def _shown(value: Any) -> str:
 
 
 def as_measured(config: Config) -> tuple[Config, str]:
-    """`config` with the subject and the encoders of the run that drew `job.images`, or trained what drew them.
+    """`config` with the subject and encoders of the run that generated `job.images` or trained their model.
 
-    What the command line sets wins; a line that says what was taken, "" where the images are of no run of ours.
+    The command line takes precedence. Also returns a line that lists what was taken, "" if the images belong
+    to no known run.
     """
     from diffusion_lab.system.readers import read_json
 
@@ -261,7 +262,7 @@ def as_measured(config: Config) -> tuple[Config, str]:
 
 
 def run_of(place: Path) -> Path | None:
-    """The folder of the run that `place` lies in: RUN/artefact, RUN/adapters/step-N, RUN/samples/step-N."""
+    """The run folder that contains `place`: RUN/artefact, RUN/adapters/step-N, RUN/samples/step-N."""
     place = place.absolute()
     for folder in (place, *place.parents[:3]):
         if (folder / "config.yaml").is_file() and (folder / "result.json").is_file():
@@ -270,7 +271,7 @@ def run_of(place: Path) -> Path | None:
 
 
 def run_config(run: Path) -> Mapping[str, Any]:
-    """A run's configuration as it was recorded; nothing, and a warning, where it cannot be read."""
+    """A run's recorded configuration; empty, with a warning, if it cannot be read."""
     import yaml  # type: ignore[import-untyped]
 
     try:

@@ -1,4 +1,4 @@
-"""The plan of a job: what a person reads before anything slow is loaded, and the place where it may write."""
+"""The plan of a job: a summary shown before anything slow is loaded, and checks of the folder to write to."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ WORDS: dict[FolderStatus, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a job will do. `rows` is what a person reads; the numbers are there for fine-tuning only."""
+    """What a job will do. `rows` is displayed; the numbers are set for fine-tuning only."""
 
     rows: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...] = ()
-    images: int = 0  # trained on
+    images: int = 0  # training photos
     prompts: int = 0
     steps: int = 0
     evaluations: tuple[int, ...] = ()  # the steps at which the model is evaluated
     images_sampled: int = 0  # in all evaluations
-    forwards: int = 0  # images through the denoiser while sampling, guidance counted twice
+    forwards: int = 0  # images through the denoiser while sampling; counted twice with guidance
     cost: Cost | None = None
-    downloads: tuple[Wanted, ...] = ()  # files from elsewhere, those that are here too
+    downloads: tuple[Wanted, ...] = ()  # files to download, including those already present
     folder_status: FolderStatus = "empty"  # of the run folder
-    needed_bytes: int = 0  # of disk, beside what the folder has already
+    needed_bytes: int = 0  # disk space, in addition to what the folder already contains
 
     def summary(self) -> str:
         """One line for the log."""
@@ -62,7 +62,7 @@ def check_new_folder(run_folder: Path) -> None:
 
 
 def check_place(folder: Path, needed: int, key: str, less: str = "") -> None:
-    """Can `folder` be made and written, with `needed` bytes free? It only looks: the first write decides.
+    """Checks that `folder` can be created and written, with `needed` bytes free. Writes nothing.
 
     `less`: a setting that would need less.
     """
@@ -82,7 +82,7 @@ def check_place(folder: Path, needed: int, key: str, less: str = "") -> None:
 
 
 def check_downloads(files: list[Wanted]) -> tuple[Wanted, ...]:
-    """The files, once there is room for those that have to be fetched."""
+    """The files, after checking that there is space for those to download."""
     needed = sum(file.size or 0 for file in files if file.path is None and file.repo)
     if needed:
         from huggingface_hub import constants
@@ -92,7 +92,7 @@ def check_downloads(files: list[Wanted]) -> tuple[Wanted, ...]:
 
 
 def show(plan: Plan, console: Console) -> None:
-    """Prints the plan as a table, its warnings below."""
+    """Prints the plan as a table, followed by its warnings."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -100,7 +100,7 @@ def show(plan: Plan, console: Console) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in plan.rows:
-        table.add_row(name, escape(value))  # a folder may be called [b]
+        table.add_row(name, escape(value))  # a folder may be named [b]
     console.print(table)
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)

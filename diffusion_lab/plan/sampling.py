@@ -1,4 +1,4 @@
-"""What a plan says about its evaluations before anything is loaded."""
+"""The plan's checks of evaluations, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def enough_images(config: Config, prompts: PromptSet) -> list[str]:
-    """Warnings about metrics without a value and evaluations of few images. UserError where a metric cannot be asked."""
+    """Warnings about metrics without a value and evaluations with few images.
+
+    UserError if a metric cannot be computed.
+    """
     from diffusion_lab.data.prompts import images_per_prompt
     from diffusion_lab.evaluation.metrics import select
     from diffusion_lab.evaluation.metrics.enough import check_enough, without_value
@@ -25,7 +28,7 @@ def enough_images(config: Config, prompts: PromptSet) -> list[str]:
 
 
 def ignored_negative(settings: Prompts, prompts: PromptSet, family: Family) -> list[str]:
-    """A warning where a negative prompt has no effect: it is the other branch of guidance, which 1 or less leaves out."""
+    """A warning if a negative prompt has no effect: a guidance scale of 1 or less does not use it."""
     scale = settings.guidance_scale
     if not prompts.negative or scale is None or is_guided(family, scale):
         return []

@@ -1,15 +1,15 @@
-"""Numbers of the plan as a person reads them: as exact as estimates deserve."""
+"""Formats the numbers of the plan, with a precision suitable for estimates."""
 
 from __future__ import annotations
 
 
 def shortened(steps: tuple[int, ...]) -> list[int | str]:
-    """Long lists with their middle left out."""
+    """Shortens long lists by omitting the middle."""
     return list(steps) if len(steps) <= 9 else [*steps[:4], "...", *steps[-2:]]
 
 
 def room(size: float) -> str:
-    """Bytes of a disk, for a person: "12 MB", "53 GB"."""
+    """Disk space as text: "12 MB", "53 GB"."""
     return f"{size / 1e9:.0f} GB" if size >= 10e9 else f"{max(1, round(size / 1e6))} MB"
 
 
@@ -19,7 +19,7 @@ def counted(n: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """ "40 s", "5 min", "2 h 10 min": as exact as an estimate deserves."""
+    """ "40 s", "5 min", "2 h 10 min": with a precision suitable for estimates."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""Settings that are allowed and rarely meant: a line each for the plan, with what to set instead."""
+"""Settings that are valid but rarely intended: one line each for the plan, with a suggestion."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from diffusion_lab.plan.defaults import SMALL
 from diffusion_lab.plan.shown import counted
 from diffusion_lab.values.bounds import MANY_EVALUATIONS
 
-FAR = 30.0  # times the default: from here on a learning rate is named
-SATURATED = 20.0  # guidance from which images are burnt
+FAR = 30.0  # factor from the default at which a learning rate is reported
+SATURATED = 20.0  # guidance scale from which images look oversaturated
 
 
 def unlikely(config: Config) -> list[str]:
@@ -82,7 +82,7 @@ def _batches(config: Config) -> list[str]:
 
 
 def _rates(config: Config) -> list[str]:
-    """Learning rates far from the method's own, and a weight decay that the rate makes large."""
+    """Learning rates far from the method's default, and a weight decay that the rate makes too strong."""
     method: Any = config.method
     said = []
     small = config.model.resolution is not None and config.model.resolution < SMALL
@@ -102,7 +102,7 @@ def _rates(config: Config) -> list[str]:
                 "little will be learnt"
             )
     if config.steps.optimizer == "prodigy":
-        return said  # its true rate is its own
+        return said  # Prodigy estimates its rate itself
     decay = getattr(method, "weight_decay", 0.0) * (getattr(method, "learning_rate", None) or 0.0)
     if decay * (config.steps.total or 1) > 1 and method.weight_decay > 0.1:
         said.append(

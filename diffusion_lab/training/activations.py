@@ -1,4 +1,4 @@
-"""Activations that are computed again on the way back instead of being kept."""
+"""Gradient checkpointing: activations are recomputed in the backward pass instead of being stored."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 
 def recompute_activations(pipe: Any, settings: Memory) -> None:
-    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), block by block, where the config asks for it.
+    """Block-wise gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), if the settings ask for it.
 
-    Activations are computed again on the way back instead of being kept: less memory, about a third more time.
+    Activations are recomputed in the backward pass instead of being stored: less memory, about a third more
+    time.
     """
     if not settings.gradient_checkpointing:
         return

@@ -1,14 +1,16 @@
-"""Checkpoints: all that a run changes, so that it can be resumed after any kill as if nothing had happened::
+"""Checkpoints contain everything that a run changes, so that it can be resumed exactly.
+
+Their files are::
 
 checkpoints/step-000120/
-    state.pt         tensors, numbers, text, lists and dicts; read with weights_only=True, no pickled objects
-    unet/...         where the method trains whole networks: their files, which the step's adapter shares (hard links)
+    state.pt         tensors, numbers, text, lists and dicts; read with weights_only=True, no pickles
+    unet/...         files of networks that train as a whole, shared with the step's adapter (hard links)
     checksum.json    schema of state.pt and the SHA-256 of every file
 
-A folder is written beside its place and renamed, so it is whole or not there. What does not change (the frozen
-weights, the encoded pictures) is not in it: it is built again, and `identity` says whether it is the same. The same
-holds for trained weights that are still the base model's.
-(`Accelerator.save_state` holds neither a sampler's position nor our own generators, and pickles the rest.)
+A folder is written under a temporary name and then renamed, so it is either complete or absent. What does not
+change (the frozen weights, the encoded photos) is not saved: it is rebuilt, and `identity` is used to verify
+that it is the same. This also holds for trained weights that still equal the base model's.
+(`Accelerator.save_state` saves neither a sampler's position nor our own generators, and pickles the rest.)
 """
 
 from __future__ import annotations
@@ -41,9 +43,9 @@ from diffusion_lab.training.meter import Since
 if TYPE_CHECKING:
     from diffusion_lab.training.state import TrainingState
 
-PLAIN, SHARED = 1, 2  # schemas of state.pt: with all tensors in it; with references to other files
-AS_BUILT = "as built"  # in a tensor's place: a freshly built run has it already
-REFERENCE = "tensor in"  # {REFERENCE: file, "named": name} in a tensor's place
+PLAIN, SHARED = 1, 2  # schemas of state.pt: containing all tensors; with references to other files
+AS_BUILT = "as built"  # replaces a tensor that a freshly built run already has
+REFERENCE = "tensor in"  # {REFERENCE: file, "named": name} replaces a tensor
 STATE, CHECKSUM = "state.pt", "checksum.json"
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -52,15 +54,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One that was read and is whole."""
+    """A checkpoint that was read and verified."""
 
     folder: Path
     step: int
-    values: dict[str, Any]  # what `capture` gave
+    values: dict[str, Any]  # what `capture` returned
 
 
 def capture(state: TrainingState) -> dict[str, Any]:
-    """All that the run changes. With several processes all of them call it; each has its own streams."""
+    """Everything that the run changes.
+
+    With several processes, all of them must call it; each has its own streams.
+    """
     streams = state.global_streams.as_plain()
     if state.processes > 1:
         from accelerate.utils import gather_object
@@ -89,7 +94,7 @@ def capture(state: TrainingState) -> dict[str, Any]:
 
 
 def _shared(state: TrainingState) -> dict[str, Any]:
-    """What need not be in `state.pt`: tensors that the method's own files have, or the base model."""
+    """What need not be in `state.pt`: tensors that are in the method's own files or in the base model."""
     method = state.method
     if not isinstance(method, SavesNetworks):
         return {}
@@ -98,9 +103,9 @@ def _shared(state: TrainingState) -> dict[str, Any]:
 
 
 def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
-    """Puts a freshly built run where the checkpoint's was.
+    """Restores the state of the checkpoint in a freshly built run.
 
-    Raises UserError where it belongs to another run: other pictures, another model, other parameters, or
+    Raises UserError if it belongs to another run: other photos, another model, other parameters, or
     another number of processes.
     """
     values = checkpoint.values
@@ -132,7 +137,7 @@ def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
 
 
 def _back_to_base(state: TrainingState) -> None:
-    """Gives the trained networks the base model's weights, where they have moved since they were built."""
+    """Resets the trained networks to the base model's weights, if they have changed since they were built."""
     method: Any = state.method
     if method.unchanged(state.pipe):
         return
@@ -144,7 +149,7 @@ def _back_to_base(state: TrainingState) -> None:
 
 def _check_identity(state: TrainingState, checkpoint: Checkpoint) -> None:
     theirs = checkpoint.values["identity"]
-    # What an earlier version did not note cannot tell.
+    # Entries that an earlier version did not record cannot be compared.
     changed = [name for name, value in state.identity.items() if theirs.get(name, value) != value]
     weights, trained = checkpoint.values["weights"], state.trained
     fits = len(weights) == len(trained) and all(
@@ -164,9 +169,9 @@ def _check_identity(state: TrainingState, checkpoint: Checkpoint) -> None:
 
 
 def write(values: Mapping[str, Any], root: Path) -> Path:
-    """Writes what `capture` gave to `root`/step-NNNNNN, whole or not at all; returns that folder.
+    """Writes what `capture` returned to `root`/step-NNNNNN atomically; returns that folder.
 
-    Every file is hashed while it is written, and none is read again.
+    Every file is hashed while it is written; none is read again.
     """
     folder = root / f"step-{values['step']:06d}"
     plain = {name: value for name, value in values.items() if name not in ("files", "unchanged")}
@@ -193,7 +198,7 @@ def _address(value: Tensor) -> tuple[Any, ...]:
 
 
 def _without(value: Any, places: Mapping[tuple[Any, ...], Any] | None) -> Any:
-    """`value` with what `places` has, by address, in the place of its tensors; None: all are as they were built."""
+    """`value` with tensors replaced by their entries in `places`, by address; None: all are as built."""
     if isinstance(value, Tensor):
         return AS_BUILT if places is None else places.get(_address(value), value)
     if isinstance(value, dict):
@@ -202,7 +207,7 @@ def _without(value: Any, places: Mapping[tuple[Any, ...], Any] | None) -> Any:
 
 
 def read(folder: Path) -> Checkpoint:
-    """Raises ValueError where it is damaged, UserError where another version of the program wrote it."""
+    """Raises ValueError if it is damaged, UserError if another version of the program wrote it."""
     try:
         told = json.loads((folder / CHECKSUM).read_text("utf-8"))
         if told["schema"] not in (PLAIN, SHARED):
@@ -226,12 +231,12 @@ def read(folder: Path) -> Checkpoint:
     except Exception as error:
         if is_memory(error):
             raise
-        # JSON, KeyError, OSError, what unpickling raises: damaged in any case
+        # JSON, KeyError, OSError, errors of unpickling: damaged in any case
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _with(value: Any, files: Mapping[str, Mapping[str, Tensor]]) -> Any:
-    """`value` with the tensors that it refers to."""
+    """`value` with its references replaced by the tensors."""
     if isinstance(value, dict):
         if value.keys() == {REFERENCE, "named"}:
             return files[value[REFERENCE]][value["named"]]
@@ -244,7 +249,7 @@ def _as_built(value: Any) -> bool:
 
 
 def latest(root: Path) -> Checkpoint | None:
-    """The newest one that is whole; damaged ones are named in the log and passed over."""
+    """The newest complete checkpoint; damaged ones are logged and skipped."""
     for step in sorted(found(root), reverse=True):
         try:
             return read(root / f"step-{step:06d}")
@@ -254,15 +259,16 @@ def latest(root: Path) -> Checkpoint | None:
 
 
 def found(root: Path) -> list[int]:
-    """Steps of the checkpoints there, ascending, whole or not."""
+    """Steps of the checkpoints in `root`, ascending, complete or not."""
     folders = root.iterdir() if root.is_dir() else ()
     return sorted(int(match[1]) for folder in folders if (match := _NAME.fullmatch(folder.name)))
 
 
 def prune(root: Path, now: int, *, keep: int, best: int | None) -> None:
-    """Removes all but the last `keep` up to step `now` and the best one.
+    """Removes all checkpoints except the last `keep` up to step `now` and the best one.
 
-    Those beyond `now` go first: a run that fell behind a damaged one will come there again.
+    Those beyond `now` are removed first: a run that fell back behind a damaged one will reach these steps
+    again.
     """
     steps = found(root)
     kept = {*[step for step in steps if step <= now][-keep:], best}

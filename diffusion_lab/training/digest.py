@@ -1,4 +1,4 @@
-"""One checksum of several texts."""
+"""One checksum for several texts."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from collections.abc import Sequence
 
 
 def digest(words: Sequence[str]) -> str:
-    """SHA-256 over texts, in their order."""
+    """SHA-256 over the texts, in order."""
     return hashlib.sha256("\0".join(words).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Pictures and prompts as the denoiser sees them, computed once.
+"""Latents of the training photos and embeddings of the prompts, computed once.
 
-The VAE's answer to a picture is a normal distribution. Its mean and log-variance are kept and a fresh sample
-is drawn at each step, so that a cached run equals one that encodes anew. Keeping one sample instead would
-train on less variety, and keeping them by step would pair them with the wrong pictures.
+The VAE encodes a photo as a normal distribution. Its mean and log-variance are cached and a new sample is
+drawn at each step, so that a run with the cache equals one that encodes at every step. Caching a single
+sample would reduce variety, and caching samples per step would pair them with the wrong photos.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ log = logging.getLogger(__name__)
 
 
 class Latents(Protocol):
-    """Where the latents of a training set come from."""
+    """A source of the latents of a training set."""
 
     @property
     def device(self) -> torch.device: ...
 
     def sample(self, numbers: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Scaled latents of the named pictures, float32 [b, c, h, w] on the device.
+        """Scaled latents of the given photos, float32 [b, c, h, w] on the device.
 
-        Drawn on the CPU and picture by picture: first whether it is mirrored (where it can be), then
+        Sampled on the CPU, photo by photo: first whether it is mirrored (if mirroring is on), then
         standard normal noise.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class LatentCache:
-    """Posterior moments of every picture in memory; v is 1, or 2 where each is also kept mirrored."""
+    """Posterior moments of every photo in memory; v is 2 if each is also stored mirrored, else 1."""
 
     mean: Tensor  # float32 [n, v, c, h, w]
     logvar: Tensor  # float32 [n, v, c, h, w], natural logarithm
-    scaling_factor: float  # the VAE's: latents have about unit variance after it
-    shift_factor: float  # the VAE's: subtracted before; 0 for Stable Diffusion
+    scaling_factor: float  # of the VAE: multiplying by it gives latents of about unit variance
+    shift_factor: float  # of the VAE: subtracted before scaling; 0 for Stable Diffusion
 
     @property
     def device(self) -> torch.device:
@@ -63,11 +63,11 @@ class LatentCache:
 
 @dataclass(frozen=True, slots=True)
 class LatentSource:
-    """The same, with the moments of a picture read or computed each time they are asked for."""
+    """Like `LatentCache`, but the moments of a photo are read or computed at each request."""
 
-    moments: Callable[[int, int], tuple[Tensor, Tensor]]  # picture, version -> mean, logvar [c, h, w]
+    moments: Callable[[int, int], tuple[Tensor, Tensor]]  # photo, version -> mean, logvar [c, h, w]
     versions: int
-    shape: torch.Size  # of one picture's latents
+    shape: torch.Size  # of one photo's latents
     device: torch.device
     scaling_factor: float
     shift_factor: float
@@ -101,10 +101,10 @@ def encode_pictures(
     keep: str = "memory",
     folder: Path | None = None,
 ) -> Latents:
-    """Every picture's centred square at `resolution` pixels through the VAE, in float32 and one by one.
+    """Encodes the centre square of every photo at `resolution` pixels with the VAE, in float32.
 
-    One by one so that the memory needed does not depend on how many there are. `keep`: `memory` holds the
-    moments, `disk` keeps them in `folder` (the cache's) for later runs too, `off` encodes at every `sample`.
+    One by one, so that the memory needed does not depend on their number. `keep`: `memory` keeps the
+    moments in memory, `disk` stores them in `folder` for later runs too, `off` encodes at every `sample`.
     """
     if not pictures:
         raise ValueError("no pictures to encode")
@@ -138,7 +138,10 @@ def _on_disk(
     versions: int,
     folder: Path | None,
 ) -> Callable[[int, int], tuple[Tensor, Tensor]]:
-    """Encodes what `folder` does not hold yet. A file's name says all that its content depends on."""
+    """Encodes what `folder` does not yet contain.
+
+    A file's name identifies everything that its content depends on.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -166,7 +169,7 @@ def _on_disk(
         for version in range(versions):
             try:
                 read(number, version)
-            except (OSError, SafetensorError, KeyError, ValueError) as error:  # not there, or damaged
+            except (OSError, SafetensorError, KeyError, ValueError) as error:  # missing or damaged
                 if path(number, version).exists():
                     log.warning("%s is damaged and is made again (%s)", path(number, version), error)
                 if path(number, version).is_dir():
@@ -177,7 +180,7 @@ def _on_disk(
 
 
 def tokenize(pipe: Any, text: str, remedy: str = "shorten data.identifier or data.class_noun") -> Tokens:
-    """Of one text, padded as the pipeline pads its prompts. UserError where the text does not fit."""
+    """Token ids of one text, padded as the pipeline pads its prompts. UserError if the text is too long."""
     try:
         return of(pipe).tokenize(pipe, text)
     except ValueError as error:
@@ -186,7 +189,7 @@ def tokenize(pipe: Any, text: str, remedy: str = "shorten data.identifier or dat
 
 @torch.no_grad()
 def encode_text(pipe: Any, tokens: Tokens) -> Conditioning:
-    """What the denoiser is given of a text, in float32, as the pipeline gives it."""
+    """The text conditioning of the denoiser, in float32, computed as the pipeline does."""
     return {name: _float(value) for name, value in of(pipe).encode(pipe, tokens).items()}
 
 

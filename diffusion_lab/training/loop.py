@@ -1,6 +1,6 @@
-"""The training loop, the only one: every method, model and evaluation goes through it.
+"""The training loop, used for every method, model and evaluation.
 
-Gradient accumulation: one step is `gradient_accumulation` micro-batches of `batch_size` pictures, whose
+Gradient accumulation: one step is `gradient_accumulation` micro-batches of `batch_size` photos, whose
 gradients are averaged. `steps` counts optimizer steps.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from diffusion_lab.config.schema import Steps
     from diffusion_lab.training.state import TrainingState
 
-MOST_SKIPPED_STEPS = 50  # fp16: its loss scale halves at each skipped step; 2^16 is used up long before
+MOST_SKIPPED_STEPS = 50  # fp16: the loss scale halves at each skipped step; 2^16 is used up long before
 
 
 def train(
@@ -40,14 +40,14 @@ def train(
 ) -> None:
     """Trains from `state.step` to `steps.total`; evaluates at every multiple of `every` and at the end.
 
-    `evaluate(step)` runs with dropout off and with the global random streams put back afterwards: whatever
-    it draws, training goes on as without it. `on_log` gets the mean loss since the last time, learning
-    rate, gradient norm, pictures per second (of training alone) and peak memory; `on_step` the steps done.
+    `evaluate(step)` runs with dropout off, and the global random streams are restored afterwards, so that
+    evaluations do not affect training. `on_log` receives the mean loss since the last call, the learning
+    rate, the gradient norm, photos per second (of training alone) and peak memory; `on_step` the steps done.
 
-    `checkpoint(step)` is called before the evaluation of that step, which changes nothing and may take long:
-    all of the run is then in `state`. A run that goes on from there leaves out the steps in `measured`.
+    `checkpoint(step)` is called before the evaluation of that step, which does not change `state` and may
+    take long. A run resumed from there skips the steps in `measured`.
 
-    Raises TrainingDiverged before a step with a loss or gradient that is not finite is taken: the weights
+    Raises TrainingDiverged before taking a step whose loss or gradient is not finite: the weights
     are those of the last good step, and `state.step` is its number.
     """
     schedule = evaluation_steps(steps)
@@ -57,7 +57,8 @@ def train(
     with preserved_rng(), training_mode(*state.trained_modules):
         state.global_streams.restore()
         try:
-            for step in range(state.step, total + 1):  # N + 1 times: the ends are ordinary evaluations
+            # N + 1 values: the first and last evaluation need no special case.
+            for step in range(state.step, total + 1):
                 evaluated = step in evaluations
                 due = _checkpointed(steps, step, evaluated) and (step > first or step == 0)
                 if checkpoint is not None and due:
@@ -91,7 +92,7 @@ def train(
 
 
 def _checkpointed(steps: Steps, step: int, evaluated: bool) -> bool:
-    """Whether a checkpoint is due: at every evaluation, or every so many steps and at the end."""
+    """Whether a checkpoint is due: at every evaluation, or at a fixed interval and at the end."""
     if steps.checkpoint_every is None:
         return evaluated
     if steps.checkpoint_every == 0:
@@ -100,12 +101,12 @@ def _checkpointed(steps: Steps, step: int, evaluated: bool) -> bool:
 
 
 def evaluated_weights(state: TrainingState) -> AbstractContextManager[None]:
-    """Inside, the pipe has the weights that the method evaluates and saves: the trained ones, or their average."""
+    """Context in which the pipe has the weights that are evaluated and saved: trained or averaged ones."""
     return state.method.evaluating(state.pipe) if isinstance(state.method, Averaging) else nullcontext()
 
 
 def training_step(state: TrainingState, steps: Steps) -> tuple[float, float]:
-    """One optimizer step. Returns the mean loss of its pictures and the gradient's norm before clipping."""
+    """One optimizer step. Returns the mean loss of its photos and the gradient's norm before clipping."""
     accelerator, optimizer = state.accelerator, state.optimizer
     losses = []
     for _ in range(steps.gradient_accumulation):
@@ -122,9 +123,9 @@ def training_step(state: TrainingState, steps: Steps) -> tuple[float, float]:
                 parameter.grad.copy_(accelerator.reduce(parameter.grad, reduction="mean"))
     norm = accelerator.clip_grad_norm_(state.trained, steps.max_grad_norm or math.inf)
     assert norm is not None
-    # The one moment of a step at which the program waits for the device.
+    # The only device synchronisation of a step.
     mean, length = torch.stack([average, norm.float()]).tolist()
-    # fp16's loss scale overflows now and then by design: the scaler then skips the step itself.
+    # Occasional overflows of fp16's loss scale are expected: the scaler then skips the step itself.
     if not math.isfinite(mean) or not (math.isfinite(length) or accelerator.scaler is not None):
         optimizer.zero_grad()
         raise _diverged(state.step + 1, mean, length)
@@ -144,7 +145,7 @@ def _diverged(step: int, loss: float, norm: float) -> TrainingDiverged:
 
 
 def _check_float32(state: TrainingState) -> None:
-    """Casting the pipeline to evaluate it casts what trains too, and AdamW's small steps vanish in bf16."""
+    """Evaluation casts the pipeline, including trained weights; AdamW's small updates vanish in bf16."""
     if any(parameter.dtype != torch.float32 for parameter in state.trained):
         raise RuntimeError("the evaluation changed the number format of the trained weights")
 
@@ -152,7 +153,7 @@ def _check_float32(state: TrainingState) -> None:
 def _log_values(state: TrainingState, norm: float) -> dict[str, float]:
     since = state.since
     seconds = state.meter.seconds["training"] - since.seconds
-    # Prodigy's rate is its estimate d times the configured factor.
+    # Prodigy's learning rate is its estimate d times the configured factor.
     rates = {
         group["name"]: float(group["lr"]) * float(group.get("d", 1.0))
         for group in state.optimizer.param_groups

@@ -1,7 +1,7 @@
-"""What makes a model fit a small card: recomputed activations, parts that rest in the main memory, compiled blocks.
+"""Saves GPU memory and time: offloaded networks and compiled blocks.
 
-Attention needs no switch: diffusers and transformers go through torch's `scaled_dot_product_attention`, which
-picks the card's own memory-saving kernel.
+Attention needs no setting: diffusers and transformers use torch's `scaled_dot_product_attention`, which
+selects a memory-efficient kernel.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from diffusion_lab.training.state import TrainingState
 
 log = logging.getLogger(__name__)
-GRADIENTS_AGREE = 0.02  # relative distance of compiled from eager gradients; bf16's rounding is near 0.005
+GRADIENTS_AGREE = 0.02  # relative distance of compiled from eager gradients; bf16 rounding gives about 0.005
 
 
 class HasNetworks(Protocol):
-    """The metrics' encoders: whatever rests while the model trains."""
+    """The metrics' encoders: networks that are idle during training."""
 
     def networks(self) -> Sequence[nn.Module]: ...
 
 
 def idle_networks(state: TrainingState, bank: HasNetworks | None) -> list[nn.Module]:
-    """What a training step does not touch: the VAE, a text encoder whose answers are kept, the metrics' encoders."""
+    """Networks that are idle in a training step: VAE, cached text encoders, the metrics' encoders."""
     family = of(state.pipe)
     networks = family.networks(state.pipe)
     found: list[nn.Module] = [state.pipe.vae]
@@ -41,7 +41,7 @@ def idle_networks(state: TrainingState, bank: HasNetworks | None) -> list[nn.Mod
 
 
 def to_device(networks: Sequence[nn.Module], device: torch.device) -> None:
-    """Moves them and gives freed memory of the card back."""
+    """Moves the networks and releases cached GPU memory."""
     import torch
 
     for network in networks:
@@ -51,7 +51,7 @@ def to_device(networks: Sequence[nn.Module], device: torch.device) -> None:
 
 
 def rest(state: TrainingState, bank: HasNetworks | None, settings: Memory) -> None:
-    """With `memory.offload`: what a training step does not touch leaves the device."""
+    """With `memory.offload`: moves the networks that a training step does not use off the device."""
     import torch
 
     if settings.offload:
@@ -60,7 +60,7 @@ def rest(state: TrainingState, bank: HasNetworks | None, settings: Memory) -> No
 
 @contextmanager
 def awake(state: TrainingState, bank: HasNetworks | None, settings: Memory) -> Iterator[None]:
-    """Everything is on the device inside; afterwards, with `memory.offload`, what trains is there alone."""
+    """Inside, everything is on the device; afterwards, with `memory.offload`, only what a step uses."""
     if settings.offload:
         to_device(idle_networks(state, bank), state.device)
     try:
@@ -70,11 +70,11 @@ def awake(state: TrainingState, bank: HasNetworks | None, settings: Memory) -> I
 
 
 def compile_blocks(state: TrainingState, settings: Memory, **options: Any) -> bool:
-    """torch.compile on the U-Net's repeated transformer blocks; kept only where its gradients are eager's.
+    """torch.compile on the denoiser's repeated transformer blocks, if its gradients match eager mode.
 
-    Compiled U-Nets have given right losses with wrong gradients, so all gradients of one batch are compared
-    first. Returns whether the blocks are compiled; the run's random streams stay as they were. `options` go to
-    torch.compile.
+    Compiled U-Nets have produced correct losses with wrong gradients, so all gradients of one batch are
+    compared first. Returns whether the blocks are compiled; the run's random streams are left unchanged.
+    `options` are passed to torch.compile.
     """
     if not settings.compile:
         return False
@@ -84,7 +84,7 @@ def compile_blocks(state: TrainingState, settings: Memory, **options: Any) -> bo
     try:
         distance = _distance(plain, _gradients(state))
         reason = f"its gradients are {distance:.1%} off eager's" if distance > GRADIENTS_AGREE else ""
-    except Exception as error:  # a compiler that is missing or fails; what it raises is its own
+    except Exception as error:  # a compiler that is missing or fails may raise any exception
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if reason:
         for module in denoiser.modules():
@@ -94,7 +94,7 @@ def compile_blocks(state: TrainingState, settings: Memory, **options: Any) -> bo
 
 
 def _gradients(state: TrainingState) -> list[torch.Tensor]:
-    """Of all that trains, for the run's next batch, which stays the next."""
+    """Gradients of all trained parameters for the run's next batch, which is not consumed."""
     import copy
 
     noise = state.noise_stream.get_state()
@@ -115,7 +115,7 @@ def _gradients(state: TrainingState) -> list[torch.Tensor]:
 
 
 def _distance(plain: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
-    """|a - b| / |a| over all of them together; infinite where a gradient is missing."""
+    """|a - b| / |a| over all of them together; infinite if a gradient is missing."""
     if len(plain) != len(other):
         return float("inf")
     apart = sum(float((a - b).double().pow(2).sum()) for a, b in zip(plain, other, strict=True))

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of the phases of a run, measured apart."""
+"""Seconds and peak memory, measured separately for each phase of a run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 
 @dataclass(slots=True)
 class Meter:
-    """Adds up the wall seconds spent in named phases and keeps the highest memory seen in each.
+    """Adds up the wall-clock seconds spent in named phases and keeps the peak memory of each.
 
-    Memory is torch's peak of allocated bytes on a CUDA device, and the process's peak resident set elsewhere.
-    A CUDA device works behind the program's back; it is waited for when the phase changes, not at each step.
+    Memory is torch's peak of allocated bytes on a CUDA device, and the process's peak resident set otherwise.
+    A CUDA device works asynchronously; it is synchronised when the phase changes, not at each step.
     """
 
     device: torch.device
@@ -27,7 +27,7 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Everything inside counts as `name`. Not to be nested."""
+        """Everything inside the context counts as `name`. Cannot be nested."""
         if name != self._last:
             self._settle()
             self._last = name
@@ -39,27 +39,27 @@ class Meter:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
 
     def peak(self, name: str) -> int:
-        """Highest memory in bytes seen in this phase so far; 0 where it never ran."""
+        """Peak memory of this phase so far in bytes; 0 if it never ran."""
         if name == self._last:
             self._record_peak()
         return self.peak_bytes.get(name, 0)
 
     def began(self, name: str, seconds: float) -> None:
-        """A phase that was over before this meter was there, from a `reset_peak` on: its seconds and peak memory."""
+        """Adds seconds and peak memory of a phase that began with `reset_peak` before this meter existed."""
         self.add(name, seconds)
         now = _cuda_peak(self.device) if self.device.type == "cuda" else _resident_peak()
         self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), now)
 
     def add(self, name: str, seconds: float) -> None:
-        """Counts what was spent before this process began."""
+        """Adds time spent before this process started."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def peaks(self) -> dict[str, int]:
-        """Highest memory in bytes of every phase so far."""
+        """Peak memory of every phase so far, in bytes."""
         return {name: self.peak(name) for name in self.seconds}
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """`{"training": {"seconds": ..., "peak_bytes": ...}, ...}` of all phases so far, for the record."""
+        """`{"training": {"seconds": ..., "peak_bytes": ...}, ...}` for all phases so far, for the record."""
         self._settle()
         return {
             name: {"seconds": seconds, "peak_bytes": self.peak_bytes.get(name, 0)}
@@ -85,18 +85,18 @@ class Meter:
 
 
 def reset_peak(device: torch.device) -> None:
-    """From here on the peak counts anew."""
+    """Restarts the measurement of the peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        # Linux forgets the peak on this order; where it cannot, later phases show the run's peak so far.
+        # Resets the peak on Linux; if this is not possible, later phases show the run's peak so far.
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
 
 @dataclass(slots=True)
 class Since:
-    """What has been gathered since the last log line of a run; a run that goes on goes on with it."""
+    """Values accumulated since the last log line of a run; kept when a run is resumed."""
 
     losses: list[float] = field(default_factory=list)
     images: int = 0

@@ -1,4 +1,4 @@
-"""The optimizers of `steps.optimizer`, each from the library that keeps it."""
+"""The optimizers of `steps.optimizer`, each from its own library."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from diffusion_lab.values.checks import one_of
 def build_optimizer(
     name: str, groups: Sequence[ParamGroup], device: torch.device, *, scaled: bool = False
 ) -> torch.optim.Optimizer:
-    """An optimizer over `groups`, whose names it keeps in `param_groups`. `scaled`: fp16's loss scale is at work.
+    """An optimizer over `groups`, whose names are kept in `param_groups`.
 
-    adamw: torch's, fused unless scaled; adamw8bit: bitsandbytes' (Dettmers et al. 2021, arXiv:2110.02861), its
-    moments in 8 bits for tensors of 4096 numbers or more; prodigy: prodigyopt's (Mishchenko and Defazio 2023, arXiv:2306.06101),
-    which finds the rate itself: the learning rates are factors on it, equal for all groups.
+    `scaled`: whether fp16 loss scaling is used.
 
-    UserError where its package is missing, or Prodigy is given different rates.
+    adamw: torch's, fused unless scaled; adamw8bit: bitsandbytes' (Dettmers et al. 2021, arXiv:2110.02861),
+    with 8-bit moments for tensors of 4096 or more elements; prodigy: prodigyopt's (Mishchenko and Defazio
+    2023, arXiv:2306.06101), which estimates the rate itself: the learning rates are factors, equal for all
+    groups.
+
+    UserError if the package is missing, or if Prodigy is given different rates.
     """
     options: list[dict[str, Any]] = [
         {
@@ -35,8 +38,8 @@ def build_optimizer(
         for group in groups
     ]
     if name == "adamw":
-        # fused: one kernel for all of the many small matrices. It skips an overflowing step inside that kernel, and
-        # accelerate, which watches whether `step` is called at all, would not hear of it.
+        # fused: one kernel for all of the many small matrices. It skips an overflowing step inside that
+        # kernel; accelerate, which detects skipped steps by whether `step` is called, would not notice.
         return torch.optim.AdamW(options, fused=device.type in ("cuda", "cpu") and not scaled)
     if name == "adamw8bit":
         bitsandbytes = _imported("bitsandbytes", name)
@@ -53,7 +56,7 @@ def build_optimizer(
     with (
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
-    ):  # it prints about weight decay
+    ):  # it prints a message about weight decay
         # The two settings that its authors recommend for diffusion models.
         found: torch.optim.Optimizer = prodigyopt.Prodigy(
             options, use_bias_correction=True, safeguard_warmup=True
@@ -66,7 +69,7 @@ def _imported(package: str, optimizer: str) -> Any:
 
     try:
         return importlib.import_module(package)
-    except ImportError as error:  # the plan has looked whether it is there; it may still not load
+    except ImportError as error:  # the plan checked that it is installed; importing may still fail
         raise UserError(
             f"steps.optimizer={optimizer}: {package} cannot be loaded ({error}); "
             "pip install 'diffusion-lab[optimizers]', or use steps.optimizer=adamw"

@@ -1,4 +1,4 @@
-"""Which pictures come next: shuffled epochs, nothing dropped, the position a pair of numbers."""
+"""The order of the training photos: shuffled epochs, no photo dropped; the state is two numbers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from diffusion_lab.system.rng import stream_seed
 
 @dataclass(slots=True)
 class EpochSampler:
-    """An endless sequence of picture numbers; each epoch is a fresh permutation of all of them.
+    """An endless sequence of photo indices; each epoch is a new permutation of all of them.
 
     The permutation is a function of (seed, epoch), so that (epoch, position) is the whole state. A batch may
-    span two epochs: every picture is seen equally often, whatever the batch size.
+    span two epochs: every photo is seen equally often, whatever the batch size.
     """
 
-    n: int  # pictures
+    n: int  # number of photos
     seed: int
     epoch: int = 0
-    position: int = 0  # pictures of this epoch already given
+    position: int = 0  # photos of this epoch already returned
     _order: tuple[int, list[int]] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -35,7 +35,7 @@ class EpochSampler:
         return self._order[1]
 
     def take(self, k: int) -> list[int]:
-        """The next k picture numbers."""
+        """The next k photo indices."""
         taken: list[int] = []
         while len(taken) < k:
             piece = self.order()[self.position : self.position + k - len(taken)]

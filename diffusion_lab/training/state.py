@@ -1,4 +1,4 @@
-"""Everything one run changes while it trains, in one object: no part of a run lives anywhere else."""
+"""The complete state of a training run in one object."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Prior:
-    """Pictures of the class and their caption, for prior preservation."""
+    """Class images and their caption, for prior preservation."""
 
     latents: Latents
     tokens: Tokens  # of their caption, one row
-    conditioning: Conditioning | None  # one row; None where a text encoder trains
-    extras: Conditioning  # one row a picture
+    conditioning: Conditioning | None  # one row; None if a text encoder is trained
+    extras: Conditioning  # one row per image
     sampler: EpochSampler
 
 
 @dataclass(slots=True)
 class TrainingState:
-    """One run. What changes: weights, optimizer, schedule, random streams, sampler, step, meter."""
+    """One run. The parts that change: weights, optimizer, schedule, random streams, sampler, step, meter."""
 
     pipe: Any
     method: Method
@@ -66,25 +66,25 @@ class TrainingState:
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler
     process: NoiseProcess
     latents: Latents
-    tokens: Tokens  # the pictures' captions, one row each; one row where all have the same
-    conditioning: Conditioning | None  # likewise; None where a text encoder trains or nothing is cached
-    extras: Conditioning  # what else the denoiser is given of each picture, one row each
-    text_anew: bool  # frozen text encoders read the captions at every step: nothing is cached
+    tokens: Tokens  # the photos' captions, one row each; one row if all are the same
+    conditioning: Conditioning | None  # likewise; None if a text encoder is trained or nothing is cached
+    extras: Conditioning  # additional conditioning of the denoiser, one row per photo
+    text_anew: bool  # whether frozen text encoders encode the captions at every step, without a cache
     sampler: EpochSampler
-    prior: Prior | None  # pictures of the class, where the method preserves it
+    prior: Prior | None  # class images, if the method uses prior preservation
     snr_gamma: float | None
     noise_offset: float
     latent_stream: torch.Generator  # CPU: samples of the posterior, mirroring
     noise_stream: torch.Generator  # CPU: noise and timesteps of the loss
-    global_streams: RngState  # Python, NumPy, torch as this run last left them: dropout
+    global_streams: RngState  # Python, NumPy and torch, as this run last left them: dropout
     meter: Meter
     total: int  # optimizer steps of the whole run
-    identity: dict[str, str] = field(default_factory=dict)  # what must be the same where the run goes on
+    identity: dict[str, str] = field(default_factory=dict)  # what must be the same when the run is resumed
     since: Since = field(default_factory=Since)
     notes: dict[str, str] = field(default_factory=dict)  # for the artefact's header
     step: int = 0  # optimizer steps done
     kept: tuple[int, Path] | None = None  # the newest checkpoint's step and folder
-    load_base: Callable[[], Any] | None = None  # the model anew, as it was before `attach`
+    load_base: Callable[[], Any] | None = None  # loads the model again, as it was before `attach`
 
     @property
     def device(self) -> torch.device:
@@ -92,23 +92,24 @@ class TrainingState:
 
     @property
     def processes(self) -> int:
-        """How many train together, each on its share of every batch."""
+        """Number of processes that train together, each on its share of every batch."""
         return int(self.accelerator.num_processes)
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """All parameters that train, in the order of the groups."""
+        """All trained parameters, in the order of the groups."""
         return [parameter for group in self.groups for parameter in group.params]
 
     @property
     def trained_modules(self) -> list[nn.Module]:
-        """The networks with something to train in them."""
+        """The networks that have trained parameters."""
         return [m for m in modules(self.pipe) if any(p.requires_grad for p in m.parameters())]
 
     def next_batch(self, size: int) -> Batch:
-        """The next `size` pictures, and as many of the class: moves the samplers and the latents' stream.
+        """The next `size` photos, and as many class images; advances the samplers and the latents' stream.
 
-        Of several processes each draws for all and keeps its share, so that all streams stay the same.
+        With several processes, each samples for all of them and keeps its share, so that all streams stay in
+        sync.
         """
         n_all, before = size * self.processes, size * self.accelerator.process_index
         own = slice(before, before + size)
@@ -142,17 +143,17 @@ class TrainingState:
         )
 
     def _share(self, own: slice, n_all: int) -> dict[str, Any]:
-        """Where this process's pictures stand among all: the subject's come first, then the class's."""
+        """Positions of this process's images among all: first the subject's, then the class images."""
         rows = range(n_all)[own]
         of_class = [] if self.prior is None else [n_all + row for row in rows]
         return {"rows": (*rows, *of_class), "n_all": n_all if self.prior is None else 2 * n_all}
 
     def save(self, folder: Path, told: Mapping[str, str] | None = None) -> list[Path]:
-        """The method's artefact in the ecosystem's format; its header has the notes, the step, and what is `told`."""
+        """Saves the method's artefact in a standard format; its header has the notes, the step and `told`."""
         words = {**self.notes, "step": str(self.step), **(told or {})}
         more: dict[str, Any] = {}
         if self.kept is not None and self.kept[0] == self.step and isinstance(self.method, SavesNetworks):
-            more = {"ready": self.kept[1]}  # this step's checkpoint has the same files
+            more = {"ready": self.kept[1]}  # this step's checkpoint contains the same files
         paths = self.method.save(self.pipe, folder, words, **more)
         lora = folder / kohya.SOURCE_NAME
         return (
@@ -161,9 +162,9 @@ class TrainingState:
 
 
 def build_state(config: Config, pipe: Any, subject: Subject) -> TrainingState:
-    """A run at step 0 on a freshly loaded pipe (float32, frozen), which it changes: adapters, precision.
+    """A run at step 0 on a freshly loaded pipe (float32, frozen), which is modified: adapters, precision.
 
-    The process's random streams are left as they were. UserError where a setting does not fit the model.
+    The process's random streams are left unchanged. UserError if a setting does not fit the model.
     """
     if config.steps.total is None:
         raise ValueError("steps.total is not filled in: see config.fill_defaults")
@@ -175,7 +176,7 @@ def build_state(config: Config, pipe: Any, subject: Subject) -> TrainingState:
     accelerator = _accelerator(device, config.model.precision)
     identity = _identity(pipe, subject, accelerator.num_processes)
     with preserved_rng(), eval_mode(*modules(pipe)):
-        with accelerator.main_process_first():  # which keeps them for the others
+        with accelerator.main_process_first():  # the main process fills the cache for the others
             class_images = _class_pictures(config, pipe, subject, resolution)
         with seeded(stream_seed(config.seed, "weights")):
             groups = config.method.attach(pipe)
@@ -187,7 +188,7 @@ def build_state(config: Config, pipe: Any, subject: Subject) -> TrainingState:
         extras = _extras(pipe, subject.train, resolution)
         prior = _prior(config, pipe, subject, resolution, class_images, text_runs)
         own = f"global {accelerator.process_index}" if accelerator.process_index else "global"
-        with seeded(stream_seed(config.seed, own)):  # every process has dropout of its own
+        with seeded(stream_seed(config.seed, own)):  # each process has its own dropout
             global_streams = RngState.capture()
     text_anew = text_runs and not text_trains
     cast_frozen(
@@ -198,7 +199,8 @@ def build_state(config: Config, pipe: Any, subject: Subject) -> TrainingState:
     recompute_activations(pipe, config.memory)
     scaled = accelerator.scaler is not None
     optimizer = build_optimizer(config.steps.optimizer, groups, device, scaled=scaled)
-    lr_scheduler = _lr_scheduler(config, optimizer)  # before accelerate, which keeps the `step` that it finds
+    # Before accelerate, which stores the `step` method that it finds.
+    lr_scheduler = _lr_scheduler(config, optimizer)
     with neutral():
         prepared = accelerator.prepare(optimizer)
     return TrainingState(
@@ -230,7 +232,7 @@ def build_state(config: Config, pipe: Any, subject: Subject) -> TrainingState:
 
 
 def _identity(pipe: Any, subject: Subject, processes: int) -> dict[str, str]:
-    """What a run rests on and does not change, in words for a person: checksums."""
+    """Descriptions and checksums of what a run depends on and does not change."""
     pictures = [*subject.train, *subject.heldout, *subject.impostors]
     return {
         "the model's weights": loaded_fingerprint(pipe),
@@ -241,7 +243,7 @@ def _identity(pipe: Any, subject: Subject, processes: int) -> dict[str, str]:
 
 
 def _rows(values: Mapping[str, Tensor], numbers: Sequence[int]) -> dict[str, Tensor]:
-    """The pictures' own rows, or the one that all of them share."""
+    """The rows of the given photos, or the one that all of them share."""
     return {
         name: value.expand(len(numbers), *value.shape[1:]) if len(value) == 1 else value[list(numbers)]
         for name, value in values.items()
@@ -253,16 +255,16 @@ def _joined(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[s
 
 
 def _extras(pipe: Any, pictures: Sequence[Picture], resolution: int) -> Conditioning:
-    """What else the denoiser is given of each picture, one row each."""
+    """Additional conditioning of the denoiser, one row per photo."""
     return of(pipe).training_extras(pipe, [framing(picture.pixels, resolution) for picture in pictures])
 
 
 def _captions(
     pipe: Any, pictures: Sequence[Picture], prompt: str, text_runs: bool
 ) -> tuple[Tokens, Conditioning | None]:
-    """Tokens and conditioning of the pictures' captions, each text once and by itself.
+    """Tokens and conditioning of the photos' captions, each text encoded once and on its own.
 
-    By itself so that a picture's numbers do not depend on the others' captions.
+    On its own, so that a photo's values do not depend on the other captions.
     """
     tokens: dict[str, Tokens] = {}
     for picture in pictures:
@@ -283,7 +285,7 @@ def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _class_pictures(config: Config, pipe: Any, subject: Subject, resolution: int) -> tuple[Picture, ...]:
-    """What the untouched model draws of the class, where the method asks for it."""
+    """Class images generated by the base model, if the method uses them."""
     from diffusion_lab.training.class_pictures import class_pictures
 
     wanted = config.method.traits.class_images
@@ -323,21 +325,22 @@ def _prior(
 
 
 def _accelerator(device: torch.device, precision: str) -> Accelerator:
-    """Accelerate for this device and precision, whatever an earlier run of this process asked for."""
+    """An Accelerator for this device and precision, whatever an earlier run of this process asked for."""
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
-    # Accelerate keeps its settings in process-wide singletons, and refuses a second run with others.
+    # Accelerate keeps its settings in process-wide singletons, and refuses a second run with different ones.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     mixed = "no" if precision == "fp32" else precision
-    with neutral():  # what is not said here accelerate takes from the environment, and some of what is
+    with neutral():  # accelerate takes settings that are not passed, and some that are, from the environment
         return Accelerator(
             mixed_precision=mixed,
             cpu=device.type == "cpu",
             device_placement=False,
-            # The loop divides and counts itself. A plugin, since the environment beats gradient_accumulation_steps=1.
+            # The loop counts and averages itself. A plugin, because the environment overrides
+            # gradient_accumulation_steps=1.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dynamo_plugin=TorchDynamoPlugin(
                 backend="no", mode="default", fullgraph=False, use_regional_compilation=False
