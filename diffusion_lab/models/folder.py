@@ -176,7 +176,7 @@ def _check_weights(folder: Path, part: str, model: Model, fail: _Fail) -> None:
 
 
 def shards(index: Path, key: Key) -> list[str]:
-    """The files listed in an index of sharded weights. UserError if damaged or pointing outside its folder."""
+    """The files in an index of sharded weights. UserError if it is damaged or points outside its folder."""
     name = f"{index.parent.name}/{index.name}"
     table = read_json(index, key, name=name).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(file, str) for file in table.values()):
