@@ -1,4 +1,4 @@
-"""DreamBooth (Ruiz et al. 2022, arXiv:2208.12242): the whole denoiser learns the subject.
+"""DreamBooth (Ruiz et al. 2022, arXiv:2208.12242): fine-tunes the whole denoiser on the subject.
 
 Prior preservation keeps the model from turning the whole class into the subject: each photo of the subject is
 paired with an image of the class that the model generated before training (eq. 2, lambda = `prior_weight`).
