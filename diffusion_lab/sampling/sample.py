@@ -47,7 +47,7 @@ class PlannedImage:
 
 
 def plan(prompts: PromptSet, settings: Prompts) -> list[PlannedImage]:
-    """The images of one evaluation in order: by prompt, with `settings.images_per_prompt` for each."""
+    """The images of one evaluation in order: by prompt, with `images_per_prompt` images for each."""
     from diffusion_lab.data.prompts import images_per_prompt
 
     return [
