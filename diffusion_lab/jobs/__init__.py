@@ -61,7 +61,7 @@ def load(name: str) -> Callable[[Config, Path], None]:
 
 
 def check(config: Config, run_folder: Path) -> Plan:
-    """The job's plan. Writes nothing; The defaults in `config` are filled in. UserError if it cannot work."""
+    """The job's plan. Writes nothing. The defaults in `config` are filled in. UserError if it cannot work."""
     plan: Plan = importlib.import_module(JOBS[config.job.name]).check(config, run_folder)
     return plan
 
@@ -133,7 +133,7 @@ def outcome_of(error: Exception) -> Outcome:
 
 
 def _leave_record(run_folder: Path, status: Status, error: str, trace: str) -> None:
-    """Writes `result.json` for a job that ended before it wrote one. An existing record is unchanged."""
+    """Writes `result.json` for a job that ended before it wrote one. An existing record is left unchanged."""
     from diffusion_lab.runs.folder_record import has_run_files
     from diffusion_lab.system.atomic import write_json
 
