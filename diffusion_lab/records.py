@@ -1,7 +1,7 @@
-"""The few records and protocols that cross rooms.
+"""Records and protocols that are shared between packages.
 
-Importing this module imports neither torch nor diffusers: a wrong word on the command line must be
-answered before anything slow is loaded.
+Importing this module imports neither torch nor diffusers, so that errors on the command line are reported
+before anything slow is loaded.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 class UserError(Exception):
-    """Something the person who started the run can mend: the message names the config key and the remedy.
+    """An error that the user can fix: the message names the config key and the remedy.
 
     Shown without a traceback; the process ends with status 2.
     """
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM): like Ctrl-C, but it ends with status 143."""
+    """The process received SIGTERM: handled like Ctrl-C, but with exit status 143."""
 
 
 class TrainingDiverged(Exception):
-    """The loss or a gradient is not finite. What was measured before is kept; the process ends with status 3."""
+    """The loss or a gradient is not finite. Earlier results are kept; the process ends with status 3."""
 
 
 # --- data ---------------------------------------------------------------------------------------------
@@ -39,35 +39,35 @@ class TrainingDiverged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One photograph, decoded upright as RGB with its aspect kept (not yet cropped)."""
+    """A photo, decoded upright as RGB with its original aspect ratio (not yet cropped)."""
 
     path: Path
     sha256: str  # of the file's bytes
     pixels: Pixels  # uint8 [height, width, 3]
-    caption: str | None = None  # what it shows, from a file beside it; None: the instance prompt
-    caption_from: Path | None = None  # that file
+    caption: str | None = None  # its content, from a caption file; None: the instance prompt
+    caption_from: Path | None = None  # the caption file
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a model is tuned on, and what it is compared with."""
+    """The photos that a model is fine-tuned on, and those that it is compared with."""
 
     name: str
     class_noun: str  # "woman"
     identifier: str  # "customcls"; the instance prompt's subject is f"{identifier} {class_noun}"
     train: tuple[Picture, ...]  # the first n of the nested order
     heldout: tuple[Picture, ...]  # the same for every n; never trained on
-    impostors: tuple[Picture, ...] = ()  # other subjects of the same noun where there are any
+    impostors: tuple[Picture, ...] = ()  # other subjects with the same class noun, if any
     instance_prompt: str = ""  # "a photo of customcls woman"
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One validation prompt; `slots` remembers which phrase filled which slot."""
+    """A validation prompt; `slots` contains the phrase for each slot of the template."""
 
     id: str  # "p000"
-    text: str  # what the model is given, identifier included; with the image's index it fixes the noise
-    plain: str  # the same with the class noun alone: what CLIP is asked
+    text: str  # input of the model, with the identifier; determines the noise, with the image's index
+    plain: str  # the same with the class noun only; input of CLIP
     slots: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -90,27 +90,27 @@ class PromptSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What the encoders saw in n images; each encoder runs once and every metric shares it.
+    """Encoder outputs for n images; each encoder runs once, and its output is shared by all metrics.
 
-    Rows of an image without a face are NaN in `face`, of an image without a prompt in `clip_text`. Rows are
-    unit length otherwise, but for `inception`. A field is None where no metric asked for that encoder.
+    Rows are NaN in `face` for images without a face, and in `clip_text` for images without a prompt.
+    Otherwise rows have unit length, except in `inception`. A field is None if no metric needs the encoder.
     """
 
     n: int
     face: Tensor | None = (
-        None  # float32 [n, d], of the most prominent face; [n, 1] where only faces were looked for
+        None  # float32 [n, d], of the most prominent face; [n, 1] if faces are only detected
     )
-    faces: Tensor | None = None  # float32 [n], how many were found
+    faces: Tensor | None = None  # float32 [n], number of detected faces
     clip_image: Tensor | None = None  # float32 [n, d]
-    clip_text: Tensor | None = None  # float32 [n, d], of the plain prompts; None for photographs
+    clip_text: Tensor | None = None  # float32 [n, d], of the plain prompts; None for photos
     aesthetics: Tensor | None = None  # float32 [n], 0..10
     dino: Tensor | None = None  # float32 [n, d]
-    inception: Tensor | None = None  # float32 [n, 2048], pool features as they are
-    inception_logits: Tensor | None = None  # float32 [n, classes]; None where the weights have no classifier
-    prompts: tuple[Prompt, ...] | None = None  # of generated images, where a metric asks for them
+    inception: Tensor | None = None  # float32 [n, 2048], pool features, not normalised
+    inception_logits: Tensor | None = None  # float32 [n, classes]; None if the weights have no classifier
+    prompts: tuple[Prompt, ...] | None = None  # of generated images, if a metric needs them
     more: Mapping[str, Tensor] = field(
         default_factory=dict
-    )  # float32 [n, d] of each encoder in IMAGE_ENCODERS
+    )  # float32 [n, d] for each encoder in IMAGE_ENCODERS
 
     def __post_init__(self) -> None:
         if self.prompts is not None and len(self.prompts) != self.n:
@@ -135,10 +135,10 @@ class Features:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class References:
-    """Features of the subject's photographs, and of other subjects (None where there are none).
+    """Features of the subject's photos, and of other subjects (None if there are none).
 
-    `without` and `base` belong to one evaluation: its images of prompts without the identifier, and the same
-    images, in the same order, as the untouched model drew them.
+    `without` and `base` belong to one evaluation: its images for prompts without the identifier, and the same
+    images, in the same order, generated by the base model.
     """
 
     train: Features
@@ -150,31 +150,31 @@ class References:
 
 @runtime_checkable
 class Metric(Protocol):
-    """Arithmetic on features. One value an image; the averaging is done in one place for all."""
+    """A function of features with one value per image. Averaging is done in one place for all metrics."""
 
     name: str
-    version: str  # changes whenever the value's definition does
+    version: str  # changes whenever the definition of the value changes
     higher_is_better: bool
     needs: tuple[str, ...]  # fields of Features
     label: str  # "Similarity to the training pictures"
     unit: str  # "cosine", "share", "0 to 1"
-    can_miss: bool  # images without a face have no value: the penalised mean counts them all the same
-    pairwise: frozenset[str]  # of {"values", "ceiling"}: which are means over pairs within one set of images
-    over: Literal["subject", "class"]  # images of prompts with the identifier, or of those without it
+    can_miss: bool  # images without a face have no value, but count in the penalised mean
+    pairwise: frozenset[str]  # subset of {"values", "ceiling"}: those averaged over pairs within one set
+    over: Literal["subject", "class"]  # images for prompts with the identifier or without it
 
     def __call__(self, generated: Features, references: References) -> Tensor:
-        """float32 [n], NaN where undefined (an image without a face)."""
+        """float32 [n], NaN where undefined (such as for an image without a face)."""
 
     def ceiling(self, references: References) -> Tensor | None:
-        """The same measure among real photographs, leave-one-out: float32 [m], or None where it has none."""
+        """The same measure among real photos, leave-one-out: float32 [m], or None if there is none."""
 
     def impostor(self, references: References) -> Tensor | None:
-        """What photographs of other subjects would score: float32 [m], or None."""
+        """The scores of photos of other subjects: float32 [m], or None."""
 
 
 @runtime_checkable
 class SetMetric(Protocol):
-    """A number that only a whole set of images has (a distance between sets): no value an image, no rows."""
+    """A metric of a whole set of images, such as a distance between sets, without values per image."""
 
     name: str
     version: str
@@ -187,13 +187,13 @@ class SetMetric(Protocol):
     def summary(
         self, generated: Features, references: References, prompt_ids: Sequence[Hashable] | None = None
     ) -> Summary:
-        """Value and interval, clustered by prompt; mean None and a `note` that says why where undefined."""
+        """Value and interval, clustered by prompt. If undefined, the mean is None and `note` says why."""
 
     def ceiling_summary(self, references: References) -> Summary | None:
-        """The same of photographs that were held out, or None."""
+        """The same for held-out photos, or None."""
 
     def impostor_summary(self, references: References) -> Summary | None:
-        """The same of other subjects' photographs, or None."""
+        """The same for photos of other subjects, or None."""
 
 
 AnyMetric = Metric | SetMetric
@@ -201,33 +201,33 @@ AnyMetric = Metric | SetMetric
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Mean of one metric over the images of one evaluation.
+    """Mean of a metric over the images of one evaluation.
 
-    An interval that cannot be estimated is None, and `note` says why.
+    If an interval cannot be estimated, it is None and `note` says why.
     """
 
-    mean: float | None  # over the images where it is defined; None where it is defined nowhere
+    mean: float | None  # over the images where it is defined; None if there are none
     n: int  # images with a value
-    missing: int  # images without (no face found)
-    standard_error: float | None  # of the mean; None where it cannot be estimated
+    missing: int  # images without a value (no face found)
+    standard_error: float | None  # of the mean; None if it cannot be estimated
     low: float | None  # 95 % interval, within the metric's range
     high: float | None
-    penalised: float | None = None  # mean with missing images counted as `imputed`; None where none can miss
-    note: str | None = None  # what a reader has to know: why there is no value or interval, or what biases it
+    penalised: float | None = None  # mean with missing images as `imputed`; None if none can be missing
+    note: str | None = None  # for the reader: why there is no value or interval, or what biases it
     penalised_low: float | None = None  # 95 % interval of `penalised`
     penalised_high: float | None = None
-    imputed: float | None = None  # what an image without a face counts; None in records that counted 0
-    within_one_prompt: bool = False  # the interval speaks of the noise of a single prompt only
+    imputed: float | None = None  # the value of an image without a face; None in records that used 0
+    within_one_prompt: bool = False  # the interval covers only the noise within a single prompt
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """One row of scores.parquet: one image, one metric."""
+    """A row of scores.parquet: one image and one metric."""
 
     step: int
     prompt_id: str
-    index: int  # which of the prompt's images
-    seed: int  # of the image's noise
+    index: int  # index among the prompt's images
+    seed: int  # seed of the image's noise
     metric: str
     version: str
     value: float | None  # None: undefined for this image
@@ -243,7 +243,7 @@ class Evaluation:
     rows: tuple[ScoreRow, ...]
     summaries: Mapping[str, Summary]  # by metric name
     seconds: Mapping[str, float]  # "sampling", "encoding", "metrics"
-    several_faces: int | None = None  # images with more than one face; None where none was looked for
+    several_faces: int | None = None  # images with more than one face; None if faces were not detected
 
 
 # --- record -------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ Status = Literal["completed", "interrupted", "diverged", "failed"]
 
 
 class Tracker(Protocol):
-    """Where numbers and pictures go while a run is under way."""
+    """Receives values and images during a run."""
 
     def start(self, config: Mapping[str, Any]) -> None: ...
 

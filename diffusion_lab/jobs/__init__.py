@@ -1,4 +1,4 @@
-"""What the one entry point can do: a table of jobs, and the care that every job gets.
+"""The table of jobs behind the single entry point, and the error handling common to all jobs.
 
 A job is a module with `check(config, run_folder) -> Plan`, which loads nothing slow, and `run(config, run_folder)`.
 """
@@ -37,39 +37,40 @@ JOBS: dict[str, str] = {
 WITH_RUN_FOLDER = (
     "finetune",
     "score",
-)  # the others write where they are told and need no folder of their own
+)  # the others write to a given folder and need no run folder
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended. It can be pickled, whatever the error was: launchers hand it between processes."""
+    """How a job ended. Always picklable, whatever the error, because launchers pass it between processes."""
 
     status: Status
-    exit_status: int  # of the process, if the job is all it does
+    exit_status: int  # of the process, if it runs only this job
     error: str | None = None  # "UserError: data.subject=...: ..."
 
     @property
     def message(self) -> str:
-        """The error without its type: what a person is told."""
+        """The error without its type, for display to the user."""
         return (self.error or "").partition(": ")[2] or (self.error or "")
 
 
 def load(name: str) -> Callable[[Config, Path], None]:
-    """The job's function `run`."""
+    """The job's `run` function."""
     run: Callable[[Config, Path], None] = importlib.import_module(JOBS[name]).run
     return run
 
 
 def check(config: Config, run_folder: Path) -> Plan:
-    """The job's plan. Writes nothing; `config` has its defaults filled. UserError for what cannot work."""
+    """The job's plan. Writes nothing. The defaults in `config` are filled in. UserError if it cannot work."""
     plan: Plan = importlib.import_module(JOBS[config.job.name]).check(config, run_folder)
     return plan
 
 
 def perform(config: Config, run_folder: Path, *, before: Callable[[], object] = lambda: None) -> Outcome:
-    """Runs `before` (checks) and the job. An error is logged, written into the run folder and returned.
+    """Runs `before` (checks) and the job. An error is logged, written to the run folder and returned.
 
-    Raises KeyboardInterrupt only, after noting it: it has to end a whole sweep. SIGTERM becomes one too.
+    Raises only KeyboardInterrupt, after recording it, because it must end an entire sweep. SIGTERM is treated
+    the same.
     """
     try:
         with environment.neutral(), _terminable():
@@ -88,14 +89,14 @@ def perform(config: Config, run_folder: Path, *, before: Callable[[], object] = 
 
 
 def reason(stopped: KeyboardInterrupt) -> str:
-    """Who stopped the run."""
+    """What interrupted the run."""
     return "stopped by SIGTERM" if isinstance(stopped, Terminated) else "stopped by the user (Ctrl-C)"
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM raises Terminated inside, once: a run that is closing its record is not disturbed again."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+    """SIGTERM raises Terminated inside, once only: a run closing its record is not interrupted again."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
 
@@ -111,15 +112,15 @@ def _terminable() -> Iterator[None]:
 
 
 def ignore_sigterm() -> None:
-    """From here on SIGTERM is ignored, until the job ends: launchers send it after a Ctrl-C."""
+    """Ignores SIGTERM until the job ends: launchers send it after a Ctrl-C."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def outcome_of(error: Exception) -> Outcome:
-    """Status, exit status and words for an error: 2 if a person can fix it, 3 for divergence, else 1."""
+    """The outcome for an error. Its exit status is 2 if the user can fix it, 3 for divergence, else 1."""
     described = f"{type(error).__name__}: {error}"
-    if failures.out_of_memory(error):  # also where a library's error was taken for a damaged file
+    if failures.out_of_memory(error):  # even if the error was mistaken for a damaged file
         return Outcome("failed", 2, f"UserError: {failures.failure_message(error)}")
     if isinstance(error, UserError):
         return Outcome("failed", 2, described)
@@ -132,7 +133,7 @@ def outcome_of(error: Exception) -> Outcome:
 
 
 def _leave_record(run_folder: Path, status: Status, error: str, trace: str) -> None:
-    """`result.json` of a job that ended before it wrote one. A job's own record, or what is left, stays as it is."""
+    """Writes `result.json` for a job that ended before it wrote one. An existing record is left unchanged."""
     from diffusion_lab.runs.folder_record import has_run_files
     from diffusion_lab.system.atomic import write_json
 

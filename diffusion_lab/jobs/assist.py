@@ -1,4 +1,4 @@
-"""What a process beside the main one does, and what it has in common with that one."""
+"""The work of the additional processes, and what they share with the main process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet, Any]:
-    """Subject, prompts and the untouched pipeline. UserError where a prompt is too long for it."""
+    """Subject, prompts and the base pipeline. UserError if a prompt is too long for it."""
     from diffusion_lab.data.identifiers import identifier_warnings, learns_word
     from diffusion_lab.data.prompts import load_prompts
     from diffusion_lab.data.subjects import load_subject
@@ -34,10 +34,10 @@ def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet
     pipe = load_pipeline(config.model, device)
     learnt = learns_word(config)
     told = identifier_warnings(pipe.tokenizer.backend_tokenizer, subject.identifier, learnt=learnt)
-    if model_folder(config.model) is None:  # of a folder the plan has said it
+    if model_folder(config.model) is None:  # for a folder the plan has already reported it
         for line in told:
             log.warning("%s", line)
-    if not learnt:  # else the word is several pieces now, and so many tokens when it is learnt
+    if not learnt:  # a word to be learnt gets its number of tokens later
         check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)
     return subject, prompts, pipe
 
@@ -45,7 +45,7 @@ def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet
 def build(
     config: Config, pipe: Any, subject: Subject, prompts: PromptSet, checkpoint: Checkpoint | None
 ) -> TrainingState:
-    """The run at its beginning, or where the checkpoint has it."""
+    """The training state at the start of the run, or restored from the checkpoint."""
     from diffusion_lab.runs.resume import bound
     from diffusion_lab.training.checkpoint import restore
     from diffusion_lab.training.digest import digest
@@ -61,27 +61,27 @@ def build(
 
 
 def take_part(state: TrainingState) -> None:
-    """In a checkpoint that the main process writes: it asks every process for its random streams."""
+    """Takes part in a checkpoint of the main process, which collects the random states of all processes."""
     from diffusion_lab.training.checkpoint import capture
 
     capture(state)
 
 
 def assist(config: Config, device: torch.device) -> None:
-    """A process beside the main one: its share of every batch. It writes nothing."""
+    """Runs an additional process, which computes its share of each batch. It writes nothing."""
     from diffusion_lab.system.rng import seeded
     from diffusion_lab.training.checkpoint import read
     from diffusion_lab.training.loop import train
     from diffusion_lab.training.memory import compile_blocks, rest
 
     folder: Path | None = processes.shared(None)
-    if folder is None:  # nothing is left to do
+    if folder is None:  # nothing left to do
         return
     with seeded(config.seed):
         subject, prompts, pipe = load_parts(config, device)
         newest = read(folder) if folder.parent.name == CHECKPOINTS else None
         state = build(config, pipe, subject, prompts, newest)
-        rest(state, None, config.memory)  # it never evaluates, so nothing else would send them away
+        rest(state, None, config.memory)  # it never evaluates, so nothing else would offload them
         compile_blocks(state, config.memory)
         try:
             train(

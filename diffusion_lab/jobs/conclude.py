@@ -1,4 +1,4 @@
-"""The end of a fine-tuning run, however it came: where to stop, that step's artefact, the report."""
+"""The end of any fine-tuning run: the recommended step, its artefact, and the report."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Findings:
-    """What a run has measured so far; enough to conclude at any moment."""
+    """What a run has measured so far; sufficient to conclude it at any time."""
 
     summaries: dict[int, Mapping[str, Summary]] = field(default_factory=dict)  # by step
     ceilings: dict[str, Summary | None] = field(default_factory=dict)  # by metric
     steps_done: int = 0
-    planned: PlannedEvaluations | None = None  # once the prompts are known
-    measuring: bool = False  # an evaluation is under way, in which the main process is alone
+    planned: PlannedEvaluations | None = None  # set once the prompts are known
+    measuring: bool = False  # an evaluation is running, in the main process only
     meter: Meter | None = None
-    pipe: Any = None  # once the method is attached
+    pipe: Any = None  # set once the method is attached
     state: TrainingState | None = None
 
 
 def adapter_folder(run_folder: Path, step: int) -> Path:
-    """Where the artefact of an evaluated step lies."""
+    """The folder of an evaluated step's artefact."""
     return run_folder / "adapters" / f"step-{step:06d}"
 
 
 def conclude(
     config: Config, run_folder: Path, findings: Findings, tracker: Fanout, files: FileTracker, status: Status
 ) -> None:
-    """Says where to stop, puts that step's artefact in its place, writes the report and closes the record.
+    """Recommends a step, saves that step's artefact, writes the report and closes the record.
 
-    The status comes last: "completed" stands in the record only when all it vouches for is in the folder. A run
-    that came to its end and whose artefact or report cannot be written has failed, and what stopped it is raised.
-    Runs after a failure too: then nothing in here may hide the reason why.
+    The status is written last: the record says "completed" only if all files are in the folder. If training
+    was completed but the artefact or the report cannot be written, the run has failed and the error is
+    raised. This function also runs after a failure, and then must not hide the original error.
     """
     summary: dict[str, Any] = {"steps_done": findings.steps_done}
     if findings.meter is not None or not files.result["cost"]:
@@ -92,9 +92,9 @@ def conclude(
 
 
 def _after(status: Status, error: BaseException, files: FileTracker, part: str) -> Status:
-    """The status of a run whose end was disturbed: one that had failed before keeps its own."""
+    """The status after an error while concluding a run. A run that had failed before keeps its status."""
     if isinstance(error, Exception):
-        # A run that was complete raises the error; of one that had failed before, the first error is what counts.
+        # A completed run raises the error; for a run that had failed before, only the first error matters.
         log.error("%s could not be written: %s", part, failures.failure_message(error) or error)
         log.debug("%s could not be written", part, exc_info=error)
     if status != "completed":
@@ -116,7 +116,7 @@ def _place(
     *,
     ended: bool,
 ) -> Recommendation | None:
-    """The recommendation, and its step's artefact. From here on the record says that all is trained and measured."""
+    """Saves the recommendation, which marks training and evaluation as done, and then its artefact."""
     stop = recommendation(config, findings, run_folder / "scores.parquet")
     plain = None if stop is None else dataclasses.asdict(stop)
     files.conclusion(plain, {**files.result["cost"], **summary.get("cost", {})}, findings.steps_done)
@@ -144,9 +144,9 @@ def _report(run_folder: Path, files: FileTracker, status: Status, summary: Mappi
 def rebuild_adapter(
     state: TrainingState, run_folder: Path, step: int, means: Mapping[str, float | None]
 ) -> None:
-    """The adapter of an evaluated step, made again from that step's checkpoint. UserError where there is none.
+    """Rebuilds the adapter of an evaluated step from that step's checkpoint. UserError if there is none.
 
-    `state` is put where the checkpoint was: nothing may be trained with it afterwards.
+    `state` is reset to the checkpoint and must not be used for training afterwards.
     """
     from diffusion_lab.training import checkpoint
     from diffusion_lab.training.loop import evaluated_weights
@@ -166,10 +166,10 @@ def rebuild_adapter(
 
 
 def recommendation(config: Config, findings: Findings, scores: Path | None = None) -> Recommendation | None:
-    """Where to stop, by what has been measured so far.
+    """The recommended step, based on what has been measured so far.
 
-    ``scores``: every image's values, with which the reason compares the same images at two steps; the step itself
-    does not depend on them.
+    ``scores``: the values of all images, used in the explanation to compare the same images at two steps; the
+    recommended step does not depend on them.
     """
     from diffusion_lab.analysis.differences import values_by_step
     from diffusion_lab.analysis.stop import recommend
@@ -191,7 +191,7 @@ def recommendation(config: Config, findings: Findings, scores: Path | None = Non
 
 
 def prune_adapters(config: Config, run_folder: Path, findings: Findings, now: int) -> None:
-    """After the evaluation at step `now`, by `steps.keep_adapters`: goes what can no longer be recommended."""
+    """Deletes adapters that can no longer be recommended after step `now` (`steps.keep_adapters`)."""
     from diffusion_lab.analysis.stop import contenders
     from diffusion_lab.evaluation.metrics import select
 
@@ -213,14 +213,14 @@ def _place_artefact(
     *,
     needed: bool = False,
 ) -> None:
-    """artefact/ holds the recommended step's adapter, whole or not there at all.
+    """Writes the recommended step's adapter to artefact/, atomically.
 
-    A method that trains whole parts of the model adds the parts that it left alone. The adapter's files are linked,
-    not copied, where the disk can: nobody writes into them, they are replaced. `needed`: UserError where the
-    adapter is gone.
+    A method that trains entire parts of the model adds the frozen parts. The adapter's files are hard-linked
+    instead of copied if the file system supports it: files are only replaced, never modified. `needed`:
+    UserError if the adapter is missing.
     """
     method = config.method
-    if not adapter_folder(run_folder, step).is_dir():  # the run fell back behind the one that took its place
+    if not adapter_folder(run_folder, step).is_dir():  # resumed from before the step that replaced it
         if needed:
             raise UserError(
                 f"{adapter_folder(run_folder, step)}: the adapter of the recommended step is missing; put it back from "
@@ -233,12 +233,12 @@ def _place_artefact(
     with replace_folder(run_folder / "artefact") as beside:
         _link_all(adapter_folder(run_folder, step), beside)
         if isinstance(method, SavesNetworks) and pipe is not None:
-            method.complete(pipe, beside)  # the parts that are not there yet
+            method.complete(pipe, beside)  # the missing parts
         annotate(beside, {"recommended_step": str(step), "scores": dumps(scores)})
 
 
 def _link_all(source: Path, target: Path) -> None:
-    """Everything in `source`, into `target`. (shutil.copytree hides what an error was: a full disk, for one.)"""
+    """Links everything in `source` into `target`. (shutil.copytree hides errors such as a full disk.)"""
     for path in sorted(source.rglob("*")):
         place = target / path.relative_to(source)
         if path.is_dir():
@@ -247,12 +247,12 @@ def _link_all(source: Path, target: Path) -> None:
         place.unlink(missing_ok=True)
         try:
             os.link(path, place)
-        except OSError:  # a disk without links
+        except OSError:  # a file system without hard links
             shutil.copy2(path, place)
 
 
 def _estimate(config: Config, findings: Findings) -> dict[str, Any]:
-    """What the plan said; nothing where the run ended because its prompts cannot be read."""
+    """The estimates of the plan; empty if the run ended because its prompts cannot be read."""
     from diffusion_lab.data.prompts import load_prompts
 
     data, numbers = config.data, findings.planned

@@ -1,6 +1,6 @@
-"""job=finetune: tune on a subject's pictures, measure all the way, say where to stop and why.
+"""job=finetune: fine-tune on photos of a subject, evaluate throughout, and recommend where to stop and why.
 
-The order of a run, top to bottom; what each part does stands in its own room.
+This module contains the sequence of a run; the individual parts are implemented in other packages.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, run_folder: Path) -> None:
-    """Fine-tunes as configured and leaves the record in `run_folder`, whatever happens on the way.
+    """Fine-tunes as configured and leaves a record in `run_folder` in any case.
 
     Raises UserError, TrainingDiverged or KeyboardInterrupt after the record is closed with its status.
     """
@@ -62,9 +62,9 @@ def run(config: Config, run_folder: Path) -> None:
 
 
 def _leave(config: Config, run_folder: Path, device: torch.device, stands: FolderStatus) -> None:
-    """A run that was trained to its end: what is missing is made again; its status stays what it was.
+    """Repairs a run that was fully trained: missing files are created again, and its status is unchanged.
 
-    Raises TrainingDiverged for one that has diverged: the same happens whenever it is run.
+    Raises TrainingDiverged if the run has diverged, because it would diverge again.
     """
     if stands == "incomplete":
         from diffusion_lab.jobs.repair import repair
@@ -104,7 +104,7 @@ def _run(config: Config, run_folder: Path, device: torch.device, stands: FolderS
         found = find_record(config, run_folder)
         if found is not None and found.result.get("status") == "failed":
             log.info("it failed before, and is tried again: %s", found.result.get("error"))
-    elif (run_folder / "result.json").exists():  # of a job that ended before its run began
+    elif (run_folder / "result.json").exists():  # from a job that ended before its run began
         resume_step = -1
     processes.shared(newest.folder if newest else run_folder)
     tags = [config.method.name, config.data.subject, f"n={config.data.n_images}"]
@@ -135,8 +135,9 @@ def _run(config: Config, run_folder: Path, device: torch.device, stands: FolderS
         raise
     finally:
         conclude(config, run_folder, findings, tracker, files, status)
-        # All processes come to the same end, but for images that are not finite: those only this one draws, and the
-        # others wait for its share of the next step. The launcher ends them when this one has ended.
+        # All processes end in the same way, except for non-finite images: only this process generates images,
+        # and the others wait for its share of the next step. The launcher ends them when this process has
+        # ended.
         if status == "completed" or (status == "diverged" and not findings.measuring):
             processes.wait()
 
@@ -178,11 +179,11 @@ def _finetune(
             state.meter.add("evaluation", files.evaluation_seconds(state.step))
         findings.summaries |= files.measured()
         findings.steps_done = state.step
-        newest = None  # its memory
+        newest = None  # frees its memory
     findings.meter, findings.pipe, findings.state = state.meter, pipe, state
     log.info("%s", token_report(pipe.tokenizer, subject, prompts))
     check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)  # a learnt word may be several tokens
-    rest(state, bank, config.memory)  # a run that goes on may train before it evaluates
+    rest(state, bank, config.memory)  # a resumed run may train before it evaluates
     compile_blocks(state, config.memory)
     embeddings = PromptEmbeddings()
 
@@ -237,7 +238,7 @@ def _measure_photographs(
     findings: Findings,
     files: FileTracker,
 ) -> References:
-    """The lines every score is read against: what the subject's own pictures and other people's score."""
+    """The reference lines for all scores: those of the subject's own photos and of other subjects' photos."""
     from diffusion_lab.evaluation.evaluate import reference_features, reference_scores, without_face
     from diffusion_lab.evaluation.metrics import select
     from diffusion_lab.jobs.photographs import record_photographs
@@ -259,7 +260,7 @@ def _measure_photographs(
 
 
 def _line(evaluation: Evaluation) -> str:
-    """One line for the log: step and means."""
+    """A line for the log: step and means."""
     means = (
         f"{name} {'none' if item.mean is None else format(item.mean, '.3f')}"
         for name, item in evaluation.summaries.items()
@@ -268,6 +269,6 @@ def _line(evaluation: Evaluation) -> str:
 
 
 def _sweep(run_folder: Path) -> str | None:
-    """A sweep's name, outputs/sweeps/NAME/JOB, or None for a single run."""
+    """The sweep's name, from outputs/sweeps/NAME/JOB; None for a single run."""
     parent = run_folder.absolute().parent
     return parent.name if parent.parent.name == "sweeps" else None

@@ -1,8 +1,8 @@
-"""job=generate: images of any prompts with an artefact, ours or another tool's, or with the model alone.
+"""job=generate: images of any prompts with an artefact, of this or another tool, or with the model alone.
 
     python -m diffusion_lab job=generate job.artefact=outputs/RUN/artefact job.text='a photo of customcls dog'
 
-Started again it draws what is missing. Files carry their parameters as web UIs write them.
+If run again, it generates the missing images. Files contain their parameters in the format of web UIs.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be drawn, known before anything slow is loaded."""
+    """What is to be generated, known before anything slow is loaded."""
 
     model: Model
     artefacts: tuple[Artefact, ...]
     prompts: PromptSet
     settings: Prompts
     folder: Path
-    taken: str  # settings that are the artefact's, "" for none
+    taken: str  # settings taken from the artefact, "" for none
 
 
 def order(config: Config) -> Order:
-    """The artefact's pieces, the model it belongs to, and the prompts with its own words.
+    """The parts of the artefact, its base model, and the prompts with its learned words.
 
-    UserError (job.artefact, prompts.*): nothing to load there, or prompts that cannot be made.
+    UserError (job.artefact, prompts.*) if there is nothing to load, or if the prompts cannot be created.
     """
     from diffusion_lab.data.job_texts import job_texts
     from diffusion_lab.data.prompts import load_prompts
@@ -93,7 +93,7 @@ def order(config: Config) -> Order:
 
 
 def _check_base(model: Model) -> None:
-    """UserError where the model that the artefact was made for has been moved, or is another machine's."""
+    """UserError if the artefact's base model has been moved or is on another machine."""
     from diffusion_lab.models.place import model_folder
 
     try:
@@ -105,7 +105,7 @@ def _check_base(model: Model) -> None:
 
 
 def unsaid(wanted: Order) -> list[str]:
-    """A warning for every embedding that no prompt calls by its word, and for a LoRA without the word it goes with."""
+    """Warnings for embeddings whose word is in no prompt, and for a LoRA used without its word."""
     from diffusion_lab.values.word_match import contains_word
 
     texts = [wanted.prompts.negative, *(prompt.text for prompt in wanted.prompts)]
@@ -126,7 +126,7 @@ def unsaid(wanted: Order) -> list[str]:
 
 
 def check(config: Config, run_folder: Path) -> Plan:
-    """The plan: artefacts that fit the model, prompts, room for the images. `run_folder` stays unused."""
+    """The plan: checks that artefacts fit the model, prompts, and disk space. `run_folder` is not used."""
 
     ordered = order(config)
     check_device(ordered.model)
@@ -154,7 +154,7 @@ def check(config: Config, run_folder: Path) -> Plan:
 
 
 def run(config: Config, run_folder: Path) -> None:
-    """Writes `<prompt>-<index>.png` into `job.output`, and `generated.json`. `run_folder` stays unused."""
+    """Writes `<prompt>-<index>.png` into `job.output`, and `generated.json`. `run_folder` is not used."""
     from diffusion_lab.data.tokens import check_texts
     from diffusion_lab.models.load import cast_frozen, load_pipeline, resolution_of, resolve_device
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
@@ -172,7 +172,7 @@ def run(config: Config, run_folder: Path) -> None:
     names = [f"{item.prompt.id}-{item.index}.png" for item in planned]
     _check_same(wanted.folder, facts)
     size = wanted.settings.batch_size
-    # Whole batches, since a picture's last bits depend on its batch.
+    # Complete batches, because the last bits of an image depend on its batch.
     starts = [
         start
         for start in range(0, len(planned), size)
@@ -213,7 +213,7 @@ def run(config: Config, run_folder: Path) -> None:
 
 
 def _facts(job: Generate, wanted: Order) -> dict[str, object]:
-    """Everything the images depend on but the machine."""
+    """Everything that the images depend on, except the machine."""
     settings = wanted.settings
     pieces = [
         file
@@ -256,7 +256,7 @@ def _check_same(folder: Path, facts: dict[str, object]) -> None:
 
 
 def parameters(item: PlannedImage, wanted: Order, image: Pixels) -> str:
-    """What A1111's web UI and its relatives write into a PNG, and read from one dropped onto them."""
+    """The parameters text that A1111's web UI and its forks write to PNG files and read from them."""
     settings = wanted.settings
     height, width = image.shape[:2]
     lines = [item.prompt.text]
@@ -266,7 +266,7 @@ def parameters(item: PlannedImage, wanted: Order, image: Pixels) -> str:
     scale = f"{settings.guidance_scale:g}"
     facts = [
         f"Steps: {settings.sampling_steps}", f"Sampler: {family.sampler}",
-        # As Forge writes it for FLUX.1.
+        # As written by Forge for FLUX.1.
         f"CFG scale: 1, Distilled CFG Scale: {scale}" if family.guidance == "embedded" else f"CFG scale: {scale}",
         f"Seed: {item.seed}", f"Size: {width}x{height}", f"Model: {Path(wanted.model.path).name}",
         *(f"Artefact: {piece.path.name}" for piece in wanted.artefacts), "Version: diffusion_lab",

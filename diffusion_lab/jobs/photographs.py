@@ -1,4 +1,4 @@
-"""What a job records about the photographs of its subject: the sheet, the faces chosen, and warnings."""
+"""What a job records about the photos of its subject: the contact sheet, the chosen faces, and warnings."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 def record_photographs(
     subject: Subject, bank: EncoderBank, resolution: int, metrics: Sequence[AnyMetric], files: FileTracker
 ) -> dict[str, list[Photograph]] | None:
-    """Chooses the subject's face in every photograph, where a metric looks at faces, and records the choice.
+    """Chooses the subject's face in each photo, if a metric uses faces, and records the choice.
 
-    Returns what was chosen, for `reference_features`. The sheet of training pictures is written in any case.
+    Returns the chosen faces, for `reference_features`. The sheet of training photos is always written.
     """
     from diffusion_lab.evaluation.encoders.photographs import describe, report, subject_faces
     from diffusion_lab.evaluation.evaluate import fields_needed
@@ -42,7 +42,7 @@ def record_photographs(
 
 
 def frames(photograph: Photograph, side: int) -> list[FaceBox]:
-    """The boxes of a photograph's faces, for the sheet. ``side``: of the square picture in pixels."""
+    """The boxes of the faces in a photo, for the sheet. ``side``: that of the square crop in pixels."""
     found = []
     for number, face in enumerate(photograph.faces):
         left, top, right, bottom = (min(1.0, max(0.0, value / side)) for value in face.box)

@@ -1,4 +1,4 @@
-"""job=pretrain: trains the miniature's parts from nothing."""
+"""job=pretrain: trains the miniature's parts from scratch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check(config: Config, run_folder: Path) -> Plan:
-    """The plan: what it reads is there, and where it writes can be written. `run_folder` stays unused."""
+    """The plan: checks that inputs exist and that the output is writable. `run_folder` is not used."""
     job = as_job(config.job, Pretrain)
     start = job.start
     if start and not Path(start).expanduser().is_dir():
@@ -24,7 +24,7 @@ def check(config: Config, run_folder: Path) -> Plan:
 
 
 def run(config: Config, run_folder: Path) -> None:
-    """Writes into `job.output`; started again there, it goes on where it was. `run_folder` stays unused."""
+    """Writes to `job.output`; if started again, it continues from there. `run_folder` is not used."""
     from diffusion_lab.recipes.miniature import recipe
 
     job = as_job(config.job, Pretrain)

@@ -1,7 +1,8 @@
-"""A run that was trained to its end and whose folder is not complete: what is missing is made again from the rest.
+"""Repairs the folder of a fully trained run: missing files are created again from the existing ones.
 
-A kill or a full disk while the record was being closed leaves such a folder, and so does a lost or damaged file. Nothing
-is trained here; the model is loaded only where an adapter comes from a checkpoint, or an artefact is a whole pipeline.
+A folder is incomplete if the run was killed or the disk was full while the record was being closed, or if a
+file was lost or damaged. Nothing is trained; the model is loaded only if an adapter is rebuilt from a
+checkpoint, or if the artefact is a complete pipeline.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ ADAPTERS, ARTEFACT, SAMPLES = "adapters", "artefact", "samples"
 
 
 def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Status, str | None]:
-    """Completes the folder of a run that has nothing left to train; returns its status and its error.
+    """Completes the folder of a run that has nothing left to train; returns its status and error.
 
-    A completed or diverged run keeps its status; one that was stopped while it was being closed is completed.
-    Raises UserError where results are lost that no other file holds: it names the files and what to do.
+    A completed or diverged run keeps its status; a run that was stopped while it was being closed becomes
+    completed. Raises UserError, with the files and a remedy, if results are lost that no other file contains.
     """
     found = find_record(config, run_folder)
     assert found is not None
@@ -70,7 +71,7 @@ def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Stat
 
 
 def _outcome(lost: Sequence[str], left: Sequence[str]) -> str:
-    """What of `lost` has been made again, and what is `left` as it was."""
+    """Describes which of the `lost` files have been created again, and which are `left` unrepaired."""
     made = [name for name in lost if name not in left]
     said = [f"made again: {_listed(made)}"] if made else []
     if left:
@@ -83,7 +84,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _findings(files: FileTracker) -> Findings:
-    """What the run had measured, from its record."""
+    """The findings of the run, read from its record."""
     from diffusion_lab.runs.reading import summary
 
     ceilings = {
@@ -96,7 +97,7 @@ def _findings(files: FileTracker) -> Findings:
 
 
 def _restore_record(config: Config, run_folder: Path, files: FileTracker, lost: Collection[str]) -> None:
-    """config.yaml, prompts.json, the scores, the events and the untouched model's features."""
+    """Restores config.yaml, prompts.json, the scores, the events and the features of the base model."""
     files.restore(files.result["config"])
     prompts = run_folder / backup.PROMPTS
     if backup.PROMPTS in lost and backup.PROMPTS not in files.copies:
@@ -119,7 +120,7 @@ def _restore_adapters(
     wanted: int | None,
     device: torch.device,
 ) -> None:
-    """Adapters whose files are lost: from the checkpoint of their step; kohya's file from the adapter itself."""
+    """Restores lost adapter files from their step's checkpoint, and kohya's file from the adapter."""
     damaged = checksums.damaged(
         run_folder, {n: v for n, v in files.result["files"].items() if n.startswith(f"{ADAPTERS}/")}
     )
@@ -177,7 +178,7 @@ def _state(config: Config, run_folder: Path, step: int, device: torch.device) ->
 
 
 def _pipe(config: Config, device: torch.device, findings: Findings) -> Any:
-    """The untouched pipeline: an artefact that is a whole pipeline takes its frozen parts from it."""
+    """The base pipeline, which provides the frozen parts if the artefact is a complete pipeline."""
     from diffusion_lab.jobs.assist import load_parts
     from diffusion_lab.system.rng import seeded
 
@@ -190,7 +191,7 @@ def _pipe(config: Config, device: torch.device, findings: Findings) -> Any:
 def _restore_pictures(
     config: Config, run_folder: Path, files: FileTracker, lost: Collection[str], device: torch.device
 ) -> None:
-    """The sheet of the training pictures; what a model has drawn cannot be drawn again without it."""
+    """Restores the sheet of training photos; generated images cannot be restored without the model."""
     taught = f"{SAMPLES}/training.png"
     if taught in lost:
         from diffusion_lab.data.subjects import load_subject

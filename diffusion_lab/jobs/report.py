@@ -1,4 +1,4 @@
-"""job=report: the page of one run, or the comparison of a folder of runs, made again from their files."""
+"""job=report: the page of one run, or the comparison of a folder of runs, rebuilt from their files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check(config: Config, run_folder: Path) -> Plan:
-    """The plan: the folder is there. `run_folder` stays unused."""
+    """The plan: checks that the folder exists. `run_folder` is not used."""
     named = as_job(config.job, Report).runs
     runs = Path(named).expanduser()
     if not runs.is_dir():
@@ -23,10 +23,12 @@ def check(config: Config, run_folder: Path) -> Plan:
 
 
 def run(config: Config, run_folder: Path) -> None:
-    """Writes report.html (of a run or a job=score) or comparison.html into `job.runs` and prints its path. `run_folder` stays unused.
+    """Writes report.html (of a run or a job=score) or comparison.html to `job.runs` and prints its path.
+
+    `run_folder` is not used.
 
     Raises:
-        UserError: (job.runs) where no folder is named, or where it holds no run.
+        UserError: (job.runs) if no folder is given, or if it contains no run.
     """
     from diffusion_lab.report.comparison import write_comparison
     from diffusion_lab.report.page import write_report

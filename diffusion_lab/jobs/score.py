@@ -1,6 +1,6 @@
-"""job=score: any folder of images, of any tool, against a subject's pictures: the same ruler, without training.
+"""job=score: compare any folder of images, from any tool, with photos of a subject, without training.
 
-Importing this module loads nothing slow: `check_images` belongs to the checks before a job.
+Importing this module loads nothing slow, because `check_images` is one of the checks before a job.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_HEADERS = 2000  # images whose headers are read before the job: a second
-CACHE = "features.sqlite"  # in the cache's folder: what encoders saw, by image and encoder
+MOST_HEADERS = 2000  # images whose headers are read before the job; takes about a second
+CACHE = "features.sqlite"  # in the cache folder: encoder outputs by image and encoder
 
 
 # --- before anything is loaded --------------------------------------------------------------------------
 
 
 def check(config: Config, run_folder: Path) -> Plan:
-    """The plan: images and subject that can be scored, a folder for the record."""
+    """The plan: checks the images, the subject and the folder for the record."""
     config, taken = as_measured(config)
     check_device(config.model)
     check_impostors(config)
@@ -61,7 +61,7 @@ def check(config: Config, run_folder: Path) -> Plan:
 
 
 def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
-    """Rows of the plan and warnings. Raises UserError for images or metrics that cannot be scored."""
+    """Rows of the plan and warnings. UserError if images or metrics cannot be scored."""
     from diffusion_lab.data.subjects import check_subject, passed_over
     from diffusion_lab.evaluation.metrics import NEEDS_TWINS, select
     from diffusion_lab.evaluation.metrics.enough import check_enough
@@ -100,7 +100,7 @@ def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def scored_data(data: Data) -> Data:
-    """``data`` as a run would read it, or, of fewer pictures than it asks for, with all there are."""
+    """``data`` as a run would read it, or with all photos if there are fewer than requested."""
     if data.source != "folder":
         return data
     from diffusion_lab.data.subsets import heldout_count
@@ -116,7 +116,7 @@ def scored_data(data: Data) -> Data:
 
 
 def run(config: Config, run_folder: Path) -> None:
-    """Scores `job.images` and leaves scores.parquet, scores.csv, result.json and report.html in `run_folder`."""
+    """Scores `job.images`; writes scores.parquet, scores.csv, result.json and report.html to `run_folder`."""
     from diffusion_lab.models.load import resolve_device
     from diffusion_lab.report.score_page import print_table, write_score_report
     from diffusion_lab.runs.files import FileTracker
@@ -132,7 +132,7 @@ def run(config: Config, run_folder: Path) -> None:
     try:
         _score_folder(config, run_folder, device, files)
         report = write_score_report(run_folder, files.closing("completed", {}))
-        status = "completed"  # last, after all that it vouches for
+        status = "completed"  # last, after all other files
     except KeyboardInterrupt:
         status = "interrupted"
         files.error("stopped by the user (Ctrl-C)")
@@ -194,7 +194,7 @@ def _score_folder(config: Config, run_folder: Path, device: torch.device, files:
 
 
 def _planned(paths: Sequence[Path], told: Sequence[ImagePrompt], subject: Subject) -> list[PlannedImage]:
-    """One entry an image; images of one prompt share its id, since they are not independent."""
+    """One entry per image; images of the same prompt share its id, because they are not independent."""
     from diffusion_lab.sampling.sample import PlannedImage
 
     ids: dict[str, str] = {}
@@ -213,9 +213,9 @@ def _planned(paths: Sequence[Path], told: Sequence[ImagePrompt], subject: Subjec
 def _encode(
     config: Config, paths: Sequence[Path], planned: Sequence[PlannedImage], bank: EncoderBank, needs: set[str]
 ) -> tuple[list[int], Features, list[bytes]]:
-    """Numbers of the images that could be read, their features and small pictures of them for the page.
+    """The indices of the readable images, their features, and thumbnails for the report.
 
-    A batch at a time: a folder may hold more pixels than fit into memory.
+    Works in batches, because the images of a folder may not fit into memory.
     """
     from diffusion_lab.evaluation.evaluate import concatenate_features
     from diffusion_lab.runs.score_files import thumbnail
@@ -256,7 +256,7 @@ def _describe(
     references: References,
     lines: Mapping[str, Mapping[Literal["ceiling", "impostor"], Summary | None]],
 ) -> None:
-    """What the scores are read against, into the record; photographs without a face into the log."""
+    """Writes the reference scores to the record, and logs photos without a face."""
     from diffusion_lab.evaluation.evaluate import without_face
 
     files.metrics(metrics)
@@ -271,7 +271,7 @@ def _describe(
 def _tell_prompts(
     planned: Sequence[PlannedImage], told: Sequence[ImagePrompt], summaries: dict[str, Summary]
 ) -> None:
-    """How many images have a prompt, and from where; the rest has no clip_text, which its summary says."""
+    """Reports how many images have a prompt, and from where. The summary of clip_text notes the others."""
     sources = Counter(one.source for one in told if one.text)
     without = sum(not item.prompt.text for item in planned)
     said = [f"{n} from {source}" for source, n in sources.items()]
@@ -283,7 +283,7 @@ def _tell_prompts(
 
 
 def _tell_faces(references: References, summaries: dict[str, Summary]) -> None:
-    """Why likeness has no value at all, into its summary."""
+    """Notes in the summary why similarity has no value for any image."""
     for name, group, what in (
         ("similarity", references.train, "pictures it is compared with"),
         ("similarity_heldout", references.heldout, "held-out pictures"),
@@ -301,7 +301,7 @@ def _tell_faces(references: References, summaries: dict[str, Summary]) -> None:
 
 
 def usual_side(paths: Sequence[Path]) -> int:
-    """The most frequent short side of the images, in pixels: photographs are compared at that size."""
+    """The most frequent short side of the images, in pixels: photos are compared at that size."""
     from PIL import Image
 
     sides: Counter[int] = Counter()
@@ -309,6 +309,6 @@ def usual_side(paths: Sequence[Path]) -> int:
         try:
             with Image.open(path) as image:
                 sides[min(image.size)] += 1
-        except Exception:  # said where its pixels are read
+        except Exception:  # reported when its pixels are read
             continue
     return sides.most_common(1)[0][0] if sides else 512

@@ -1,4 +1,4 @@
-"""What one job of a sweep must not hand on to the next in the same process."""
+"""Isolation between the jobs of a sweep that run in the same process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Every job begins with the same state, and what it changed in the process is put back.
+    """Each job starts with the same state, and its changes to the process are reverted.
 
-    Covers the working folder, environment variables, Python's, NumPy's and torch's random states, torch's
-    threads, default dtype, determinism, gradient mode and backend switches, CUDA's peak memory and cache,
-    and a Weights & Biases run left open. Loaded models are local to the job; its garbage is collected.
+    This includes the working directory, environment variables, Python's, NumPy's and torch's random states,
+    torch's threads, default dtype, determinism, gradient mode and backend switches, CUDA's peak memory and
+    cache, and a Weights & Biases run left open. Loaded models are local to the job; garbage is collected
+    afterwards.
     """
     import numpy as np
-    import torch  # now, so that what is put back includes torch as it is before the first job
+    import torch  # now, so that the state before the first job can be restored
 
     folder, environment, switches = os.getcwd(), dict(os.environ), _switches(torch)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
@@ -75,4 +76,4 @@ def _empty_cuda(torch: Any) -> None:
 def _finish_wandb() -> None:
     wandb = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.finish(exit_code=1)  # whoever closes its run properly has done so by now
+        wandb.finish(exit_code=1)  # a properly finished run has been closed by now

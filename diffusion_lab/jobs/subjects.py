@@ -1,4 +1,4 @@
-"""job=subjects: writes the miniature's people as ordinary folders of pictures."""
+"""job=subjects: writes the people of the miniature world as ordinary image folders."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 
 def check(config: Config, run_folder: Path) -> Plan:
-    """The plan: what it reads is there, and where it writes can be written. `run_folder` stays unused."""
+    """The plan: checks that inputs exist and that the output is writable. `run_folder` is not used."""
     return check_output(config, as_job(config.job, Subjects))
 
 
 def run(config: Config, run_folder: Path) -> None:
-    """Writes <job.output>/<name>/00.png and so on. `run_folder` stays unused."""
+    """Writes <job.output>/<name>/00.png and so on. `run_folder` is not used."""
     from diffusion_lab.miniature.subjects import write_subjects
 
     log.info("subjects: %s", write_subjects(Path(as_job(config.job, Subjects).output).expanduser()))

@@ -1,4 +1,4 @@
-"""job=train_aesthetics: an aesthetics head from rated pictures, for `metrics.aesthetics_weights`."""
+"""job=train_aesthetics: train an aesthetics head on rated images, for `metrics.aesthetics_weights`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEAD, PLAIN = "aesthetics_head.safetensors", "aesthetics_head_unbalanced.safeten
 
 
 def check(config: Config, run_folder: Path) -> Plan:
-    """The plan: what it reads is there, and where it writes can be written. `run_folder` stays unused."""
+    """The plan: checks that inputs exist and that the output is writable. `run_folder` is not used."""
     job = as_job(config.job, TrainAesthetics)
     for key, there in (("images", Path.is_dir), ("ratings", Path.is_file)):
         given = getattr(job, key)
@@ -34,9 +34,9 @@ def check(config: Config, run_folder: Path) -> Plan:
 
 
 def run(config: Config, run_folder: Path) -> None:
-    """Writes the head, the same without balancing, `result.json` and `report.html` into `job.output`.
+    """Writes the head, a head trained without balancing, `result.json` and `report.html` to `job.output`.
 
-    CLIP is the metric's own (`metrics`). `run_folder` stays unused.
+    The CLIP model is that of the metric (`metrics`). `run_folder` is not used.
     """
     import numpy as np
     import torch
@@ -116,7 +116,7 @@ def run(config: Config, run_folder: Path) -> None:
         )
     said_of_it = verdict(gain) if job.balance != "none" else "The ratings were taken as they are, unbalanced."
     page = write_page(output / "report.html", result, ratings, rated_test, said, said_of_it)
-    write_json(output / "result.json", result)  # last, after all that it vouches for
+    write_json(output / "result.json", result)  # last, after all other files
     for kind, values in figures.items():
         log.info("balance %s: %s", kind, ", ".join(f"{name} {value:.3g}" for name, value in values.items()))
     log.info("%s", said_of_it)
@@ -125,7 +125,7 @@ def run(config: Config, run_folder: Path) -> None:
 
 
 def verdict(gain: tuple[float, float | None, float | None]) -> str:
-    """What balancing did to the error among the worst and best rated, in words."""
+    """Describes the effect of balancing on the error for the worst and best rated images."""
     mean, low, high = gain
     where = "among the 5 % rated lowest and the 5 % rated highest"
     if low is None or high is None:

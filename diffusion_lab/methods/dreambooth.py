@@ -1,10 +1,10 @@
-"""DreamBooth (Ruiz et al. 2022, arXiv:2208.12242): the whole denoiser learns the subject.
+"""DreamBooth (Ruiz et al. 2022, arXiv:2208.12242): fine-tunes the whole denoiser on the subject.
 
-Prior preservation keeps the class from becoming the subject: beside every picture of the subject the model sees
-one of the class that it drew itself before training (eq. 2, lambda = `prior_weight`).
+Prior preservation keeps the model from turning the whole class into the subject: each photo of the subject is
+paired with an image of the class that the model generated before training (eq. 2, lambda = `prior_weight`).
 
-With `ema` a moving average of the weights is kept beside them (diffusers' EMAModel): it is what is evaluated and
-saved, and the training itself never sees it.
+With `ema`, a moving average of the weights is maintained (diffusers' EMAModel). The average is evaluated and
+saved; it does not affect training.
 """
 
 from __future__ import annotations
@@ -34,23 +34,24 @@ if TYPE_CHECKING:
 
 RECORD = "dreambooth.json"
 UNCHANGED = (
-    "unchanged"  # in the record: "true" where nothing has changed since the base model, and is not written
+    "unchanged"  # in the record: "true" if the weights are still those of the base model and are not saved
 )
 
 
 @dataclass(kw_only=True, slots=True)
 class DreamBooth:
-    # Full size: the paper's for Stable Diffusion, and that of diffusers' example.
+    # Full size: the paper's value for Stable Diffusion, also used in diffusers' example.
     learning_rates: ClassVar[tuple[float, float]] = (1e-4, 5e-6)  # miniature, full-size models
-    # The miniature's text tower hardly tells the identifier from nothing, so that subject and class are at odds.
+    # The miniature's text encoder hardly distinguishes the identifier from no word, so the subject and
+    # its class are in conflict.
     prior_weights: ClassVar[tuple[float, float]] = (0.1, 1.0)
 
     name: str = "dreambooth"
     text_encoder: bool = False
     prior_weight: float | None = None  # lambda; 0: no prior preservation; null: 0.1 or 1, see `prior_weights`
-    prior_images: int = 100  # pictures of the class, drawn once and kept
+    prior_images: int = 100  # images of the class, generated once and cached
     ema: bool = False  # evaluate and save a moving average of the weights
-    ema_decay: float = 0.99  # after some hundred steps; before, diffusers' warm-up: (1 + step) / (10 + step)
+    ema_decay: float = 0.99  # after diffusers' warm-up, (1 + step) / (10 + step), of a few hundred steps
     learning_rate: float | None = None  # null: 1e-4 on the miniature, 5e-6 on full-size models
     text_encoder_learning_rate: float | None = None  # null: a tenth of the denoiser's
     weight_decay: float = 1e-2
@@ -79,7 +80,7 @@ class DreamBooth:
         )
 
     def fill(self, family: Family, *, small: bool, free: bool) -> None:
-        """Learning rates and the prior's weight; see `Method.fill`."""
+        """Fills in the learning rates and the prior weight; see `Method.fill`."""
         if self.learning_rate is None:
             self.learning_rate = 1.0 if free else self.learning_rates[0 if small else 1]
         if self.prior_weight is None:
@@ -88,11 +89,11 @@ class DreamBooth:
             self.text_encoder_learning_rate = 1.0 if free else self.learning_rate / 10
 
     def trained_numbers(self, sizes: Sizes) -> float:
-        """The denoiser, and where asked the text encoders."""
+        """Number of parameters of the denoiser and, if they are trained, of the text encoders."""
         return sizes.parameters[sizes.denoiser] + (sizes.trained_text if self.text_encoder else 0.0)
 
     def attach(self, pipe: Any) -> list[ParamGroup]:
-        """The denoiser, and where asked the text encoders, train in float32; everything else is frozen."""
+        """Trains the denoiser and optionally the text encoders, in float32; everything else is frozen."""
         freeze(pipe)
         denoiser = self._denoiser(pipe)
         rate = self.learning_rate or self.learning_rates[0 if is_small(denoiser) else 1]
@@ -104,25 +105,25 @@ class DreamBooth:
         if self.ema:
             from diffusers.training_utils import EMAModel
 
-            # On the pipe, where everything else is that a run changes: a method has settings only.
+            # Stored on the pipe, like everything else that a run changes: a method holds only settings.
             denoiser.average = EMAModel(self._trained(pipe), decay=self.ema_decay, foreach=True)
         denoiser.as_loaded = [_bits(parameter) for parameter in self._trained(pipe)]
         return groups
 
     def loss(self, pipe: Any, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Denoising loss of the subject's pictures plus `prior_weight` times that of the class's."""
+        """Denoising loss of the subject's photos plus `prior_weight` times that of the class images."""
         from diffusion_lab.families.losses import batch_loss
 
         return batch_loss(pipe, batch, generator, self.traits.prior_weight)
 
     def after_step(self, pipe: Any) -> None:
-        """Moves the average, where there is one."""
+        """Updates the moving average, if there is one."""
         if self.ema:
             self._denoiser(pipe).average.step(self._trained(pipe))
 
     @contextmanager
     def evaluating(self, pipe: Any) -> Iterator[None]:
-        """The average stands in the weights' place inside, where there is one. May be nested."""
+        """Replaces the weights by their average inside the context, if there is one. May be nested."""
         if not self.ema or self._denoiser(pipe).average.temp_stored_params is not None:
             yield
             return
@@ -135,7 +136,7 @@ class DreamBooth:
             average.restore(parameters)
 
     def state_dict(self, pipe: Any) -> dict[str, Any]:
-        """What a resumed run needs beside the trained weights: the average and its number of steps."""
+        """What a resumed run needs besides the trained weights: the average and its number of steps."""
         if not self.ema:
             return {}
         average = self._denoiser(pipe).average
@@ -143,16 +144,16 @@ class DreamBooth:
         return {"optimization_step": average.optimization_step, **tensors}
 
     def load_state_dict(self, pipe: Any, state: Mapping[str, Any]) -> None:
-        """What `state_dict` gave, into an attached pipe."""
+        """Restores what `state_dict` returned into an attached pipe."""
         if not self.ema:
             return
         average = self._denoiser(pipe).average
         average.optimization_step = int(state["optimization_step"])
         for i, (value, parameter) in enumerate(zip(average.shadow_params, self._trained(pipe), strict=True)):
-            value.copy_(state.get(f"average.{i}", parameter.detach()))  # not there: both are the base model's
+            value.copy_(state.get(f"average.{i}", parameter.detach()))  # missing: both are the base model's
 
     def unchanged(self, pipe: Any) -> bool:
-        """Whether the weights (and their average, where there is one) are the base model's, to the bit."""
+        """Whether the weights (and their average, if any) are bit-identical to the base model's."""
         if self.ema and self._denoiser(pipe).average.optimization_step > 0:
             return False
         return all(
@@ -161,7 +162,7 @@ class DreamBooth:
         )
 
     def files(self, pipe: Any) -> dict[str, dict[str, Tensor]]:
-        """The tensors (no copies) of every file of weights that `save` writes, by path and by name in the file."""
+        """The tensors (not copies) of each weights file that `save` writes, by path and by tensor name."""
         from diffusion_lab.families.networks import file_name, named_tensors
 
         found = {}
@@ -169,7 +170,7 @@ class DreamBooth:
         saved = dict(zip(map(id, self._trained(pipe)), average, strict=True))
         for part in self._parts(pipe):
             network = getattr(pipe, part)
-            # state_dict() gives new objects of the same memory: parameters are known by their address.
+            # state_dict() returns new objects that share memory: parameters are identified by their address.
             own = {parameter.data_ptr(): saved[id(parameter)] for parameter in network.parameters()}
             found[f"{part}/{file_name(network)}"] = {
                 name: own.get(value.data_ptr(), value).detach()
@@ -184,11 +185,12 @@ class DreamBooth:
         notes: Mapping[str, str] | None = None,
         ready: Path | None = None,
     ) -> list[Path]:
-        """Writes what has changed, in diffusers' folders, such as `unet/` and `text_encoder/`, and the notes as JSON.
+        """Writes the changed parts to diffusers' folders, such as `unet/`, and the notes as JSON.
 
-        Nothing but the notes where the weights are still the base model's; they say so. `complete` adds the rest of
-        the pipeline. Parts are replaced whole. `ready`: a folder that has the same `files` already, such as the
-        checkpoint of this step; they are linked where the disk can.
+        If the weights are still the base model's, only the notes are written, and they say so. `complete`
+        adds the rest of the pipeline. Existing parts are replaced as a whole. `ready`: a folder that already
+        contains the same `files`, such as the checkpoint of this step; they are hard-linked if the file
+        system supports it.
         """
         from diffusion_lab.families.networks import save_network
         from diffusion_lab.system import tensors
@@ -215,10 +217,10 @@ class DreamBooth:
         return [*paths, folder / RECORD]
 
     def complete(self, pipe: Any, folder: Path) -> None:
-        """Adds the parts that `save` leaves out: plain diffusers reads the folder with `from_pretrained(folder)`.
+        """Adds the parts that `save` leaves out, so that diffusers' `from_pretrained(folder)` can load it.
 
-        In float32, frozen parts too: read back as they are saved, parts of two formats do not work together.
-        Nothing is added to notes of the unchanged base model.
+        Frozen parts are saved in float32 too: parts are loaded in their saved format, and mixed formats do
+        not work together. Nothing is added if the notes describe the unchanged base model.
         """
         import torch
 
@@ -229,7 +231,7 @@ class DreamBooth:
                 save_pipeline(pipe, folder, dtype=torch.float32)
 
     def load(self, pipe: Any, folder: Path) -> None:
-        """Reads what `save` wrote into an attached pipe; else UserError."""
+        """Loads what `save` wrote into an attached pipe; UserError if that is not possible."""
         if is_unchanged(folder):
             if not self.unchanged(pipe):
                 raise UserError(
@@ -265,18 +267,18 @@ class DreamBooth:
 
 
 def notes_of(folder: Path) -> dict[str, str]:
-    """What `save` noted in `folder`."""
+    """The notes that `save` wrote to `folder`."""
     found: dict[str, str] = read_json(folder / RECORD, "the artefact")
     return found
 
 
 def is_unchanged(folder: Path) -> bool:
-    """Whether `save` found nothing changed: `folder` has notes and stands for the base model that they name."""
+    """Whether `folder` contains only notes because nothing differed from the base model they name."""
     return (folder / RECORD).exists() and notes_of(folder).get(UNCHANGED) == "true"
 
 
 def _bits(parameter: nn.Parameter) -> int:
-    """The sum of a float32 tensor's bit patterns: a whole network's sums all stay the same only if no weight moves."""
+    """The sum of a float32 tensor's bit patterns: all sums are equal only if no weight has changed."""
     import torch
 
     return int(parameter.detach().view(torch.int32).sum(dtype=torch.int64))
@@ -285,7 +287,7 @@ def _bits(parameter: nn.Parameter) -> int:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one without links
+    except OSError:  # a different file system, or one without hard links
         shutil.copyfile(source, target)
 
 
@@ -296,7 +298,7 @@ def _train(module: nn.Module) -> list[nn.Parameter]:
     parameters = list(module.parameters())
     for parameter in parameters:
         parameter.data = parameter.data.to(torch.float32)
-    # Stable Diffusion 3's positions, where it was loaded in half precision: one format in the file.
+    # Stable Diffusion 3's position embeddings, if loaded in half precision: the file has a single format.
     for buffer in module.buffers():
         if buffer.is_floating_point():
             buffer.data = buffer.data.to(torch.float32)

@@ -1,4 +1,4 @@
-"""Before a method is attached nothing trains."""
+"""Freezing of all networks, before a method is attached."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from diffusion_lab.families import of
 
 
 def freeze(pipe: Any) -> None:
-    """No parameter of any network requires gradients."""
+    """Disables gradients for all parameters of all networks."""
     for network in of(pipe).networks(pipe).values():
         network.requires_grad_(False)

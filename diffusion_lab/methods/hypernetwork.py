@@ -1,19 +1,21 @@
-"""Hypernetwork as in AUTOMATIC1111's web UI: small residual networks on the context before keys and values.
+"""Hypernetworks as in AUTOMATIC1111's web UI: small residual networks before the keys and values.
 
-For every width d of a context there are two networks, one before the keys and one before the values,
+For each context width d there are two networks, one before the keys and one before the values,
 
     context + f(context),   f = Linear(d, 2 d), Linear(2 d, d) for `layers` 1, 2, 1,
 
-shared by all attention layers whose context is d wide. The text's width serves the cross-attention; with
-`self_attention` the U-Net's own widths have their pairs too (in the web UI: 320, 640, 1280 beside 768).
-The last layer starts at zero, so that the model is the untouched one at step 0; in the web UI it starts as the others.
+shared by all attention layers whose context has width d. The width of the text embeddings is used for the
+cross-attention; with `self_attention`, the U-Net's own widths get a pair each as well (in the web UI: 320,
+640 and 1280 in addition to 768). The last layer is initialised to zero, so the model is unchanged at step 0;
+in the web UI it is initialised like the others.
 
-The file, `hypernetwork.safetensors`, names tensors as the web UI's file nests them:
+The tensor names in `hypernetwork.safetensors` follow the nesting of the web UI's file:
 
     {width}.{0: keys, 1: values}.linear.{index}.{weight, bias}
 
-with `index` counting activations, layer norms and dropouts too, and its settings under the web UI's names in the
-header (JSON values), so that `{int(width): (keys' state dict, values' state dict), **settings}` is its `.pt` file.
+where `index` also counts activations, layer norms and dropouts. The header contains the settings under the
+web UI's names (JSON values), so `{int(width): (keys' state dict, values' state dict), **settings}` is the web
+UI's `.pt` file.
 """
 
 from __future__ import annotations
@@ -41,29 +43,29 @@ if TYPE_CHECKING:
     from diffusion_lab.families.family import Family, Sizes
 
 FILE_NAME = "hypernetwork.safetensors"
-ACTIVATIONS = {  # the web UI's word -> torch's class
+ACTIVATIONS = {  # the web UI's name -> torch class
     "linear": "", "relu": "ReLU", "leakyrelu": "LeakyReLU", "elu": "ELU", "swish": "Hardswish",
     "tanh": "Tanh", "sigmoid": "Sigmoid", "gelu": "GELU", "mish": "Mish", "softsign": "Softsign",
 }  # fmt: skip
-INITS = ("Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal")  # the web UI's words
+INITS = ("Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal")  # the web UI's names
 
 
 @dataclass(kw_only=True, slots=True)
 class Hypernetwork:
-    # Full size: the web UI's guides begin with 5e-6 at batch 1 for 10,000 steps and more. Ours starts at zero and
-    # has a tenth of the steps.
+    # Full size: guides for the web UI start from 5e-6 at batch size 1 and 10,000 or more steps. Ours is
+    # initialised to zero and trains for a tenth of the steps.
     learning_rates: ClassVar[tuple[float, float]] = (3e-4, 5e-5)  # miniature, full-size models
 
     name: str = "hypernetwork"
-    layers: list[float] = field(default_factory=lambda: [1.0, 2.0, 1.0])  # widths, in widths of the context
+    layers: list[float] = field(default_factory=lambda: [1.0, 2.0, 1.0])  # multiples of the context width
     activation: str = "linear"  # linear, relu, leakyrelu, elu, swish, tanh, sigmoid, gelu, mish, softsign
-    activate_output: bool = False  # the activation after the last layer too
-    layer_norm: bool = False  # after every layer
-    dropout: float = 0.0  # after every layer but the last
+    activate_output: bool = False  # also apply the activation after the last layer
+    layer_norm: bool = False  # after each layer
+    dropout: float = 0.0  # after each layer except the last
     init: str = (
-        "Normal"  # Normal, XavierUniform, XavierNormal, KaimingUniform, KaimingNormal; the last is zero
+        "Normal"  # Normal, XavierUniform, XavierNormal, KaimingUniform, KaimingNormal; the last layer is zero
     )
-    self_attention: bool = False  # before the self-attention's keys and values too
+    self_attention: bool = False  # also before the keys and values of the self-attention
     learning_rate: float | None = None  # null: 3e-4 on the miniature, 5e-5 on full-size models
     weight_decay: float = 1e-2
 
@@ -90,19 +92,19 @@ class Hypernetwork:
         return Traits(trains=frozenset({"hypernetwork"}))
 
     def fill(self, family: Family, *, small: bool, free: bool) -> None:
-        """The learning rate; see `Method.fill`."""
+        """Fills in the learning rate; see `Method.fill`."""
         if self.learning_rate is None:
             self.learning_rate = 1.0 if free else self.learning_rates[0 if small else 1]
 
     def trained_numbers(self, sizes: Sizes) -> float:
-        """A network before the keys and one before the values, of the text's width."""
+        """Size of the two networks (keys and values) for the text embedding width."""
         widths = [float(share) * sizes.context_width for share in self.layers]
         return 2 * sum(first * second for first, second in itertools.pairwise(widths))
 
     def attach(self, pipe: Any, strength: float = 1.0) -> list[ParamGroup]:
-        """Adds `hypernetwork` to the U-Net, float32; everything else is frozen. `strength` multiplies f.
+        """Adds `hypernetwork` to the U-Net in float32; everything else is frozen. `strength` multiplies f.
 
-        Weights are drawn from torch's global stream, widths in rising order, keys before values.
+        Weights are drawn from torch's global generator, in ascending order of width, keys before values.
         """
         from torch import nn
 
@@ -121,7 +123,7 @@ class Hypernetwork:
             pair: Any = networks[str(width)]
             for network, layer in zip(pair, (attention.to_k, attention.to_v), strict=True):
                 layer.register_forward_pre_hook(_residual(network, strength))
-        pipe.unet.train(pipe.unet.training)  # the new layers arrive in training mode, with dropout on
+        pipe.unet.train(pipe.unet.training)  # new layers are created in training mode, with dropout enabled
         return [ParamGroup("hypernetwork", list(networks.parameters()), rate, self.weight_decay)]
 
     def loss(self, pipe: Any, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -134,7 +136,7 @@ class Hypernetwork:
         """Nothing to do."""
 
     def save(self, pipe: Any, folder: Path, notes: Mapping[str, str] | None = None) -> list[Path]:
-        """Writes `hypernetwork.safetensors`, whole or not at all; `notes` go into its header."""
+        """Writes `hypernetwork.safetensors` atomically, with `notes` in its header."""
         from diffusion_lab.system import tensors
 
         unet: Any = pipe.unet
@@ -148,7 +150,7 @@ class Hypernetwork:
         return [folder / FILE_NAME]
 
     def load(self, pipe: Any, folder: Path) -> None:
-        """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
+        """Loads what `save` wrote into a pipe attached with the same settings; UserError if they differ."""
         path = folder / FILE_NAME
         if not path.is_file():
             raise UserError(f"{path} is missing: no hypernetwork was saved there")
@@ -164,7 +166,7 @@ class Hypernetwork:
             raise UserError(f"{path}: made for another model ({error})") from error
 
     def _settings(self) -> dict[str, Any]:
-        """By the names of the web UI's file, and what it has no name for."""
+        """Settings under the names of the web UI's file, and those that it has no name for."""
         n = len(self.layers)
         return {
             "layer_structure": self.layers,
@@ -174,12 +176,12 @@ class Hypernetwork:
             "use_dropout": self.dropout > 0,
             "dropout_structure": [0.0, *[self.dropout] * (n - 2), 0.0],
             "activate_output": self.activate_output,
-            "last_layer_dropout": self.dropout > 0,  # of the last but one, in the web UI's sense
+            "last_layer_dropout": self.dropout > 0,  # web UI: of the second-to-last layer
             "self_attention": self.self_attention,
         }
 
     def _network(self, width: int) -> nn.Module:
-        """f of one context width: [..., width] -> [..., width], zero at first."""
+        """The network f for one context width: [..., width] -> [..., width], initially zero."""
         from collections import OrderedDict
 
         from torch import nn
@@ -217,7 +219,7 @@ class Hypernetwork:
 
 
 def from_file(path: Path) -> Hypernetwork:
-    """The settings in a file's header: `from_file(path).attach(pipe)` makes room for its weights."""
+    """The settings in a file's header: `from_file(path).attach(pipe)` adds networks that fit its weights."""
     header = read_header(path, "the artefact").metadata
     try:
         found = {
@@ -237,7 +239,7 @@ def from_file(path: Path) -> Hypernetwork:
 
 
 def _places(unet: nn.Module, self_attention: bool) -> list[tuple[int, Any]]:
-    """Width of the context and attention layer, in the U-Net's order."""
+    """Pairs of context width and attention layer, in the U-Net's order."""
     from diffusers.models.attention_processor import Attention
 
     found = []
@@ -251,7 +253,7 @@ def _places(unet: nn.Module, self_attention: bool) -> list[tuple[int, Any]]:
 
 
 def _residual(network: nn.Module, strength: float) -> Any:
-    """A forward pre-hook: context -> context + strength f(context), f in float32's precision whatever the context's."""
+    """A forward pre-hook: context -> context + strength f(context), with f always computed in float32."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         context, *rest = inputs

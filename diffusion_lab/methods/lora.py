@@ -1,12 +1,13 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685): low-rank pairs beside the U-Net's attention, through peft.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): low-rank pairs added to the U-Net's attention, through peft.
 
-A linear layer W x becomes W x + (alpha / rank) B A x; A and B train, W does not. A starts normal with
-standard deviation 1 / rank, B at zero, as in diffusers' training script: the untouched model at step 0.
-Relatives (`variant`, `rank_stabilised`, `dora`) are peft's; see `variants.py`.
+A linear layer W x becomes W x + (alpha / rank) B A x; A and B are trained, W is not. As in diffusers'
+training script, A is initialised from a normal distribution with standard deviation 1 / rank and B to zero,
+so the model is unchanged at step 0. The variants (`variant`, `rank_stabilised`, `dora`) are implemented by
+peft; see `variants.py`.
 
-Files. LoRA and DoRA: diffusers' own; peft's settings (rank, alpha, targets) travel in the header, where
-`pipe.load_lora_weights` finds them, so that alpha survives also where it is not the rank. LoHa, LoKr and OFT:
-diffusers has no loader for them, so they are peft's folders, which `PeftModel.from_pretrained` reads.
+Files: LoRA and DoRA use diffusers' format. peft's settings (rank, alpha, targets) are stored in the header,
+where `pipe.load_lora_weights` reads them, so alpha is preserved even if it differs from the rank. diffusers
+has no loader for LoHa, LoKr and OFT; they are saved as peft folders, which `PeftModel.from_pretrained` reads.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
     from diffusion_lab.families.family import Family, Sizes
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
-# Miniature, full-size models. 1e-4: diffusers' LoRA example; LyCORIS' guidelines train LoHa and LoKr as LoRA.
+# Miniature, full-size models. 1e-4: diffusers' LoRA example; LyCORIS' guidelines train LoHa and LoKr like
+# LoRA.
 LEARNING_RATES = {"lora": (1.5e-3, 1e-4), "loha": (3e-3, 1e-4), "lokr": (5e-3, 1e-4), "oft": (3e-3, 1e-4)}
 
 
@@ -55,9 +57,9 @@ class Lora:
     rank: int = 8  # oft: width of the rotated blocks
     alpha: float | None = None  # null: equal to rank, so that the scale alpha / rank is 1
     rank_stabilised: bool = False  # lora: the scale is alpha / sqrt(rank); alpha null: 1 at rank 8
-    dora: bool = False  # lora: each weight's length learns apart from its direction
-    dropout: float = 0.0  # lora: of what comes in; loha, lokr: of rows of the change; oft: of rotated blocks
-    targets: list[str] | None = None  # null: attention; on the miniature feed-forward and convolutions too
+    dora: bool = False  # lora: the magnitude of each weight is trained separately from its direction
+    dropout: float = 0.0  # lora: on the input; loha, lokr: on rows of the update; oft: on rotated blocks
+    targets: list[str] | None = None  # null: attention; on the miniature also feed-forward and convolutions
     text_encoder: bool = False
     learning_rate: float | None = None  # null: 1.5e-3 on the miniature, 1e-4 on full-size models
     text_encoder_learning_rate: float | None = None  # null: a tenth of the U-Net's
@@ -95,7 +97,7 @@ class Lora:
 
     @property
     def learning_rates(self) -> tuple[float, float]:
-        """Of the miniature and of full-size models."""
+        """Default learning rates for the miniature and for full-size models."""
         return LEARNING_RATES[self.variant]
 
     @property
@@ -107,7 +109,7 @@ class Lora:
         return Traits(trains=frozenset({"adapter"}), text_encoder=self.text_encoder, rank=self.rank)
 
     def fill(self, family: Family, *, small: bool, free: bool) -> None:
-        """Learning rates, alpha and targets; see `Method.fill`."""
+        """Fills in learning rates, alpha and targets; see `Method.fill`."""
         if self.learning_rate is None:
             self.learning_rate = 1.0 if free else self.learning_rates[0 if small else 1]
         if self.text_encoder_learning_rate is None:
@@ -118,20 +120,20 @@ class Lora:
             self.targets = self.default_targets(family, small)
 
     def default_targets(self, family: Family, small: bool) -> list[str]:
-        """The family's; OFT rotates linear layers only."""
+        """The family's default targets; for OFT only the linear layers."""
         if not small:
             return list(family.lora_targets)
         left_out = CONVOLUTIONS if self.variant == "oft" else ()
         return [target for target in family.small_lora_targets if target not in left_out]
 
     def trained_numbers(self, sizes: Sizes) -> float:
-        """B A beside the default targets; the text encoders' adapters are small beside them and left out."""
+        """Size of the pairs B A for the default targets, without the (small) text encoder adapters."""
         return self.rank * sizes.work.adapted
 
     def attach(self, pipe: Any) -> list[ParamGroup]:
-        """Adds the adapter named `default`, float32; everything else is frozen.
+        """Adds an adapter named `default` in float32; everything else is frozen.
 
-        A is drawn from torch's global stream. UserError where a target names no layer of the denoiser.
+        A is drawn from torch's global generator. UserError if a target matches no layer of the denoiser.
         """
         family = of(pipe)
         networks = self._networks(pipe)
@@ -150,7 +152,7 @@ class Lora:
             groups.append(ParamGroup(part, _trainable(network), own, self.weight_decay))
         for network in (denoiser, *(getattr(pipe, part) for part in family.text_encoders)):
             if network is not None:
-                network.train(network.training)  # peft's new layers arrive in training mode, with dropout on
+                network.train(network.training)  # new layers are in training mode, with dropout enabled
         return groups
 
     def loss(self, pipe: Any, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -163,10 +165,10 @@ class Lora:
         """Nothing to do."""
 
     def save(self, pipe: Any, folder: Path, notes: Mapping[str, str] | None = None) -> list[Path]:
-        """Writes `pytorch_lora_weights.safetensors`, whole or not at all; `notes` go into its header.
+        """Writes `pytorch_lora_weights.safetensors` atomically, with `notes` in its header.
 
-        Plain diffusers reads it: `pipe.load_lora_weights(folder)`. LoHa, LoKr and OFT: `unet/` and, where it
-        trains, `text_encoder/`, which `PeftModel.from_pretrained(pipe.unet, folder / "unet")` reads.
+        Plain diffusers reads it: `pipe.load_lora_weights(folder)`. LoHa, LoKr and OFT are written to `unet/`
+        and, if trained, `text_encoder/`, which `PeftModel.from_pretrained(pipe.unet, folder / "unet")` reads.
         """
         header = {
             "method": self.name,
@@ -184,7 +186,7 @@ class Lora:
         ]
 
     def load(self, pipe: Any, folder: Path) -> None:
-        """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
+        """Loads what `save` wrote into a pipe attached with the same settings; UserError if they differ."""
         if self.variant == "lora":
             _load_lora(pipe, self._networks(pipe), folder)
             return
@@ -192,14 +194,14 @@ class Lora:
             load_folder(module, folder / part)
 
     def _networks(self, pipe: Any) -> dict[str, nn.Module]:
-        """The denoiser, and with `text_encoder` the text encoders that the family trains."""
+        """The denoiser and, with `text_encoder`, the text encoders that the family trains."""
         family = of(pipe)
         parts = (family.denoiser, *(family.lora_text_encoders if self.text_encoder else ()))
         return {part: getattr(pipe, part) for part in parts}
 
 
 def _save_lora(pipe: Any, networks: Mapping[str, Any], folder: Path, header: Mapping[str, str]) -> Path:
-    """diffusers' file, with peft's settings in the header beside ours."""
+    """Writes diffusers' file, with peft's settings and our notes in the header."""
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from peft import get_peft_model_state_dict
 
@@ -216,13 +218,13 @@ def _save_lora(pipe: Any, networks: Mapping[str, Any], folder: Path, header: Map
     def write(weights: dict[str, Tensor], name: str) -> None:
         tensors.write(Path(name), weights, metadata)
 
-    # peft's own key names. diffusers' scripts rename them first (`lora.down`), but not those of every
-    # layer, and a file with both kinds of names is read wrongly, without a word.
+    # peft's own key names. diffusers' scripts rename them first (`lora.down`), but not for all layers, and a
+    # file with both kinds of names is silently read incorrectly.
     layers = {
         f"{part}_lora_layers": get_peft_model_state_dict(module, save_embedding_layers=False)
         for part, module in networks.items()
     }
-    # transformers 5.23, which reads the text encoder's part, loses DoRA's lengths under peft's name for them.
+    # transformers 5.23, which reads the text encoder's part, drops DoRA's magnitudes under peft's key name.
     layers = {
         part: {
             f"{key}.weight"
@@ -242,7 +244,7 @@ def _load_lora(pipe: Any, networks: Mapping[str, Any], folder: Path) -> None:
     path = folder / FILE_NAME
     if not path.is_file():
         raise UserError(f"{path} is missing: no adapter was saved there")
-    read_tensors(path, "the artefact")  # refuses a damaged one by name
+    read_tensors(path, "the artefact")  # raises an error that names the file if it is damaged
     weights, settings = _read_lora(pipe, folder)
     for part, module in networks.items():
         saved = {
@@ -256,7 +258,7 @@ def _load_lora(pipe: Any, networks: Mapping[str, Any], folder: Path) -> None:
 
 
 def _read_lora(pipe: Any, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """diffusers' keys and peft's settings. Some pipelines give alphas between the two, which the settings have."""
+    """diffusers' keys and peft's settings. Some pipelines also return alphas; the settings contain them."""
     weights, *_, settings = (
         of(pipe)
         .pipeline_class()
@@ -275,7 +277,7 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _check_targets(denoiser: nn.Module, targets: list[str], variant: str, family: Family) -> None:
-    """peft complains only where no target fits at all; one misspelt of four would train less, silently."""
+    """peft only fails if no target matches: a single misspelt target would silently train fewer layers."""
     from torch import nn
 
     layers = {name: x for name, x in denoiser.named_modules() if isinstance(x, nn.Linear | nn.Conv2d)}
@@ -288,7 +290,7 @@ def _check_targets(denoiser: nn.Module, targets: list[str], variant: str, family
                 f"method.targets: the {family.denoiser} has no linear or convolution layer named {target}"
                 f"{closest(target, known)}; {family.layer_hint}"
             )
-        # peft 0.21 puts rotated patches together by adding them where they overlap: not the same layer at step 0.
+        # peft 0.21 adds up rotated patches where they overlap, so the layer would not be unchanged at step 0.
         if variant == "oft" and any(isinstance(x, nn.Conv2d) and max(x.kernel_size) > 1 for x in found):
             raise UserError(
                 f"method.targets: method.variant=oft rotates linear layers, and {target} is a convolution; "

@@ -1,9 +1,9 @@
 """Pivotal tuning: Textual Inversion first, then LoRA with the learned word.
 
-After Roich et al. 2021 (arXiv:2106.05744: invert first, then tune the generator around what was found), as the
-LoRA tools do it for diffusion models: for `switch` of the steps only the word's vectors train, without the LoRA;
-from then on they stay as they are and the LoRA trains with them. Both parts are the methods of those names, and
-so are their files.
+After Roich et al. 2021 (arXiv:2106.05744: invert first, then tune the generator around the result), as LoRA
+tools apply it to diffusion models: for the fraction `switch` of the steps only the word's vectors are
+trained, without the LoRA; after that they are fixed, and the LoRA is trained with them. Both parts, and their
+files, are those of the methods of the same names.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True, slots=True)
 class Pivotal:
     learning_rates: ClassVar[tuple[float, float]] = LEARNING_RATES["lora"]  # miniature, full-size models
-    # Full size: half of the steps, as diffusers' script for pivotal tuning; the miniature's words hold little.
+    # Full size: half of the steps, as in diffusers' script for pivotal tuning; the miniature's words hold
+    # little.
     switches: ClassVar[tuple[float, float]] = (0.3, 0.5)
     token_learning_rates: ClassVar[tuple[float, float]] = TextualInversion.learning_rates
 
     name: str = "pivotal"
-    switch: float | None = None  # share of the steps that train the word, then the LoRA; null: 0.3 or 0.5
-    token: str | None = None  # these four: see TextualInversion
+    switch: float | None = None  # fraction of steps that train the word, before the LoRA; null: 0.3 or 0.5
+    token: str | None = None  # for these four see TextualInversion
     initialiser: str | None = None
     vectors: int = 1
     keep_norm: bool = False
     token_learning_rate: float | None = None  # null: Textual Inversion's
-    rank: int = 8  # from here on: see Lora
+    rank: int = 8  # for this and the following see Lora
     alpha: float | None = None
     rank_stabilised: bool = False
     dora: bool = False
@@ -51,7 +52,7 @@ class Pivotal:
     text_encoder: bool = False
     learning_rate: float | None = None  # of the LoRA; null: LoRA's
     text_encoder_learning_rate: float | None = None
-    weight_decay: float = 1e-2  # of the LoRA; the word has none
+    weight_decay: float = 1e-2  # of the LoRA; the word has no weight decay
 
     def __post_init__(self) -> None:
         if self.switch is not None:
@@ -75,7 +76,7 @@ class Pivotal:
         )
 
     def fill(self, family: Family, *, small: bool, free: bool) -> None:
-        """What both methods fill, and the switch; see `Method.fill`."""
+        """Fills in the settings of both methods and the switch; see `Method.fill`."""
         lora = self._lora()
         lora.fill(family, small=small, free=free)
         for key in ("learning_rate", "text_encoder_learning_rate", "alpha", "targets"):
@@ -87,13 +88,13 @@ class Pivotal:
             self.switch = self.switches[number]
 
     def trained_numbers(self, sizes: Sizes) -> float:
-        """Those of the adapters: the word's are few beside them."""
+        """Those of the adapters: the word's vectors are negligible."""
         return self._lora().trained_numbers(sizes)
 
     def attach(self, pipe: Any) -> list[ParamGroup]:
-        """Adds the word and the adapter; everything else is frozen. UserError as the two methods' own."""
+        """Adds the word and the adapter; everything else is frozen. UserError as in the two methods."""
         groups = [*self._word().attach(pipe), *self._lora().attach(pipe)]
-        for group in groups:  # each method froze what the other had added
+        for group in groups:  # attaching one method freezes what the other has added
             for parameter in group.params:
                 parameter.requires_grad_(True)
         return groups
@@ -101,8 +102,8 @@ class Pivotal:
     def loss(self, pipe: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         """Denoising loss of one micro-batch, float32 scalar.
 
-        What does not train in this phase has no part in the graph and so gets no gradient at all: the
-        optimizer passes it by, weight decay and moments included.
+        Parameters that are not trained in this phase are not part of the graph and get no gradient, so the
+        optimizer skips them, including weight decay and moments.
         """
         from diffusion_lab.families.losses import batch_loss
 
@@ -120,12 +121,12 @@ class Pivotal:
         return batch_loss(pipe, batch, generator)
 
     def after_step(self, pipe: Any) -> None:
-        """Gives the word's vectors their length back where asked, while they train."""
+        """Restores the norm of the word's vectors, if requested, while they are trained."""
         if all(embedding.learned.requires_grad for embedding in embeddings(pipe).values()):
             self._word().after_step(pipe)
 
     def save(self, pipe: Any, folder: Path, notes: Mapping[str, str] | None = None) -> list[Path]:
-        """Writes both methods' files into one folder; plain diffusers reads both:
+        """Writes the files of both methods into one folder; plain diffusers reads both:
 
         pipe.load_textual_inversion(folder, weight_name="learned_embeds.safetensors")
         pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
@@ -134,7 +135,7 @@ class Pivotal:
         return [*self._word().save(pipe, folder, told), *self._lora().save(pipe, folder, told)]
 
     def load(self, pipe: Any, folder: Path) -> None:
-        """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
+        """Loads what `save` wrote into a pipe attached with the same settings; UserError if they differ."""
         self._word().load(pipe, folder)
         self._lora().load(pipe, folder)
 
@@ -145,6 +146,6 @@ class Pivotal:
         return Lora(**self._shared(Lora))
 
     def _shared(self, kind: type[Any], **values: Any) -> dict[str, Any]:
-        """The fields that this method has in common with one of its parts."""
+        """The fields that this method shares with one of its parts."""
         own = {field.name for field in dataclasses.fields(self)} - {"name"}
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(kind) if f.name in own} | values

@@ -1,9 +1,10 @@
 """Textual Inversion (Gal et al. 2022, arXiv:2208.01618): a new word is learned, and nothing else.
 
-The word is new entries of the tokenizer that nothing but the word reaches (`families.learnt_words`); its vectors are a
-parameter of their own that takes the place of the embedding's rows on the way through, so that no optimizer ever
-touches another word (zeroing gradients would not do: weight decay moves every row). Files are the ecosystem's:
-diffusers' `learned_embeds.safetensors`, and the same vectors as A1111 reads them, which calls them by the file's name.
+The word consists of new tokenizer entries that no other text maps to (`families.learnt_words`). Its vectors
+are a separate parameter that replaces the corresponding rows of the embedding's output in the forward pass,
+so the optimizer never changes another word (zeroing gradients would not be enough: weight decay changes all
+rows). Files are in the usual formats: diffusers' `learned_embeds.safetensors`, and the same vectors as a file
+for A1111, where the file name is the word.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ A1111_NAME = "learned_embeds_a1111.safetensors"
 
 @dataclass(kw_only=True, slots=True)
 class TextualInversion:
-    # Full size: 5e-4 times a batch of 4, as diffusers' example scales it.
+    # Full size: 5e-4 times a batch size of 4, scaled as in diffusers' example.
     learning_rates: ClassVar[tuple[float, float]] = (2e-2, 2e-3)  # miniature, full-size models
 
     name: str = "textual_inversion"
     token: str | None = None  # the new word; null: data.identifier
-    initialiser: str | None = None  # words whose vectors it starts from; null: the class noun
-    vectors: int = 1  # entries the word takes; more hold more, and leave a prompt less room
-    keep_norm: bool = False  # after every step each vector is as long as it was at the start
+    initialiser: str | None = None  # words whose vectors initialise it; null: the class noun
+    vectors: int = 1  # number of tokens of the word; more can represent more, but take up more of the prompt
+    keep_norm: bool = False  # reset the norm of each vector to its initial value after every step
     learning_rate: float | None = None  # null: 2e-2 on the miniature, 2e-3 on full-size models
 
     def __post_init__(self) -> None:
@@ -61,18 +62,18 @@ class TextualInversion:
         return Traits(trains=frozenset({"word"}), vectors=self.vectors)
 
     def fill(self, family: Family, *, small: bool, free: bool) -> None:
-        """The learning rate; see `Method.fill`."""
+        """Fills in the learning rate; see `Method.fill`."""
         if self.learning_rate is None:
             self.learning_rate = 1.0 if free else self.learning_rates[0 if small else 1]
 
     def trained_numbers(self, sizes: Sizes) -> float:
-        """Vectors of every vocabulary."""
+        """Size of the vectors, summed over the vocabularies."""
         return float(self.vectors * sum(sizes.text_widths))
 
     def attach(self, pipe: Any) -> list[ParamGroup]:
-        """Adds the word to every vocabulary and its vectors to the text encoders; everything else is frozen.
+        """Adds the word to each vocabulary and its vectors to the text encoders; everything else is frozen.
 
-        UserError where a tokenizer knows the word already or an initialiser has none of its tokens.
+        UserError if a tokenizer already knows the word, or has no tokens for an initialiser.
         """
         from torch import nn
 
@@ -109,7 +110,7 @@ class TextualInversion:
         return batch_loss(pipe, batch, generator)
 
     def after_step(self, pipe: Any) -> None:
-        """Gives the vectors their length back where asked."""
+        """Restores the norm of the vectors, if requested."""
         if self.keep_norm:
             import torch
 
@@ -119,11 +120,12 @@ class TextualInversion:
                     embedding.learned.mul_(embedding.learned_norm / norm)
 
     def save(self, pipe: Any, folder: Path, notes: Mapping[str, str] | None = None) -> list[Path]:
-        """Writes diffusers' file (`pipe.load_textual_inversion(folder)`) and A1111's, `notes` into the headers.
+        """Writes a file for diffusers' `load_textual_inversion(folder)` and one for A1111, both with `notes`.
 
-        Plain diffusers has to be given the word as it can find it: in small letters where the tokenizer lowers
-        texts, in <> where the word is a piece of the vocabulary. Where there are several vocabularies it is one file
-        that all tools read, the vectors by vocabulary (`clip_l`, `clip_g`), and the header has the word.
+        The word is saved in a form that plain diffusers can find: in lower case if the tokenizer lowercases
+        its input, in <> if the word is a token of the vocabulary. For several vocabularies there is one file
+        that all tools read, with the vectors of each vocabulary (`clip_l`, `clip_g`) and the word in its
+        header.
         """
         from diffusion_lab.system import tensors
 
@@ -137,7 +139,7 @@ class TextualInversion:
         return [folder / FILE_NAME, folder / A1111_NAME]
 
     def load(self, pipe: Any, folder: Path) -> None:
-        """Reads what `save` wrote into a pipe attached with the same settings; else UserError."""
+        """Loads what `save` wrote into a pipe attached with the same settings; UserError if they differ."""
         import torch
 
         path = folder / FILE_NAME
@@ -157,7 +159,7 @@ class TextualInversion:
                 embedding.learned.copy_(found)
 
     def _name(self, pipe: Any) -> str:
-        """What plain diffusers can call the word by."""
+        """The name of the word in plain diffusers."""
         from diffusion_lab.families.learnt_words import name_in_diffusers
 
         return name_in_diffusers(pipe.tokenizer.backend_tokenizer, self._new_word())
@@ -168,7 +170,7 @@ class TextualInversion:
         return self.token
 
     def _start(self, tokenizer: Any, text_encoder: Any) -> Tensor:
-        """float [vectors, d]: the initialiser's tokens in turn."""
+        """Initial vectors, float [vectors, d]: those of the initialiser's tokens, repeated in turn."""
         import torch
 
         if self.initialiser is None:
@@ -187,14 +189,14 @@ class TextualInversion:
 
 
 def embeddings(pipe: Any) -> dict[str, Any]:
-    """The text encoders' embeddings that hold the new word's `learned` vectors, by the vocabulary's key."""
+    """The text encoders' embedding modules with the new word's `learned` vectors, by vocabulary key."""
     return {
         place.key: getattr(pipe, place.text_encoder).get_input_embeddings() for place in of(pipe).vocabularies
     }
 
 
 def _replace(ids: list[int]) -> Any:
-    """A forward hook: the rows of `ids` come from the module's `learned`, gradients included."""
+    """A forward hook that takes the rows of `ids` from the module's `learned`, with gradients."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         import torch

@@ -1,7 +1,7 @@
-"""LoRA and its relatives in peft: which class and settings a variant is, and peft's own folder format.
+"""LoRA and its variants in peft: the class and settings of each variant, and peft's own folder format.
 
-LoRA and DoRA have a file of diffusers' (see `lora.py`). LoHa, LoKr and OFT have none that diffusers loads, so they
-are saved as peft saves them, a folder for each network:
+LoRA and DoRA are saved in diffusers' format (see `lora.py`). diffusers has no format for LoHa, LoKr and OFT,
+so they are saved in peft's format, with one folder per network:
 
     pipe.unet = PeftModel.from_pretrained(pipe.unet, "artefact/unet")
 """
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 VARIANTS = ("lora", "loha", "lokr", "oft")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
-PREFIX = "base_model.model."  # of every key in peft's files
-PLAIN_RANK = 8  # rank at which a rank-stabilised adapter of default alpha has the scale 1
+PREFIX = "base_model.model."  # of each key in peft's files
+PLAIN_RANK = 8  # rank at which a rank-stabilised adapter with default alpha has a scale of 1
 
 
 class Settings(Protocol):
-    """What the variants read of a method's settings; see `Lora`."""
+    """The method settings that the variants use; see `Lora`."""
 
     variant: str
     rank: int
@@ -42,25 +42,25 @@ class Settings(Protocol):
 
 
 def default_alpha(variant: str, rank: int, rank_stabilised: bool) -> float | None:
-    """The alpha that gives the scale 1; rank-stabilised: at rank 8, for other ranks sqrt(8 / rank)."""
+    """The alpha for a scale of 1; rank-stabilised: a scale of 1 at rank 8, otherwise sqrt(8 / rank)."""
     if variant == "oft":
         return None  # a rotation has no scale
     return math.sqrt(PLAIN_RANK) if rank_stabilised else float(rank)
 
 
 def peft_config(method: Settings, targets: list[str]) -> Any:
-    """peft's configuration of the method's variant.
+    """The peft configuration for the method's variant.
 
     LoRA: Hu et al. 2021, arXiv:2106.09685; rank-stabilised: Kalajdzievski 2023, arXiv:2312.03732; DoRA: Liu et al.
     2024, arXiv:2402.09353; LoHa: Hyeon-Woo et al. 2021, arXiv:2108.06098; LoKr: Yeh et al. 2023, arXiv:2309.14859;
-    OFT: Qiu et al. 2023, arXiv:2306.07280, its blocks `rank` wide.
+    OFT: Qiu et al. 2023, arXiv:2306.07280, with blocks of width `rank`.
     """
     import peft
 
     common: dict[str, Any] = {"target_modules": list(targets)}
     alpha = method.alpha if method.alpha is not None else method.default_alpha
     if method.variant == "lora":
-        config: Any = peft.LoraConfig  # its alpha is annotated int; a fraction works and is saved
+        config: Any = peft.LoraConfig  # alpha is annotated as int, but a float works and is saved
         return config(
             r=method.rank, lora_alpha=alpha, lora_dropout=method.dropout, init_lora_weights="gaussian",
             use_rslora=method.rank_stabilised, use_dora=method.dora, **common,
@@ -72,7 +72,7 @@ def peft_config(method: Settings, targets: list[str]) -> Any:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """What must agree between a saved adapter and this run's, by config key."""
+    """The settings that must be the same in a saved adapter and in this run, by config key."""
     if "lora_alpha" in config:
         return {
             "method.rank": config["r"],
@@ -86,7 +86,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def compare(where: Path, part: str, saved: Mapping[str, Any], attached: Mapping[str, Any]) -> None:
-    """UserError where the saved adapter has other settings than the attached one."""
+    """UserError if the settings of the saved and the attached adapter differ."""
     theirs = settings_of(saved) if saved else {}
     for key, ours in settings_of(attached).items():
         if theirs.get(key) != ours:
@@ -96,7 +96,7 @@ def compare(where: Path, part: str, saved: Mapping[str, Any], attached: Mapping[
 
 
 def save_folder(module: nn.Module, folder: Path, header: Mapping[str, str]) -> list[Path]:
-    """Writes peft's two files, whole or not at all."""
+    """Writes peft's two files atomically."""
     from peft import get_peft_model_state_dict
 
     from diffusion_lab.system import tensors
@@ -105,7 +105,7 @@ def save_folder(module: nn.Module, folder: Path, header: Mapping[str, str]) -> l
 
     adapter: Any = module
     config = copy.copy(adapter.peft_config["default"])
-    config.inference_mode = True  # as peft's own save does: whoever loads it does not train it
+    config.inference_mode = True  # as when peft saves it: a loaded adapter is not trained by default
     weights = get_peft_model_state_dict(module, save_embedding_layers=False)
     with replace_folder(folder) as beside:
         tensors.write(
@@ -113,13 +113,13 @@ def save_folder(module: nn.Module, folder: Path, header: Mapping[str, str]) -> l
             {PREFIX + key: value for key, value in weights.items()},
             {"format": "pt", **header},
         )
-        # As peft's own save_pretrained, which lists sets in an order that differs from process to process.
+        # Like peft's save_pretrained, but that writes sets in an order that differs between processes.
         write_json(beside / CONFIG, dict(sorted(config.to_dict().items())))
     return [folder / WEIGHTS, folder / CONFIG]
 
 
 def load_folder(module: nn.Module, folder: Path) -> None:
-    """Reads what `save_folder` wrote into a network with the same adapter attached; else UserError."""
+    """Loads what `save_folder` wrote into a network with the same adapter; UserError if they differ."""
     path = folder / WEIGHTS
     for needed in (path, folder / CONFIG):
         if not needed.exists():
@@ -138,7 +138,7 @@ def load_folder(module: nn.Module, folder: Path) -> None:
 
 
 def set_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Puts an adapter's weights (peft's keys) into the attached one; UserError where layers differ."""
+    """Loads weights (with peft's keys) into the attached adapter; UserError if the layers differ."""
     from peft import set_peft_model_state_dict
 
     own = {key for key, p in module.named_parameters() if ".default" in key}

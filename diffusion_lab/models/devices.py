@@ -1,7 +1,7 @@
-"""The device a run will use, known without torch: its kind, a card's name and generation, what a CPU can do.
+"""The device a run will use, detected without torch: its kind, a GPU's name and generation, a CPU's features.
 
-A card is asked through `nvidia-smi`, a CPU through /proc/cpuinfo. Speeds are peaks that the makers publish; how much
-of them a run reaches is `costs.py`'s business.
+GPUs are queried through `nvidia-smi`, CPUs through /proc/cpuinfo. Speeds are the peaks that manufacturers
+publish; the fraction that a run achieves is estimated in `costs.py`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["cuda", "mps", "cpu"]
 
-# Dense TFLOP/s by the maker's data sheets and architecture white papers (NVIDIA: "Peak FP16/BF16 Tensor TFLOPS with
-# FP32 accumulate", without sparsity, and "Peak FP32 TFLOPS (non-tensor)"): half precision, single precision. The
-# first pattern that the name matches counts, so the longer names stand first.
+# Dense TFLOP/s from NVIDIA's data sheets and architecture white papers ("Peak FP16/BF16 Tensor TFLOPS with
+# FP32 accumulate", without sparsity, and "Peak FP32 TFLOPS (non-tensor)"): half precision, single precision.
+# The first matching pattern is used, so longer names come first.
 CARDS: tuple[tuple[str, float, float], ...] = (
     # Blackwell
     ("B200|GB200", 2250, 75), ("RTX PRO 6000 Blackwell", 504, 126), ("RTX 5090", 209, 105), ("RTX 5080", 113, 56),
@@ -44,16 +44,16 @@ CARDS: tuple[tuple[str, float, float], ...] = (
     ("RTX A4000", 77, 19), ("RTX A2000", 32, 8), ("RTX 3090 Ti", 80, 40), ("RTX 3090", 71, 36), ("RTX 3080 Ti", 68, 34),
     ("RTX 3080", 60, 30), ("RTX 3070 Ti", 44, 22), ("RTX 3070", 41, 20), ("RTX 3060 Ti", 32, 16),
     ("RTX 3060", 25, 13), ("RTX 3050", 18, 9),
-    # Turing and Volta: float16 alone
+    # Turing and Volta: float16 only
     ("TITAN RTX|RTX 8000|RTX 6000", 130, 16), ("RTX 2080 Ti", 54, 13), ("RTX 2080", 40, 10), ("RTX 2070", 30, 7.5),
     ("RTX 2060", 26, 6.5), ("T4", 65, 8.1), (r"GTX 16\d\d", 10, 5), ("V100|TITAN V", 112, 14),
-    # Pascal: no tensor cores; float16 is no faster there, but for P100
+    # Pascal: no tensor cores; float16 is not faster, except on P100
     ("P100", 19, 9.5), ("GTX 1080 Ti|TITAN Xp?", 11, 11), ("GTX 1080|GTX 1070", 8, 8), (r"GTX 10\d\d", 4, 4), ("P40", 12, 12),
 )  # fmt: skip
-LAPTOP = 0.6  # of the desktop card's speed, by the data sheets about half to three quarters
-# Assumed of a card that is not in the table, by the first digit of its compute capability: a middling one of its kind.
+LAPTOP = 0.6  # of the desktop GPU's speed; about half to three quarters according to the data sheets
+# Assumed for GPUs not in the table, by major compute capability: an average GPU of the generation.
 BY_GENERATION = {
-    3: (3.0, 3.0),  # Kepler and Maxwell: float16 is stored only
+    3: (3.0, 3.0),  # Kepler and Maxwell: float16 for storage only
     5: (4.0, 4.0),
     6: (8.0, 8.0),
     7: (50.0, 12.0),
@@ -64,16 +64,16 @@ BY_GENERATION = {
 }
 UNKNOWN = (60.0, 20.0)
 
-BF16_CAPABILITY = 8.0  # compute capability from which cards have it, as torch's `is_bf16_supported` says
-# How much slower than float32 bf16 is where the processor has no instructions for it. Measured on two cores of an AMD
-# EPYC whose instruction sets were limited by ONEDNN_MAX_CPU_ISA (docs/benchmarks.md): with AVX-512 2 times, with AVX2
-# 12 to 55 times for one convolution, growing with its size; a user saw 770 times.
+BF16_CAPABILITY = 8.0  # minimum compute capability for bf16, as in torch's `is_bf16_supported`
+# How much slower bf16 is than float32 on CPUs without bf16 instructions. Measured on two cores of an AMD EPYC
+# with the instruction set limited by ONEDNN_MAX_CPU_ISA (docs/benchmarks.md): a factor of 2 with AVX-512;
+# with AVX2 12 to 55 for one convolution, increasing with its size; a user reported 770.
 EMULATED_AVX512, EMULATED = 2.0, 50.0
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One NVIDIA card. `capability` is 0 where nvidia-smi is too old to tell."""
+    """An NVIDIA GPU. `capability` is 0 if nvidia-smi is too old to report it."""
 
     name: str
     capability: float
@@ -81,7 +81,7 @@ class Card:
 
     @property
     def tflops(self) -> tuple[float, float]:
-        """Peak of half and of single precision, dense."""
+        """Dense peak TFLOP/s in half and in single precision."""
         found = published_tflops(self.name)
         if found is not None:
             return found
@@ -93,7 +93,7 @@ class Card:
 
 
 def published_tflops(name: str) -> tuple[float, float] | None:
-    """Half and single precision TFLOP/s of a card by its name; None for one that is not in the table."""
+    """Half and single precision TFLOP/s of a GPU by name; None if it is not in the table."""
     plain = " ".join(re.sub(r"\(TM\)|\(R\)|[-_]", " ", name, flags=re.IGNORECASE).split())
     for pattern, half, single in CARDS:
         if re.search(rf"\b(?:{pattern})\b", plain, re.IGNORECASE):
@@ -103,15 +103,15 @@ def published_tflops(name: str) -> tuple[float, float] | None:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA card is visible, without importing torch."""
+    """Whether an NVIDIA GPU is visible, without importing torch."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    # Windows and WSL have no such folder.
+    # This folder does not exist on Windows and WSL.
     there = Path("/proc/driver/nvidia/gpus").is_dir() or shutil.which("nvidia-smi") is not None
     return there and not hidden
 
 
 def kind(device: str) -> Kind:
-    """What `model.device` will be: `auto` is an NVIDIA card, else Apple's, else the CPU, as in `resolve_device`."""
+    """The kind of `model.device`; `auto`, as in `resolve_device`: NVIDIA GPU, else Apple GPU, else CPU."""
     if device.startswith("cuda"):
         return "cuda"
     if device in ("mps", "cpu"):
@@ -122,7 +122,7 @@ def kind(device: str) -> Kind:
 
 
 def card(device: str) -> Card | None:
-    """The card that `model.device` names, None where there is none or nvidia-smi does not tell."""
+    """The GPU that `model.device` names; None if there is none or nvidia-smi does not report it."""
     if kind(device) != "cuda":
         return None
     found = _cards()
@@ -146,7 +146,7 @@ def _cards() -> tuple[Card, ...]:
 
 
 def parse(line: str) -> Card:
-    """A line of nvidia-smi: "NVIDIA H100 80GB HBM3, 9.0, 81559" (MiB)."""
+    """Parses a line of nvidia-smi: "NVIDIA H100 80GB HBM3, 9.0, 81559" (MiB)."""
     name, capability, memory = (part.strip() for part in line.rsplit(",", 2))
     return Card(name, _number(capability), _number(memory) * 2**20)
 
@@ -159,10 +159,10 @@ def _number(text: str) -> float:
 
 
 def cores() -> int:
-    """Of the CPU, for this process."""
-    if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
+    """Number of CPU cores available to this process."""
+    if hasattr(os, "process_cpu_count"):  # Python 3.13 and later
         return os.process_cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # macOS and Windows have none
+    if hasattr(os, "sched_getaffinity"):  # not available on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -171,7 +171,7 @@ def cores() -> int:
 
 
 def bf16_slowdown() -> float:
-    """How many times slower than float32 bf16 is on this CPU; 1 where it has instructions for it (then it is faster)."""
+    """How many times slower bf16 is than float32 on this CPU; 1 if it supports bf16 (then it is faster)."""
     flags = cpu_flags()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
     if limit and "BF16" not in limit and "AMX" not in limit and limit not in ("ALL", "DEFAULT"):
@@ -187,24 +187,24 @@ def bf16_slowdown() -> float:
 def _cpu_flags() -> frozenset[str]:
     try:
         told = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
-    except OSError:  # other systems: taken for processors without
+    except OSError:  # other systems: assumed to have none
         return frozenset()
     line = next((line for line in told.splitlines() if line.startswith("flags")), "")
     return frozenset(line.partition(":")[2].split())
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets of the first core, in Linux's names."""
+    """Instruction sets of the first core, as named by Linux."""
     return _cpu_flags()
 
 
 def best_precision(device: str) -> str:
-    """What `model.precision=auto` stands for on `model.device`: the fastest format that the device has by itself."""
+    """The meaning of `model.precision=auto` on `model.device`: the fastest natively supported format."""
     where = kind(device)
     if where == "cpu":
         return "bf16" if bf16_slowdown() == 1.0 else "fp32"
     if where == "mps":
-        return "fp32"  # half precision was never tried there
+        return "fp32"  # half precision has not been tested there
     found = card(device)
     if found is not None and found.capability:
         return "bf16" if found.capability >= BF16_CAPABILITY else "fp16"
@@ -220,7 +220,7 @@ def _torch_has_bf16() -> bool:
 
 
 def precision_row(model: Model) -> str:
-    """For the plan: the precision, and why it is a good or a bad one here."""
+    """For the plan: the precision, and why it is a good or bad choice on this device."""
     where, precision = kind(model.device), model.precision
     if where == "cpu":
         slower = bf16_slowdown()
@@ -236,7 +236,7 @@ def precision_row(model: Model) -> str:
 
 
 def precision_warnings(model: Model) -> list[str]:
-    """UserError for what the device cannot do; a warning with its factor for what it does badly."""
+    """UserError if the device does not support the precision; a warning with the slowdown if it is slow."""
     where, precision = kind(model.device), model.precision
     if where == "cpu":
         if precision == "fp16":

@@ -1,7 +1,7 @@
-"""What a loaded model's weights are, without hashing gigabytes again at every run.
+"""Fingerprints of loaded weights, without hashing gigabytes in every run.
 
-`load_pipeline` notes which files a pipeline came from: their paths, sizes and times. The hash of its weights is kept
-under these in the cache, and is computed again when any of them differs.
+`load_pipeline` records the files a pipeline was loaded from, with their paths, sizes and times. The hash of
+its weights is cached under this key and is computed again if any of them changes.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.ckpt", "*.json")
 
 
 def source_of(model: Model) -> str | None:
-    """Everything that a model's loaded weights depend on, as text; None where its files are not on this machine.
+    """Everything that a model's loaded weights depend on, as text; None if its files are not on this machine.
 
-    To be asked before the model is loaded: a file that changes meanwhile has another time afterwards.
+    Must be called before the model is loaded, so that a file that changes in the meantime is detected.
     """
     from diffusion_lab.models.place import model_folder
     from diffusion_lab.models.single_file import config_folder
@@ -47,7 +47,7 @@ def source_of(model: Model) -> str | None:
     except (OSError, UserError):
         return None
     settings = {"variant": model.variant, "allow_pickle": model.allow_pickle, "config": model.config}
-    if which_family(model).loads_half:  # what is loaded depends on it
+    if which_family(model).loads_half:  # the loaded weights depend on it
         settings["precision"] = model.precision
     libraries = {name: versions().get(name) for name in ("diffusers", "transformers", "torch")}
     return (
@@ -62,16 +62,16 @@ def _files(folder: Path, parts: Sequence[str]) -> list[Path]:
 
 
 def _stamp(file: Path) -> list[Any]:
-    """The inode's own time too: it moves where somebody sets the file's back."""
+    """Includes the inode change time, which changes even if the modification time is set back."""
     real = file.resolve()
     status = real.stat()
     return [str(real), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def loaded_fingerprint(pipe: Any) -> str:
-    """`fingerprint` of a pipeline whose weights are still as `load_pipeline` gave them, from the cache where it can be.
+    """`fingerprint` of a pipeline with the weights that `load_pipeline` returned, from the cache if possible.
 
-    A cache that cannot be read or written costs time only.
+    If the cache cannot be read or written, the hash is computed.
     """
     from diffusion_lab.system.atomic import write_json
     from diffusion_lab.system.cache import default_cache
@@ -91,12 +91,12 @@ def loaded_fingerprint(pipe: Any) -> str:
 
 
 def fingerprint(pipe: Any) -> str:
-    """SHA-256 over the weights of all networks as they are loaded: 16 hex digits."""
+    """SHA-256 of the loaded weights of all networks: 16 hex digits."""
     return weights_hash(of(pipe).networks(pipe))
 
 
 def weights_hash(networks: Mapping[str, nn.Module]) -> str:
-    """SHA-256 over names and weights: 16 hex digits."""
+    """SHA-256 of names and weights: 16 hex digits."""
     import torch
 
     digest = hashlib.sha256()

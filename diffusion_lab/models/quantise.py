@@ -1,8 +1,8 @@
-"""Frozen weights in 4 bits: what a large transformer needs to fit a card beside its adapter.
+"""Frozen weights in 4 bits, so that a large transformer and its adapter fit into GPU memory.
 
-nf4 (Dettmers et al. 2023, arXiv:2305.14314, section 3): 4-bit numbers at the quantiles of a normal distribution,
-with one scale for 64 weights, itself in 8 bits: 4.13 bits a weight. Linear layers only. They compute in half
-precision; an adapter beside them trains in its own.
+nf4 (Dettmers et al. 2023, arXiv:2305.14314, section 3): 4-bit numbers at the quantiles of a normal
+distribution, with one scale per 64 weights, itself in 8 bits: 4.13 bits per weight. Only linear layers are
+quantised. They compute in half precision; an adapter is trained in its own precision.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 KEY = "model.quantise"
 FORMATS = ("nf4",)
-BITS = 4 + 8 / 64 + 32 / (64 * 256)  # a weight in nf4, with the scales of its block and of 256 blocks
+BITS = 4 + 8 / 64 + 32 / (64 * 256)  # per weight in nf4, with the scales per block and per 256 blocks
 NONE = f"set {KEY}=null"
 
 
 def check(name: str | None) -> None:
-    """UserError for a format that is not known."""
+    """UserError if the format is unknown."""
     if name is not None:
         one_of(KEY, name, FORMATS)
 
 
 def quantisation(name: str | None, device: torch.device) -> Any:
-    """diffusers' `BitsAndBytesConfig` for a denoiser's `from_pretrained`; None for None: weights as they are.
+    """diffusers' `BitsAndBytesConfig` for a denoiser's `from_pretrained`; None for None: no quantisation.
 
-    UserError (model.quantise) where `device` is no NVIDIA GPU, or bitsandbytes is not installed.
+    UserError (model.quantise) if `device` is not an NVIDIA GPU or bitsandbytes is not installed.
     """
     check(name)
     if name is None:

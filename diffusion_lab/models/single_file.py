@@ -1,7 +1,7 @@
-"""A whole model in one file (`.safetensors`, or `.ckpt` where allowed), as web UIs and model sites keep it.
+"""A complete model in one file (`.safetensors`, or `.ckpt` if allowed), as used by web UIs and model sites.
 
-Such a file holds weights and no configuration: neither scheduler, prediction type nor tokenizer. Those come
-from `model.config`, a diffusers folder or hub id; diffusers' own converter does the rest.
+Such a file contains weights but no configuration: no scheduler, prediction type or tokenizer. Those come from
+`model.config`, a diffusers folder or hub id. The weights are converted by diffusers.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def check_file(path: Path, model: Model) -> None:
 
 
 def config_folder(model: Model) -> Path | None:
-    """The folder on this machine that `model.config` names, or None for a hub id or nothing."""
+    """The folder on this machine that `model.config` names; None if it is a hub id or not set."""
     if model.config is None:
         return None
     folder = Path(model.config).expanduser()
@@ -86,16 +86,17 @@ def config_folder(model: Model) -> Path | None:
 
 
 def unneeded(family: Family) -> dict[str, Any]:
-    """Options of the pipeline's loaders for parts that are not wanted: Stable Diffusion's safety checker."""
+    """Loader options that omit parts that are not needed: Stable Diffusion's safety checker."""
     if family.name != "sd":
         return {}
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 def load_file(path: Path, model: Model, family: Family, dtype: torch.dtype) -> Any:
-    """The pipeline, float32, through diffusers' converter. UserError where the file lacks weights.
+    """The pipeline in float32, converted by diffusers. UserError if weights are missing from the file.
 
-    Text encoders that the file does not hold, as is usual for large models, come from the configs' model.
+    Text encoders that the file does not contain, as is usual for large models, are loaded from
+    `model.config`.
     """
     config = model.config or family.single_file_config
     folder = config_folder(model) or cached_configs(config)
@@ -119,7 +120,7 @@ def load_file(path: Path, model: Model, family: Family, dtype: torch.dtype) -> A
     except (
         NotImplementedError,
         KeyError,
-    ) as error:  # diffusers leaves what it does not find on the meta device, or fails
+    ) as error:  # diffusers leaves missing weights on the meta device, or fails
         raise lacking from error
     pipe.vae.float()
     if any(p.is_meta for part in of(pipe).networks(pipe).values() for p in part.parameters()):
@@ -132,9 +133,9 @@ def load_file(path: Path, model: Model, family: Family, dtype: torch.dtype) -> A
 def _missing_parts(
     path: Path, family: Family, source: str, dtype: torch.dtype, *, local: bool
 ) -> dict[str, Any]:
-    """Parts that may be left out of a single file, and are, from the folder or repository of the configs.
+    """Loads optional parts that the file does not contain from the folder or repository of the configs.
 
-    None in place of what the model need not have and that folder has not.
+    The value is None for parts that the model does not need and that are missing from that folder too.
     """
     import torch
 
@@ -157,7 +158,7 @@ def _missing_parts(
 
 
 def lacking_parts(path: Path, family: Family) -> tuple[str, ...]:
-    """Parts that may be left out of a single file, and are. () for pickled ones, which are not looked into."""
+    """Optional parts that the single file does not contain. () for pickled files, which are not read."""
     if path.suffix != ".safetensors":
         return ()
     keys = list(_shapes(path, lambda what, remedy: UserError(f"model.path={path}: {what}; {remedy}")))
@@ -200,7 +201,7 @@ def _width(shapes: dict[str, list[int]]) -> int | None:
 
 
 def _shapes(path: Path, fail: Any) -> dict[str, list[int]]:
-    """Name -> shape of every tensor, from the header alone."""
+    """Name -> shape of each tensor, from the header only."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,4 +1,4 @@
-"""One file that a run needs and the package does not bring."""
+"""A file that a run needs and that is not part of the package."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """One file that a run needs. `repo` says that it is on the hub, else `url` and `target` say from where to where."""
+    """A file that a run needs: on the hub if `repo` is set, else downloaded from `url` to `target`."""
 
-    key: str  # what asks for it: "model.path=owner/name"
-    name: str  # in its repository or release
+    key: str  # the setting that requires it: "model.path=owner/name"
+    name: str  # its name in the repository or release
     by_hand: str  # what to do without a network
     size: float | None = None  # bytes; None: unknown before the hub is asked
-    path: Path | None = None  # where it lies; None: it has to be fetched
+    path: Path | None = None  # its local path; None: it must be downloaded
     repo: str = ""
     revision: str | None = None
     url: str = ""
     target: Path = Path()
-    sha256: str = ""  # of the whole file, or the first digits of it
-    optional: bool = False  # a repository may go without it
+    sha256: str = ""  # of the file, or the first digits of the hash
+    optional: bool = False  # the repository may lack it
 
     @property
     def source(self) -> str:

@@ -1,4 +1,4 @@
-"""Which family a model is of, by `model.family` or its own model_index.json; asked before anything is loaded."""
+"""Determines a model's family from `model.family` or its model_index.json, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT = "sd"
 
 
 def which_family(model: Model) -> Family:
-    """Of what cannot be known before it is fetched: Stable Diffusion."""
+    """The model's family; Stable Diffusion if it cannot be determined before the download."""
     if model.family is not None:
         return FAMILIES[model.family]
     found = None if model.path in MINIATURES else by_pipeline(_pipeline_name(model))
@@ -26,7 +26,7 @@ def which_family(model: Model) -> Family:
 
 
 def _pipeline_name(model: Model) -> str:
-    """What model_index.json calls the pipeline's class; "" where no such file is on this machine."""
+    """The pipeline class named in model_index.json; "" if there is no such file on this machine."""
     place = Path(model.config or model.path).expanduser()
     index: Path | None = place / "model_index.json"
     if not place.is_dir() and HUB_ID.fullmatch(str(model.config or model.path)):

@@ -1,4 +1,4 @@
-"""Prompts' conditioning, computed once for as long as the text encoders stay as they are."""
+"""Prompt conditioning, cached while the text encoders are unchanged."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from diffusion_lab.families.family import Conditioning
 
-_BATCH = 64  # texts a forward pass
+_BATCH = 64  # texts per forward pass
 
 
 class PromptEmbeddings:
-    """Text -> what the denoiser is given of it. Owned by the caller, one for a run.
+    """A cache of text -> conditioning of the denoiser. Owned by the caller, one per run.
 
-    While any parameter of a text encoder trains nothing is kept. Otherwise what was computed serves until
-    an encoder is replaced, gets other parameters or has one of them written to.
+    Nothing is cached while any parameter of a text encoder is trained. Otherwise entries are valid until an
+    encoder is replaced, or its parameters are replaced or written to.
     """
 
     def __init__(self) -> None:
@@ -33,9 +33,10 @@ class PromptEmbeddings:
         return len(self._known)
 
     def encode(self, pipe: Any, texts: Sequence[str]) -> Conditioning:
-        """One row a text, on the text encoders' device, in their dtype; a text that is too long is cut.
+        """One row per text, on the text encoders' device and in their dtype. Long texts are truncated.
 
-        Uses the pipeline's own `encode_prompt`. Learnt words are the tokenizer's business: `families.learnt_words`.
+        Uses the pipeline's own `encode_prompt`. Learned words are handled by the tokenizer:
+        `families.learnt_words`.
         """
         family = of(pipe)
         networks = family.networks(pipe)
@@ -44,7 +45,7 @@ class PromptEmbeddings:
         if state is None or state != self._state:
             self._known.clear()
         missing = [text for text in dict.fromkeys(texts) if text not in self._known]
-        # Ordinary tensors, not inference tensors: a caller may reuse them where gradients are recorded.
+        # Normal tensors, not inference tensors: the caller may use them while gradients are recorded.
         with torch.inference_mode(False), torch.no_grad(), eval_mode(*encoders):
             for start in range(0, len(missing), _BATCH):
                 chunk = missing[start : start + _BATCH]
@@ -60,10 +61,10 @@ class PromptEmbeddings:
 
 
 def _state(encoders: Iterable[nn.Module]) -> tuple[object, ...] | None:
-    """Changes when an encoder does; None while one trains.
+    """A value that changes whenever an encoder changes; None while one is trained.
 
-    A tensor's version counter grows with every in-place write (optimizers, `load_state_dict`, adapters
-    merged).
+    A tensor's version counter increases with every in-place write (optimizers, `load_state_dict`, merged
+    adapters).
     """
     found: list[object] = []
     for encoder in encoders:

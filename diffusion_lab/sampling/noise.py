@@ -1,7 +1,7 @@
-"""The noise a validation image starts from: a function of its prompt and number, of nothing else.
+"""The initial noise of a validation image: a function of its prompt, its index and the noise seed only.
 
-Every image has its own CPU generator, so that neither the batch size, nor the device, nor what was drawn
-before changes it, and so that one image of a hundred can be made again alone.
+Each image has its own CPU generator, so its noise does not depend on the batch size, the device or previous
+draws, and a single image can be reproduced.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ if TYPE_CHECKING:
 def image_seed(prompt_text: str, index: int, noise_seed: int) -> int:
     """Seed of the prompt's ``index``-th image, 0 <= seed < 2**32.
 
-    32 bits because torch's CPU generator uses no more of a seed, and because every image tool's seed field
-    takes them.
+    32 bits, because torch's CPU generator uses no more, and because all image tools accept such seeds.
     """
     text = f"{noise_seed}\n{index}\n{prompt_text}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def initial_noise(prompt: str, index: int, noise_seed: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal float32 [*shape] on the CPU, of one image.
+    """Standard normal noise of one image, float32 [*shape] on the CPU.
 
-    The same numbers as ``pipe(prompt, generator=torch.Generator().manual_seed(image_seed(...)))`` draws in
+    The same numbers as drawn by ``pipe(prompt, generator=torch.Generator().manual_seed(image_seed(...)))`` in
     float32.
     """
     import torch

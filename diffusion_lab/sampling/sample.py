@@ -1,12 +1,13 @@
 """Prompts to images: batches through the family's solver, with guidance.
 
-An own loop over denoiser and solver instead of `pipe(...)`, because the pipeline has one scheduler, which
-belongs to the user, and because images are made for measuring: no safety checker may turn one black. Per
-image it computes what `pipe(prompt, negative_prompt=...)` with the same scheduler and noise computes.
+This is a custom loop over denoiser and solver instead of `pipe(...)`, because the pipeline has a single
+scheduler, which belongs to the user, and because images are generated for evaluation: no safety checker may
+blacken them. For each image the result is the same as that of `pipe(prompt, negative_prompt=...)` with the
+same scheduler and noise.
 
-Determinism. The noise does not depend on the batch size, to the bit. Images do by rounding alone, since
-libraries choose other kernels for other shapes: a few pixels differ by one grey level. With the same batch
-size, device and number of threads images are the same to the bit.
+Determinism: the noise is bit-identical for all batch sizes. Images depend on the batch size only by rounding,
+because libraries use different kernels for different shapes: a few pixels differ by one grey level. With the
+same batch size, device and number of threads, images are bit-identical.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ if TYPE_CHECKING:
     from diffusion_lab.families.family import Conditioning
     from diffusion_lab.records import Pixels, Prompt, PromptSet
 
-_DECODE_PIXELS = 8 * 512 * 512  # decoded at once: the VAE needs about 1 GB per 512-pixel image in float32
+_DECODE_PIXELS = 8 * 512 * 512  # decoded in one pass: the VAE needs about 1 GB per 512-pixel image in float32
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """One image to be made."""
+    """An image to be generated."""
 
     prompt: Prompt
-    index: int  # which of the prompt's images
-    seed: int  # of its noise
+    index: int  # index among the prompt's images
+    seed: int  # seed of its noise
 
 
 def plan(prompts: PromptSet, settings: Prompts) -> list[PlannedImage]:
-    """The images of one evaluation in their order: prompt by prompt, as many of each as settings ask for."""
+    """The images of one evaluation in order: by prompt, with `images_per_prompt` images for each."""
     from diffusion_lab.data.prompts import images_per_prompt
 
     return [
@@ -67,11 +68,11 @@ def sample(
 ) -> list[Pixels]:
     """The images of `plan(prompts, settings)`, in that order: uint8 [resolution, resolution, 3] each.
 
-    ``prompt_embeds``: the run's cache; None computes the embeddings anew. ``progress`` is called after every
-    batch with the number of images in it. ``resolution``: pixels, by default the model's own; UserError if
-    the VAE cannot make it. Guidance is Ho & Salimans 2022 (arXiv:2207.12598): e = e_neg + w (e_text -
-    e_neg), with the negative prompt in the unconditional branch; at w <= 1 the branch is not computed, as in
-    diffusers.
+    ``prompt_embeds``: the run's cache; if None, the embeddings are computed again. ``progress`` is called
+    after each batch with its number of images. ``resolution``: in pixels, by default the model's own;
+    UserError if the VAE does not support it. Guidance is Ho & Salimans 2022 (arXiv:2207.12598): e = e_neg + w
+    (e_text - e_neg), with the negative prompt in the unconditional branch; for w <= 1 this branch is not
+    computed, as in diffusers.
     """
     planned = plan(prompts, settings)
     return draw(
@@ -90,7 +91,7 @@ def draw(
     progress: Callable[[int], None] | None = None,
     resolution: int | None = None,
 ) -> list[Pixels]:
-    """As `sample`, of the named images alone."""
+    """Like `sample`, for the given images only."""
     family = of(pipe)
     size = None if resolution is None else (resolution, resolution)
     shape = family.latent_shape(pipe, size)
@@ -135,18 +136,21 @@ def denoise(
     steps: int,
     guidance_scale: float,
 ) -> Tensor:
-    """float32 [b, c, h, w], from noise of that shape, conditioning of b rows and, for guidance, of one row."""
+    """Latents, float32 [b, c, h, w], from noise of the same shape.
+
+    ``conditional`` has b rows; ``unconditional``, for guidance, has one row.
+    """
     family = of(pipe)
     denoiser = getattr(pipe, family.denoiser)
     device, n = denoiser.device, len(noise)
     size = (noise.shape[-2] * pipe.vae_scale_factor, noise.shape[-1] * pipe.vae_scale_factor)
     scheduler = family.solver(
         pipe, steps, size
-    )  # a new one a batch: a multistep solver remembers its last steps
+    )  # a new one per batch: a multistep solver stores its previous steps
     latents: Tensor = noise.to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
     context = {name: value.to(device) for name, value in conditional.items()}
     if unconditional is not None:
-        # Both branches in one forward pass of 2b.
+        # Both branches in one forward pass with batch size 2b.
         context = {
             name: torch.cat([unconditional[name].to(device).expand_as(value), value])
             for name, value in context.items()
@@ -173,13 +177,13 @@ def denoise(
 
 
 def decode(pipe: Any, latents: Tensor) -> Iterator[Pixels]:
-    """Scaled latents [b, c, h, w] -> one uint8 [height, width, 3] each, rounded as diffusers does."""
+    """Scaled latents [b, c, h, w] -> uint8 [height, width, 3] per image, rounded as in diffusers."""
     family = of(pipe)
     side = latents.shape[-1] * pipe.vae_scale_factor
     at_once = max(1, _DECODE_PIXELS // (side * side))
     for chunk in torch.split(latents, at_once):
         decoded = family.decode(pipe, chunk)
-        if not bool(decoded.isfinite().all()):  # float16 is too small for some VAEs, and uint8 makes it black
+        if not bool(decoded.isfinite().all()):  # some VAEs overflow in float16; uint8 would be black
             raise UserError(
                 f"model.precision: the VAE's images are not finite in {pipe.vae.dtype}; set model.precision=bf16 or "
                 "fp32"
@@ -189,8 +193,9 @@ def decode(pipe: Any, latents: Tensor) -> Iterator[Pixels]:
 
 
 def _precision(denoiser: nn.Module) -> tuple[AbstractContextManager[Any], torch.dtype]:
-    """How to run a network whose weights may be of two kinds: frozen ones in half precision, trained in
-    float32.
+    """The autocast context and dtype for a network whose frozen weights may be in half precision.
+
+    Trained weights are in float32.
     """
     kinds = {parameter.dtype for parameter in denoiser.parameters() if parameter.is_floating_point()}
     if len(kinds) == 1:
