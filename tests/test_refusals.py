@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from diffusion_lab.__main__ import main
 from diffusion_lab.cli.compose import compose
+from diffusion_lab.families import FAMILIES
 from diffusion_lab.jobs import check
 from diffusion_lab.plan import fits
 from diffusion_lab.plan.defaults import fill_defaults
@@ -314,10 +315,10 @@ def test_hubs_and_single_files(target: str, found: bool, tmp_path: Path) -> None
     for words in (["model=sd15"], ["model=single_file", f"model.path={file}"]):
         config = fill_defaults(compose([*words, f"method.targets=[{target}]", "method.rank=16"]))
         if found:
-            assert fits.check_targets(config) == []
+            assert fits.check_targets(config, FAMILIES["sd"]) == []
         else:
             with pytest.raises(UserError, match=r"method\.targets=\[foo\]"):
-                fits.check_targets(config)
+                fits.check_targets(config, FAMILIES["sd"])
 
 
 def edited(part: str, **values: object) -> Callable[[Path], None]:

@@ -18,7 +18,7 @@ from diffusion_lab.cli.words import flags_parser
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.config.texts import exact, recorded
 from diffusion_lab.jobs import finetune
-from diffusion_lab.system.atomic import plain
+from diffusion_lab.values.jsonable import plain
 
 
 def known(parser: argparse.ArgumentParser) -> set[tuple[Any, ...]]:

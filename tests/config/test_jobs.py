@@ -23,8 +23,8 @@ from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.jobs import finetune
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import UserError
-from diffusion_lab.runs.resume import bound_flat, differences, run_id
-from diffusion_lab.system.atomic import plain
+from diffusion_lab.runs.resume import bound_flat, describe_differences, run_id
+from diffusion_lab.values.jsonable import plain
 
 NEEDED = {
     "report": ["job.runs=x"], "score": ["job.images=x"], "train_aesthetics": ["job.images=x", "job.ratings=x"],
@@ -123,14 +123,16 @@ def test_a_record_with_the_keys_of_all_jobs_is_the_same_run() -> None:
     now = plain(as_plain_dict(config))
     assert now["job"] == {"name": "finetune", "dry_run": False}
     for old in (before(config), before(config, weight=0.5, epochs=7, texts=["a"], output="/there")):
-        assert differences(old, now) == []
+        assert describe_differences(old, now) == []
         assert bound_flat(old) == bound_flat(now), "so that its checkpoints are taken up"
         assert run_id(old) == run_id(now)
     scoring = fill_defaults(compose(["experiment=debug", "job=score", "job.images=/x"]))
-    assert differences(before(scoring), plain(as_plain_dict(scoring))) == []
+    assert describe_differences(before(scoring), plain(as_plain_dict(scoring))) == []
     assert bound_flat(before(scoring)) == bound_flat(plain(as_plain_dict(scoring)))
     assert bound_flat(before(scoring))["job.name"] == "score"
-    assert "job.name was finetune, is score" in differences(before(config), plain(as_plain_dict(scoring)))
+    assert "job.name was finetune, is score" in describe_differences(
+        before(config), plain(as_plain_dict(scoring))
+    )
 
 
 def test_a_sweep_of_an_earlier_version_keeps_its_folders(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_noise_keeps_the_dtype_of_latents() -> None:
 
 
 def test_min_snr_is_refused_by_its_key() -> None:
-    with pytest.raises(UserError, match=r"steps\.snr_gamma is 5: .*set steps\.snr_gamma=null"):
+    with pytest.raises(UserError, match=r"steps\.snr_gamma=5: .*set steps\.snr_gamma=null"):
         Flow().weights(torch.tensor([500.0]), 5.0)
 
 

@@ -17,7 +17,6 @@ from diffusion_lab.families import FAMILIES, ddpm, losses
 from diffusion_lab.families.batch import Batch
 from diffusion_lab.methods import lora
 from diffusion_lab.miniature.shipped import shipped_folder
-from diffusion_lab.models import kohya
 from diffusion_lab.records import UserError
 from diffusion_lab.sampling import sample
 from diffusion_lab.sampling.embeddings import PromptEmbeddings
@@ -152,8 +151,14 @@ def test_kohyas_names(pipe: Any, tmp_path: Path, rslora: bool) -> None:
     weights, _, settings = StableDiffusionPipeline.lora_state_dict(
         tmp_path, weight_name=lora.FILE_NAME, use_safetensors=True, return_lora_metadata=True
     )
-    ours, theirs = FAMILY.kohya(weights, settings), kohya.rename(weights, settings)
-    assert list(ours) == list(theirs)
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert any(key.startswith("lora_te_") for key in ours)
+    ours = FAMILY.kohya(weights, settings)
+    assert {key.split("_")[1] for key in ours} == {"unet", "te"}
+    scale = 2.0 / 4**0.5 if rslora else 2.0 / 4
+    downs = [key for key in ours if key.endswith(".lora_down.weight")]
+    assert len(downs) == len(weights) / 2
+    for key in downs:  # tools multiply with alpha / rank
+        assert float(ours[key.replace("lora_down.weight", "alpha")]) == pytest.approx(scale * 4)
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    name = f"lora_unet_{layer.replace('.', '_')}"
+    assert torch.equal(ours[f"{name}.lora_up.weight"], weights[f"unet.{layer}.lora_B.weight"])
     assert FAMILY.kohya(weights, {**settings, "unet.use_dora": True}) is None

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from diffusion_lab.config.schema import Model
+from diffusion_lab.models import fingerprints
 from diffusion_lab.models.fingerprints import fingerprint, loaded_fingerprint
 from diffusion_lab.models.load import load_pipeline
-from diffusion_lab.training import class_pictures
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -27,8 +27,8 @@ def folder(tiny_sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each time that weights are hashed."""
-    real, seen = class_pictures.weights_hash, list[int]()
-    monkeypatch.setattr(class_pictures, "weights_hash", lambda networks: seen.append(1) or real(networks))
+    real, seen = fingerprints.weights_hash, list[int]()
+    monkeypatch.setattr(fingerprints, "weights_hash", lambda networks: seen.append(1) or real(networks))
     return seen
 
 
