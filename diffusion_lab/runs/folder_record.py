@@ -25,9 +25,7 @@ _HEAD_BYTES = 4096  # of report.html; they contain the run's id
 class FolderRecord:
     """A run's record, from whichever file contains it."""
 
-    result: dict[
-        str, Any
-    ]  # result.json's content; if it is lost, perhaps only status and config
+    result: dict[str, Any]  # result.json's content; if it is lost, perhaps only status and config
     problem: str | None = None  # why it was not read from result.json
 
     @property
@@ -60,9 +58,9 @@ def read_folder_record(folder: Path, same: Callable[[Mapping[str, Any]], bool]) 
     if others:
         return FolderRecord(others[0], problem or "it is missing")
     raise UserError(
-        f"{path}: {problem or 'it is missing'}, and neither {backup.NAME} nor {backup.CONFIG} says what was
-        run; " "put it back from a copy, or choose another folder with hydra.run.dir=FOLDER
-        (hydra.sweep.dir=FOLDER " "with -m)"
+        f"{path}: {problem or 'it is missing'}, and neither {backup.NAME} nor {backup.CONFIG} says what was run; "
+        "put it back from a copy, or choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER "
+        "with -m)"
     )
 
 

@@ -111,7 +111,7 @@ class RecordFiles:
                 atomic.write_bytes(path, content)
 
     def event(self, event: str, **values: Any) -> None:
-        """Appends a line to events.jsonl: time, event, values. Only the training curve is not flushed to disk."""
+        """Appends time, event and values to events.jsonl; flushes all but the training curve to disk."""
         line = jsonable.dumps({"time": now(), "event": event, **values}) + "\n"
         atomic.append_line(self.folder / backup.EVENTS, line, flush=event != "scalars")
         self._lines.append(line)

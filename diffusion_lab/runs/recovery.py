@@ -93,9 +93,9 @@ def _refusal(
         if steps
     ]
     return (
-        f"{folder}: evaluations that were made are missing in {' and '.join(lost_files)}, and no other file
-        holds them; " f"put the file back from a copy, or begin again: in another folder with
-        hydra.run.dir=FOLDER, or in this " f"one after removing {folder / 'checkpoints'}"
+        f"{folder}: evaluations that were made are missing in {' and '.join(lost_files)}, and no other file holds them; "
+        f"put the file back from a copy, or begin again: in another folder with hydra.run.dir=FOLDER, or in this "
+        f"one after removing {folder / 'checkpoints'}"
     )
 
 
@@ -172,7 +172,7 @@ def _copy(files: Mapping[str, bytes], run: str) -> _Copy:
 
 
 def parse_result(content: bytes | str, run: str = "") -> dict[str, Any]:
-    """result.json's content, unchanged. Raises ValueError if it is not a run's record, or is another run's."""
+    """result.json's content, unchanged. Raises ValueError if it is not a record or is another run's."""
     try:
         result = json.loads(content)
     except ValueError as error:  # includes UnicodeDecodeError

@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 FolderStatus = Literal["empty", "unfinished", "incomplete", "finished", "diverged"]
 
 FREE = (
-    "resume", "as_typed", "job.dry_run", "job.given", "tracker.", "steps.checkpoint_every",
-    "steps.keep_checkpoints", "steps.keep_adapters",
+    "resume", "as_typed", "job.dry_run", "job.given", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints",
+    "steps.keep_adapters",
 )  # fmt: skip
 """Keys that may differ where a run goes on: they change what is said and kept, not what is trained."""
 ELSEWHERE = "choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
@@ -53,8 +53,7 @@ def folder_status(config: Config, run_folder: Path) -> FolderStatus:
     if record is None:
         if config.resume == "must":
             raise UserError(
-                f"resume=must: {run_folder} holds no run that was begun; name the folder of one:
-                resume=FOLDER"
+                f"resume=must: {run_folder} holds no run that was begun; name the folder of one: resume=FOLDER"
             )
         return "empty"
     result, status = record.result, record.result.get("status")

@@ -61,9 +61,8 @@ def _check_base(folder: Path, step: int, config: Mapping[str, Any], found: Recov
     if step <= 0 or "class_drift" not in names or backup.BASE in found.copied_files or _is_safetensors(path):
         return
     raise UserError(
-        f"{path}: is missing or damaged, and class_drift compares with it; put it back from a copy, or begin
-        again: in " f"another folder with hydra.run.dir=FOLDER, or in this one after removing {folder /
-        'checkpoints'}"
+        f"{path}: is missing or damaged, and class_drift compares with it; put it back from a copy, or begin again: in "
+        f"another folder with hydra.run.dir=FOLDER, or in this one after removing {folder / 'checkpoints'}"
     )
 
 
