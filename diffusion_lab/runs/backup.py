@@ -1,6 +1,6 @@
 """record.zip: a second copy of the record, so that no single lost or damaged file takes results with it.
 
-Written anew, in one move, at every checkpoint and evaluation and when the record is closed. The archive has a
+Written atomically at every checkpoint, at every evaluation and when the record is closed. The archive has a
 checksum for each of its members.
 """
 
@@ -33,22 +33,22 @@ def write(folder: Path, members: Mapping[str, bytes]) -> None:
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    """The members that are whole; nothing where there is no archive or it is damaged."""
+    """The intact members; empty if the archive does not exist or is damaged."""
     found: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(folder / NAME) as archive:
             for name in MEMBERS:
                 try:
                     found[name] = archive.read(name)  # checks the member's checksum
-                except Exception:  # whatever a damaged member raises
+                except Exception:  # the type depends on the damage
                     continue
-    except Exception:  # OSError, BadZipFile, and what a garbled directory raises
+    except Exception:  # OSError, BadZipFile, and whatever a damaged directory raises
         return {}
     return found
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The archive's result.json, None where there is none."""
+    """The archive's result.json, or None if it has none."""
     content = read(folder).get(RESULT)
     try:
         result = None if content is None else json.loads(content)

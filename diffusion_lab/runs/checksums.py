@@ -1,4 +1,4 @@
-"""Fingerprints of a run's files, kept in result.json: a file that is lost, cut or another run's is recognised."""
+"""Checksums of a run's files, stored in result.json: they reveal missing, truncated or foreign files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 WHOLE_BYTES = 4 << 20  # files up to this size are read whole
-PART_BYTES = 1 << 20  # of larger ones the first, the middle and the last so many bytes
+PART_BYTES = 1 << 20  # of larger files, at the start, in the middle and at the end
 
 
 def file_checksum(path: Path) -> str:
-    """ "SIZE:SHA256" of a file, the digest cut to 32 digits; of one above 4 MiB, of three parts of it.
+    """ "SIZE:SHA256" of a file, the digest truncated to 32 digits. Above 4 MiB, three parts are hashed.
 
-    Gigabytes of weights are so compared in milliseconds. OSError where it cannot be read.
+    This way gigabytes of weights are compared in milliseconds. Raises OSError if the file cannot be read.
     """
     digest = hashlib.sha256()
     size = path.stat().st_size
@@ -28,7 +28,7 @@ def file_checksum(path: Path) -> str:
 
 
 def checksums_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Of the files at `names` or below them, by their path in `folder`; names that are not there are left out."""
+    """Checksums of the files at or below `names`, by path in `folder`; missing ones are skipped."""
     found: dict[str, str] = {}
     for name in names:
         at = folder / name
@@ -42,10 +42,10 @@ def checksums_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def damaged(folder: Path, recorded: Mapping[str, object]) -> list[str]:
-    """Those of the recorded files that are missing or are not what they were, in the record's order.
+    """The recorded files that are missing or have changed, in the record's order.
 
-    A folder of adapters, pictures or checkpoints that is gone as a whole was removed on purpose (by
-    `steps.keep_adapters`, or by a person who needed the room) and is not missed.
+    A folder of adapters, images or checkpoints that is missing entirely was removed on purpose (by
+    `steps.keep_adapters`, or by a user who needed the space) and is not reported.
     """
     lost = []
     for name, known in recorded.items():

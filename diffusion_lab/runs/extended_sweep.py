@@ -1,4 +1,4 @@
-"""A sweep that is extended: a run that another job of it holds already is not trained again."""
+"""Extended sweeps: a run that an earlier job of the sweep has already made is not trained again."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 
 def already_begun(config: Config, run_folder: Path) -> Path:
-    """The folder beside `run_folder` that holds the same run, or `run_folder` itself where there is none.
+    """The folder beside `run_folder` that contains the same run, or `run_folder` itself if there is none.
 
-    A sweep that is extended numbers and names its jobs anew; a run is its configuration and its seeds. A finished
-    one is preferred to others, and a new one to an old one. What Hydra has put into `run_folder` is removed then.
+    Extending a sweep renumbers and renames its jobs; a run is identified by its configuration and its seeds.
+    Finished runs are preferred to others, and newer ones to older ones. If another folder is returned, the
+    files that Hydra wrote to `run_folder` are removed.
     """
     if config.job.name != "finetune" or _id_at(run_folder) is not None:
         return run_folder
@@ -48,7 +49,7 @@ class _Known:
 
 
 def _id_at(folder: Path) -> _Known | None:
-    """The run that a folder holds, None where it holds none."""
+    """The run in a folder, or None if there is none."""
     stamps = []
     for name in ("result.json", "record.zip", "config.yaml"):
         with contextlib.suppress(OSError):
@@ -58,7 +59,7 @@ def _id_at(folder: Path) -> _Known | None:
 
 @functools.lru_cache(maxsize=100_000)
 def _known(folder: Path, stamps: tuple[int, ...]) -> _Known | None:
-    """Cached while the files stay as they are: each job of a sweep looks at all others' folders."""
+    """Cached while the files are unchanged, since each job of a sweep reads the folders of all others."""
     try:
         found = read_folder_record(folder, lambda config: True)
     except UserError:

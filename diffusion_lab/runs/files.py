@@ -1,13 +1,13 @@
-"""The record of a run: plain files in its folder, whole after every evaluation and after any kill::
+"""The record of a run: plain files in its folder, complete after every evaluation and valid after a kill::
 
 config.yaml        the resolved configuration
-result.json        status, configuration, provenance and what every evaluation came to
-scores.parquet     one row an image and metric
-events.jsonl       one line an event, with its time
+result.json        status, configuration, provenance and the results of every evaluation
+scores.parquet     one row per image and metric
+events.jsonl       one line per event, with its time
 prompts.json       the prompts
-record.zip         a second copy of all these
-run.log            what the program said
-samples/           training.png and one labelled sheet an evaluation; every image too with tracker.keep_images
+record.zip         a second copy of the files above
+run.log            the program's log
+samples/           training.png, one labelled sheet per evaluation, every image with tracker.keep_images
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from diffusion_lab.values import jsonable
 if TYPE_CHECKING:
     from diffusion_lab.records import Pixels
 
-CHECKSUMMED = (  # beside each evaluation's adapter and pictures
+CHECKSUMMED = (  # in addition to each evaluation's adapter and images
     *backup.MEMBERS[1:], "samples/training.png", "artefact", "scores.csv", "pictures",
 )  # fmt: skip
 
@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 
 
 class FileTracker(RecordFiles):
-    """Writes the files above. Each call leaves whole files behind it.
+    """Writes the files above. After each call, all files are complete.
 
-    Raises UserError where the disk is full or the folder cannot be written: a run without its record is
-    worth nothing, so it stops.
+    Raises UserError if the disk is full or the folder cannot be written: a run without its record is
+    worthless, so it stops.
     """
 
     essential = True
@@ -55,7 +55,7 @@ class FileTracker(RecordFiles):
         keep_images: bool = False,
         resume_step: int | None = None,
     ) -> None:
-        """`resume_step`: the run that the folder holds goes on after that step; -1: after nothing at all."""
+        """`resume_step`: the step after which the run in the folder is resumed; -1: from the beginning."""
         super().__init__(run_folder)
         self.resume_step = resume_step
         self.device = device
@@ -65,7 +65,7 @@ class FileTracker(RecordFiles):
     # --- Tracker ------------------------------------------------------------------------------------
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Claims the folder, or takes up the run in it. Raises UserError for a run that was not asked for."""
+        """Claims the folder, or resumes the run in it. Raises UserError if it contains an unexpected run."""
         if self.resume_step is None and (self.folder / "result.json").exists():
             raise UserError(
                 f"{self.folder} already holds a run: choose another folder with hydra.run.dir=FOLDER "
@@ -96,19 +96,19 @@ class FileTracker(RecordFiles):
             self.back_up()
 
     def close(self) -> None:
-        """Lets go of a record that could not be taken to its end; what it says stays as it is."""
+        """Releases a record that could not be completed; its content is unchanged."""
         self._closed = True
         self._log.close()
 
     def measured(self) -> dict[int, dict[str, Summary]]:
-        """What every evaluation so far came to, by step and metric."""
+        """The results of every evaluation so far, by step and metric."""
         return {
             entry["step"]: {name: summary(values) for name, values in entry["metrics"].items()}
             for entry in self.result["evaluations"]
         }
 
     def evaluation_seconds(self, step: int) -> float:
-        """What the evaluation at `step` took; 0 where there was none."""
+        """The duration of the evaluation at `step`; 0 if there was none."""
         entries = [entry for entry in self.result["evaluations"] if entry["step"] == step]
         return float(sum(value for entry in entries for value in entry["seconds"].values()))
 
@@ -117,9 +117,9 @@ class FileTracker(RecordFiles):
         self.event("scalars", step=step, values=dict(values))
 
     def evaluation(self, evaluation: Evaluation, prompts: PromptSet) -> None:
-        """Scores first, result.json last: whatever result.json tells of is there.
+        """Writes the scores first and result.json last: everything that result.json refers to exists.
 
-        A step that is measured again replaces what stood for it.
+        If a step is measured again, its earlier results are replaced.
         """
         step = evaluation.step
         self._rows = [row for row in self._rows if row.step != step] + list(evaluation.rows)
@@ -151,17 +151,17 @@ class FileTracker(RecordFiles):
         self.back_up()
 
     def finish(self, status: Status, summary: Mapping[str, Any]) -> None:
-        """Closes the record. Of `summary` it keeps recommendation, cost, error and steps_done.
+        """Closes the record. It keeps recommendation, cost, error and steps_done from `summary`.
 
-        Only the first call counts: a second one, in somebody's `finally`, changes nothing. The status is written
-        last of all, in result.json: whoever reads it there finds everything that it vouches for.
+        Only the first call has an effect; a second one, such as in a caller's `finally`, changes nothing. The
+        status is written last, in result.json: once it can be read there, all files that it refers to exist.
         """
         if self._closed:
             return
         self._closed = True
         try:
             self.result = self.closing(status, summary)
-            if not self._ends_with(status):  # a record that was reopened may have ended before
+            if not self._ends_with(status):  # a reopened record may have ended before
                 self.event("finish", status=status, error=self.result["error"])
             self.record_checksums(*CHECKSUMMED)
             self.back_up()
@@ -174,7 +174,7 @@ class FileTracker(RecordFiles):
         return bool(last.get("event") == "finish" and last.get("status") == status)
 
     def closing(self, status: Status, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """What result.json will say once `finish` has been called with the same."""
+        """What result.json will contain once `finish` has been called with the same arguments."""
         result = dict(self.result)
         for name in ("recommendation", "cost", "error", "steps_done"):
             if summary.get(name) is not None:
@@ -183,10 +183,10 @@ class FileTracker(RecordFiles):
             result["error"] = None
         return result | {"status": status, "finished": result["finished"] or now()}
 
-    # --- what else belongs to the record ------------------------------------------------------------
+    # --- other parts of the record ------------------------------------------------------------------
 
     def metrics(self, metrics: Iterable[AnyMetric]) -> None:
-        """What each score means: a number without its definition is none."""
+        """Records the definition of each metric; a score has no meaning without it."""
         self.result["metrics"] = {
             metric.name: {
                 "version": metric.version,
@@ -199,14 +199,14 @@ class FileTracker(RecordFiles):
         self._save()
 
     def encoders(self, encoders: Mapping[str, Any]) -> None:
-        """Which encoders measured, by name: file, checksum, preprocessing."""
+        """Records the encoders used for measuring, by name: file, checksum, preprocessing."""
         self.result["encoders"] = dict(encoders)
         self._save()
 
     def references(
         self, ceilings: Mapping[str, Summary | None], impostors: Mapping[str, Summary | None]
     ) -> None:
-        """What photographs of the subject and of others score, by metric."""
+        """Records the scores of photos of the subject and of other people, by metric."""
         self.result["references"] = {
             name: {"ceiling": _asdict(ceilings.get(name)), "impostor": _asdict(impostors.get(name))}
             for name in [*ceilings, *(name for name in impostors if name not in ceilings)]
@@ -216,13 +216,13 @@ class FileTracker(RecordFiles):
     def conclusion(
         self, recommendation: Mapping[str, Any] | None, cost: Mapping[str, Any], steps_done: int
     ) -> None:
-        """What training and measuring came to, before the artefact and the report are made from it."""
+        """Records the results of training and measuring, from which the artefact and the report are made."""
         self.result["recommendation"] = None if recommendation is None else dict(recommendation)
         self.result |= {"cost": dict(cost), "steps_done": steps_done}
         self._save()
 
     def error(self, text: str) -> None:
-        """What went wrong, for the one who reads the record; set before `finish`."""
+        """Records what went wrong, for readers of the record; call it before `finish`."""
         self.result["error"] = text
         self._save()
 
@@ -232,18 +232,18 @@ class FileTracker(RecordFiles):
         names: Sequence[str],
         frames: Sequence[Sequence[samples.FaceBox]] = (),
     ) -> None:
-        """The sheet samples/training.png of the pictures trained on, with a name under each, faces framed."""
+        """Writes samples/training.png: the training photos, with a name under each, faces framed."""
         title = f"{len(pictures)} training pictures"
         sheet = samples.sheet(pictures, names, title=title, frames=frames)
         atomic.write_bytes(self.folder / "samples" / "training.png", images.png(sheet))
 
     def photographs(self, described: Mapping[str, Any]) -> None:
-        """Of the photographs, by group, those with several faces or with a face unlike all others."""
+        """Records, by group, the photos with several faces or with a face unlike all others."""
         self.result["photographs"] = dict(described)
         self._save()
 
     def prompts(self, prompts: PromptSet) -> None:
-        """prompts.json: the prompts as they are."""
+        """Writes prompts.json: the prompts unchanged."""
         self._write_copied(
             backup.PROMPTS, (jsonable.dumps(dataclasses.asdict(prompts), indent=2) + "\n").encode()
         )

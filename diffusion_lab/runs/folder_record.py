@@ -1,4 +1,4 @@
-"""Which run a folder holds, and whether everything that its record vouches for is there. Fast: no torch, no pyarrow."""
+"""Which run a folder contains, and whether its recorded files are complete. Fast: no torch, no pyarrow."""
 
 from __future__ import annotations
 
@@ -17,30 +17,28 @@ from diffusion_lab.runs.recovery import ANOTHER, parse_result
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 NOTES = ("config.yaml", "hydra.yaml", "overrides.yaml")  # in .hydra
-ENDED = ("completed", "diverged")  # nothing is left to train
-_HEAD_BYTES = 4096  # of report.html: they name the run
+ENDED = ("completed", "diverged")  # no training is left
+_HEAD_BYTES = 4096  # of report.html; they contain the run's id
 
 
 @dataclass(frozen=True, slots=True)
 class FolderRecord:
-    """A run's record, from whichever file has it."""
+    """A run's record, from whichever file contains it."""
 
-    result: dict[
-        str, Any
-    ]  # what result.json says or should say; of a lost one perhaps only status and config
-    problem: str | None = None  # why it is not result.json's own content
+    result: dict[str, Any]  # result.json's content; if it is lost, perhaps only status and config
+    problem: str | None = None  # why it was not read from result.json
 
     @property
     def failed_early(self) -> bool:
-        """The job ended before its run began: only its error is noted."""
+        """True if the job ended before its run began: only its error is recorded."""
         return not self.result.get("config") and "traceback" in self.result
 
 
 def read_folder_record(folder: Path, same: Callable[[Mapping[str, Any]], bool]) -> FolderRecord | None:
-    """The record of the run in `folder`, None where none was begun. `same`: whether a configuration is the wanted one.
+    """The record of the run in `folder`, or None if none was begun.
 
-    A result.json that is lost, damaged or from another run is made up for by record.zip, or by config.yaml.
-    Raises UserError where neither says what was run.
+    If result.json is missing, damaged or from another run, record.zip or config.yaml is used instead.
+    `same`: whether a configuration is the expected one. Raises UserError if no file says what was run.
     """
     path = folder / backup.RESULT
     main, problem = _read(path)
@@ -67,7 +65,7 @@ def read_folder_record(folder: Path, same: Callable[[Mapping[str, Any]], bool]) 
 
 
 def _read(path: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The record, or None and what is wrong with it; None and None where there is no file."""
+    """The record and None, or None and what is wrong with it; (None, None) if the file does not exist."""
     try:
         return parse_result(path.read_bytes()), None
     except (FileNotFoundError, NotADirectoryError):
@@ -85,22 +83,22 @@ def _from_yaml(folder: Path) -> dict[str, Any] | None:
 
 
 def has_run_files(folder: Path) -> bool:
-    """Whether a run has left anything there beside its configuration."""
+    """Whether the folder contains any file of a run other than its configuration."""
     if any((folder / name).exists() for name in (backup.SCORES, backup.EVENTS, backup.NAME)):
         return True
     return any((folder / CHECKPOINTS).glob("step-*"))
 
 
 def is_concluding(result: Mapping[str, Any]) -> bool:
-    """True where all is trained and measured, and the run was stopped while its record was being closed."""
+    """True if all was trained and measured, and the run was stopped while its record was being closed."""
     total = ((result.get("config") or {}).get("steps") or {}).get("total")
     measured = {entry["step"] for entry in result.get("evaluations") or []}
     return result.get("status") not in ENDED and total in measured and bool(result.get("cost"))
 
 
 def missing_files(folder: Path, result: Mapping[str, Any]) -> list[str]:
-    """Files that belong to a run that has ended and are not there, damaged or another run's."""
-    if "schema" not in result:  # no run's record but a job's, which vouches for nothing
+    """Files of a run that has ended that are missing, damaged or another run's."""
+    if "schema" not in result:  # the record of a job, not of a run: it lists no files
         return []
     files = result.get("files")
     lost = checksums.damaged(folder, files if isinstance(files, Mapping) else {})
@@ -125,7 +123,7 @@ def _run_of(content: bytes) -> Any:
 
 
 def _whole_page(path: Path, run: str) -> bool:
-    """Whether the page is there to its end, and is this run's."""
+    """Whether the page is complete and belongs to this run."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)

@@ -1,4 +1,4 @@
-"""The record of a run as it is in memory, and its files, each written in one step. `files.py` says what goes in."""
+"""The record of a run in memory, and its files, each written atomically. `files.py` decides the content."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def empty_result() -> dict[str, Any]:
-    """What result.json says before anything has happened."""
+    """The initial content of result.json."""
     return {
         "schema": SCHEMA,
-        "run": "",  # the run's id, which its other files have too: resume.run_id
+        "run": "",  # the run's id, which its other files contain too: resume.run_id
         "status": "running",
         "error": None,
         "config": {},
@@ -53,11 +53,11 @@ class RecordFiles:
         self.result = empty_result()
         self._rows: list[ScoreRow] = []
         self._lines: list[str] = []  # of events.jsonl
-        self._copies: dict[str, bytes] = {}  # files that record.zip has as they are
+        self._copies: dict[str, bytes] = {}  # files that record.zip contains unchanged
         self._log = RunLog(self.folder / "run.log")
 
     def _resume_from(self, before: RecoveredRecord, step: int) -> None:
-        """Keeps what was recorded up to `step`, in all files alike; what came after it comes again."""
+        """Keeps what was recorded up to `step`, in all files alike; later steps are recorded again."""
         self._rows = before.rows
         self._copies = before.copied_files
         self.result |= {"evaluations": before.evaluations, "steps_done": max(step, 0)}
@@ -84,7 +84,7 @@ class RecordFiles:
         atomic.write_text(self.folder / backup.EVENTS, "".join(self._lines))
 
     def reopen(self, before: RecoveredRecord) -> None:
-        """Takes up a record that was closed, or whose end was cut off, as it is."""
+        """Reopens, unchanged, a record that was closed or whose end was lost."""
         known = {name: value for name, value in before.result.items() if name != "traceback"}
         self.result |= known | {"evaluations": before.evaluations}
         self._rows, self._copies = before.rows, dict(before.copied_files)
@@ -93,11 +93,11 @@ class RecordFiles:
 
     @property
     def copies(self) -> Mapping[str, bytes]:
-        """Files that record.zip has as they are."""
+        """Files that record.zip contains unchanged."""
         return self._copies
 
     def restore(self, config: Mapping[str, Any]) -> None:
-        """Writes those files of a record that was reopened that do not say what it says."""
+        """Rewrites the files of a reopened record that differ from it."""
         self._copies[backup.CONFIG] = as_yaml(config)
         wanted = {backup.EVENTS: "".join(self._lines).encode(), **self._copies}
         if self._rows:
@@ -111,13 +111,13 @@ class RecordFiles:
                 atomic.write_bytes(path, content)
 
     def event(self, event: str, **values: Any) -> None:
-        """One line of events.jsonl: time, event, and what belongs to it; all but the training curve's are flushed."""
+        """Appends time, event and values to events.jsonl; flushes all but the training curve to disk."""
         line = jsonable.dumps({"time": now(), "event": event, **values}) + "\n"
         atomic.append_line(self.folder / backup.EVENTS, line, flush=event != "scalars")
         self._lines.append(line)
 
     def record_checksums(self, *names: str) -> None:
-        """Notes the fingerprints of the files at `names` and below them, as they are now."""
+        """Records the current checksums of the files at or below `names`."""
         known = self.result["files"]
         kept = {
             name: value
@@ -127,7 +127,7 @@ class RecordFiles:
         self.result["files"] = kept | checksums.checksums_of(self.folder, names)
 
     def back_up(self) -> None:
-        """Writes record.zip: the record as it is now, from memory, whatever has become of the files."""
+        """Writes record.zip: the current record, from memory, regardless of the state of the files."""
         members = {
             backup.RESULT: (jsonable.dumps(self.result, indent=2) + "\n").encode(),
             backup.EVENTS: "".join(self._lines).encode(),

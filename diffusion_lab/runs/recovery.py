@@ -1,8 +1,8 @@
-"""What a run has recorded before it was stopped, cut to the step from which it is resumed.
+"""What a run recorded before it was stopped, up to the step from which it is resumed.
 
-Everything a run has measured stands in more than one file: result.json has every evaluation's summaries,
-scores.parquet its rows, events.jsonl the training curve, and record.zip a second copy of all three. They are read,
-compared and joined here, in one place, so that a file that was lost or damaged takes no result with it.
+All measurements of a run are stored in more than one file: result.json contains every evaluation's summaries,
+scores.parquet its rows, events.jsonl the training curve, and record.zip a second copy of all three. This
+module reads, compares and joins them, so that no result is lost with a single lost or damaged file.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ ANOTHER = "it belongs to another run"
 class RecoveredRecord:
     """Evaluations, their rows and events up to one step."""
 
-    evaluations: list[dict[str, Any]]  # as result.json has them
+    evaluations: list[dict[str, Any]]  # as in result.json
     rows: list[ScoreRow]
     events: list[dict[str, Any]]
     result: dict[str, Any]  # the rest of the record: started, provenance, prompts, files, ...
-    copied_files: dict[str, bytes]  # prompts.json and base_features.safetensors, as record.zip has them
+    copied_files: dict[str, bytes]  # prompts.json and base_features.safetensors, as in record.zip
 
 
 @dataclass(slots=True)
@@ -46,12 +46,12 @@ class _Copy:
 
 
 def recover_record(folder: Path, step: int, *, run: str = "", due: Collection[int] = ()) -> RecoveredRecord:
-    """The record in `folder` up to `step`, from all the files that have it.
+    """The record in `folder` up to `step`, from all files that contain parts of it.
 
-    `run`: the run's id; files that have another one are not believed. `due`: the evaluations before `step`, which
-    the run has made. An evaluation at `step` itself may be missing: it is made again.
+    `run`: the run's id; files with another id are ignored. `due`: the evaluations before `step`, which the
+    run has made. An evaluation at `step` itself may be missing: it is made again.
 
-    Raises UserError where an evaluation that is due is in no file: it names the files and what to do.
+    Raises UserError if a due evaluation is in no file; the message names the files and the remedy.
     """
     main, spare = _main(folder, run), _spare(folder, run)
     if _other_scores(folder, main, spare):
@@ -100,7 +100,7 @@ def _refusal(
 
 
 def _tell(folder: Path, main: _Copy, spare: _Copy, told_anew: int) -> None:
-    """What was wrong, and where the results came from. `told_anew`: events that events.jsonl did not have."""
+    """Logs what was wrong, and where the results came from. `told_anew`: events missing in events.jsonl."""
     problems = dict(main.problems)
     if told_anew and backup.EVENTS not in problems:
         problems[backup.EVENTS] = f"{told_anew} of its lines are missing"
@@ -134,17 +134,17 @@ def _main(folder: Path, run: str) -> _Copy:
 def _spare(folder: Path, run: str) -> _Copy:
     members = backup.read(folder)
     copy = _copy(members, run)
-    if backup.RESULT in copy.problems:  # of another run, or unreadable: then nothing of it is believed
+    if backup.RESULT in copy.problems:  # of another run, or unreadable: the whole archive is ignored
         return _Copy()
     copy.members = members
     return copy
 
 
 def _other_scores(folder: Path, main: _Copy, spare: _Copy) -> bool:
-    """Whether scores.parquet has other values than this run's.
+    """Whether scores.parquet has values other than this run's.
 
-    It is written before result.json, which has its fingerprint: a kill between the two leaves a file of the same run
-    with another fingerprint. So what decides is whether it holds the rows of the second copy.
+    It is written before result.json, which contains its checksum: a kill between the two leaves a file of the
+    same run with another checksum. The test is therefore whether it contains the rows of the second copy.
     """
     known = (main.result.get("files") or {}).get(backup.SCORES)
     if not main.rows or known is None or checksums.file_checksum(folder / backup.SCORES) == known:
@@ -172,10 +172,10 @@ def _copy(files: Mapping[str, bytes], run: str) -> _Copy:
 
 
 def parse_result(content: bytes | str, run: str = "") -> dict[str, Any]:
-    """result.json's content as it is. Raises ValueError where it is no record of a run, or of another one."""
+    """result.json's content, unchanged. Raises ValueError if it is not a record or is another run's."""
     try:
         result = json.loads(content)
-    except ValueError as error:  # UnicodeDecodeError is one too
+    except ValueError as error:  # includes UnicodeDecodeError
         raise ValueError(f"no JSON: {error}") from error
     if not isinstance(result, dict):
         raise ValueError("not a JSON object")
@@ -200,12 +200,12 @@ def _is_entry(entry: Any) -> bool:
 
 
 def parse_events(content: bytes, run: str = "") -> tuple[list[dict[str, Any]], int]:
-    """The events, and how many lines could not be read; a last line that a kill has torn is not counted.
+    """The events, and the number of unreadable lines; a last line that was cut off by a kill is not counted.
 
-    Raises ValueError where the log has the id of another run.
+    Raises ValueError if the log has the id of another run.
     """
     lines = content.split(b"\n")
-    torn_end = lines.pop()  # b"" where the last line is whole
+    torn_end = lines.pop()  # b"" if the last line is complete
     events, torn = [], 0
     for line in lines:
         event = _event(line)
@@ -237,7 +237,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 
 def _has_rows(entry: Mapping[str, Any]) -> bool:
-    """Whether an evaluation left rows in scores.parquet: metrics of a whole set of images leave none."""
+    """Whether an evaluation has rows in scores.parquet: metrics of a whole set of images have none."""
     from diffusion_lab.evaluation.metrics import METRICS
     from diffusion_lab.records import Metric
 
@@ -251,7 +251,7 @@ def _has_rows(entry: Mapping[str, Any]) -> bool:
 def _joined(
     main: list[dict[str, Any]], spare: list[dict[str, Any]], whole: Mapping[int, dict[str, Any]], step: int
 ) -> list[dict[str, Any]]:
-    """Both logs up to `step`, each event once, in order; an evaluation that neither tells of is told anew."""
+    """Both logs up to `step`, each event once, in order; evaluations that are in neither log are added."""
     events = [event for event in main if _belongs(event, whole, step)]
     seen = {_key(event) for event in events}
     for event in spare:
@@ -277,12 +277,12 @@ def _belongs(event: Mapping[str, Any], whole: Collection[int], step: int) -> boo
 
 
 def _key(event: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What makes an event the same in both logs."""
+    """The key by which an event is recognised in both logs."""
     return (event["event"], event["step"]) if "step" in event else (event["event"], event.get("time"))
 
 
 def _insert(events: list[dict[str, Any]], event: dict[str, Any]) -> None:
-    """Before the first one of a later step, or of a later time where it has no step."""
+    """Inserts `event` before the first one of a later step, or of a later time if it has no step."""
 
     def later(other: Mapping[str, Any]) -> bool:
         if "step" in event:

@@ -1,4 +1,4 @@
-"""What stands in a run folder already, and whether it goes on. Known before anything slow is loaded."""
+"""What a run folder already contains, and whether the run can be resumed. Checked before any slow import."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ ELSEWHERE = "choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FO
 
 
 def folder_status(config: Config, run_folder: Path) -> FolderStatus:
-    """What the folder holds.
+    """The state of the run in the folder.
 
-    empty: nothing was begun there; unfinished: a run that can be resumed; incomplete: it was trained to its end,
-    and something that it should have left is missing or damaged; finished and diverged: there is nothing left to do.
+    empty: no run was begun; unfinished: the run can be resumed; incomplete: training has ended, but some of
+    the files it should have written are missing or damaged; finished and diverged: nothing is left to do.
 
-    Raises UserError for resume=never where there is a record, for resume=must where there is none, and
-    where the record has another configuration: its keys are named.
+    Raises UserError for resume=never if there is a record, for resume=must if there is none, and if the
+    record has another configuration; the message names the keys that differ.
     """
     record = find_record(config, run_folder)
     if record is None:
@@ -79,7 +79,7 @@ def folder_status(config: Config, run_folder: Path) -> FolderStatus:
 
 
 def find_record(config: Config, run_folder: Path) -> FolderRecord | None:
-    """The record in the folder, wherever it is still whole; None where no run was begun."""
+    """The record in the folder, from any file that is still intact; None if no run was begun."""
     wanted, began = as_plain_dict(config), began_in(run_folder)
     return read_folder_record(run_folder, lambda config: not describe_differences(config, wanted, began))
 
@@ -98,9 +98,9 @@ def differing_values(
 ) -> dict[str, tuple[Any, Any]]:
     """Key -> what it was and what it is, for every key that matters and differs.
 
-    A path is the same however it is spelt; `began` is where relative ones of `before` started from. A key that
-    `before` does not have, since an earlier version wrote it, counts as its default; those of other jobs count as
-    none.
+    Paths are compared regardless of spelling; relative ones in `before` are relative to `began`. Keys that
+    are missing in `before`, since an earlier version wrote it, count as their defaults; those of other jobs
+    are ignored.
     """
     old, new = flatten(plain(before)), flatten(plain(now))
     usual = _defaults(new.get("method.name"), new.get("job.name"))
@@ -120,22 +120,22 @@ def differing_values(
 
 @functools.lru_cache
 def _defaults(method: object, job: object = None) -> Mapping[str, Any]:
-    """The schema's own values, flat."""
+    """The defaults of the schema, flattened."""
     kind = METHODS.get(str(method))
     config = as_plain_dict(Config() if kind is None else Config(method=kind()))
     return flatten(plain({**config, "job": jobs.defaults(job) or config["job"]}))
 
 
 def bound(config: Config) -> dict[str, Any]:
-    """What the configuration says of training, flat, for a checkpoint's digest; see `bound_flat`."""
+    """The training part of the configuration, flattened, for a checkpoint's digest; see `bound_flat`."""
     return bound_flat(plain(as_plain_dict(config)))
 
 
 def bound_flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a plain configuration says of training, flat and sorted by key.
+    """The training part of a plain configuration, flattened and sorted by key.
 
-    Without the keys that may differ where a run goes on, without paths (what lies there has digests of its own)
-    and without defaults, so that a key that is added later changes nothing here.
+    Excludes keys that may differ when a run is resumed, paths (their content has its own digests) and
+    defaults, so that keys added by later versions do not change the result.
     """
     flat = flatten(plain(config))
     job = flat.get("job.name")
@@ -149,10 +149,10 @@ def bound_flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_id(config: Mapping[str, Any]) -> str:
-    """Names a run by its configuration and its seeds: 16 hexadecimal digits. `config`: as it is recorded.
+    """The id of a run, from its configuration and its seeds: 16 hexadecimal digits. `config`: as recorded.
 
-    The same in every folder; where and how a run was watched does not count, and a key that an older record does not
-    have counts as its default.
+    It does not depend on the folder, nor on where and how the run was tracked. Keys that are missing in an
+    older record count as their defaults.
     """
     flat = flatten(plain(config))
     kept = {key: value for key, value in bound_flat(config).items() if not key.startswith("job.")}
@@ -164,23 +164,23 @@ def run_id(config: Mapping[str, Any]) -> str:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files at or below `folder`; 0 where there is none."""
+    """Size in bytes of all files at or below `folder`; 0 if there are none."""
     return sum(
         os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(folder) for name in names
     )
 
 
 def error_of(config: Config, run_folder: Path) -> str:
-    """What stopped the run in the folder, as it was recorded."""
+    """The recorded error that stopped the run in the folder."""
     found = find_record(config, run_folder)
     return str((found.result.get("error") if found else None) or "no reason is recorded")
 
 
 @contextlib.contextmanager
 def locked(run_folder: Path) -> Iterator[None]:
-    """No second process works in this folder meanwhile; the lock ends with the process, however it ends.
+    """Locks the folder against other processes; the lock is released when the process ends, even by a kill.
 
-    Raises UserError where another one is at work there. A system without such locks goes without.
+    Raises UserError if another process is using the folder. Does nothing on systems without such locks.
     """
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""`resume=FOLDER`: the words that began the run in a folder, and where they were typed."""
+"""`resume=FOLDER`: the command line that started the run in a folder, and its working folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from diffusion_lab.values.quoting import always_quoted, pasted, unquoted
 
 
 def expand_resume(words: list[str]) -> list[str]:
-    """`resume=FOLDER` as the words with which the run in FOLDER was begun, and resume=must.
+    """Replaces `resume=FOLDER` by the words with which the run in FOLDER was started, and resume=must.
 
-    Further words stay and win over those. Paths of the run mean what they meant where it was begun, those of
-    further words are relative to this folder. Raises UserError where FOLDER holds no run.
+    Further words are kept and take precedence. The run's own paths are relative to the folder in which it was
+    started, those of further words to the current folder. Raises UserError if FOLDER contains no run.
     """
     named = [word for word in words if word.startswith("resume=")]
     if not named or named[-1].partition("=")[2] in RESUME:
@@ -65,7 +65,7 @@ def _key(word: str) -> str:
 
 
 def _words(file: Path, *keys: str) -> list[str]:
-    """The list of words in one of Hydra's notes, below `keys`. UserError where there is none."""
+    """The list of words below `keys` in one of Hydra's files. Raises UserError if there is none."""
     value = _notes(file)
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
@@ -91,7 +91,7 @@ def _unreadable(file: Path, why: object) -> UserError:
 
 
 def began_in(run_folder: Path) -> Path | None:
-    """The folder in which the run was begun, by Hydra's notes; None where they do not tell."""
+    """The folder in which the run was started, according to Hydra's files; None if unknown."""
     import yaml
 
     with contextlib.suppress(OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError):
@@ -101,7 +101,7 @@ def began_in(run_folder: Path) -> Path | None:
 
 
 def _config(run_folder: Path) -> Mapping[str, Any]:
-    """The run's configuration, by its config.yaml or else its record; empty where neither tells."""
+    """The run's configuration, from its config.yaml or else its record; empty if neither can be read."""
     config: Any = None
     with contextlib.suppress(UserError):
         config = _notes(run_folder / "config.yaml")
@@ -112,10 +112,10 @@ def _config(run_folder: Path) -> Mapping[str, Any]:
 
 
 def _placed(config: Mapping[str, Any], began: Path) -> list[str]:
-    """Words for the run's paths as they were resolved when it was begun, and for what had been typed.
+    """Overrides for the run's paths as they were resolved at its start, and as they were typed.
 
-    They come from its configuration, so that paths of an experiment's file are among them. A record of an earlier
-    version has the relative ones only: they are taken against the folder in which the run was begun.
+    They are taken from the configuration, so paths from an experiment file are included. Records of earlier
+    versions contain relative paths only: these are resolved against the folder in which the run was started.
     """
     flat = {key: value for key, value in flatten(plain(config)).items() if paths.is_path(key)}
     job = (config.get("job") or {}).get("name")

@@ -1,4 +1,4 @@
-"""A run that is resumed: what it must have measured, and which of it can be kept."""
+"""A resumed run: what it must have measured, and which of it can be kept."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def load(folder: Path, step: int, config: Mapping[str, Any], run: str) -> RecoveredRecord:
-    """The record up to `step`, from all files that have it. `run`: the run's id.
+    """The record up to `step`, from all files that contain parts of it. `run`: the run's id.
 
-    An evaluation at `step` itself whose adapter or pictures are lost is left out, and so made again.
-    Raises UserError where something is lost that neither another file holds nor the run makes again.
+    An evaluation at `step` itself whose adapter or images are lost is left out, so that it is made again.
+    Raises UserError if something is lost that is in no other file and that the run will not make again.
     """
     record = recover_record(folder, step, run=run, due=_due(config, step))
     files = record.result.get("files") or {}
@@ -39,13 +39,13 @@ def load(folder: Path, step: int, config: Mapping[str, Any], run: str) -> Recove
 
 
 def _due(config: Mapping[str, Any], step: int) -> range:
-    """The evaluations that a run has made before it came to `step`."""
+    """The steps of the evaluations that a run has made before `step`."""
     every = (config.get("steps") or {}).get("every")
     return range(0, step, every) if every else range(0)
 
 
 def files_of_steps(files: Mapping[str, str], steps: Iterable[int]) -> dict[str, str]:
-    """Those of the fingerprints that belong to evaluations at these steps."""
+    """The checksums that belong to evaluations at these steps."""
     names = {f"step-{step:06d}" for step in steps}
     return {
         name: known
@@ -55,7 +55,7 @@ def files_of_steps(files: Mapping[str, str], steps: Iterable[int]) -> dict[str, 
 
 
 def _check_base(folder: Path, step: int, config: Mapping[str, Any], found: RecoveredRecord) -> None:
-    """What the untouched model drew: only step 0 makes it, and class_drift has no value without it."""
+    """Checks the base model's features: only step 0 makes them, and class_drift is undefined without them."""
     names = (config.get("metrics") or {}).get("names") or ()
     path = folder / backup.BASE
     if step <= 0 or "class_drift" not in names or backup.BASE in found.copied_files or _is_safetensors(path):
@@ -67,7 +67,7 @@ def _check_base(folder: Path, step: int, config: Mapping[str, Any], found: Recov
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the file is as long as its header says."""
+    """Whether the file has the length given in its header."""
     try:
         content = path.read_bytes()
         size = int.from_bytes(content[:8], "little")

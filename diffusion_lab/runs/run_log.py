@@ -1,4 +1,4 @@
-"""run.log: what the program says while a run is under way."""
+"""run.log: the program's log during a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RunLog:
         self._handler: logging.Handler | None = None
 
     def open(self) -> None:
-        """Does nothing where Hydra has opened the same file already: no line is written twice."""
+        """Does nothing if Hydra has already opened the same file, so that no line is written twice."""
         root = logging.getLogger()
         open_files = {getattr(handler, "baseFilename", None) for handler in root.handlers}
         if str(self.path.absolute()) in open_files:
@@ -29,7 +29,7 @@ class RunLog:
         root.addHandler(self._handler)
 
     def close(self) -> None:
-        """The next job of a multirun must not write into this run's log."""
+        """Closes the log, so that the next job of a multirun does not write to it."""
         if self._handler is not None:
             logging.getLogger().removeHandler(self._handler)
             self._handler.close()

@@ -1,4 +1,4 @@
-"""Sheets of small pictures with labels, one a validation step."""
+"""Sheets of small labelled images, one per validation step."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from diffusion_lab.system.images import png
 if TYPE_CHECKING:
     from diffusion_lab.records import Evaluation, Pixels, PromptSet
 
-PICTURE = 128  # pixels a side in the sheet, at most
+PICTURE = 128  # maximum side in the sheet, in pixels
 MARGIN = 6
 TEXT = 11  # pixels
 LINE = 13
 TITLE = 16
-LINES = 5  # of text under a picture, at most
-MOST = 400  # pictures in one sheet: keeps it under about 2600 x 3700 pixels
+LINES = 5  # maximum number of text lines under an image
+MOST = 400  # images per sheet: keeps it below about 2600 x 3700 pixels
 
 _PAPER, _INK, _PALE = (255, 255, 255), (30, 30, 30), (110, 110, 110)
 _CHOSEN, _REJECTED = (0, 200, 80), (230, 60, 60)
-DASH = 4  # pixels of a dash and of the gap after it
+DASH = 4  # length of a dash and of the gap after it, in pixels
 
 
 def write(folder: Path, evaluation: Evaluation, prompts: PromptSet, title: str, *, each: bool) -> None:
-    """The evaluation's sheet, step-NNNNNN.png, and with `each` every image in a folder of that name; none of none."""
+    """Writes the evaluation's sheet, step-NNNNNN.png, and with `each` every image to a folder of that name.
+
+    Writes nothing if there are no images.
+    """
     if not evaluation.images:
         return
     name = f"step-{evaluation.step:06d}"
@@ -43,9 +46,9 @@ def write(folder: Path, evaluation: Evaluation, prompts: PromptSet, title: str, 
 
 
 def labels(evaluation: Evaluation, prompts: PromptSet) -> list[str]:
-    """Text under each image: its number in the evaluation, then the phrases that make up its prompt.
+    """The text under each image: its number in the evaluation, then the phrases that make up its prompt.
 
-    A prompt without slots is quoted as it is.
+    Prompts without slots are quoted unchanged.
     """
     texts = {
         prompt.id: ", ".join(phrase for phrase in prompt.slots.values() if phrase) or prompt.text
@@ -57,7 +60,7 @@ def labels(evaluation: Evaluation, prompts: PromptSet) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class FaceBox:
-    """A box (left, top, right, bottom, each 0 to 1 of the picture) to be drawn; dashed where it was not chosen."""
+    """A box to draw (left, top, right, bottom as fractions of the image); dashed if it was not chosen."""
 
     box: tuple[float, float, float, float]
     chosen: bool
@@ -71,11 +74,11 @@ def sheet(
     columns: int | None = None,
     frames: Sequence[Sequence[FaceBox]] = (),
 ) -> Image.Image:
-    """RGB sheet of uint8 [height, width, 3] pictures with a text of a few lines under each.
+    """RGB sheet of uint8 [height, width, 3] images with a few lines of text under each.
 
-    Small pictures are enlarged by a whole factor without smoothing, so one sees the pixels there are;
-    large ones are reduced. Beyond 400 pictures only the first 400 are drawn, and the title says so.
-    ``frames``: of each picture, or nothing.
+    Small images are enlarged by an integer factor without smoothing, so that individual pixels are visible;
+    large ones are reduced. Of more than 400 images only the first 400 are shown, and the title says so.
+    ``frames``: the boxes of each image, or empty.
     """
     if len(pictures) != len(texts):
         raise ValueError(f"{len(pictures)} pictures for {len(texts)} texts")
@@ -107,7 +110,7 @@ def sheet(
 
 
 def _draw_frame(picture: Image.Image, frame: FaceBox) -> None:
-    """A solid green box for the chosen one, a dashed red box for another."""
+    """Draws a solid green box if it was chosen, otherwise a dashed red box."""
     draw = ImageDraw.Draw(picture)
     width, height = picture.width - 1, picture.height - 1
     left, top, right, bottom = (
@@ -125,7 +128,7 @@ def _draw_frame(picture: Image.Image, frame: FaceBox) -> None:
 
 
 def _fit(pixels: Pixels) -> Image.Image:
-    """At most PICTURE a side, the aspect kept."""
+    """The image with sides of at most PICTURE pixels and its aspect ratio preserved."""
     image = Image.fromarray(pixels)
     factor = PICTURE // max(image.size)
     if factor >= 1:
@@ -135,7 +138,7 @@ def _fit(pixels: Pixels) -> Image.Image:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines no wider than `width` pixels, LINES of them at most; an ellipsis ends a text that was cut."""
+    """At most LINES lines, none wider than `width` pixels; truncated text ends with an ellipsis."""
     lines: list[str] = []
     line = ""
     for word in text.split():

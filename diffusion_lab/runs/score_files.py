@@ -1,4 +1,4 @@
-"""What job=score leaves besides the usual record: a table a person can open, and small pictures for its page."""
+"""Files that job=score writes in addition to the usual record: a CSV table, and thumbnails for its page."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 TABLE = "scores.csv"
 PICTURES = "pictures"
-SIDE = 192  # pixels, of a small picture
-SHOWN = 200  # the first images, all on the page
-EXTREMES = 6  # best, and worst, images of each metric: always on the page
+SIDE = 192  # of a thumbnail, in pixels
+SHOWN = 200  # this many images are always on the page, from the first on
+EXTREMES = 6  # this many best and worst images of each metric are always on the page
 
 
 def thumbnail(pixels: Pixels) -> bytes:
-    """WebP, at most 192 pixels a side."""
+    """WebP with sides of at most 192 pixels."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return encoded(image, "WEBP", quality=80)
@@ -41,8 +41,10 @@ def write_score_files(
     metrics: Sequence[AnyMetric],
     small: Sequence[bytes],
 ) -> None:
-    """scores.csv, a row an image in their order: file, prompt, then a column a metric, empty where undefined;
-    and pictures/00000.webp by that order, of the images that the page shows.
+    """Writes scores.csv and pictures/.
+
+    scores.csv: one row per image, in order, with file, prompt and one column per metric, empty if undefined.
+    pictures/: the thumbnails of the images that the page shows, 00000.webp and so on, numbered by row.
     """
     values = by_image(rows)
     named = [metric for metric in metrics if isinstance(metric, Metric)]
@@ -62,7 +64,7 @@ def write_score_files(
 
 
 def best_and_worst(values: Sequence[float | None], higher_is_better: bool) -> list[int]:
-    """Numbers of the images with a value, best first: the 6 best and the 6 worst, or all of fewer than 12."""
+    """Indices of images with a value, best first: the 6 best and the 6 worst, or all if fewer than 12."""
     there = [number for number, value in enumerate(values) if value is not None]
     ranked = sorted(there, key=lambda number: values[number] or 0.0, reverse=higher_is_better)
     return ranked if len(ranked) <= 2 * EXTREMES else ranked[:EXTREMES] + ranked[-EXTREMES:]

@@ -1,4 +1,4 @@
-"""scores.parquet: one row an image and metric, sorted, the same bytes for the same content."""
+"""scores.parquet: one row per image and metric, sorted; the same content gives the same bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def table(rows: Iterable[ScoreRow]) -> pa.Table:
     """Columns step, prompt_id, index, seed, metric, version, value (null: undefined), then `slot:NAME`.
 
-    Sorted by step, prompt, index and metric; slots in alphabetical order, null where a prompt lacks one.
+    Sorted by step, prompt, index and metric; slots are in alphabetical order, null if a prompt lacks one.
     """
     import pyarrow as pa
 
@@ -41,7 +41,7 @@ def _defined(value: float | None) -> float | None:
 
 
 def parquet_bytes(rows: Iterable[ScoreRow]) -> bytes:
-    """The file's content. Nothing in it depends on when or where it was made."""
+    """The file's content. It does not depend on when or where it was made."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -54,23 +54,23 @@ def parquet_bytes(rows: Iterable[ScoreRow]) -> bytes:
 
 
 def write(path: Path, rows: Iterable[ScoreRow]) -> None:
-    """Writes `rows` in one step, see `encoded`."""
+    """Writes `rows` atomically, see `parquet_bytes`."""
     atomic.write_bytes(path, parquet_bytes(rows))
 
 
 def decoded(content: bytes) -> list[ScoreRow]:
-    """The rows in a file's `content`. Raises ValueError where it is damaged."""
+    """The rows in a file's `content`. Raises ValueError if it is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return _rows(pq.read_table(pa.BufferReader(content)))
-    except Exception as error:  # ArrowInvalid, OSError, KeyError, TypeError: damaged, whatever it is called
+    except Exception as error:  # ArrowInvalid, OSError, KeyError, TypeError: the file is damaged
         raise ValueError(" ".join(str(error).split())[:100] or type(error).__name__) from error
 
 
 def read(path: Path) -> list[ScoreRow]:
-    """The rows that `write` was given, in the file's order, undefined values as None."""
+    """The rows passed to `write`, in the file's order, undefined values as None."""
     import pyarrow.parquet as pq
 
     return _rows(pq.read_table(path))
@@ -92,8 +92,8 @@ def _rows(found: pa.Table) -> list[ScoreRow]:
 def images_of(evaluation: Evaluation, prompts: PromptSet) -> list[tuple[str, int]]:
     """(prompt id, index) of every image, in the images' order.
 
-    Rows come metric by metric or image by image, in both cases with the images in their order. Where
-    no metric has rows, images stand prompt by prompt.
+    Rows are ordered by metric or by image, in both cases with the images in order. If no metric has rows,
+    images are ordered by prompt.
     """
     seen = list(dict.fromkeys((row.prompt_id, row.index) for row in evaluation.rows))
     if len(seen) == len(evaluation.images):
@@ -107,7 +107,7 @@ def images_of(evaluation: Evaluation, prompts: PromptSet) -> list[tuple[str, int
 
 
 def by_image(rows: Iterable[ScoreRow]) -> dict[tuple[str, int], dict[str, float | None]]:
-    """Scores of each image by metric, None where undefined."""
+    """Scores of each image by metric, None if undefined."""
     found: dict[tuple[str, int], dict[str, float | None]] = {}
     for row in rows:
         found.setdefault((row.prompt_id, row.index), {})[row.metric] = _defined(row.value)

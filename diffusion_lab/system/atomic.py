@@ -1,8 +1,8 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed.
+"""Atomic file writes: a temporary file next to the target is written, flushed to disk, then renamed.
 
-A reader, and a run resumed after a kill, never meets half a file under a final name. What a person can
-fix (a full disk, a folder that cannot be written or was removed) becomes a `UserError` with the path and
-the remedy.
+Neither a reader nor a run resumed after a kill ever finds a partial file under its final name. Errors that
+the user can fix (a full disk, a folder that cannot be written or was removed) become a `UserError` with the
+path and the remedy.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 from diffusion_lab.system.disk_errors import check_guarded, recoverable
 from diffusion_lab.values.jsonable import dumps
 
-CHUNK = 1 << 24  # bytes handed to the system at once
+CHUNK = 1 << 24  # bytes per system call
 
 
 class Sink:
-    """A file being written, as a file object with `write`; it hashes what it is given.
+    """A file being written, as a file object with `write` that also hashes the content.
 
-    The first error of the system is kept and the rest is dropped, until `check` raises it: libraries that write
-    from compiled code (`torch.save`) would report an error of their own in its place.
+    The first system error is kept, and later writes are discarded until `check` raises it: libraries that
+    write from compiled code (`torch.save`) would replace it by an error of their own.
     """
 
     def __init__(self, descriptor: int, name: str = "") -> None:
-        """`name`: of the file, for the error."""
+        """`name`: the file's name, for the error."""
         self._descriptor, self._name = descriptor, name
         self._hash = hashlib.sha256()
         self._error: OSError | None = None
@@ -38,7 +38,7 @@ class Sink:
         length = len(rest)
         try:
             while rest and self._error is None:
-                # os.write may take less than it is given, on a nearly full disk above all.
+                # os.write may write less than requested, especially on a nearly full disk.
                 taken = os.write(self._descriptor, rest[:CHUNK])
                 self._hash.update(rest[:taken])
                 rest = rest[taken:]
@@ -48,24 +48,24 @@ class Sink:
         return length
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Does nothing, since nothing is buffered."""
 
     def check(self) -> None:
-        """Raises the error that writing met, if any."""
+        """Raises the first error that occurred while writing, if any."""
         if self._error is not None:
             raise self._error
 
     @property
     def sha256(self) -> str:
-        """Of all that was written, in hexadecimal."""
+        """The SHA-256 of everything written, in hexadecimal."""
         return self._hash.hexdigest()
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Sink]:
-    """A sink for the content of `path`, which is replaced in one step on a clean exit; its folder is made.
+    """A sink for the content of `path`, which is replaced atomically on a clean exit; its folder is created.
 
-    Raises UserError where the disk is full or the place cannot be written; `path` is then as it was.
+    Raises UserError if the disk is full or the folder cannot be written; `path` is then unchanged.
     """
     with recoverable(path):
         check_guarded(path)
@@ -77,7 +77,7 @@ def writing(path: Path) -> Iterator[Sink]:
 def fresh_file(path: Path) -> Iterator[Sink]:
     """Like `writing`, for caches: errors stay OSErrors, for a message that names the cache's own setting."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process's number keeps two writers of one file apart; the dot keeps it out of listings.
+    # The process id distinguishes two writers of one file; the dot hides it in listings.
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -86,7 +86,7 @@ def fresh_file(path: Path) -> Iterator[Sink]:
             try:
                 yield sink
             except Exception:
-                sink.check()  # the cause of whatever a library made of it
+                sink.check()  # the cause of the library's own error
                 raise
             sink.check()
             os.fsync(descriptor)
@@ -101,7 +101,7 @@ def fresh_file(path: Path) -> Iterator[Sink]:
 
 
 def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
-    """Like `write_bytes`, piece by piece. Returns the SHA-256 of the whole, in hexadecimal."""
+    """Like `write_bytes`, in pieces. Returns the SHA-256 of the file, in hexadecimal."""
     with writing(path) as sink:
         for piece in pieces:
             sink.write(piece)
@@ -110,9 +110,9 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content` in one step; its folder is made if need be.
+    """Replaces `path` by `content` atomically; its folder is created if necessary.
 
-    Raises UserError where the disk is full or the place cannot be written; `path` is then as it was.
+    Raises UserError if the disk is full or the folder cannot be written; `path` is then unchanged.
     """
     write_pieces(path, [content])
 
@@ -123,14 +123,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Like `write_bytes`; indented, UTF-8, and strictly JSON: NaN and infinities become null."""
+    """Like `write_bytes`; indented, in UTF-8 and strict JSON: NaN and infinities become null."""
     write_text(path, dumps(value, indent=2) + "\n")
 
 
 def append_line(path: Path, line: str, *, flush: bool = False) -> None:
-    """Adds one line to a log in a single write; where that fails, what was written of it is cut off again.
+    """Appends one line to a log in a single write; if that fails, a partially written line is removed again.
 
-    `flush`: the log is flushed to the disk too, so that the line outlives a power cut.
+    `flush`: also flushes the log to disk, so that the line survives a power failure.
     """
     with recoverable(path):
         check_guarded(path)
@@ -152,7 +152,7 @@ def append_line(path: Path, line: str, *, flush: bool = False) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Puts a finished file or folder in its place, on the same disk, in one step. OSError as the system has it."""
+    """Moves a finished file or folder to its target on the same disk, atomically. May raise OSError."""
     if source.is_file():
         sync_file(source)
     os.replace(source, target)
@@ -160,7 +160,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Flushes what was written to `path` to the disk."""
+    """Flushes what was written to `path` to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -169,7 +169,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the renaming itself survive a power cut; systems that cannot do it say so and are left alone."""
+    """Makes a rename survive a power failure; does nothing on systems that do not support it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

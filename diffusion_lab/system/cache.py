@@ -1,4 +1,4 @@
-"""Where what can be made again is kept."""
+"""The folder of cached files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def default_cache() -> Path:
-    """For what can be made again: $DIFFUSION_LAB_CACHE, or diffusion_lab in $XDG_CACHE_HOME or ~/.cache."""
+    """The cache folder: $DIFFUSION_LAB_CACHE, or diffusion_lab in $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("DIFFUSION_LAB_CACHE")
     if own:
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG standard asks to ignore a relative path.
+    # The XDG standard requires relative paths to be ignored.
     base = Path(shared) if os.path.isabs(shared) else Path("~/.cache").expanduser()
     return base / "diffusion_lab"

@@ -1,4 +1,4 @@
-"""Errors of the disk as messages that say what to do: no room, no right to write, a folder that is gone."""
+"""Disk errors as messages with a remedy: no space, no write permission, a folder that was removed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from diffusion_lab.records import UserError
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY}
-_GUARDED: dict[Path, tuple[int, int]] = {}  # folders that have to stay: device and inode of each
+_GUARDED: dict[Path, tuple[int, int]] = {}  # folders that must not be removed: device and inode of each
 
 
 @contextlib.contextmanager
 def guarded_folder(folder: Path) -> Iterator[None]:
-    """Inside, what is written below `folder` is refused with a UserError once that folder was removed or moved.
+    """Inside, writing below `folder` raises UserError once that folder has been removed or moved.
 
-    Otherwise the next write would make it again, with a part of what it has to hold.
+    Otherwise the next write would create it again, with only part of its content.
     """
     root = folder.absolute()
     with recoverable(root):
@@ -38,7 +38,7 @@ def guarded_folder(folder: Path) -> Iterator[None]:
 
 
 def check_guarded(path: Path) -> None:
-    """Raises UserError where `path` belongs into a folder that had to stay and did not."""
+    """Raises UserError if `path` is below a guarded folder that has been removed or moved."""
     for root, identity in _GUARDED.items():
         if not path.absolute().is_relative_to(root):
             continue
@@ -56,9 +56,9 @@ def check_guarded(path: Path) -> None:
 
 @contextlib.contextmanager
 def recoverable(path: Path) -> Iterator[None]:
-    """Turns an error about `path` that a person can mend into a UserError that says how.
+    """Converts errors about `path` that the user can fix into a UserError with the remedy.
 
-    Errors of the system (OSError), and those in which safetensors reports one.
+    These are OSErrors, and safetensors' own errors that report one.
     """
     try:
         yield
@@ -75,15 +75,15 @@ def recoverable(path: Path) -> Iterator[None]:
 
 
 def os_error(error: BaseException) -> OSError | None:
-    """The system's error that a library's own error stands for, if it says which."""
+    """The OSError that a library's own error reports, if its number is given."""
     if isinstance(error, OSError):
         return error
-    match = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors has it
+    match = re.search(r"\(os error (\d+)\)", str(error))  # as in safetensors' messages
     return None if match is None else OSError(int(match[1]), os.strerror(int(match[1])))
 
 
 def remedy(path: Path | str, error: OSError) -> str | None:
-    """What to do about an error in writing `path`; None where that is not known."""
+    """What to do about an error in writing `path`; None if unknown."""
     if error.errno in FULL:
         return (
             f"no room to write {path} ({error.strerror}): free some space or raise the quota, or put the run "

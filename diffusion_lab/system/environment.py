@@ -1,8 +1,8 @@
-"""What libraries read from the environment: the configuration decides, or the record says so.
+"""Environment variables read by libraries: overridden by the configuration, or recorded.
 
-`docs/environment.md` has the table. Variables that would change a run beside its configuration are taken out of the
-environment while the program works; those that change numbers or speed and have no key are recorded by name and
-value; those that only say where caches lie, and secrets, by name at most.
+See the table in `docs/environment.md`. Variables that would change a run independently of its configuration
+are removed from the environment while the program runs; those that change numbers or speed and have no key
+are recorded by name and value; those that only locate caches, and secrets, by name at most.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ IGNORED: dict[str, str] = {
     r"WANDB_(PROJECT|RUN_GROUP|NAME|TAGS)": "tracker.project, tracker.group, tracker.run_name, tracker.tags",
     r"WANDB_(RUN_ID|RESUME\w*|DIR|RUN_DIR|JOB_TYPE|SWEEP_ID|SWEEP_PARAM_PATH|CONFIG_PATHS|MAGIC|LAUNCH\w*)": "",
     r"WANDB_(SAVE_CODE|DISABLE_CODE|DISABLE_GIT|CONSOLE|SILENT|QUIET|PROGRAM|NOTEBOOK_NAME|REINIT)": "",
-    r"USE_SAFETENSORS": "",  # the only format that is loaded unless model.allow_pickle says otherwise
-    r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "",  # would let files run code when they are read
-    r"DIFFUSERS_TRUST_REMOTE_\w+|TRUST_REMOTE_CODE": "",  # the same for code from a hub
+    r"USE_SAFETENSORS": "",  # the only format that is loaded without model.allow_pickle
+    r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "",  # would allow files to run code when they are read
+    r"DIFFUSERS_TRUST_REMOTE_\w+|TRUST_REMOTE_CODE": "",  # the same for code from the Hub
 }
 """Pattern of a name -> the keys that decide instead; "" where the program settles it."""
 SINGLE = re.compile(r"(LOCAL_|GROUP_|ROLE_)?RANK|LOCAL_WORLD_SIZE|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+")
@@ -50,11 +50,11 @@ FOLDERS = (
     "WANDB_CONFIG_DIR",
 )  # fmt: skip
 """Made absolute at the start: hydra.job.chdir must not move a cache."""
-USUAL = ("", "0", "1", "no", "none", "false", "default")  # what launchers set for a feature that is off
+USUAL = ("", "0", "1", "no", "none", "false", "default")  # set by launchers if a feature is off
 
 
 def category(name: str) -> str | None:
-    """ "ignored", "secret", "named" or "recorded"; None of a variable that no library of ours reads for its numbers."""
+    """ "ignored", "secret", "named" or "recorded"; None for variables that do not affect our libraries."""
     if any(re.fullmatch(pattern, name) for pattern in IGNORED):
         return "ignored"
     if SECRET.fullmatch(name):
@@ -66,7 +66,7 @@ def category(name: str) -> str | None:
 
 @contextmanager
 def neutral() -> Iterator[dict[str, str]]:
-    """Inside, variables that would change a run beside its configuration are not there. Yields those that were."""
+    """Inside, variables that would change a run independently of its configuration are unset. Yields them."""
     alone = processes.count() == 1
     taken = {
         name: value
@@ -89,7 +89,7 @@ def _relative(folder: str) -> bool:
 
 
 def ignored_messages(taken: dict[str, str]) -> list[str]:
-    """What a person should know of variables that were set for something and have no effect here."""
+    """Notes for the user on variables that are set but have no effect here."""
     return [
         f"{name}={value} in the environment has no effect; {_instead(name)}"
         for name, value in sorted(taken.items())
@@ -103,7 +103,7 @@ def _instead(name: str) -> str:
 
 
 def recorded_variables() -> dict[str, str]:
-    """The variables that may change numbers or speed, by name; "(set)" for folders, nothing of secrets."""
+    """The variables that may change numbers or speed, by name; "(set)" for folders, without secrets."""
     found = {}
     for name, value in sorted(os.environ.items()):
         of = category(name)

@@ -1,4 +1,4 @@
-"""Errors of the machine that a person can do something about: full disks and full memory, whoever reports them."""
+"""Hardware errors that the user can fix: full disks and full memory, whichever library reports them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from diffusion_lab.system import disk_errors
 
-# How libraries say that memory could not be had: torch's allocator, C++, the system, the loader.
+# Messages about failed allocations: torch's allocator, C++, the operating system, the loader.
 _MEMORY = re.compile(
     r"DefaultCPUAllocator|not enough memory|can't allocate memory|cannot allocate memory|bad_alloc|out of memory"
     r"|can't start new thread|failed to map segment|unable to mmap|array is too big"
@@ -25,7 +25,7 @@ DEVICE_REMEDY = (
 
 
 def is_memory(error: BaseException) -> bool:
-    """Whether memory, the machine's or the device's, could not be had."""
+    """Whether memory of the host or the device could not be allocated."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):
@@ -37,17 +37,17 @@ def is_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the error, or one that it was raised from, is about memory."""
+    """Whether the error, or one from which it was raised, is about memory."""
     return any(map(is_memory, _chain(error)))
 
 
 def failure_message(error: BaseException) -> str | None:
-    """One line for a person: what is full and the remedy; None for any other error.
+    """One line for the user: what is full, and the remedy; None for any other error.
 
-    Looks at the error and at those that it was raised from.
+    Examines the error and those from which it was raised.
     """
     for one in _chain(error):
-        if type(one).__name__ == "OutOfMemoryError":  # torch's, which may not have been imported
+        if type(one).__name__ == "OutOfMemoryError":  # torch's; torch may not have been imported
             return f"the device's memory is full: {DEVICE_REMEDY} ({_short(one)})"
         if is_memory(one):
             return f"the machine's memory is full: {MEMORY_REMEDY} ({_short(one)})"
@@ -70,6 +70,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _short(error: BaseException) -> str:
-    """The first line of what the library says, without its stack."""
+    """The first line of the library's message, without its stack trace."""
     first = next(iter(str(error).strip().splitlines()), "")
     return " ".join(first.split())[:200] or type(error).__name__

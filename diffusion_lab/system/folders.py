@@ -1,4 +1,4 @@
-"""Folders that are whole or not there; what a kill has left of them; whether there is room for one."""
+"""Atomically created folders, clean-up after a kill, and checks for free space."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from diffusion_lab.system.disk_errors import check_guarded, recoverable
 
 @contextlib.contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `path`; on a clean exit it becomes `path`, otherwise it is removed.
+    """Yields an empty folder next to `path`; on a clean exit it becomes `path`, otherwise it is removed.
 
-    Its files are flushed to the disk first. A folder that stood at `path` is replaced. Raises UserError where the disk
-    is full or the place cannot be written.
+    Its files are flushed to disk first. An existing folder at `path` is replaced. Raises UserError if the
+    disk is full or the parent folder cannot be written.
     """
     with recoverable(path):
         check_guarded(path)
@@ -30,11 +30,11 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def fresh_folder(path: Path, *, keep: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """Like `replace_folder`, for caches: errors stay OSErrors, and several processes may make the same folder.
+    """Like `replace_folder`, for caches: errors remain OSErrors, and processes may create the same folder at once.
 
-    `keep`: whether the folder that stands at `path` at the end, another process's, is whole; then it stays.
+    `keep`: whether a folder that another process has put at `path` meanwhile is complete; if so, it is kept.
     """
-    number = threading.get_native_id()  # of a process or thread: keeps two that make one folder apart
+    number = threading.get_native_id()  # distinguishes processes and threads that create the same folder
     beside, before = (path.with_name(f".{path.name}.{number}.{kind}") for kind in ("tmp", "old"))
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -49,7 +49,7 @@ def fresh_folder(path: Path, *, keep: Callable[[Path], bool] | None = None) -> I
 
 
 def _put(beside: Path, path: Path, before: Path, keep: Callable[[Path], bool] | None) -> None:
-    """Renames `beside` to `path`; what stood there goes to `before` meanwhile, and back where that fails."""
+    """Renames `beside` to `path`; an existing folder is moved to `before`, and moved back if that fails."""
     with contextlib.suppress(FileNotFoundError):
         os.replace(path, before)
     try:
@@ -69,9 +69,9 @@ def _sync_files(folder: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """What a kill has left in or below `folder` is put back where it was being replaced, or removed.
+    """Restores folders in or below `folder` whose replacement was interrupted, and removes temporary ones.
 
-    Only for a folder in which nobody else is writing.
+    Only for folders to which no other process is writing.
     """
     pattern = re.compile(r"\.(.+)\.\d+\.(tmp|old)")
     for path in sorted(folder.rglob(".*")):
@@ -89,7 +89,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def check_writable(folder: Path, *, needed_bytes: int = 0) -> None:
-    """Makes `folder` and writes a probe there. Raises UserError where that fails or less room is free."""
+    """Creates `folder` and writes a test file to it. Raises UserError if that fails or the disk is too full."""
     probe = folder / f".probe.{os.getpid()}"
     write_bytes(probe, b"x" * 4096)
     with recoverable(folder):

@@ -1,4 +1,4 @@
-"""Pictures as the bytes of a file, to be written in one step (`atomic.write_bytes`)."""
+"""Images encoded as bytes, to be written atomically (`atomic.write_bytes`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def png(image: Image.Image) -> bytes:
-    """The same bytes for the same pixels: no time stamp, fixed compression."""
+    """PNG with the same bytes for the same pixels: no time stamp, fixed compression."""
     return encoded(image, "PNG", compress_level=6)
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """A file of this kind (Pillow's name: "PNG", "JPEG", "WEBP"), with Pillow's options for it."""
+    """The image in the format `kind` ("PNG", "JPEG", "WEBP"), with Pillow's options."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()

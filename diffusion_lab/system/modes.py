@@ -1,4 +1,4 @@
-"""Train and eval modes as context managers that restore what was there, module by module."""
+"""Train and eval modes as context managers that restore the previous mode of each submodule."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _mode(modules: tuple[nn.Module, ...], training: bool) -> Iterator[None]:
 
 @contextmanager
 def training_mode(*modules: nn.Module) -> Iterator[None]:
-    """Dropout on inside."""
+    """Train mode inside, so dropout is on."""
     with _mode(modules, True):
         yield
 
 
 @contextmanager
 def eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Dropout off inside."""
+    """Eval mode inside, so dropout is off."""
     with _mode(modules, False):
         yield

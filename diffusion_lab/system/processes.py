@@ -1,7 +1,7 @@
-"""Several processes of one run, as `accelerate launch` and `torchrun` start them.
+"""Several processes of one run, as started by `accelerate launch` and `torchrun`.
 
-Every process computes its share of each batch; only the main one decides, measures, speaks and writes.
-Nothing here imports torch before it is needed.
+Every process computes its share of each batch; only the main process decides, measures, logs and writes.
+torch is imported only when needed.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from diffusion_lab.records import UserError
 if TYPE_CHECKING:
     import torch
 
-WAIT = timedelta(days=7)  # for the main process, whose evaluations take longer than the libraries' half hour
+WAIT = timedelta(days=7)  # for the main process, whose evaluations exceed the default half hour
 
 
 def count() -> int:
-    """How many processes train together."""
+    """The number of processes in the run."""
     return max(1, _whole("WORLD_SIZE", 1))
 
 
 def is_main() -> bool:
-    """Whether this process is the one that decides, measures and writes."""
+    """Whether this is the process that decides, measures and writes."""
     return count() == 1 or _whole("RANK", 0) == 0
 
 
 def _whole(name: str, usual: int) -> int:
-    """A launcher's variable; UserError where it is no whole number."""
+    """The value of a launcher's variable. Raises UserError if it is not an integer."""
     given = os.environ.get(name) or str(usual)
     try:
         return int(given)
@@ -40,7 +40,7 @@ def _whole(name: str, usual: int) -> int:
 
 
 def join(device: torch.device) -> torch.device:
-    """Meets the other processes; returns this process's own device. With one process nothing happens."""
+    """Connects to the other processes and returns this process's device. Does nothing with one process."""
     if count() == 1:
         return device
     from accelerate import PartialState
@@ -50,7 +50,7 @@ def join(device: torch.device) -> torch.device:
 
 
 def shared(value: Any) -> Any:
-    """The main process's `value`, in every process."""
+    """Broadcasts the main process's `value` to every process."""
     if count() == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -59,7 +59,7 @@ def shared(value: Any) -> Any:
 
 
 def wait() -> None:
-    """Until every process has come here: a launcher ends all of them when the first one fails."""
+    """Waits until every process has reached this point; if one fails, the launcher ends all of them."""
     if count() > 1:
         from accelerate import PartialState
 

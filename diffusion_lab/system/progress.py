@@ -1,4 +1,4 @@
-"""How far the work is and how long it will take: bars on a terminal, a few lines in a log.
+"""Progress and remaining time: bars on a terminal, a few lines in a log.
 
 ::
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 MODES = ("auto", "bars", "lines", "off")
-INTERVAL = 30.0  # seconds between lines of one task
-TASKS_SHORTER = 5.0  # seconds: such tasks have no closing line
+INTERVAL = 30.0  # seconds between two lines of a task
+TASKS_SHORTER = 5.0  # seconds: shorter tasks have no final line
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 def time_left(
     elapsed: float, done: int, total: int, *, paused: float = 0.0, breaks: int = 0, breaks_total: int = 0
 ) -> float | None:
-    """Seconds still to go at the mean speed so far; None before the first step.
+    """Remaining seconds at the mean speed so far; None before the first step.
 
-    `paused` of the `elapsed` seconds went into `breaks` of `breaks_total` breaks, in which no step was done;
-    those that are still to come will take as long.
+    `paused` of the `elapsed` seconds were spent in `breaks` of `breaks_total` breaks, without any steps; the
+    remaining breaks are assumed to take as long.
     """
     if done <= 0:
         return None
@@ -47,7 +47,7 @@ def time_left(
 
 
 def format_interval(seconds: float | None) -> str:
-    """Such as "2:05" or "1:02:05"; "-:--" for the unknown."""
+    """Formats a duration, such as "2:05" or "1:02:05"; "-:--" if unknown."""
     if seconds is None:
         return "-:--"
     minutes, rest = divmod(round(seconds), 60)
@@ -56,7 +56,7 @@ def format_interval(seconds: float | None) -> str:
 
 
 class Task:
-    """One piece of work of `total` steps; it ends with its `with` block or with `close`."""
+    """A task of `total` steps; it ends with its `with` block or with `close`."""
 
     def __init__(self, progress: Progress, name: str, total: int, breaks: int = 0) -> None:
         self.name, self.total, self.done = name, total, 0
@@ -67,7 +67,7 @@ class Task:
         self._bar: TaskID | None = progress.bar(name, total, self.left)
 
     def left(self, elapsed: float) -> float | None:
-        """Seconds still to go."""
+        """The remaining seconds."""
         return time_left(
             elapsed, self.done, self.total,
             paused=self._paused, breaks=self._breaks, breaks_total=self._breaks_total,
@@ -75,7 +75,7 @@ class Task:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """One of the task's breaks: other work, which says nothing of this task's speed."""
+        """One of the task's breaks: other work, which does not count towards the task's speed."""
         started = self._progress.clock()
         try:
             yield
@@ -84,7 +84,7 @@ class Task:
             self._breaks += 1
 
     def advance(self, n: int = 1) -> None:
-        """`n` more steps are done. Fits as a callback `progress: Callable[[int], None]`."""
+        """Advances by `n` steps. Can be passed as a callback `progress: Callable[[int], None]`."""
         self.done += n
         if self._bar is not None:
             self._progress.move(self._bar, self.done)
@@ -116,10 +116,10 @@ class Task:
 
 
 class Progress:
-    """One display for all tasks; leaving it, by an error or Ctrl-C too, gives the terminal back.
+    """One display for all tasks. The terminal is restored on exit, including by an error or Ctrl-C.
 
-    mode: auto (bars on a terminal, lines elsewhere), bars, lines, off. Lines go to the log
-    `diffusion_lab.system.progress` at level INFO, and to `stream` where no logging is set up.
+    mode: auto (bars on a terminal, lines elsewhere), bars, lines, off. Lines are written to the logger
+    `diffusion_lab.system.progress` at level INFO, or to `stream` if logging is not configured.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Progress:
             self._bars = None
 
     def task(self, name: str, total: int, breaks: int = 0) -> Task:
-        """A new task, shown below those that are open; `breaks`: how often `Task.pause` will be used."""
+        """A new task, shown below the open ones; `breaks`: how often `Task.pause` will be used."""
         return Task(self, name, total, breaks)
 
     # --- for Task -----------------------------------------------------------------------------------
@@ -180,12 +180,13 @@ class Progress:
             print(line, file=self.stream, flush=True)
 
     def _lift_log_lines(self) -> None:
-        """Log handlers opened before the bars hold the bare stream and would write into them.
+        """Makes existing log handlers print above the bars.
 
-        While the bars are there they get rich's own, which prints above.
+        They refer to the original stream and would write into the bars. While the bars are shown, they use
+        rich's stream instead.
         """
         proxies: dict[object, TextIO] = {sys.__stdout__: sys.stdout, sys.__stderr__: sys.stderr}
-        for stream in (sys.stdout, sys.stderr):  # what rich stands before may itself stand before another
+        for stream in (sys.stdout, sys.stderr):  # the stream that rich replaces may itself wrap another one
             bare = getattr(stream, "rich_proxied_file", None)
             if bare is not None:
                 proxies[bare] = stream
@@ -212,7 +213,7 @@ def _bars(stream: TextIO) -> Bars:
     from rich.text import Text
 
     class Left(ProgressColumn):
-        """Time gone and time left; rich's own forecast forgets the pauses of an outer task."""
+        """Elapsed and remaining time; rich's own estimate ignores the pauses of an outer task."""
 
         def render(self, task: RichTask) -> Text:
             gone = task.elapsed or 0.0
@@ -221,7 +222,7 @@ def _bars(stream: TextIO) -> Bars:
                 f"{format_interval(gone)} gone, {format_interval(left)} left", style="progress.remaining"
             )
 
-    # Even where the terminal was only said to be one ("bars" into a file), draw as if it were.
+    # Draw bars even if the stream is not a terminal ("bars" into a file).
     console = Console(file=stream, force_terminal=True)
     return RichProgress(
         TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), Left(),

@@ -1,6 +1,6 @@
-"""Where a result comes from: code, libraries and machine.
+"""The origin of a result: code, libraries and machine.
 
-Names of people, hosts and folders are not recorded; of environment variables those that may change the numbers.
+Names of users, hosts and folders are not recorded; environment variables only if they may change the numbers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ LIBRARIES = (
 def collect(device: str = "cpu") -> dict[str, Any]:
     """commit, dirty, versions, device, os, python, cores (usable ones), memory_bytes, environment.
 
-    `device` is torch's name of it ("cpu", "cuda:0"); its maker's name is looked up. `commit` and `dirty`
-    are None where the package does not run from a git checkout or git is not there.
+    `device` is torch's device name ("cpu", "cuda:0"); the hardware's name is looked up. `commit` and `dirty`
+    are None if the package does not run from a git checkout or git is not installed.
     """
     import psutil
 
@@ -43,7 +43,7 @@ def collect(device: str = "cpu") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the libraries that results depend on; those not installed are left out."""
+    """Installed versions of the libraries that affect results; missing libraries are omitted."""
     found = {}
     for name in LIBRARIES:
         try:
@@ -54,10 +54,10 @@ def versions() -> dict[str, str]:
 
 
 def checkout(package: Path) -> tuple[str | None, bool | None]:
-    """Commit of the checkout that tracks `package`, and whether anything in it differs from that commit.
+    """The commit of the checkout that tracks `package`, and whether the checkout has uncommitted changes.
 
-    A package that merely lies inside somebody's repository (a virtual environment there) has no commit of
-    its own: (None, None). So has one without git, or in a repository that git refuses to read.
+    Returns (None, None) if the package is only located inside a repository without being tracked there (as in
+    a virtual environment), if git is not installed, or if git refuses to read the repository.
     """
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None, None
@@ -86,7 +86,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def device_name(device: str) -> str:
-    """For example "cuda: NVIDIA H100 80GB HBM3" or "cpu: AMD EPYC 7763"; the bare kind where unknown."""
+    """For example "cuda: NVIDIA H100 80GB HBM3" or "cpu: AMD EPYC 7763"; only the type if unknown."""
     kind = device.partition(":")[0]
     if kind == "cuda":
         import torch

@@ -1,7 +1,7 @@
-"""Files from outside, read or refused: JSON and safetensors that are cut, empty, damaged or of another shape.
+"""Readers for external JSON and safetensors files, which may be truncated, empty, damaged or malformed.
 
-A reader names the file, what is wrong and what to do. `key` is the setting that led there (`model.path=sd15`), or
-what makes the error of what is wrong. Importing this module imports nothing slow.
+The error names the file, the problem and the remedy. `key` is the setting that refers to the file
+(`model.path=sd15`), or a function that creates the error. Importing this module is fast.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands at the beginning of a safetensors file."""
+    """The header of a safetensors file."""
 
     metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]  # of every tensor, by name, in alphabetical order
-    dtypes: Mapping[str, str] = field(default_factory=dict)  # safetensors' names: F32, BF16, I8
+    dtypes: Mapping[str, str] = field(default_factory=dict)  # names as in safetensors: F32, BF16, I8
 
 
 def read_json(path: Path, key: Key, *, kind: type = dict, name: str = "", remedy: str = AGAIN) -> Any:
-    """The value in a JSON file, which must be of `kind` (dict or list).
+    """The content of a JSON file, which must be of type `kind` (dict or list).
 
-    `name`: how the message calls the file, by default its path. Raises UserError.
+    `name`: the file's name in the message, by default its path. Raises UserError.
     """
     name = name or str(path)
     try:
@@ -58,7 +58,7 @@ def read_json(path: Path, key: Key, *, kind: type = dict, name: str = "", remedy
 
 
 def read_header(path: Path, key: Key, *, name: str = "", remedy: str = AGAIN) -> Header:
-    """Metadata and shapes of a safetensors file that is as long as its header says. Loads no weights.
+    """Metadata and shapes of a safetensors file; its length is checked against them. Loads no weights.
 
     Raises UserError.
     """
@@ -80,7 +80,7 @@ def read_header(path: Path, key: Key, *, name: str = "", remedy: str = AGAIN) ->
 
 
 def read_tensors(path: Path, key: Key, *, name: str = "", remedy: str = AGAIN) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU. Raises UserError, also where a number is not finite."""
+    """All tensors of a safetensors file, on the CPU. Raises UserError, also for non-finite values."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -109,5 +109,5 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def refuse(key: Key, what: str, remedy: str = AGAIN, cause: BaseException | None = None) -> NoReturn:
-    """Raises the UserError."""
+    """Raises a UserError about `what`."""
     raise (UserError(f"{key}: {what}; {remedy}") if isinstance(key, str) else key(what)) from cause

@@ -1,7 +1,7 @@
-"""Random streams: seeded, captured and given back, so that no part of a run disturbs another.
+"""Random number streams: seeding, capturing and restoring, so that no part of a run affects another.
 
-torch's global streams feed initialisation and dropout; everything else in a run draws from generators of
-its own. Python, NumPy, torch on the CPU and on every CUDA device are covered.
+torch's global streams are used for initialisation and dropout; everything else in a run uses its own
+generators. Covers Python, NumPy, and torch on the CPU and on every CUDA device.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class RngState:
-    """The global random streams of this process at one moment."""
+    """The state of this process's global random streams."""
 
     python: tuple[Any, ...]
     numpy: tuple[Any, ...]
     torch_cpu: torch.Tensor
-    cuda: tuple[torch.Tensor, ...]  # one a device; empty where CUDA was not in use
+    cuda: tuple[torch.Tensor, ...]  # one per device; empty if CUDA was not in use
 
     @staticmethod
     def capture() -> RngState:
-        # asking CUDA for its streams would start it on a machine whose run stays on the CPU
+        # querying CUDA would initialise it, even for a run on the CPU
         in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         cuda = tuple(torch.cuda.get_rng_state_all()) if in_use else ()
         numpy: Any = np.random.get_state()  # noqa: NPY002
@@ -37,11 +37,11 @@ class RngState:
         random.setstate(self.python)
         np.random.set_state(self.numpy)  # noqa: NPY002
         torch.set_rng_state(self.torch_cpu)
-        if self.cuda:  # a run may go on where there are fewer devices, or none
+        if self.cuda:  # a run may be resumed with fewer devices, or none
             torch.cuda.set_rng_state_all(list(self.cuda)[: torch.cuda.device_count()])
 
     def as_plain(self) -> dict[str, Any]:
-        """Numbers, text, lists and tensors: what a file without pickled objects can hold."""
+        """Only numbers, strings, lists and tensors, which can be stored without pickled objects."""
         name, key, *rest = self.numpy
         return {
             "python": [self.python[0], list(self.python[1]), self.python[2]],
@@ -52,7 +52,7 @@ class RngState:
 
     @staticmethod
     def from_plain(values: Mapping[str, Any]) -> RngState:
-        """What `as_plain` was made of."""
+        """The inverse of `as_plain`."""
         version, words, gauss = values["python"]
         name, key, *rest = values["numpy"]
         return RngState(
@@ -65,7 +65,7 @@ class RngState:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Whatever is drawn or seeded inside, the global streams go on afterwards as if nothing had happened."""
+    """Restores the global streams on exit, whatever is drawn or seeded inside."""
     before = RngState.capture()
     try:
         yield
@@ -82,18 +82,18 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The global streams are seeded inside and restored afterwards."""
+    """Seeds the global streams inside, and restores them on exit."""
     with preserved_rng():
         seed_everything(seed)
         yield
 
 
 def stream_seed(seed: int, stream: str) -> int:
-    """A seed for one named stream of a run, independent of the others: 63 bits from NumPy's SeedSequence."""
+    """The seed of a named stream of a run, independent of the others: 63 bits from NumPy's SeedSequence."""
     words = np.random.SeedSequence([seed, *stream.encode()]).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
 
 
 def generator(seed: int, stream: str) -> torch.Generator:
-    """A CPU generator, so that every device trains on the same numbers."""
+    """A generator on the CPU, so that training uses the same numbers on every device."""
     return torch.Generator().manual_seed(stream_seed(seed, stream))

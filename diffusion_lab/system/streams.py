@@ -1,7 +1,6 @@
-"""Standard output and log files that may fail, on a full disk above all, without ending a run or a traceback.
+"""Standard output and log files whose failure (as on a full disk) neither ends a run nor prints a traceback.
 
-The record of a run is files of its own; whether they can be written decides about the run. What the terminal is
-told may be lost.
+A run depends only on the files of its record. Output to the terminal may be lost.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-CLOSED = {errno.EPIPE, errno.ECONNRESET}  # the reader has gone, such as `| head`
+CLOSED = {errno.EPIPE, errno.ECONNRESET}  # the reader has ended, such as `| head`
 
 
 class Guarded:
-    """A text stream that keeps its first error and drops what comes after it."""
+    """A text stream that keeps its first error and discards everything after it."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -44,7 +43,7 @@ class Guarded:
             self.write(line)
 
     def _fail(self, error: OSError) -> None:
-        """What Python still holds back goes nowhere, or it would complain at its end (exit status 120)."""
+        """Discards Python's buffered output, which would otherwise cause an error at exit (status 120)."""
         self.error = error
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -58,7 +57,7 @@ class Guarded:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[tuple[Guarded, Guarded]]:
-    """Standard output and standard error guarded inside; one that was closed (`>&-`) goes nowhere."""
+    """Guards standard output and standard error inside; output to a closed one (`>&-`) is discarded."""
     _occupy()
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
@@ -73,23 +72,23 @@ def guarded() -> Iterator[tuple[Guarded, Guarded]]:
 
 
 def _occupy() -> None:
-    """Descriptors 0 to 2 that are closed: else the next file that is opened gets one, and a library writes into it."""
+    """Opens descriptors 0 to 2 if closed: otherwise a file could get one, and a library would write to it."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # uses the lowest free number
 
 
 class LogFile(logging.FileHandler):
-    """A log file that says once where it cannot be written, and is silent after that."""
+    """A log file that reports only the first write error."""
 
     _told = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
-        except OSError:  # it is opened at the first message
+        except OSError:  # the file is opened at the first message
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -103,6 +102,6 @@ class LogFile(logging.FileHandler):
     def close(self) -> None:
         try:
             super().close()
-        except OSError:  # what it still holds back
+        except OSError:  # from the buffered content
             self.stream = None
             logging.Handler.close(self)

@@ -1,9 +1,9 @@
-"""Tensors as a safetensors file that is the same, byte for byte, whenever and wherever it is written.
+"""Deterministic safetensors files: the same tensors always give the same bytes.
 
-The library orders the metadata anew in each process, and reports a full disk as an error of its own kind. The
-format is short (https://github.com/huggingface/safetensors#format): the header's length in 8 bytes, little
-endian; the header as JSON, filled up with spaces to a multiple of 8; the tensors without gaps. The tensors' order
-is the library's: wide number formats first, so that all are aligned, then by name.
+The library orders the metadata differently in each process, and reports a full disk with an error type of its
+own. The format is simple (https://github.com/huggingface/safetensors#format): the header's length in 8 bytes,
+little endian; the header as JSON, padded with spaces to a multiple of 8; the tensors without gaps. The
+tensors are in the library's order: wide dtypes first, so that all are aligned, then by name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# In the library's order, narrow ones first.
+# In the library's order, narrow dtypes first.
 NAMES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "uint16": "U16", "float16": "F16",
     "bfloat16": "BF16", "int32": "I32", "uint32": "U32", "float32": "F32", "float64": "F64", "int64": "I64",
@@ -36,10 +36,10 @@ def write(
     *,
     dtype: torch.dtype | None = None,
 ) -> str:
-    """Writes `tensors`, on whatever device, to `path` in one step; returns the file's SHA-256 in hexadecimal.
+    """Writes `tensors`, from any device, to `path` atomically; returns the file's SHA-256 in hexadecimal.
 
-    `dtype`: floating point numbers are written in this format. Nothing in the file depends on the order of the
-    two mappings. One tensor at a time is copied to the CPU's memory. Raises UserError as `atomic.write_bytes`.
+    `dtype`: the format for floating point tensors. The file does not depend on the order of the two mappings.
+    Tensors are copied to the CPU one at a time. Raises UserError like `atomic.write_bytes`.
     """
     return atomic.write_pieces(path, _pieces(tensors, metadata, dtype))
 
