@@ -23,8 +23,6 @@ from diffusion_lab.system.rng import preserved_rng
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import StableDiffusionPipeline
-
     from diffusion_lab.config.schema import Prompts
     from diffusion_lab.evaluation.encoders.bank import EncoderBank
     from diffusion_lab.evaluation.encoders.photographs import Photograph
@@ -37,7 +35,7 @@ TENSORS = (*FIELDS, "faces")  # of `Features`
 
 
 def evaluate(
-    pipe: StableDiffusionPipeline,
+    pipe: Any,
     prompts: PromptSet,
     references: References,
     bank: EncoderBank,

@@ -26,6 +26,7 @@ from diffusion_lab.analysis.reason import display_name, rules_of_thumb
 from diffusion_lab.analysis.scoring import StepScore
 from diffusion_lab.records import Summary
 from diffusion_lab.report import charts, texts
+from diffusion_lab.report.loading import loading_code
 from diffusion_lab.runs.reading import MetricInfo, Run, damaged_files, read_run, read_scalars
 from diffusion_lab.system import atomic
 from diffusion_lab.system.images import encoded
@@ -117,7 +118,7 @@ def view(run: Run) -> dict[str, Any]:
         "costs": texts.cost_rows(run),
         "provenance": texts.provenance(run),
         "files": texts.files(run.folder),
-        "loading": texts.loading(run),
+        "loading": loading_code(run),
         "rules": {} if "Rules of thumb" in reason else rules_of_thumb(*texts.training_facts(run)),
         "data": {
             "steps": run.steps,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.analysis.reason import display_name
-from diffusion_lab.miniature.shipped import MINIATURES
 from diffusion_lab.records import Summary
 from diffusion_lab.runs.reading import NO_RECORD, Run
 
@@ -203,56 +202,3 @@ def files(folder: Path) -> list[tuple[str, str]]:
             if not name.startswith(".") and not name.endswith(".part") and path.is_file():
                 found.append((path.relative_to(folder).as_posix(), format_bytes(path.stat().st_size)))
     return found[:MOST_FILES]
-
-
-def loading(run: Run) -> str:
-    """Python code that loads the artefact, with plain diffusers if possible; "" if there is no artefact."""
-    artefact = run.folder / "artefact"
-    lora = sorted(artefact.rglob("pytorch_lora_weights.safetensors"))
-    embeds = sorted(artefact.rglob("learned_embeds.safetensors"))
-    whole = sorted(artefact.rglob("model_index.json"))
-    adapters = sorted(path.parent for path in artefact.rglob("adapter_config.json"))
-    networks = sorted(artefact.rglob("hypernetwork.safetensors"))
-    notes = artefact / "dreambooth.json"  # without weights: the base model, unchanged
-    if not (lora or embeds or whole or adapters or networks or notes.is_file()):
-        return ""
-    model = str(get(run.config, "model.path"))
-    lines = ["from diffusers import StableDiffusionPipeline", ""]
-    folder = repr(model)
-    if whole:
-        folder = repr(whole[0].parent.relative_to(run.folder).as_posix())
-    elif model in MINIATURES:
-        lines = ["from diffusion_lab.miniature.shipped import shipped_folder", "", *lines]
-        folder = f"shipped_folder({model!r})"
-    lines.append(f"pipe = StableDiffusionPipeline.from_pretrained({folder})")
-    lines += [f"pipe.load_lora_weights({p.parent.relative_to(run.folder).as_posix()!r})" for p in lora[:1]]
-    lines += [f"pipe.load_textual_inversion({p.relative_to(run.folder).as_posix()!r})" for p in embeds[:1]]
-    for place in adapters:  # LoHa, LoKr, OFT
-        part, where = place.name, place.relative_to(run.folder).as_posix()
-        lines.append(f"pipe.{part} = PeftModel.from_pretrained(pipe.{part}, {where!r})")
-    for path in networks[:1]:
-        lines += [
-            f"network = from_file({path.relative_to(run.folder).as_posix()!r})",
-            "network.attach(pipe)",
-            f"network.load(pipe, Path({path.parent.relative_to(run.folder).as_posix()!r}))",
-        ]
-    if adapters:
-        lines.insert(0, "from peft import PeftModel")
-    if networks:
-        lines[:0] = ["from pathlib import Path", "from diffusion_lab.methods.hypernetwork import from_file"]
-    identifier, noun = get(run.config, "data.identifier"), get(run.config, "data.class_noun")
-    if embeds:  # plain diffusers may need another name for the word
-        identifier = _word_in(embeds[0]) or identifier
-    prompt = " ".join(str(word) for word in ("a photo of", identifier, noun) if word)
-    return "\n".join([*lines, f"image = pipe({prompt!r}).images[0]"])
-
-
-def _word_in(embedding: Path) -> str | None:
-    """The word by which a file in diffusers' format is loaded; None if it cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(embedding, framework="np") as file:
-            return next(iter(file.keys()), None)
-    except (OSError, SafetensorError):
-        return None

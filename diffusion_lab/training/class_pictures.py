@@ -12,13 +12,11 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.records import Picture, Prompt, PromptSet, UserError
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
     from diffusion_lab.config.schema import Prompts
 
 log = logging.getLogger(__name__)
@@ -31,7 +29,7 @@ def class_prompt(class_noun: str) -> str:
 
 
 def class_pictures(
-    pipe: StableDiffusionPipeline,
+    pipe: Any,
     class_noun: str,
     n: int,
     settings: Prompts,
@@ -89,7 +87,7 @@ def _is_whole(path: Path, resolution: int) -> bool:
 
 
 def _draw(
-    pipe: StableDiffusionPipeline,
+    pipe: Any,
     text: str,
     missing: list[int],
     settings: Prompts,

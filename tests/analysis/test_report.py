@@ -18,6 +18,7 @@ from diffusion_lab.jobs import report as job
 from diffusion_lab.records import Summary, UserError
 from diffusion_lab.report import charts, texts
 from diffusion_lab.report.comparison import differing_keys, write_comparison
+from diffusion_lab.report.loading import loading_code
 from diffusion_lab.report.page import data_uri, write_report
 from diffusion_lab.runs.reading import find_runs, read_run, read_scalars
 
@@ -74,7 +75,7 @@ def test_a_whole_run(tmp_path: Path, write_run: Write) -> None:
     ):
         assert text in page.text
     assert "scores.parquet" in page.text
-    compile(texts.loading(run), "loading", "exec")
+    compile(loading_code(run), "loading", "exec")
 
 
 def test_nothing_is_fetched(tmp_path: Path, write_run: Write) -> None:
