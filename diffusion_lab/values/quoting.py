@@ -72,7 +72,7 @@ def _shortest(value: str) -> str:
 
 
 def shown(text: str) -> str:
-    """`text` in Hydra's quotes; double ones, readable in a shell's single quotes, if no backslash is needed."""
+    """`text` in Hydra's quotes; in double quotes if no backslash is needed, for a shell's single quotes."""
     text = escaped(text)
     return quoted(text) if set(text) & set('"\\') else f'"{text}"'
 
