@@ -64,7 +64,9 @@ def new_unet(text_width: int, channels: tuple[int, ...] = CHANNELS["epsilon"]) -
 
 
 def loss_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
-    """Weight of every timestep [1000]: min(SNR, 5) / SNR for epsilon, / (SNR + 1) for v, over sqrt(SNR) where SNR < 1.
+    """Weight of every timestep [1000]: min(SNR, 5) / SNR for epsilon, / (SNR + 1) for v.
+
+    For SNR < 1 it is also divided by sqrt(SNR).
 
     The root is Yu et al.'s 2023 ("Debias the Training of Diffusion Models"): colour and cut of hair, a few
     dozen latent pixels that average the noise away, are decided where the SNR is below 0.05; there alone the
