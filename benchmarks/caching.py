@@ -1,11 +1,11 @@
-"""What keeping latents and text embeddings saves of a LoRA step, in one run.
+"""Measures how much time caching latents and text embeddings saves in a LoRA step.
 
     python -m benchmarks.caching [--model miniature|FOLDER] [--device auto] [--steps 10] [--rounds 4]
 
-Four runs from the same weights see the same pictures and draw the same random numbers: with both kept, with one of
-them, and with neither (`memory.cache=off`: every picture goes through the VAE and its caption through the text
-encoder at every step). They take turns step by step, so that a busy machine slows all; ratios are of the median
-step. The exit status is 1 where a loss differs by more than rounding.
+Four runs from the same weights use the same photos and the same random numbers: with both cached, with one of
+them, and with neither (`memory.cache=off`: every photo is encoded by the VAE and its caption by the text
+encoder at every step). They alternate step by step, so that other load on the machine slows all; ratios are
+of the median step. The exit status is 1 if a loss differs by more than rounding.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Peak memory of a training step with a published model's architecture: the plan's estimate, and measured.
+"""Peak memory of a training step with a published model's architecture: estimated and measured.
 
     python -m benchmarks.memory [--model sd15] [--steps 3] [--only lora]
 
-The networks are built from their configs with random weights, so nothing is downloaded: memory does not depend
-on the values. Measured is torch's peak of allocated bytes on a CUDA device over the steps, after everything has
-been prepared; without one the estimates are printed alone. The table is Markdown. The exit status is 1 where a
-measured peak is above its goal.
+The networks are built from their configs with random weights, so nothing is downloaded: memory does not
+depend on the values. The measured value is torch's peak of allocated bytes on a CUDA device over the steps,
+after all preparations; without a CUDA device only the estimates are printed. The table is Markdown. The exit
+status is 1 if a measured peak exceeds its goal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CASES: dict[str, tuple[list[str], float | None]] = {
 
 
 def cases(model: str) -> dict[str, tuple[list[str], float | None]]:
-    """The words and the goal of each case, of those methods that the model's family has; goals are for sd15."""
+    """Overrides and goal of each case, for the methods of the model's family; goals are for sd15."""
     from diffusion_lab.families import FAMILIES
 
     family = FAMILIES[MODELS[model][0]]

@@ -1,9 +1,9 @@
-"""How long the arithmetic of the metrics takes for 5000 images, features given.
+"""Measures the time to compute the metrics for 5000 images from given features.
 
     python -m benchmarks.metrics [--n 5000] [--dimensions 768]
 
-Every metric's own summary or values, as an evaluation asks for them: KID with its bootstrap of 400, Vendi with its
-influence function, FID with its jackknife of 20. Features are random; the time does not depend on them.
+Computes every metric's summary or values as in an evaluation: KID with a bootstrap of 400, Vendi with its
+influence function, FID with a jackknife of 20. Features are random; the time does not depend on them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""The images of one evaluation, drawn here and the plain way, in one run.
+"""Compares the speed of generating one evaluation's images with this package and with plain diffusers.
 
-    python -m benchmarks.sampling [--model miniature|FOLDER] [--device auto] [--n 100] [--rounds 2] [--threads 2]
+    python -m benchmarks.sampling [--model miniature|FOLDER] [--device auto] [--n 100] [--rounds 2] [--threads
+    2]
 
-The plain way is one `pipe(prompt, negative_prompt=...)` call a prompt, with the same scheduler, steps, guidance and
-noise. Both run in float32 and take turns in blocks of one batch, so that a busy machine slows both; the ratio is of
-the sums over a round. The exit status is 1 where pictures differ by more than rounding or the ratio is below 2.
+Plain diffusers means one `pipe(prompt, negative_prompt=...)` call per prompt, with the same scheduler, steps,
+guidance and noise. Both run in float32 and alternate in blocks of one batch, so that other load on the
+machine slows both; the ratio is that of the sums over a round. The exit status is 1 if images differ by more
+than rounding or the ratio is below 2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From words on a command line to a checked `Config`, through the files under `conf/`.
+"""Composes a checked `Config` from command line overrides and the files under `conf/`.
 
 This module, its neighbours `yaml_texts.py`, `explain.py`, `endings.py`, `hand_over.py` and `sweep.py`, and
 `config/texts.py` are the only ones that know Hydra and OmegaConf.
@@ -36,12 +36,12 @@ def conf_folder() -> Path:
 
 
 def register() -> None:
-    """Makes the schemas and our resolvers known to Hydra. Harmless when repeated."""
+    """Registers the schemas and our resolvers with Hydra. Can be called repeatedly."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
-    schema.method = schema.job = None  # else the default one's type stands there, and no other fits
+    schema.method = schema.job = None  # otherwise they would have the default's type, which fits no other
     for table in (schema.metrics.weights, schema.metrics.ranges, schema.as_typed):
         OmegaConf.set_struct(table, False)  # metrics.weights.similarity=2 without a plus
     store.store(name="schema", node=schema)
@@ -54,12 +54,12 @@ def register() -> None:
 
 
 def readable(text: str) -> str:
-    """A text as a folder's name: no slashes, no blanks, at most 80 long."""
+    """A text as a folder name: no slashes, no spaces, at most 80 characters."""
     return limited(str(text))
 
 
 def _sweep_name(group: str | None) -> str:
-    """The sweep's folder: date and time, after the tracker's group where one is given."""
+    """The sweep's folder: date and time, preceded by the tracker's group if given."""
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     return f"{readable(group)}_{now}" if group else now
 
@@ -77,7 +77,7 @@ def groups() -> dict[str, dict[str, str]]:
 
 
 def defaults() -> dict[str, str]:
-    """Group -> the option that config.yaml takes, in its order."""
+    """Group -> the default option in config.yaml, in its order."""
     listed = OmegaConf.load(conf_folder() / "config.yaml").defaults
     pairs = (next(iter(entry.items())) for entry in listed if isinstance(entry, DictConfig))
     return {str(group): str(option) for group, option in pairs if " " not in str(group)}
@@ -90,7 +90,7 @@ def _description(file: Path) -> str:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    """Hydra initialised on our folder; whatever was initialised before is put back."""
+    """Initialises Hydra with our folder; a previous initialisation is restored on exit."""
     from hydra import initialize_config_dir
 
     register()
@@ -99,7 +99,7 @@ def _hydra() -> Iterator[None]:
 
 
 def compose_raw(overrides: Sequence[str] = ()) -> DictConfig:
-    """The composed configuration with Hydra's own node, unchecked. Raises Hydra's errors."""
+    """The composed configuration including Hydra's own node, unchecked. Raises Hydra's errors."""
     from hydra import compose as hydra_compose
 
     with _hydra():
@@ -107,16 +107,17 @@ def compose_raw(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
-    """The configuration that the words of a command line stand for: `compose(["data.n_images=4"])`.
+    """The configuration for command line overrides: `compose(["data.n_images=4"])`.
 
-    Raises UserError where a value is not allowed, Hydra's errors for wrong keys, options and types.
+    Raises UserError if a value is not allowed, and Hydra's errors for wrong keys, options and types.
     """
     return to_config(compose_exact(overrides)[0])
 
 
 def compose_exact(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """`compose_raw`, and the overrides that it takes: texts of a person's own YAML files are among them where
-    YAML has read something else into them.
+    """The result of `compose_raw`, and the overrides used.
+
+    They include texts from the user's own YAML files that YAML would read as another type.
     """
     from diffusion_lab.cli.yaml_texts import misread
 
@@ -129,9 +130,9 @@ def compose_exact(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """The real dataclasses, their values checked. Raises UserError.
+    """Converts to the dataclasses and checks their values. Raises UserError.
 
-    Of the jobs that take up what another run has recorded, `job.given` says which keys were set by hand.
+    For jobs that use another run's record, `job.given` lists the keys that were set explicitly.
     """
     plain = copy.deepcopy(composed)
     _give_types(plain)
@@ -146,7 +147,7 @@ def to_config(composed: DictConfig) -> Config:
 
 
 def _give_types(node: DictConfig) -> None:
-    """A method's or job's file of a person's own, without `defaults: [/schema/...]`, has the keys of its `name` too."""
+    """Adds the keys of `name` to the user's own method or job files without `defaults: [/schema/...]`."""
     for group, kinds in (("method", METHODS), ("job", JOBS)):
         given = node[group]
         if isinstance(given, DictConfig) and not dataclasses.is_dataclass(OmegaConf.get_type(given)):
@@ -157,7 +158,7 @@ def _give_types(node: DictConfig) -> None:
 
 
 def _given(composed: DictConfig) -> list[str]:
-    """Keys and whole groups that the words of the command line set, and what an experiment among them changes."""
+    """Keys and groups set on the command line, and those that its experiment changes."""
     from hydra.core.hydra_config import HydraConfig
 
     if "hydra" in composed:
@@ -179,7 +180,7 @@ def _given(composed: DictConfig) -> list[str]:
 
 
 def _flat(composed: DictConfig) -> dict[str, Any]:
-    """ "prompts.n" -> 100, of the groups with settings of their own."""
+    """ "prompts.n" -> 100, for the groups that contain settings."""
     found: dict[str, Any] = {}
     for group in ("model", "prompts", "data", "metrics"):
         plain = OmegaConf.to_container(composed[group])
@@ -188,7 +189,7 @@ def _flat(composed: DictConfig) -> dict[str, Any]:
 
 
 def _refuse_unknown(node: DictConfig, at: str = "") -> None:
-    """Keys that no dataclass has: what `+data.n_image=4` leaves behind."""
+    """Rejects keys that no dataclass has, such as from `+data.n_image=4`."""
     kind = OmegaConf.get_type(node)
     if not dataclasses.is_dataclass(kind):
         return
@@ -208,7 +209,7 @@ def _refuse_unknown(node: DictConfig, at: str = "") -> None:
 
 
 def single_valued(overrides: Sequence[str]) -> list[str]:
-    """The overrides that are the same in every job, whichever sweeper makes up the others."""
+    """The overrides that are the same in every job, whichever sweeper chooses the others."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     words = exact(overrides, sweep=True)[0]
@@ -217,10 +218,10 @@ def single_valued(overrides: Sequence[str]) -> list[str]:
 
 
 def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
-    """The overrides of every job of a sweep over lists, ranges and globs, in the order of Hydra's basic sweeper.
+    """The overrides of every job of a sweep over lists, ranges and globs, in Hydra's basic sweeper's order.
 
-    `sweeper`: hydra.sweeper, where a file has chosen it. Empty where another one than the basic one decides
-    (Optuna draws its values as it goes).
+    `sweeper`: hydra.sweeper, if a file sets it. Empty for sweepers other than the basic one (Optuna samples
+    its values during the sweep).
     """
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -231,9 +232,7 @@ def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         parser = OverridesParser.create(config_loader=hydra.config_loader)
-        values: dict[
-            str, list[str]
-        ] = {}  # of a key that is given twice the last values, in the first one's place
+        values: dict[str, list[str]] = {}  # a repeated key has its last values, at its first position
         for override in parser.parse_overrides(exact(overrides, sweep=True)[0]):
             several = override.is_sweep_override()
             found = override.sweep_string_iterator() if several else [override.get_value_element_as_str()]
@@ -245,7 +244,7 @@ def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
 
 
 def params(sweeper: Any) -> list[str]:
-    """The words that hydra.sweeper.params stands for, of Hydra's basic sweeper."""
+    """The overrides in hydra.sweeper.params, for Hydra's basic sweeper."""
     found = sweeper.get("params") if _is_basic(sweeper) else None
     return [f"{key}={value}" for key, value in (found or {}).items()]
 

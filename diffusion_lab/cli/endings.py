@@ -1,7 +1,7 @@
 """How a command ends: a line on standard error, and the exit status.
 
-0 done, 2 something to mend (configuration, input, disk), 3 training diverged, 130 Ctrl-C, 143 SIGTERM, 1 anything
-else; a sweep ends with 1 when a job of it failed.
+0 success, 2 an error the user can fix (configuration, input, disk), 3 training diverged, 130 Ctrl-C, 143
+SIGTERM, 1 any other error; a sweep ends with 1 if any of its jobs failed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def complain(message: str, status: int) -> int:
 
 
 def of_outcome(outcome: Outcome) -> int:
-    """The exit status of a job that came to its end. Of a status other than 2 and 3 the log has the traceback."""
+    """The exit status of a job that ended. For errors other than 2 and 3, the log contains the traceback."""
     if outcome.exit_status in (2, 3):
         complain(outcome.message, outcome.exit_status)
     return outcome.exit_status
 
 
 def of_error(error: BaseException) -> int:
-    """The exit status of what stopped a command. Raises it again where a person can do nothing about it."""
+    """The exit status for the error that stopped a command. Re-raises errors that the user cannot fix."""
     if isinstance(error, UserError):
         told = failures.failure_message(error) if failures.out_of_memory(error) else None
         return complain(told or str(error), 2)

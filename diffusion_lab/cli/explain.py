@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors in one line: the key, what was given, what is allowed."""
+"""Hydra's and OmegaConf's errors in one line: the key, the given value, the allowed values."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from diffusion_lab.values.quoting import pasted, shown
 CHOICES: dict[str, Mapping[str, type]] = {
     "method": METHODS,
     "job": JOBS,
-}  # groups whose options have own keys
+}  # groups whose options have their own keys
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 def explain(error: BaseException) -> str:
-    """The message for a person. Works on the text of the error and of its cause, and on our schema."""
+    """The message for the user, derived from the texts of the error and its cause, and from our schema."""
     text, cause = str(error), str(error.__cause__ or "")
     if found := re.search(r"Could not find '([^']+)'", text):
         return _no_option(found[1])
@@ -57,7 +57,7 @@ def explain(error: BaseException) -> str:
 
 
 def _unreadable(word: str) -> str:
-    """A word outside Hydra's grammar. Text is never refused by it, so the key holds something else, or is none."""
+    """A word outside Hydra's grammar. Text is always accepted, so the key has another type or is unknown."""
     if found := WORD.match(word):
         if expected := _expected(found[2]):
             return f"{word}: must be {expected}"
@@ -129,7 +129,7 @@ def _in_words(hint: Any) -> str:
 
 
 def _find(key: str) -> list[Any]:
-    """The dataclasses that may stand at a dotted key ("": the whole): several for a method and a job."""
+    """The dataclasses possible at a dotted key ("": the whole configuration): several for method and job."""
     if key in CHOICES:
         return list(CHOICES[key].values())
     at: Any = Config
@@ -139,7 +139,7 @@ def _find(key: str) -> list[Any]:
 
 
 def _dotted() -> list[str]:
-    """All keys of two words, and the groups."""
+    """All two-part keys, and the groups."""
 
     def keys() -> Iterator[str]:
         yield "experiment"

@@ -1,4 +1,4 @@
-"""Folders that a command writes into: claimed before anything is written, and shown as a person would type them."""
+"""Output folders of a command: claimed before anything is written, and shown as relative paths."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from diffusion_lab.system.folders import check_writable
 
 
 def claim(folder: Path, key: str, overrides: Sequence[str], needed: int) -> Path:
-    """Makes `folder` and returns it. One made of date and time gets a number, -2 and so on, if it is taken:
-    two runs begun in the same second must not share it. `needed`: bytes that have to be free there.
+    """Creates `folder` and returns it. `needed`: the bytes that must be free there.
 
-    Raises UserError where it cannot be written.
+    An existing folder named by date and time gets a suffix, -2 and so on: two runs started in the same second
+    must not share it. Raises UserError if it cannot be written.
     """
     if not any(word.lstrip("+").startswith(f"{key}=") for word in overrides):
         with recoverable(folder):
@@ -32,13 +32,13 @@ def claim(folder: Path, key: str, overrides: Sequence[str], needed: int) -> Path
 
 
 def shown(folder: Path, begun: Path | None = None) -> str:
-    """Relative to `begun`, the folder in which the command was given (here), where it lies below."""
+    """The path relative to `begun` (default: the current folder) if it is below that folder."""
     with contextlib.suppress(ValueError):
         return str(folder.relative_to(begun or Path.cwd()))
     return str(folder)
 
 
 def refuse_reference(folder: Path, named: str) -> None:
-    """Hydra puts these folders into its configuration as they are, where ${ begins a reference to a key."""
+    """Rejects ${ in a folder: Hydra inserts it unescaped into its configuration, as an interpolation."""
     if "${" in str(folder):
         raise UserError(f"{named} {folder}: ${{ in a folder's name cannot be used here; choose another one")

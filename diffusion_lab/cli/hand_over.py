@@ -12,7 +12,7 @@ from diffusion_lab.cli.compose import conf_folder, register
 
 
 def hand_over(words: Sequence[str], task: Callable[[Any], Any]) -> None:
-    """Runs Hydra on the words, and `task` in it. Its errors come back as exceptions."""
+    """Runs `task` in Hydra with the command line `words`. Hydra's errors are raised as exceptions."""
     import hydra
 
     register()
@@ -23,7 +23,7 @@ def hand_over(words: Sequence[str], task: Callable[[Any], Any]) -> None:
 
 @contextlib.contextmanager
 def _process(argv: list[str]) -> Iterator[None]:
-    """Hydra reads sys.argv, and without HYDRA_FULL_ERROR it prints errors itself and exits."""
+    """Sets sys.argv, which Hydra reads, and HYDRA_FULL_ERROR, without which it prints errors and exits."""
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
     try:

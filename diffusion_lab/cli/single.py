@@ -1,4 +1,4 @@
-"""One run: its plan is checked and shown, its folder claimed, its job performed."""
+"""A single run: checks and shows its plan, claims its folder, runs its job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("diffusion_lab")
 
 
 def run(flags: Sequence[str], overrides: Sequence[str], composed: Any) -> int:
-    """Runs the job that the composed configuration says; returns the exit status."""
+    """Runs the job of the composed configuration; returns the exit status."""
     from diffusion_lab.plan.fetch import fetch
     from diffusion_lab.plan.plan import WORDS
 
@@ -68,7 +68,7 @@ def dry_run(composed: Any) -> None:
 
 
 def _prepared(composed: Any) -> tuple[Config, Path]:
-    """The configuration with its defaults and absolute paths, and the folder that the run is to have."""
+    """The configuration with defaults and absolute paths, and the run's folder."""
     text("hydra.run.dir", composed.hydra.run.dir)
     wanted = Path(paths.absolute(composed.hydra.run.dir, Path.cwd()))
     refuse_reference(wanted, "hydra.run.dir")

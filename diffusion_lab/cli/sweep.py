@@ -1,4 +1,4 @@
-"""A sweep: its values are checked, its jobs' folders named, all jobs run, and one page compares what they left."""
+"""A sweep: checks its values, names its jobs' folders, runs all jobs, and compares the results."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from diffusion_lab.values.quoting import always_quoted, pasted
 
 log = logging.getLogger("diffusion_lab")
 
-MOST_CHECKED = 100  # jobs of a sweep whose values are checked before the first one starts
-ENDED = "jobs.jsonl"  # in a sweep's folder: one line a job
+MOST_CHECKED = 100  # maximum number of jobs whose values are checked before the first one starts
+ENDED = "jobs.jsonl"  # in a sweep's folder: one line per job
 
 
 def run(flags: Sequence[str], overrides: Sequence[str], expanded: Sequence[Sequence[str]]) -> int:
-    """All jobs, one after another or as the launcher has it; a job that fails does not stop the others.
+    """Runs all jobs, sequentially or as the launcher decides; a failed job does not stop the others.
 
-    `expanded`: the overrides of each job, none where the sweeper makes up jobs as it goes. Returns the exit status.
+    `expanded`: the overrides of each job, empty if the sweeper chooses jobs as it runs. Returns the exit
+    status.
     """
     configs = _checked(expanded)
     if configs and configs[-1].job.dry_run:
@@ -56,9 +57,9 @@ def run(flags: Sequence[str], overrides: Sequence[str], expanded: Sequence[Seque
 
 
 def _checked(expanded: Sequence[Sequence[str]]) -> list[Config]:
-    """The first jobs' configurations: a wrong value in any of them is told before the first one starts.
+    """The first jobs' configurations: invalid values are reported before the first job starts.
 
-    Of a dry run the plans are printed.
+    In a dry run, the plans are printed.
     """
     from diffusion_lab.cli.yaml_texts import misread
 
@@ -114,7 +115,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
 
 
 def _told(folder: Path, jobs_of_it: int) -> bool:
-    """Says how the jobs ended. Whether all are complete; `jobs_of_it` is 0 where their number was not known."""
+    """Reports how the jobs ended; returns whether all completed. `jobs_of_it`: their number, 0 if unknown."""
     ended = _ended(folder)
     failed = [end for end in ended if end["status"] != "completed"]
     of = f" of {jobs_of_it}" if jobs_of_it else ""
@@ -125,7 +126,7 @@ def _told(folder: Path, jobs_of_it: int) -> bool:
 
 
 def _ended(sweep: Path) -> list[dict[str, Any]]:
-    """What every job of the sweep that came to its end has left; a line that cannot be read counts as none."""
+    """The recorded outcomes of the sweep's ended jobs; unreadable lines are skipped."""
     try:
         lines = (sweep / ENDED).read_bytes().splitlines()
     except FileNotFoundError:
@@ -138,7 +139,7 @@ def _ended(sweep: Path) -> list[dict[str, Any]]:
 
 
 def _compare(folder: Path) -> bool:
-    """One page over the sweep's runs; that it fails must not hide how the sweep ended. False where it failed."""
+    """Writes the comparison page. Returns False on failure, which must not hide how the sweep ended."""
     from diffusion_lab.report.comparison import write_comparison
     from diffusion_lab.runs.reading import find_runs
 

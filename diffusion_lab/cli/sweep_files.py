@@ -1,23 +1,22 @@
 """Studies: files under sweeps/ that say what one sweep varies. `--sweep methods` runs sweeps/methods.yaml.
 
-A file maps configuration keys to values; a list stands for one job a value:
+A file maps configuration keys to values; a list stands for one job per value:
 
     # Which method? ...        (the first comment is shown by --help)
     data.subject: anna
     method: [lora, dreambooth]
     seed: [0, 1, 2]
 
-Hydra's own way is an experiment with `hydra.mode: MULTIRUN` and `hydra.sweeper.params`. It works (experiment=FILE),
-and does not serve as well here:
+Hydra's own mechanism is an experiment with `hydra.mode: MULTIRUN` and `hydra.sweeper.params`. It works
+(experiment=FILE), but has disadvantages here:
 
 - A run takes one experiment. A study written as one could not be tried with experiment=debug.
-- Each run of the sweep then has the study among its words (experiment=methods): whoever repeats them, to make one
-  run again, starts the whole sweep. Here the runs have the plain values.
-- Its values are strings in the grammar of overrides within YAML: 'a,b' for a list, "'[a,b]'" for one value that is
-  a list, 'null' for null; an unquoted 010 is the number 8 before Hydra asks for a text. Here YAML's lists and letters
-  are taken as they stand.
-- Options are found under conf/ and --config-dir only. Studies are found in sweeps/ of the working folder, too, and
-  by path.
+- Each run of the sweep then has the study among its overrides (experiment=methods), so repeating them to make
+one run again starts the whole sweep. Here the runs have the plain values. - Its values are strings in the
+grammar of overrides within YAML: 'a,b' for a list, "'[a,b]'" for one value that is a list, 'null' for null;
+an unquoted 010 is the number 8 before Hydra converts it to text. Here YAML's lists and the text as written
+are used. - Options are found under conf/ and --config-dir only. Studies are found in sweeps/ of the working
+folder, too, and by path.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from diffusion_lab.values.quoting import SAFE, quoted
 
 
 def folders() -> list[Path]:
-    """Where studies are looked for: sweeps/ here, beside the package in a checkout, inside it in a wheel."""
+    """The folders with studies: sweeps/ here, next to the package in a checkout, inside it in a wheel."""
     package = Path(__file__).resolve().parent.parent
     candidates = (Path("sweeps"), package / "sweeps", package.parent / "sweeps")
     return [folder for folder in candidates if folder.is_dir()]
@@ -56,10 +55,10 @@ def _question(file: Path) -> str:
 
 
 def words(name: str, given: Sequence[str]) -> list[str]:
-    """The command line that the study `name` (or a path, *.yaml) stands for, `given` words winning over it.
+    """The command line for the study `name` (or a path, *.yaml); `given` words take precedence.
 
     Raises:
-        UserError: (--sweep) where there is no such study, or its file is not a flat mapping of keys.
+        UserError: (--sweep) if the study does not exist, or its file is not a flat mapping of keys.
     """
     file = _file(name)
     try:
@@ -84,7 +83,7 @@ def words(name: str, given: Sequence[str]) -> list[str]:
 
 
 def _as_written(value: Any, letters: Any) -> Any:
-    """A key that holds text gets the letters of the file: YAML reads 1_1_1 as 111, and 010 as 8."""
+    """The text as written in the file, for keys of type text: YAML reads 1_1_1 as 111, and 010 as 8."""
     if isinstance(value, list):
         return [_as_written(part, written) for part, written in zip(value, letters, strict=True)]
     return value if value is None else letters

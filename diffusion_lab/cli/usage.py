@@ -1,4 +1,4 @@
-"""The text of --help: groups and options as they are found under conf/."""
+"""The text of --help: the groups and options found under conf/."""
 
 from __future__ import annotations
 

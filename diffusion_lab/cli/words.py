@@ -1,4 +1,4 @@
-"""The words of a command line: short forms and files written out, flags taken off, the others as Hydra reads them."""
+"""Command line parsing: expands short forms and files, separates flags, prepares overrides for Hydra."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  
 class Line:
     """A command line."""
 
-    flags: tuple[str, ...]  # as Hydra gets them
-    given: tuple[str, ...]  # the overrides as they were typed, or as a file of a study or a run has them
-    overrides: list[str]  # the same as Hydra's parser wants them
-    notes: list[str]  # what a person should be told about them
+    flags: tuple[str, ...]  # as passed to Hydra
+    given: tuple[str, ...]  # the overrides as typed, or as in the file of a study or a run
+    overrides: list[str]  # the same in the form required by Hydra's parser
+    notes: list[str]  # notes for the user about them
     sweep: bool  # -m, --sweep, hydra.mode=MULTIRUN
-    for_hydra: bool  # it asks Hydra for something and runs no job: --cfg
+    for_hydra: bool  # only requests information from Hydra and runs no job: --cfg
 
     def as_sweep(self, params: Sequence[str]) -> Line:
-        """The sweep that an experiment's file makes of it: commas separate values, `params` are the file's words.
+        """The line as a sweep of an experiment file: commas separate values, `params` are its words.
 
-        Words of the command line win over those. Hydra adds the file's by itself too, and would read a text such
-        as 1_1_1 as the number 111; written out they win and are exact.
+        Words of the command line take precedence. Hydra also adds the file's words itself, but would read
+        text such as 1_1_1 as the number 111; written out, they take precedence and are exact.
         """
         given = (*params, *self.given)
         overrides, notes = exact(given, sweep=True)
@@ -56,11 +56,11 @@ def in_full(word: str) -> str:
 
 
 def read(typed: list[str]) -> Line:
-    """What the words say. Raises UserError for unknown flags, secrets, and words that do not go together."""
+    """Parses the words. Raises UserError for unknown flags, secrets, and words that cannot be combined."""
     words = resume_folder.expand_resume(typed)
     resumed = words is not typed
     if resumed:
-        words.append("hydra.mode=RUN")  # the run of a sweep that an experiment's file had made is one run
+        words.append("hydra.mode=RUN")  # a run of a sweep from an experiment file is a single run
     words = _with_study(words)
     _refuse_secrets(words)
     refuse_reference(Path.cwd(), "the working folder")
@@ -83,7 +83,7 @@ def read(typed: list[str]) -> Line:
 
 
 def refuse_broken(words: Sequence[str]) -> None:
-    """The record is UTF-8: bytes of another encoding, such as an old file name's, have no place in it."""
+    """Rejects bytes that are not UTF-8, such as in an old file name: the record is UTF-8."""
     for word in words:
         try:
             word.encode("utf-8")
@@ -95,7 +95,7 @@ def refuse_broken(words: Sequence[str]) -> None:
 
 
 def _with_study(words: list[str]) -> list[str]:
-    """The words with `--sweep NAME` written out."""
+    """The words with `--sweep NAME` expanded."""
     for i, word in enumerate(words):
         flag, given, name = word.partition("=")
         if flag == "--sweep":
@@ -105,7 +105,7 @@ def _with_study(words: list[str]) -> list[str]:
 
 
 def _refuse_secrets(words: Sequence[str]) -> None:
-    """The configuration is written into every run's folder and sent to the tracker: no place for secrets."""
+    """Rejects secrets: the configuration is written to every run's folder and sent to the tracker."""
     for word in words:
         if SECRET.search(word):
             raise UserError(
@@ -118,7 +118,7 @@ def _refuse_secrets(words: Sequence[str]) -> None:
 
 
 def flags_parser() -> argparse.ArgumentParser:
-    """Hydra's flags: those of its command line, whose parser is no part of its public interface."""
+    """A parser for Hydra's command line flags; Hydra's own parser is not part of its public API."""
     parser = argparse.ArgumentParser(add_help=False)
     for long, short in (("help", "h"), ("run", "r"), ("multirun", "m"), ("shell-completion", "sc")):
         parser.add_argument(f"--{long}", f"-{short}", action="store_true")

@@ -30,7 +30,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def fresh_folder(path: Path, *, keep: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """Like `replace_folder`, for caches: errors remain OSErrors, and processes may create the same folder at once.
+    """Like `replace_folder`, for caches: errors remain OSErrors, and several processes may write it at once.
 
     `keep`: whether a folder that another process has put at `path` meanwhile is complete; if so, it is kept.
     """
@@ -89,7 +89,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def check_writable(folder: Path, *, needed_bytes: int = 0) -> None:
-    """Creates `folder` and writes a test file to it. Raises UserError if that fails or the disk is too full."""
+    """Creates `folder` and writes a test file. Raises UserError if that fails or too little space is free."""
     probe = folder / f".probe.{os.getpid()}"
     write_bytes(probe, b"x" * 4096)
     with recoverable(folder):

@@ -1,4 +1,4 @@
-"""Where numbers and pictures go: files, which are the record, and views of it."""
+"""Trackers for numbers and images: files, which are the record, and views of it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def build_trackers(
 ) -> list[Tracker]:
     """The files first, then W&B unless it is disabled. `tags` and `group` add to what the config says.
 
-    `group` is a sweep's name; `tracker.group` beats it. `resume_step`: the run in the folder goes on after it.
-    Raises UserError for an impossible wish.
+    `group` is a sweep's name; `tracker.group` takes precedence. `resume_step`: the step after which the run
+    in the folder is resumed. Raises UserError for settings that cannot be satisfied.
     """
     from diffusion_lab.runs.files import FileTracker
 
@@ -52,7 +52,7 @@ def build_trackers(
             )
         except UserError:
             raise
-        except Exception as error:  # a wandb that is broken or not there
+        except Exception as error:  # wandb is broken or not installed
             log.warning("Weights & Biases cannot be used, the run goes on without it: %s", _one_line(error))
         else:
             trackers.append(view)
@@ -60,8 +60,10 @@ def build_trackers(
 
 
 class Fanout:
-    """Tells all trackers the same. A tracker whose `essential` is False may fail: it is warned of once,
-    told nothing more but the end, and the run goes on. Failures of the others stop the run.
+    """Forwards calls to all trackers.
+
+    If a tracker whose `essential` is False fails, a warning is logged, only `finish` is still forwarded to
+    it, and the run continues. Failures of the others stop the run.
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
@@ -78,7 +80,7 @@ class Fanout:
         self._tell(lambda tracker: tracker.evaluation(evaluation, prompts))
 
     def finish(self, status: Status, summary: Mapping[str, Any]) -> None:
-        """Every tracker is closed, even where one before it fails; the first failure is raised at the end."""
+        """Closes every tracker, even if an earlier one fails; the first failure is raised at the end."""
         failure: Exception | None = None
         for tracker in self.trackers:
             try:

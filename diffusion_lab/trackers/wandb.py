@@ -1,4 +1,4 @@
-"""Weights & Biases as a view of the record: it may be missing, offline or broken, and the run goes on.
+"""Weights & Biases as a view of the record: if it is missing, offline or broken, the run continues.
 
 One step axis for everything (`step`, the optimizer's steps): rows carry it as a value and `wandb.log`'s own
 `step=` is never used, because rows logged behind it would be dropped.
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 EXIT_CODES: dict[str, int] = {"completed": 0, "failed": 1, "diverged": 3, "interrupted": 130}
 INIT_SECONDS = 20.0  # for the server to accept the run
-FINISH_SECONDS = 120.0  # for the last uploads; what is left stays on disk for `wandb sync`
+FINISH_SECONDS = 120.0  # for the last uploads; the rest remains on disk for `wandb sync`
 
 log = logging.getLogger(__name__)
 
 
 class WandbTracker:
-    """One W&B run, in `run_folder`/wandb, closed with the status it had.
+    """One W&B run, in `run_folder`/wandb, closed with the run's status.
 
-    Its id is kept there, so that a resumed run is the same one. Offline every session leaves a log of its own; that
-    of a resumed run has the whole history, and stands in the place of those before it: see `wandb_history`.
+    Its id is stored there, so that a resumed run has the same one. Offline, every session writes its own log;
+    that of a resumed run contains the whole history and replaces the earlier logs: see `wandb_history`.
 
-    Its methods may raise what wandb raises; `Fanout` sees to it that a run never stops for it.
+    Its methods may raise wandb's errors; `Fanout` ensures that they never stop a run.
     """
 
     essential = False
@@ -62,7 +62,7 @@ class WandbTracker:
         images: int = 16,
         resumed: bool = False,
     ) -> None:
-        """`resumed`: the record in the folder, cut to where the run is resumed, has a history to be told first."""
+        """`resumed`: the record in the folder, up to the resumed step, has a history to log first."""
         self.resumed = resumed
         self.folder = Path(run_folder).absolute()
         self.mode = resolve_mode(mode)
@@ -79,9 +79,9 @@ class WandbTracker:
     def start(self, config: Mapping[str, Any]) -> None:
         if self.mode == "disabled":
             return
-        plain = jsonable.plain(paths.as_typed(config))  # a server need not know this machine's folders
+        plain = jsonable.plain(paths.as_typed(config))  # the server does not need this machine's folders
         run_id = self._id()
-        # Online the server has the history, unless a session before this one was kept offline.
+        # Online, the server has the history, unless an earlier session was offline.
         again = self.resumed and (self.mode == "offline" or bool(history.unsynced(self.folder, run_id)))
         with history.put_aside(self.folder, run_id) if again else contextlib.nullcontext():
             try:
@@ -93,7 +93,7 @@ class WandbTracker:
                 self.mode = "offline"
                 import wandb
 
-                wandb.teardown()  # its service takes the refused run's id for one in use
+                wandb.teardown()  # its service regards the refused run's id as in use
                 self.run = self._init(plain)
             self.run.define_metric("step")
             self.run.define_metric("*", step_metric="step")
@@ -105,7 +105,7 @@ class WandbTracker:
             self.run.log({"step": step, **values})
 
     def evaluation(self, evaluation: Evaluation, prompts: PromptSet) -> None:
-        """Curves first, pictures after: a picture that cannot be kept costs no curve."""
+        """Logs curves first, then images, so that a failure to store images does not affect curves."""
         if self.run is None:
             return
         self.run.log({"step": evaluation.step, **curves(evaluation.summaries, evaluation.seconds)})
@@ -115,7 +115,7 @@ class WandbTracker:
                 self.run.log({"step": evaluation.step, "eval/samples": table})
 
     def _tell_again(self) -> None:
-        """What the record holds of the run so far, row by row as it was logged."""
+        """Logs the run's recorded history again, row by row."""
         assert self.run is not None
         for step, values, entry in history.earlier_rows(self.folder):
             if entry is None:
@@ -155,7 +155,7 @@ class WandbTracker:
     def _init(self, config: dict[str, Any]) -> wandb.Run:
         import wandb
 
-        # Its own debug.log has what it says; it would fill the console and run.log too.
+        # wandb's messages are in its debug.log; they would fill the console and run.log too.
         logging.getLogger("wandb").propagate = False
         self.folder.mkdir(parents=True, exist_ok=True)
         return wandb.init(
@@ -165,7 +165,7 @@ class WandbTracker:
             dir=self.folder,
             config=config,
             mode="online" if self.mode == "online" else "offline",
-            # Every job of a multirun has a run of its own; no global run is left for the next one.
+            # Every job of a multirun has its own run; no global run is left for the next one.
             reinit="create_new",
             settings=wandb.Settings(
                 silent=True,
@@ -184,7 +184,7 @@ class WandbTracker:
         )
 
     def _table(self, evaluation: Evaluation, prompts: PromptSet) -> wandb.Table:
-        """step, image's number, prompt, image, then one column a metric."""
+        """Columns: step, image number, prompt, image, then one per metric."""
         import wandb
 
         texts = {prompt.id: prompt.text for prompt in prompts}
@@ -213,10 +213,10 @@ class WandbTracker:
 
 @contextlib.contextmanager
 def _staging(folder: Path) -> Iterator[None]:
-    """wandb keeps a table's pictures in the home folder until they are uploaded, for an offline run for ever.
+    """Inside, wandb stores the images of tables in `folder`, so that the run's folder contains the whole run.
 
-    Inside, it keeps them in `folder`, so that the run's folder has all of the run. It asks only the
-    environment for the place.
+    By default they are in the home folder until they are uploaded, permanently for an offline run. The
+    location can only be set in the environment.
     """
     if "WANDB_DATA_DIR" in os.environ:
         yield
@@ -229,7 +229,7 @@ def _staging(folder: Path) -> Iterator[None]:
 
 
 def curves(summaries: Mapping[str, Summary], seconds: Mapping[str, float]) -> dict[str, float]:
-    """eval/METRIC with _low, _high, _missing and _penalised, and seconds; what is undefined is left out."""
+    """eval/METRIC with _low, _high, _missing and _penalised, and seconds; undefined values are omitted."""
     found: dict[str, float] = {}
     for name, item in summaries.items():
         values = {

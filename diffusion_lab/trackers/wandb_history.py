@@ -1,9 +1,9 @@
-"""The history of a run that is resumed, told to Weights & Biases again.
+"""The history of a resumed run, logged to Weights & Biases again.
 
-Offline every session of a run leaves a log of its own. They have one id, and each counts W&B's own `_step` from
-0 again: what is uploaded later stands in the way of what came before. So a resumed run begins its log with the
-whole history, from our own record, in the same order and so under the same `_step`; the earlier logs are put
-aside, into wandb/superseded/, where `wandb sync` does not look.
+Offline, every session of a run writes its own log. All have the same id, and each counts W&B's own `_step`
+from 0 again, so later uploads conflict with earlier ones. A resumed run therefore starts its log with the
+whole history, from our own record, in the same order and thus with the same `_step`; the earlier logs are
+moved to wandb/superseded/, which `wandb sync` ignores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import wandb
 
 SUPERSEDED = "superseded"
-TABLES = "tables"  # pictures and texts of the tables, kept in the run's folder for this purpose
+TABLES = "tables"  # images and texts of the tables, stored in the run's folder for this purpose
 
 
 def unsynced(folder: Path, run_id: str) -> list[Path]:
@@ -37,12 +37,12 @@ def unsynced(folder: Path, run_id: str) -> list[Path]:
 
 @contextlib.contextmanager
 def put_aside(folder: Path, run_id: str) -> Iterator[None]:
-    """Moves the run's offline logs to where `wandb sync` does not look; back, where their successor fails inside."""
+    """Moves the run's offline logs to a folder that `wandb sync` ignores, and back if the new log fails."""
     moved: list[tuple[Path, Path]] = []
     for path in sorted((folder / "wandb").glob(f"offline-run-*-{run_id}")):
         target, number = folder / "wandb" / SUPERSEDED / path.name, 1
         target.parent.mkdir(exist_ok=True)
-        while target.exists():  # W&B names a log by the second in which it begins
+        while target.exists():  # W&B names a log by the second of its start
             number += 1
             target = target.with_name(f"{path.name}-{number}")
         atomic.move(path, target)
@@ -57,7 +57,7 @@ def put_aside(folder: Path, run_id: str) -> Iterator[None]:
 
 
 def keep_table(folder: Path, step: int, columns: list[str], rows: list[list[Any]]) -> None:
-    """Keeps a table of one evaluation: `rows` with uint8 pixels in the column `image`."""
+    """Stores the table of one evaluation: `rows` with uint8 pixels in the column `image`."""
     from PIL import Image
 
     image = columns.index("image")
@@ -69,7 +69,7 @@ def keep_table(folder: Path, step: int, columns: list[str], rows: list[list[Any]
 
 
 def kept_table(folder: Path, step: int) -> wandb.Table | None:
-    """What `keep_table` kept, as W&B's; None where it is not there or damaged."""
+    """The table stored by `keep_table`, as a W&B table; None if missing or damaged."""
     import wandb
     from PIL import Image
 
@@ -88,7 +88,7 @@ def kept_table(folder: Path, step: int) -> wandb.Table | None:
 
 
 def earlier_rows(folder: Path) -> Iterator[tuple[int, dict[str, float] | None, dict[str, Any] | None]]:
-    """(step, scalars, None) or (step, None, evaluation as result.json has it), in the order of the record."""
+    """(step, scalars, None) or (step, None, evaluation as in result.json), in the record's order."""
     record = json.loads((folder / "result.json").read_text("utf-8"))
     evaluations = {entry["step"]: entry for entry in record.get("evaluations") or []}
     lines = (folder / "events.jsonl").read_bytes().splitlines()

@@ -22,7 +22,7 @@ REACH_SECONDS = 4.0  # for a first connection to the server
 
 
 def has_credentials() -> bool:
-    """Whether wandb would find a key without asking: environment, netrc entry of its host, settings file."""
+    """Whether wandb finds a key without a prompt: environment, netrc entry of its host, settings file."""
     from wandb.sdk.lib import wbauth
 
     settings = _settings()
@@ -30,23 +30,23 @@ def has_credentials() -> bool:
         return True
     try:
         return bool(wbauth.read_netrc_auth(host=settings.base_url))
-    except Exception as error:  # a malformed key, whatever the library calls it
+    except Exception as error:  # a malformed key; the type depends on the library
         log.warning("Weights & Biases: the netrc entry cannot be used (%s)", error)
         return False
 
 
 def _settings() -> wandb.Settings:
-    """Settings as wandb reads them from files and environment, without its messages."""
+    """Settings read by wandb from files and environment, without its messages."""
     import wandb
 
     return wandb.setup(wandb.Settings(silent=True)).settings
 
 
 def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
-    """Whether something answers at `url`'s host and port, or at the proxy that leads there.
+    """Whether the host and port of `url`, or the proxy for it, accept a connection.
 
-    In a thread of its own: looking up a name on a machine without network can take far longer than any
-    timeout that a socket knows.
+    Runs in a separate thread: without a network, resolving a host name can take much longer than the socket's
+    timeout.
     """
     target = urlsplit(url)
     proxy = getproxies().get(target.scheme)
@@ -74,7 +74,7 @@ def resolve_mode(mode: str) -> str:
         raise UserError(f"tracker.wandb={mode!r}: choose one of {', '.join(MODES)}")
     if mode in ("offline", "disabled"):
         return mode
-    wish = _settings().mode  # WANDB_MODE, or what `wandb offline` left in a settings file
+    wish = _settings().mode  # WANDB_MODE, or set by `wandb offline` in a settings file
     if mode == "auto" and wish in ("offline", "dryrun", "disabled"):
         return "disabled" if wish == "disabled" else "offline"
     if not has_credentials():

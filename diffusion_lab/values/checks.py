@@ -54,7 +54,7 @@ def number(
     fits = isinstance(value, int | float) and not isinstance(value, bool)
     if fits:
         assert isinstance(value, int | float)
-        # Compared and not asked with isfinite, which an integer beyond the floats' range makes fail.
+        # Not with isfinite, which fails for an integer beyond the range of floats.
         fits = -math.inf < value < math.inf
         fits = (
             fits and (value > low if above else value >= low) and (value < high if below else value <= high)
@@ -81,13 +81,13 @@ def bounded(key: str, value: object, *, of: str | None = None) -> None:
 
 
 def _reason(value: object, high: float | None, why: str) -> str:
-    """The reason for an upper bound, where it is the one that was passed."""
+    """The reason for an upper bound, if that is the bound exceeded."""
     too_large = isinstance(value, int | float) and high is not None and not value < high
     return f" ({why})" if why and too_large and value == value else ""
 
 
 def _printable(value: object) -> str:
-    """The value as it was given, cut where it is endless. Python refuses to write integers of over 4300 digits."""
+    """The given value, truncated if too long. Python does not convert integers of more than 4300 digits."""
     try:
         told = str(value)
     except ValueError:
@@ -96,13 +96,13 @@ def _printable(value: object) -> str:
 
 
 def text(key: str, value: object) -> None:
-    """Raises UserError unless `value` is a string with something in it."""
+    """Raises UserError unless `value` is a non-blank string."""
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{key}={value!r}: must be a text that is not empty")
 
 
 def text_list(key: str, value: object, allowed: Iterable[str] | None = None) -> None:
-    """Raises UserError unless `value` is a list of different texts, each one of `allowed` if given."""
+    """Raises UserError unless `value` is a list of distinct strings, all in `allowed` if given."""
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise UserError(f"{key}={value}: must be a list of texts, such as {key}=[a,b]")
     repeated = sorted({item for item in value if value.count(item) > 1})
@@ -120,7 +120,7 @@ def flag(key: str, value: Any) -> None:
 
 
 def command(main: Callable[[], object]) -> int:
-    """Runs a module's command line and returns its exit status: 2, and one line, for an error that a person can fix."""
+    """Runs a module's command line; returns its exit status: 2, and one line, for errors the user can fix."""
     try:
         main()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Values as JSON and YAML know them."""
+"""Conversion of values to the types of JSON and YAML."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """Strict JSON (no NaN), paths and other unknown values as their text, tuples and sets as lists."""
+    """Strict JSON (no NaN), with paths and other unknown values as strings, tuples and sets as lists."""
     return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON and YAML know it: mappings, lists, text, numbers, None."""
+    """`value` converted to the types of JSON and YAML: mappings, lists, strings, numbers, None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

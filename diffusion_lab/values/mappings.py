@@ -1,4 +1,4 @@
-"""Nested mappings as flat ones."""
+"""Flattening of nested mappings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
-    """Nested mappings as one level of joined keys; lists and empty mappings stay values.
+    """Nested mappings as one level of joined keys; lists and empty mappings remain values.
 
     >>> flatten({"data": {"n_images": 4}, "seed": 0})
     {'data.n_images': 4, 'seed': 0}

@@ -1,4 +1,4 @@
-"""Text inside the three languages that a command line passes through: the shell, Hydra's grammar, OmegaConf's.
+"""Quoting for the three syntaxes of a command line: the shell's, Hydra's and OmegaConf's.
 
 Nothing here imports Hydra, OmegaConf or the schema.
 """
@@ -16,13 +16,13 @@ OPENING = {")": "(", "]": "[", "}": "{"}
 
 
 def quoted(value: str) -> str:
-    """A value as Hydra's grammar reads it back unchanged."""
+    """A value quoted so that Hydra's grammar reads it back unchanged."""
     doubled = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"'{doubled}'"  # a backslash is special before a quote only
+    return f"'{doubled}'"  # a backslash is special only before a quote
 
 
 def unquoted(value: str) -> str | None:
-    """The text of a value that is wholly in Hydra's quotes, 'a' or "a"; None of any other value."""
+    """The text of a value that is entirely in Hydra's quotes, 'a' or "a"; None for any other value."""
     if len(value) < 2 or value[0] not in QUOTES or value[-1] != value[0]:
         return None
     quote, inner = value[0], value[1:-1]
@@ -37,28 +37,28 @@ def unquoted(value: str) -> str | None:
 
 
 def escaped(text: str) -> str:
-    """`text` as OmegaConf reads it back unchanged: ${...} in it is no interpolation."""
+    """`text` escaped so that OmegaConf reads it back unchanged, without interpolating ${...}."""
     return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
 
 
 def literal(text: str) -> str:
-    """`text` as the value of a word that Hydra and OmegaConf read back unchanged."""
+    """`text` as the value of an override, so that Hydra and OmegaConf read it back unchanged."""
     text = escaped(text)
     return text if SAFE.match(text) else quoted(text)
 
 
 def always_quoted(text: str) -> str:
-    """The same, in quotes even where they are not needed: for elements of a list, and the values of a sweep."""
+    """Like `literal`, with quotes even if not needed: for list elements and the values of a sweep."""
     return quoted(escaped(text))
 
 
 def pasted(*words: str) -> str:
-    """Words as a POSIX shell reads them back: what a message or a page shows to be copied."""
+    """Words quoted for a POSIX shell, to be copied from a message or a page."""
     return " ".join(_shell(word) for word in words)
 
 
 def _shell(word: str) -> str:
-    """key='a b' rather than 'key=a b' where that is the same: it is what people write."""
+    """Prefers key='a b' to 'key=a b' if equivalent, as this is the usual form."""
     key, given, value = word.partition("=")
     if given and value and re.fullmatch(r"[\w.+~/@-]+", key, re.ASCII) and key != "~":
         return key + given + _shortest(value)
@@ -66,22 +66,22 @@ def _shell(word: str) -> str:
 
 
 def _shortest(value: str) -> str:
-    """In single quotes, or in double ones where that reads better and the shell changes nothing within them."""
+    """In single quotes, or in double quotes if more readable and the shell expands nothing in them."""
     single, double = shlex.quote(value), f'"{value}"'
     return single if set(value) & set('"$`\\!') or len(single) <= len(double) else double
 
 
 def shown(text: str) -> str:
-    """`text` in Hydra's quotes, double ones where they need no backslash: in a shell's single quotes they read well."""
+    """`text` in Hydra's quotes; in double quotes if no backslash is needed, for a shell's single quotes."""
     text = escaped(text)
     return quoted(text) if set(text) & set('"\\') else f'"{text}"'
 
 
 def split(text: str) -> list[str]:
-    """`text` at its commas, blanks around the parts taken off; quoted parts stay as they stand, quotes included.
+    """Splits `text` at its commas and strips the parts; quoted parts are unchanged, including their quotes.
 
     A comma does not separate inside a part that begins with a quote, after a backslash, or inside brackets of
-    any kind where these are balanced: "[a (b, c), d]" is a list of two.
+    any kind if these are balanced: "[a (b, c), d]" is a list of two.
     """
     nested = _balanced(text)
     parts, start, at, depth = [], 0, 0, 0
@@ -102,7 +102,7 @@ def split(text: str) -> list[str]:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the quote that opens at `opening` closes: before a comma or the end. `opening` where nowhere."""
+    """Position of the quote that closes the one at `opening`: before a comma or the end; else `opening`."""
     quote = text[opening]
     for found in re.finditer(re.escape(quote) + r"(?=[ \t]*(,|\Z))", text[opening + 1 :]):
         end = opening + 1 + found.start()

@@ -1,7 +1,7 @@
-"""How often a picture is drawn while training, so that rare ratings count as much as common ones.
+"""Sampling weights of images in training, so that rare ratings count as much as common ones.
 
-Mean ratings of many voters crowd in the middle. A regression on them learns to say "5.4", and its scores "were
-condensed in the middle"; drawing rare ratings more often gives the extremes back.
+Mean ratings of many voters crowd in the middle. A regression on them learns to say "5.4", and its scores
+"were condensed in the middle"; drawing rare ratings more often gives the extremes back.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from diffusion_lab.config.jobs import BALANCES
 
 BINS = 20  # of half a grade each
-MOST = 50.0  # a picture is drawn at most so many times as often as the median one: none must rule alone
+MOST = 50.0  # an image is sampled at most this many times as often as the median one, so that none dominates
 
 
 def weights(ratings: NDArray[np.float64], balance: str, exponent: float = 1.0) -> NDArray[np.float64]:
     """Relative frequency of every picture, mean 1, float64 [n].
 
     none: all alike. bins: (how many lie in its half grade)^-exponent. density: (a Gaussian kernel estimate of
-    the ratings' density, Scott's bandwidth)^-exponent. ``exponent`` 0 changes nothing, 1 makes ratings uniform.
-    Raises ValueError for an unknown ``balance``.
+    the ratings' density, Scott's bandwidth)^-exponent. ``exponent`` 0 changes nothing, 1 makes ratings
+    uniform. Raises ValueError for an unknown ``balance``.
     """
     if balance == "none" or exponent == 0 or len(ratings) < 2 or np.ptp(ratings) == 0:
         raw = np.ones(len(ratings))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHUNK = 64  # pictures in memory at once
+CHUNK = 64  # images in memory at once
 
 
 def embed(
@@ -31,10 +31,10 @@ def embed(
     cache: FeatureCache,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """float32 [m, d] of the m pictures that can be read, and their numbers among ``paths``.
+    """float32 [m, d] of the m readable images, and their indices in ``paths``.
 
     Those that cannot are named in the log (AVA has a few); what ``cache`` has is not even decoded.
-    Raises UserError where none can be read.
+    Raises UserError if none can be read.
     """
     import torch
 
@@ -61,7 +61,7 @@ def embed(
 
 
 def _encode(paths: Sequence[Path], bank: EncoderBank) -> Tensor:
-    """A row a file, NaN where it cannot be read."""
+    """One row per file, NaN if it cannot be read."""
     import torch
 
     pixels: list[Pixels | None] = []
@@ -71,7 +71,7 @@ def _encode(paths: Sequence[Path], bank: EncoderBank) -> Tensor:
         except UserError:
             pixels.append(None)
     good = [number for number, picture in enumerate(pixels) if picture is not None]
-    blank = np.zeros((8, 8, 3), np.uint8)  # only tells the width, where no file can be read
+    blank = np.zeros((8, 8, 3), np.uint8)  # only determines the width, if no file can be read
     seen = bank.features(
         [picture for picture in pixels if picture is not None] or [blank], texts=None, needs={"clip_image"}
     ).clip_image

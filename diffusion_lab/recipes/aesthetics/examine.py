@@ -1,4 +1,4 @@
-"""What a head is worth on pictures it never saw: errors, ranks, the extremes, the spread."""
+"""Evaluates a head on unseen images: errors, ranks, extremes, spread."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from diffusion_lab.analysis.intervals import summarise
 
-EXTREME = 0.05  # the share of pictures at either end
+EXTREME = 0.05  # the fraction of images at either end
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """Of n pictures; errors in grades, 0 to 10."""
+    """Results on n images; errors are on the rating scale, 0 to 10."""
 
     n: int
     mean_absolute_error: float
@@ -34,7 +34,7 @@ class Examined:
 
 
 def examine(predicted: NDArray[np.float64], rated: NDArray[np.float64]) -> Examined:
-    """Raises ValueError for fewer than three pictures, or where all ratings are one."""
+    """Raises ValueError for fewer than three images, or if all ratings are equal."""
     from scipy import stats
 
     if len(rated) < 3 or np.ptp(rated) == 0:
@@ -69,8 +69,9 @@ def gain_at_extremes(
 ) -> tuple[float, float | None, float | None]:
     """By how much balancing lowers the mean absolute error at both ends, in grades: (mean, low, high).
 
-    Student's 95 % interval over the pictures at the ends, paired: both heads see the same ones. None where all gains
-    are alike. A bootstrap of the two pictures that a small set has at its ends would be far too sure.
+    Student's 95 % interval over the pictures at the ends, paired: both heads see the same ones. None where
+    all gains are alike. A bootstrap of the two pictures that a small set has at its ends would be far too
+    sure.
     """
     ends = np.concatenate(lowest_and_highest(rated))
     found = summarise(np.abs(plain[ends] - rated[ends]) - np.abs(balanced[ends] - rated[ends]))

@@ -17,7 +17,7 @@ BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Numbers of the pictures that train, choose when to stop, and are only measured on."""
+    """Indices of the images for training, validation (early stopping) and testing."""
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
@@ -25,7 +25,7 @@ class Split:
 
 
 def split(n: int, seed: int, validation: float = 0.1, test: float = 0.1) -> Split:
-    """A random split of n >= 10 pictures; ValueError for fewer."""
+    """A random split of n >= 10 images. Raises ValueError for fewer."""
     if n < 10:
         raise ValueError(f"{n} rated pictures are too few to train, validate and test on")
     order = np.random.default_rng([seed, 31]).permutation(n)
@@ -63,11 +63,11 @@ def fit(
     seed: int = 0,
     on_epoch: Callable[[int, float, float], None] | None = None,
 ) -> nn.Sequential:
-    """Trains on ``embeddings`` [n, d], ``ratings`` [n], each picture drawn in proportion to ``weights`` [n].
+    """Trains on ``embeddings`` [n, d], ``ratings`` [n], each image sampled in proportion to ``weights`` [n].
 
-    Squared error, AdamW, learning rate falling by a cosine. Stops when the validation part's error, weighted alike,
-    has not fallen for ``patience`` epochs, and returns the best epoch's net, calibrated on the validation part.
-    ``on_epoch`` gets epoch, training and validation error (mean squares).
+    Squared error, AdamW, learning rate falling by a cosine. Stops when the validation part's error, weighted
+    alike, has not fallen for ``patience`` epochs, and returns the best epoch's net, calibrated on the
+    validation part. ``on_epoch`` gets epoch, training and validation error (mean squares).
     """
     draw = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -123,8 +123,8 @@ def calibrate(
 ) -> tuple[float, float]:
     """Makes the net say slope * said + shift, the weighted least squares of ratings on what it says.
 
-    Weighted as in training, else the balance would be undone here. It goes into the last layer. Returns (slope,
-    shift); (1, 0) where all say the same, or where the slope is not positive.
+    Weighted as in training, else the balance would be undone here. It goes into the last layer. Returns
+    (slope, shift); (1, 0) if all predictions are equal, or if the slope is not positive.
     """
     net.eval()
     predicted = net(embeddings)[:, 0].double()

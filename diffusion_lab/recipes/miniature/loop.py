@@ -1,7 +1,7 @@
 """The training loop of every stage: AdamW, warm-up and cosine, EMA, checkpoints that survive a kill.
 
-All randomness of step k is drawn from generators seeded by (seed, stage, k), so a resumed run continues exactly as
-an uninterrupted one, and the number of steps may be changed between two starts.
+All randomness of step k is drawn from generators seeded by (seed, stage, k), so a resumed run continues
+exactly as an uninterrupted one, and the number of steps may be changed between two starts.
 """
 
 from __future__ import annotations
@@ -192,5 +192,5 @@ def _bar(stage: str, start: int, steps: int, progress: bool) -> Any:
 
 
 def device_of(name: str) -> torch.device:
-    """ "auto": the GPU where there is one, else the CPU."""
+    """ "auto": the GPU if available, else the CPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

@@ -1,8 +1,8 @@
 """The recipe: from nothing but the renderer to the miniature's weights, stage by stage.
 
-``run(folder)`` draws the pictures, trains tokenizer, CLIP, VAE, U-Net, face embedder and aesthetics head, measures
-each on held-out portraits and leaves ``folder/weights/{sd,clip,face,aesthetics}`` and ``folder/figures.json``.
-It may be killed and started again at any moment.
+``run(folder)`` draws the pictures, trains tokenizer, CLIP, VAE, U-Net, face embedder and aesthetics head,
+measures each on held-out portraits and leaves ``folder/weights/{sd,clip,face,aesthetics}`` and
+``folder/figures.json``. It may be killed and started again at any moment.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def run(
 ) -> dict[str, Any]:
     """Run ``stages`` (default all, in order) and return the figures of all stages run so far.
 
-    ``scale`` multiplies the numbers of pictures and steps. A stage that was finished with the same settings is
-    not run again; one that was interrupted goes on from its checkpoint. ``start``: see ``unet.train_unet``.
+    ``scale`` multiplies the numbers of pictures and steps. A stage that was finished with the same settings
+    is not run again; an interrupted one continues from its checkpoint. ``start``: see ``unet.train_unet``.
     ValueError for an unknown stage.
     """
     stages = list(STAGES) if stages is None else list(stages)
@@ -151,7 +151,7 @@ def run_vae(made: Recipe) -> dict[str, Any]:
 
 
 def run_decoder(made: Recipe) -> dict[str, Any]:
-    """Let the decoder go on learning while the latents stay; measured as the autoencoder is."""
+    """Continues training the decoder with fixed latents; evaluated like the autoencoder."""
     data, model = made.train_set(), made.load_vae()
     model = vae.train_decoder(
         model,

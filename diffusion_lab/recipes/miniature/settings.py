@@ -26,7 +26,7 @@ from diffusion_lab.system import atomic
 
 @dataclass(frozen=True, slots=True)
 class RecipeSizes:
-    """Numbers of pictures and steps at ``scale`` 1; the model card says how many steps the shipped weights had."""
+    """Numbers of images and steps at ``scale`` 1; for the shipped weights' steps see the model card."""
 
     pictures: int = 24_000
     heldout: int = 1_000

@@ -1,8 +1,8 @@
 """The diffusion model: diffusers' UNet2DConditionModel as in Stable Diffusion, on 16x16x4 latents.
 
 Noise schedule of Rombach et al. 2022 (scaled linear, 0.00085..0.012, 1000 steps); loss weights of Hang et al.
-2023 ("Efficient Diffusion Training via Min-SNR Weighting Strategy", gamma 5), more at high noise and inside the head; a tenth of the captions empty,
-for classifier-free guidance.
+2023 ("Efficient Diffusion Training via Min-SNR Weighting Strategy", gamma 5), more at high noise and inside
+the head; a tenth of the captions empty, for classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -64,11 +64,13 @@ def new_unet(text_width: int, channels: tuple[int, ...] = CHANNELS["epsilon"]) -
 
 
 def loss_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
-    """Weight of every time step [1000]: min(SNR, 5) / SNR for epsilon, / (SNR + 1) for v, over sqrt(SNR) where SNR < 1.
+    """Weight of every timestep [1000]: min(SNR, 5) / SNR for epsilon, / (SNR + 1) for v.
 
-    The root is Yu et al.'s 2023 ("Debias the Training of Diffusion Models"): colour and cut of hair, a few dozen latent
-    pixels that average the noise away, are decided where the SNR is below 0.05; there alone the words can teach
-    them, and there the unweighted loss has next to no gradient.
+    For SNR < 1 it is also divided by sqrt(SNR).
+
+    The root is Yu et al.'s 2023 ("Debias the Training of Diffusion Models"): colour and cut of hair, a few
+    dozen latent pixels that average the noise away, are decided where the SNR is below 0.05; there alone the
+    words can teach them, and there the unweighted loss has next to no gradient.
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
     weights = snr.clamp(max=GAMMA) / (snr if prediction_type == "epsilon" else snr + 1)
@@ -86,8 +88,8 @@ def heads(faces: NDArray[np.float32]) -> NDArray[np.float32]:
 def head_weights(boxes: NDArray[np.float32], side: int, pixels: int = 64) -> Tensor:
     """Weights [n, 1, side, side] of mean 1: `HEAD_WEIGHT` times as much inside `boxes` [n, 4] as outside.
 
-    Boxes are left, top, right, bottom in pixels of a picture `pixels` wide; a latent pixel belongs to the head by
-    the share of it that the box covers.
+    Boxes are left, top, right, bottom in pixels of a picture `pixels` wide; a latent pixel belongs to the
+    head by the share of it that the box covers.
     """
     low = torch.arange(side) * pixels / side
     high = low + pixels / side

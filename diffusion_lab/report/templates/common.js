@@ -1,9 +1,9 @@
 "use strict";
-// What both pages share: the data, the colour scheme, the charts.
+// Shared by both pages: the data, the colour scheme, the charts.
 const lab = { data: JSON.parse(document.getElementById("data").textContent), charts: new Map() };
 const darkScheme = window.matchMedia("(prefers-color-scheme: dark)");
 
-// A copy of a figure's part with every light colour replaced by the dark scheme's.
+// A copy of part of a figure with every light colour replaced by that of the dark scheme.
 lab.coloured = (part) => {
   if (Array.isArray(part)) return part.map(lab.coloured);
   if (part && typeof part === "object") return Object.fromEntries(Object.entries(part).map(([k, v]) => [k, lab.coloured(v)]));

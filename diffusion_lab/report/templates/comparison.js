@@ -1,5 +1,5 @@
 "use strict";
-// Curves of all runs in one chart, a trace a group; a table to sort and to search.
+// Curves of all runs in one chart, with one trace per group; a table that can be sorted and searched.
 const { runs, metrics, costs, keys, hues } = lab.data;
 const MOST_COLOURS = 7; // groups beyond these share a grey
 const byId = (id) => document.getElementById(id);
@@ -102,7 +102,7 @@ const sortBy = (column) => {
   const numbers = rows.every((row) => key(row) === "" || Number.isFinite(Number(key(row))));
   rows.sort((a, b) => {
     const [x, y] = [key(a), key(b)];
-    if (x === "" || y === "") return (x === "") - (y === ""); // what is missing comes last either way
+    if (x === "" || y === "") return (x === "") - (y === ""); // missing values come last in both orders
     return (numbers ? Number(x) - Number(y) : order.compare(x, y)) * (up ? 1 : -1);
   });
   body.append(...rows);

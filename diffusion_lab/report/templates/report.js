@@ -1,5 +1,5 @@
 "use strict";
-// The stop rule of diffusion_lab/analysis/stop.py once more, for weights that the reader moves.
+// The stop rule of diffusion_lab/analysis/stop.py again, for weights set by the reader.
 const { steps, metrics } = lab.data;
 const TIE = 1e-9;
 
@@ -109,7 +109,7 @@ if (metrics.length) {
   show();
 }
 
-// --- the pictures by step -------------------------------------------------------------------------------
+// --- the images by step ---------------------------------------------------------------------------------
 const pictured = lab.data.pictures;
 const view = (position) => {
   const at = Math.min(Math.max(position, 0), pictured.length - 1), step = pictured[at];

@@ -15,4 +15,4 @@ document.getElementById("sort").addEventListener("change", (event) => {
   all.append(...[...shots].sort((a, b) => key(a) - key(b) || Number(a.dataset.number) - Number(b.dataset.number)));
 });
 
-document.documentElement.dataset.ready = "yes"; // for whoever waits for the page
+document.documentElement.dataset.ready = "yes"; // for scripts that wait for the page
