@@ -1,6 +1,7 @@
 """The table of jobs behind the single entry point, and the error handling common to all jobs.
 
-A job is a module with `check(config, run_folder) -> Plan`, which loads nothing slow, and `run(config, run_folder)`.
+A job is a module with `check(config, run_folder) -> Plan`, which loads nothing slow, and
+`run(config, run_folder)`.
 """
 
 from __future__ import annotations

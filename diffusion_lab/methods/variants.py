@@ -51,9 +51,9 @@ def default_alpha(variant: str, rank: int, rank_stabilised: bool) -> float | Non
 def peft_config(method: Settings, targets: list[str]) -> Any:
     """The peft configuration for the method's variant.
 
-    LoRA: Hu et al. 2021, arXiv:2106.09685; rank-stabilised: Kalajdzievski 2023, arXiv:2312.03732; DoRA: Liu et al.
-    2024, arXiv:2402.09353; LoHa: Hyeon-Woo et al. 2021, arXiv:2108.06098; LoKr: Yeh et al. 2023, arXiv:2309.14859;
-    OFT: Qiu et al. 2023, arXiv:2306.07280, with blocks of width `rank`.
+    LoRA: Hu et al. 2021, arXiv:2106.09685; rank-stabilised: Kalajdzievski 2023, arXiv:2312.03732; DoRA: Liu
+    et al. 2024, arXiv:2402.09353; LoHa: Hyeon-Woo et al. 2021, arXiv:2108.06098; LoKr: Yeh et al. 2023,
+    arXiv:2309.14859; OFT: Qiu et al. 2023, arXiv:2306.07280, with blocks of width `rank`.
     """
     import peft
 

@@ -23,7 +23,7 @@ BYTES = 520  # tokens that do not result from a merge: 512 in CLIP, and manually
 
 
 def check_folder(folder: Path, model: Model) -> None:
-    """UserError naming `model.path` (or `model.variant`) and the first part that is missing or cannot be read."""
+    """UserError naming `model.path` (or `model.variant`) and the first part that is missing or unreadable."""
 
     def fail(what: str, remedy: str = "copy or download the folder again") -> UserError:
         return UserError(f"model.path={model.path}: {what}; {remedy}")
