@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_lab.data.tokens import CLIP_LIMIT
 from diffusion_lab.families.vocabulary import RARE, check_new_word, is_ordinary, read_tokenizer, unknown_id
+from diffusion_lab.models.which_family import which_family
 from diffusion_lab.records import PromptSet, UserError
 from diffusion_lab.values.word_match import contains_word, has_visible_text
 
@@ -74,8 +75,9 @@ def check_tokens(
         *((f"the caption {file}", text) for file, text in captions.items()),
         *((prompt.id, prompt.text) for prompt in prompts),
     ]
-    vectors = config.method.traits.vectors
-    _check_lengths(tokenizer, named, identifier, vectors)
+    t5 = which_family(config.model).t5
+    if t5 is None or not (model / t5).is_dir():  # T5 reads more than CLIP; the job checks with its tokenizer
+        _check_lengths(tokenizer, named, identifier, config.method.traits.vectors)
     return warnings
 
 

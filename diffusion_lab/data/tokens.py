@@ -115,19 +115,22 @@ def check_lengths(tokenizer: PreTrainedTokenizerBase, instance_prompt: str, prom
     )
 
 
-def check_texts(pipe: Any, prompts: PromptSet) -> None:
-    """Raises UserError if a prompt would be truncated. Where there is T5, CLIP's cut is the pipeline's own way."""
+def check_texts(pipe: Any, prompts: PromptSet, instance_prompt: str = "") -> None:
+    """Raises UserError if a prompt would be truncated. If there is a T5, CLIP's cut is the pipeline's own way."""
     family = of(pipe)
     if family.t5 is None or getattr(pipe, family.t5) is None:
-        check_lengths(pipe.tokenizer, "", prompts)
+        check_lengths(pipe.tokenizer, instance_prompt, prompts)
         return
-    for prompt in prompts:
+    named = [
+        ("instance prompt", instance_prompt, "shorten data.identifier or data.class_noun"),
+        ("negative prompt", prompts.negative, "shorten prompts.negative"),
+        *((one.id, one.text, "shorten it or leave it out (prompts.path)") for one in prompts),
+    ]
+    for name, text, remedy in named:
         try:
-            family.tokenize(pipe, prompt.text)
+            family.tokenize(pipe, text)
         except ValueError as error:
-            raise UserError(
-                f"prompts: {prompt.id}: {error}; shorten it or leave it out (prompts.path)"
-            ) from error
+            raise UserError(f"prompts: {name}: {error}; {remedy}") from error
 
 
 def _lengths(

@@ -25,7 +25,7 @@ def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet
     from diffusion_lab.data.identifiers import identifier_warnings, learns_word
     from diffusion_lab.data.prompts import load_prompts
     from diffusion_lab.data.subjects import load_subject
-    from diffusion_lab.data.tokens import check_lengths
+    from diffusion_lab.data.tokens import check_texts
     from diffusion_lab.models.load import load_pipeline
     from diffusion_lab.models.place import model_folder
 
@@ -38,7 +38,7 @@ def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet
         for line in told:
             log.warning("%s", line)
     if not learnt:  # a word to be learnt gets its number of tokens later
-        check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)
+        check_texts(pipe, prompts, subject.instance_prompt)
     return subject, prompts, pipe
 
 

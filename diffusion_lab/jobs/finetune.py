@@ -151,7 +151,7 @@ def _finetune(
     files: FileTracker,
     newest: Checkpoint | None,
 ) -> None:
-    from diffusion_lab.data.tokens import check_lengths, token_report
+    from diffusion_lab.data.tokens import check_texts, token_report
     from diffusion_lab.evaluation.encoders.bank import EncoderBank
     from diffusion_lab.evaluation.evaluate import evaluate
     from diffusion_lab.models.load import resolution_of
@@ -182,7 +182,7 @@ def _finetune(
         newest = None  # frees its memory
     findings.meter, findings.pipe, findings.state = state.meter, pipe, state
     log.info("%s", token_report(pipe.tokenizer, subject, prompts))
-    check_lengths(pipe.tokenizer, subject.instance_prompt, prompts)  # a learnt word may be several tokens
+    check_texts(pipe, prompts, subject.instance_prompt)  # a learnt word may be several tokens
     rest(state, bank, config.memory)  # a resumed run may train before it evaluates
     compile_blocks(state, config.memory)
     embeddings = PromptEmbeddings()

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from transformers import CLIPTokenizer
 
 from diffusion_lab.config.schema import Prompts
 from diffusion_lab.data.prompts import load_prompts
-from diffusion_lab.data.tokens import CLIP_LIMIT, check_lengths, length_of, limit_of, token_report
+from diffusion_lab.data.tokens import (
+    CLIP_LIMIT,
+    check_lengths,
+    check_texts,
+    length_of,
+    limit_of,
+    token_report,
+)
 from diffusion_lab.records import Prompt, PromptSet, Subject, UserError
 
 
@@ -118,3 +127,21 @@ def test_the_sets_of_the_package_fit(tokenizer: CLIPTokenizer) -> None:
         prompts = load_prompts(Prompts(name=name), identifier="customcls", class_noun="woman")
         for prompt in prompts:
             assert len(prompt.text.replace(",", " ,").split()) < 60
+
+
+@pytest.mark.parametrize(("family", "most"), [("sdxl", 77), ("sd3", 256), ("flux", 512)])
+def test_the_longest_text_is_the_familys(family: str, most: int, tmp_path: Path) -> None:
+    """CLIP's 77 tokens where CLIP is all that reads the text, else T5's."""
+    from tests.families.tiny import FAMILY
+
+    pipe = FAMILY[family](tmp_path)
+    long = " ".join(["dog"] * (70 if most == 77 else most // 3))
+    check_texts(pipe, prompts_of("a dog", long), instance_prompt=long)
+    over = " ".join(["dog"] * 600)
+    for texts, negative, instance in (
+        (["a dog", over], "", ""),
+        (["a dog"], over, ""),
+        (["a dog"], "", over),
+    ):
+        with pytest.raises(UserError, match=f"the model reads {most}"):
+            check_texts(pipe, prompts_of(*texts, negative=negative), instance_prompt=instance)
