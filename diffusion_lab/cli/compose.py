@@ -32,7 +32,7 @@ def conf_folder() -> Path:
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise UserError(f"config.yaml is missing beside {package}: install the package anew")
+    raise UserError(f"config.yaml is missing beside {package}: install the package again")
 
 
 def register() -> None:

@@ -90,7 +90,7 @@ def refuse_broken(words: Sequence[str]) -> None:
         except UnicodeEncodeError as error:
             shown = word.encode("utf-8", "backslashreplace").decode()
             raise UserError(
-                f"{shown}: is no UTF-8 text; rename the file or folder, or type it anew"
+                f"{shown}: is no UTF-8 text; rename the file or folder, or type it again"
             ) from error
 
 

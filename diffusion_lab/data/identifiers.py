@@ -48,7 +48,7 @@ def check_identifier(config: Config, noun: str, prompts: PromptSet) -> list[str]
             f"{key}: is an ordinary word of {_some(others)}, where it would refer to the subject too"
         )
     if contains_word(identifier, prompts.negative):
-        warnings.append(f"{key}: stands in the negative prompt, which would suppress the subject")
+        warnings.append(f"{key}: is in the negative prompt, which would suppress the subject")
     if warnings and learnt:
         raise UserError(f"{warnings[0]}; set data.identifier to a new word, such as customcls")
     return warnings

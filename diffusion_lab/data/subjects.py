@@ -175,7 +175,7 @@ def _miniature_folder(name: str, cache: Path) -> Path:
     folder = cache / f"subjects-{renderer_version()}" / name
     if not is_complete(folder):
         if folder.exists():
-            log.warning("%s is damaged and is drawn again", folder)
+            log.warning("%s is damaged and is generated again", folder)
         else:
             log.info("drawing %s into %s", name, folder.parent)
         try:

@@ -159,7 +159,7 @@ def rebuild_adapter(
             f"{place}: the adapter of the recommended step is missing, and there is no whole checkpoint of that step "
             "to make it from; put it back from a copy, or begin again in another folder with hydra.run.dir=FOLDER"
         ) from error
-    log.warning("%s is missing or damaged, and is made again from the checkpoint of that step", place)
+    log.warning("%s is missing or damaged, and is restored from the checkpoint of that step", place)
     checkpoint.restore(state, found)
     with replace_folder(place) as beside, evaluated_weights(state):
         state.save(beside, {"scores": dumps(means)})

@@ -254,7 +254,7 @@ def _measure_photographs(
     for group, (missing, total) in without_face(references).items():
         if missing:
             log.warning(
-                "no face found in %d of %d %s photographs: they have no similarity", missing, total, group
+                "no face found in %d of %d %s photos: they have no similarity", missing, total, group
             )
     return references
 

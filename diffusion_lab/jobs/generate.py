@@ -166,7 +166,7 @@ def run(config: Config, run_folder: Path) -> None:
     if wanted.taken:
         log.info("drawn with %s", wanted.taken)
     if job.weight != 1 and {EMBEDDING} < {piece.kind for piece in wanted.artefacts}:
-        log.info("job.weight=%g is of the LoRA; the word that lies beside it is used whole", job.weight)
+        log.info("job.weight=%g applies to the LoRA; the word beside it is used unscaled", job.weight)
     planned = plan(wanted.prompts, wanted.settings)
     facts = _facts(job, wanted)
     names = [f"{item.prompt.id}-{item.index}.png" for item in planned]
@@ -179,7 +179,7 @@ def run(config: Config, run_folder: Path) -> None:
         if not all((wanted.folder / name).is_file() for name in names[start : start + size])
     ]
     if not starts:
-        log.info("%s: all %d images are there", wanted.folder, len(planned))
+        log.info("%s: all %d images exist already", wanted.folder, len(planned))
         return
     pipe = load_pipeline(wanted.model, resolve_device(wanted.model.device))
     for piece in wanted.artefacts:

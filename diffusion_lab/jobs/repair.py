@@ -58,7 +58,7 @@ def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Stat
         wanted = None if stop is None else stop.step
         _restore_adapters(config, run_folder, files, findings, lost, wanted, device)
         _restore_pictures(config, run_folder, files, lost, device)
-        if status == "completed" and hasattr(config.method, "complete") and _artefact_lost(run_folder, lost):
+        if status == "completed" and config.method.traits.whole_networks and _artefact_lost(run_folder, lost):
             findings.pipe = _pipe(config, device, findings)
         error = files.result["error"] if status == "diverged" else None
         conclude(config, run_folder, findings, Fanout([files]), files, status)
@@ -76,7 +76,7 @@ def _outcome(lost: Sequence[str], left: Sequence[str]) -> str:
     said = [f"made again: {_listed(made)}"] if made else []
     if left:
         said.append(f"still missing or damaged: {_listed(left)}")
-    return "; ".join(said) or "made again: the end of its record"
+    return "; ".join(said) or "restored: the end of its record"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -106,7 +106,7 @@ def _restore_record(config: Config, run_folder: Path, files: FileTracker, lost: 
 
         noun = check_subject(config.data)
         files.prompts(load_prompts(config.prompts, identifier=config.data.identifier, class_noun=noun))
-        log.warning("%s: written anew", prompts)
+        log.warning("%s: written again", prompts)
     if backup.BASE in lost and backup.BASE not in files.copies:
         log.warning("%s: it is missing or damaged, and no other file holds it", run_folder / backup.BASE)
 

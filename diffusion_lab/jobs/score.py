@@ -87,7 +87,7 @@ def check_images(config: Config) -> tuple[list[tuple[str, str]], list[str]]:
         )
     warnings += passed_over(folder, "job.images")
     if config.metrics.encoders == "miniature" and data.source == "folder":
-        warnings.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
+        warnings.append("metrics=miniature knows drawn portraits only; for photos use metrics=full")
     if data.source == "folder" and Path(str(data.folder)).expanduser().resolve() == folder.resolve():
         warnings.append("job.images is data.folder: pictures are compared with themselves")
     rows = [
@@ -265,7 +265,7 @@ def _describe(
     files.references(ceilings, {name: pair["impostor"] for name, pair in lines.items()})
     for group, (missing, total) in without_face(references).items():
         if missing:
-            log.warning("no face found in %d of %d %s photographs", missing, total, group)
+            log.warning("no face found in %d of %d %s photos", missing, total, group)
 
 
 def _tell_prompts(

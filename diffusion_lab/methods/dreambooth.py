@@ -235,7 +235,7 @@ class DreamBooth:
         if is_unchanged(folder):
             if not self.unchanged(pipe):
                 raise UserError(
-                    f"{folder}: stands for the base model unchanged; load it into a freshly loaded pipeline"
+                    f"{folder}: is the unchanged base model; load it into a freshly loaded pipeline"
                 )
             return
         for name in self._parts(pipe):

@@ -33,7 +33,7 @@ def check_model(model: Model, warnings: list[str]) -> Path | None:
             f"model.path={model.path}: it is not whole in the hub's cache on this machine; set "
             "model.local_files_only=false to fetch it"
         )
-    warnings.append(f"model.path={model.path} is taken for a hub id: it will be downloaded (gigabytes)")
+    warnings.append(f"model.path={model.path} is treated as a hub id: it will be downloaded (gigabytes)")
     return None
 
 

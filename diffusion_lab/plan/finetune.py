@@ -115,7 +115,7 @@ def _warnings(config: Config) -> list[str]:
     miniature = config.model.path in MINIATURES
     found = []
     if config.metrics.encoders == "miniature" and not miniature:
-        found.append("metrics=miniature knows drawn portraits only; for photographs use metrics=full")
+        found.append("metrics=miniature knows drawn portraits only; for photos use metrics=full")
     found += encoder_warnings(config.metrics)
     if miniature and sampler(config.prompts)[0] > 30:
         found.append(f"prompts.sampling_steps={config.prompts.sampling_steps}: 12 do for the miniature")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WORDS: dict[FolderStatus, str] = {
     "empty": "no run",
     "unfinished": "an unfinished run, which is resumed",
-    "incomplete": "a run that is trained to its end; what is missing in its folder is made again",
+    "incomplete": "a run that is fully trained; what is missing in its folder is restored",
     "finished": "a finished run, which is left alone",
     "diverged": "a run that diverged, which is left alone",
 }

@@ -117,7 +117,7 @@ def _others(config: Config) -> list[str]:
     steps, said = config.steps, []
     _, scale = sampler(config.prompts)
     if scale == 0:
-        said.append("prompts.guidance_scale=0: drawn as with 1, without guidance; the models expect 3 to 10")
+        said.append("prompts.guidance_scale=0: the same as 1, without guidance; the models expect 3 to 10")
     elif scale > SATURATED:
         said.append(
             f"prompts.guidance_scale={scale:g}: colours are burnt beyond {SATURATED:g}; the models "

@@ -116,7 +116,7 @@ def draw(
             )  # fmt: skip
             if not bool(latents.isfinite().all()):
                 raise TrainingDiverged(
-                    "the model draws images that are not finite: its weights have diverged"
+                    "the model generates images that are not finite: its weights have diverged"
                 )
             images.extend(decode(pipe, latents))
             if progress is not None:

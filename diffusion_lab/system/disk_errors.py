@@ -95,7 +95,7 @@ def remedy(path: Path | str, error: OSError) -> str | None:
             "another place with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
         )
     if error.errno == errno.ENOENT and os.path.islink(path):
-        return f"cannot write {path}: it is a symbolic link to {os.readlink(path)}, which is not there; remove the link"
+        return f"cannot write {path}: it is a symbolic link to {os.readlink(path)}, which does not exist; remove the link"
     if error.errno == errno.ENOENT:
         return (
             f"cannot write {path} ({error.strerror}): its folder was removed or moved meanwhile; put it back, or "
@@ -103,7 +103,7 @@ def remedy(path: Path | str, error: OSError) -> str | None:
         )
     if error.errno in _NOT_A_FOLDER:
         return (
-            f"cannot write {path} ({error.strerror}): something else stands in its place; move it away, or "
+            f"cannot write {path} ({error.strerror}): something else is in its place; move it away, or "
             "choose another place with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
         )
     return None

@@ -53,7 +53,7 @@ def build_trackers(
         except UserError:
             raise
         except Exception as error:  # wandb is broken or not installed
-            log.warning("Weights & Biases cannot be used, the run goes on without it: %s", _one_line(error))
+            log.warning("Weights & Biases cannot be used, the run continues without it: %s", _one_line(error))
         else:
             trackers.append(view)
     return trackers
@@ -107,7 +107,7 @@ class Fanout:
     def _silence(self, tracker: Tracker, error: Exception) -> None:
         self._silenced.append(tracker)
         name = getattr(tracker, "label", type(tracker).__name__)
-        log.warning("%s stopped, the run goes on without it: %s", name, _one_line(error))
+        log.warning("%s stopped, the run continues without it: %s", name, _one_line(error))
 
 
 def _one_line(error: Exception) -> str:

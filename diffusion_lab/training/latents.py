@@ -171,7 +171,7 @@ def _on_disk(
                 read(number, version)
             except (OSError, SafetensorError, KeyError, ValueError) as error:  # missing or damaged
                 if path(number, version).exists():
-                    log.warning("%s is damaged and is made again (%s)", path(number, version), error)
+                    log.warning("%s is damaged and is created again (%s)", path(number, version), error)
                 if path(number, version).is_dir():
                     shutil.rmtree(path(number, version))
                 mean, logvar = encode(number, version)

@@ -46,7 +46,7 @@ BOUNDS: dict[str, Bound] = {
     "job.scale": _real(0, 100, "100 times the recipe takes a year on a CPU", above=True),
     "job.exponent": _real(0, 2, "2 already favours rare ratings over common ones"),
     "job.hidden": Bound(1, 16_384, "wider than any embedding that is used"),
-    "job.epochs": Bound(1, 100_000, "training stops by itself long before"),
+    "job.epochs": Bound(1, 100_000, "training stops long before"),
     "job.learning_rate": _real(0, 3e38, _RATE, above=True),
     "model.resolution": Bound(16, 4096, "pixels per side; attention grows with their fourth power"),
     "data.n_images": Bound(1, 100_000, _FOLDER),

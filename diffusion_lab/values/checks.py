@@ -107,7 +107,7 @@ def text_list(key: str, value: object, allowed: Iterable[str] | None = None) -> 
         raise UserError(f"{key}={value}: must be a list of texts, such as {key}=[a,b]")
     repeated = sorted({item for item in value if value.count(item) > 1})
     if repeated:
-        raise UserError(f"{key}={value}: {', '.join(repeated)} stands there more than once")
+        raise UserError(f"{key}={value}: {', '.join(repeated)} is given more than once")
     if allowed is not None:
         for item in value:
             one_of(key, item, allowed)
