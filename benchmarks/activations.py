@@ -2,10 +2,10 @@
 
     python -m benchmarks.activations [--only flux]
 
-The denoiser is built from torch's fake tensors, which have shapes and storages and no values, and runs its forward pass
-as if on a card: CUDA's rules for autocast, attention through the kernels that keep no matrices. The table puts what was
-kept beside the plan's estimate (`Family.saved`, `Family.checkpointed`). The exit status is 1 where one is more than 15 %
-off.
+The denoiser is built from torch's fake tensors, which have shapes and storages and no values, and runs its
+forward pass as if on a card: CUDA's rules for autocast, attention through the kernels that keep no matrices.
+The table puts what was kept beside the plan's estimate (`Family.saved`, `Family.checkpointed`). The exit
+status is 1 where one is more than 15 % off.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def kept(
 ) -> float:  # fmt: skip
     """Bytes. `configs`: of the denoiser and the text encoders; `side`: of the latents.
 
-    Copies of trained weights in half precision are left out. With `trains` false a LoRA of rank 8 trains at the family's
-    targets, beside weights in half precision where `half`. `checkpointing`: what is kept between the blocks alone.
+    Copies of trained weights in half precision are left out. With `trains` false a LoRA of rank 8 trains at
+    the family's targets, beside weights in half precision where `half`. `checkpointing`: what is kept between
+    the blocks alone.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -124,7 +125,7 @@ def _fake(value: Any) -> Any:
 
 
 def _conditioning(family: Any, configs: dict[str, dict[str, Any]], dtype: Any) -> dict[str, Any]:
-    """What the denoiser reads of one text, by the sizes in its config."""
+    """The denoiser's text inputs for one prompt, by the sizes in its config."""
     import torch
 
     config = configs[family.denoiser]
@@ -171,7 +172,7 @@ def _card_attention(device: str) -> Iterator[None]:
 
 @contextmanager
 def _autocast(device: str) -> Iterator[None]:
-    """To bfloat16; torch.autocast itself switches off where there is no card."""
+    """To bfloat16; torch.autocast itself is disabled without a GPU."""
     import torch
 
     torch.set_autocast_enabled(device, True)

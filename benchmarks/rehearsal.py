@@ -1,13 +1,13 @@
-"""The whole product at full size, without a download: Stable Diffusion 1.5's true architecture, random weights.
+"""Runs the whole package at full size without a download: Stable Diffusion 1.5 with random weights.
 
     python -m benchmarks.rehearsal [--device cpu] [--pixels 512] [--size tiny] [--keep FOLDER]
 
-Builds a diffusers folder (U-Net of 860 million parameters, VAE, CLIP's text encoder with CLIP's own vocabulary) and
-weights for the true classes of all encoders, then runs `job=finetune` with every method at the smallest settings: LoRA
-at 512 pixels (256 where the machine is too slow for the time limit; the table says so) with all metrics, the others at
-64 pixels. What they leave is loaded in plain diffusers. The table puts seconds and peak memory beside the plan's
-estimates. Images and scores mean nothing: only that everything works, in 10 minutes and 16 GB on two cores, is shown.
-The exit status is 1 where a line says FAIL.
+Builds a diffusers folder (U-Net of 860 million parameters, VAE, CLIP's text encoder with CLIP's own
+vocabulary) and weights for the true classes of all encoders, then runs `job=finetune` with every method at
+the smallest settings: LoRA at 512 pixels (256 where the machine is too slow for the time limit; the table
+says so) with all metrics, the others at 64 pixels. What they leave is loaded in plain diffusers. The table
+puts seconds and peak memory beside the plan's estimates. Images and scores mean nothing: only that everything
+works, in 10 minutes and 16 GB on two cores, is shown. The exit status is 1 where a line says FAIL.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ALL_METRICS = (
     "similarity", "similarity_heldout", "face_rate", "aesthetics", "diversity", "clip_text", "clip_image",
     "memorisation", "dino", "kid", "fid", "vendi",
 )  # fmt: skip
-METHODS = {  # the words beside those of every run
+METHODS = {  # overrides in addition to those of every run
     "lora": [],
     "textual_inversion": [],
     "pivotal": ["steps.total=2", "steps.every=2"],
@@ -75,7 +75,7 @@ print("FOUND " + json.dumps(found))
 
 @dataclass
 class Outcome:
-    """What a phase took, beside what was planned for it (None where there is no plan)."""
+    """The measured and the planned cost of a phase (None without a plan)."""
 
     phase: str
     seconds: float
@@ -98,7 +98,7 @@ def run(arguments: list[str], log: Path) -> tuple[int, float, float]:
     """Exit status, seconds and peak resident bytes of a command, whose output goes into `log`."""
     environment = {
         **os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false",
-        # Threads that wait for each other give way: on a machine with other work they would burn its cores.
+        # Waiting threads yield: otherwise they would occupy the cores of a busy machine.
         "OMP_WAIT_POLICY": "PASSIVE",
     }  # fmt: skip
     started = time.perf_counter()
@@ -187,8 +187,8 @@ def load_elsewhere(report: Report, folder: Path, artefacts: dict[str, Path]) -> 
         "dreambooth": artefacts.get("dreambooth", Path()),
     }
     if not (places["dreambooth"] / "model_index.json").is_file():
-        # Where step 0 is recommended, as with weights that mean nothing it may be, the artefact is a note of the
-        # untouched model: what the last step left is loaded then.
+        # Where step 0 is recommended, as with weights that mean nothing it may be, the artefact is a note of
+        # the untouched model: what the last step left is loaded then.
         places["dreambooth"] = places["dreambooth"].parent / "adapters" / "step-000001"
     there = {name: str(path) for name, path in places.items() if name in artefacts}
     script = folder / "plain.py"
@@ -224,7 +224,7 @@ def rehearse(folder: Path, *, size: str, device: str, pixels: int, methods: list
     """All of it, in `folder`."""
     report = Report()
     began, spent = time.perf_counter(), sum(os.times()[:4])
-    if not (folder / "prompts.txt").is_file():  # the last thing that is written: a kept folder is used again
+    if not (folder / "prompts.txt").is_file():  # written last: a complete folder is reused
         stand_ins.build(folder, size)
     report.outcomes.append(Outcome("model and encoders built", time.perf_counter() - began))
     artefacts: dict[str, Path] = {}
@@ -256,7 +256,7 @@ def _in_time(wall: float, processor: float) -> tuple[bool, str]:
 
 
 def affordable(device: str) -> int:
-    """512 pixels, or 256 where this machine, as busy as it is, would take too long."""
+    """512 pixels, or 256 if this machine, at its current load, would take too long."""
     import torch
 
     from diffusion_lab.plan.calibrate import achieved

@@ -1,7 +1,7 @@
 """A full-size model and full-size encoders with random weights, in the files the product reads: `benchmarks.rehearsal`.
 
-No network is ever initialised: shapes come from the classes on torch's meta device, values from one short random
-sequence that is repeated, scaled so that activations stay finite.
+No network is ever initialised: shapes come from the classes on torch's meta device, values from one short
+random sequence that is repeated, scaled so that activations stay finite.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def build(folder: Path, size: str) -> None:
 
 
 def encoder_words(folder: Path) -> list[str]:
-    """The words of the command line that name the encoders' files."""
+    """The overrides for the encoders' files."""
     place = folder / "encoders"
     clip = place / "clip"
     found = [
@@ -198,7 +198,7 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _small_clip(folder: Path) -> None:
-    """A CLIP of transformers whose vectors have 768 numbers, as the head wants them."""
+    """A CLIP model from transformers with 768-dimensional embeddings, as required by the head."""
     import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 

@@ -64,7 +64,7 @@ def plain_loop(pipe: Any, config: Any, subject: Any) -> Callable[[], float]:
         batch = pixels[sampler.take(config.steps.batch_size)].to(device)
         with torch.no_grad():
             posterior = vae.encode(batch).latent_dist
-        # The example draws a batch at once; picture by picture gives the same numbers as this package draws.
+        # The example samples noise for a whole batch; sampling per image gives this package's numbers.
         shape = posterior.mean.shape[1:]
         fresh = torch.stack([torch.randn(shape, generator=latent_stream) for _ in batch]).to(device)
         latents = (posterior.mean + posterior.std * fresh) * vae.config.scaling_factor
@@ -93,7 +93,7 @@ def plain_loop(pipe: Any, config: Any, subject: Any) -> Callable[[], float]:
 
 
 def our_loop(state: Any, config: Any) -> Callable[[int], tuple[list[float], float]]:
-    """`train` itself, from where it stands: n steps, their losses and the wall seconds of all of it."""
+    """Runs `train` for n steps from its current state: losses and total wall-clock seconds."""
     import dataclasses
 
     from diffusion_lab.training.loop import train

@@ -202,7 +202,7 @@ def text_tower(made: Recipe) -> Any:
 
 
 def run_polish(made: Recipe) -> dict[str, Any]:
-    """Let CLIP go on learning, a third of the pictures out of the VAE; the U-Net keeps the text tower it knows."""
+    """Continue training CLIP, with a third of the images from the VAE; the U-Net keeps its text tower."""
     data, vocabulary = made.train_set(), tokenizer.load_tokenizer(made.folder / "parts" / "tokenizer")
     model = clip.train_clip(
         data,

@@ -1,4 +1,4 @@
-"""Can the metrics be trusted? They are asked about a world whose truth is known.
+"""Can the metrics be trusted? Tests them on synthetic images with known ground truth.
 
     python -m diffusion_lab.recipes.trust FOLDER [--people 20]
 

@@ -1,4 +1,4 @@
-"""The command: ask, write, show."""
+"""The command line of the study."""
 
 from __future__ import annotations
 

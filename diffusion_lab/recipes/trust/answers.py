@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from diffusion_lab.analysis.intervals import summarise
 
-RANGES = (  # a statistic's first words, and the values that it can have
+RANGES = (  # the first words of a statistic, and its possible values
     ("rank correlation", (-1.0, 1.0)),
     ("AUC", (0.0, 1.0)),
     ("share of faces", (0.0, 1.0)),
@@ -20,7 +20,7 @@ RANGES = (  # a statistic's first words, and the values that it can have
 
 
 class Point(NamedTuple):
-    """One point of a curve: a mean over people or sets with its 95 % interval (None of fewer than two)."""
+    """One point of a curve: a mean over people or sets with its 95 % interval (None for fewer than two)."""
 
     at: str | float
     mean: float
@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One question put to one metric: a mean with its 95 % interval over people or sets, None where all are alike."""
+    """One metric's answer to a question: a mean with its 95 % interval, None if all values are equal."""
 
     metric: str
     question: str
@@ -51,7 +51,7 @@ def answer(
     curve: Sequence[Point] = (),
     axes: tuple[str, str] = ("", ""),
 ) -> Answer:
-    """Average ``values``, one per person; those that are NaN are left out. ValueError for fewer than two."""
+    """Average ``values``, one per person; NaN values are left out. ValueError for fewer than two."""
     bounds = next((ends for words, ends in RANGES if statistic.startswith(words)), (None, None))
     found = summarise(values, bounds=bounds)
     if found.mean is None or found.n < 2:
@@ -60,7 +60,7 @@ def answer(
 
 
 def curve_of(at: Sequence[Hashable], values: Sequence[Sequence[float]]) -> tuple[Point, ...]:
-    """A point for each of ``at``; ``values``: for each person or set one value a point, NaN where undefined.
+    """A point for each of ``at``; ``values``: one value per point for each person or set, NaN if undefined.
 
     A point without any value is left out.
     """

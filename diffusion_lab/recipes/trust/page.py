@@ -1,4 +1,4 @@
-"""The page of the study: the curves behind the means, for whoever will not take a correlation's word."""
+"""The report of the study: the table, and the curves behind the means."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffusion_lab.report.page import save
 
 
 def write_page(path: Path, answers: Sequence[Answer]) -> Path:
-    """A self-contained page: a chart a question, or one of all questions of a kind, and the table."""
+    """A self-contained page: one chart per question, or per group of similar questions, and the table."""
     figures = {
         name: (title, small, figure)
         for name, title, small, figure in (
@@ -72,7 +72,7 @@ def _lines(answers: Sequence[Answer], metric: str) -> go.Figure | None:
 
 
 def _scene(answers: Sequence[Answer]) -> go.Figure | None:
-    """A row a slot: every phrase's mean, and the worst one's interval."""
+    """One row per slot: every phrase's mean, and the worst one's interval."""
     asked = [a for a in answers if a.metric == "similarity" and a.curve and isinstance(a.curve[0].at, str)]
     if not asked:
         return None
@@ -89,7 +89,7 @@ def _scene(answers: Sequence[Answer]) -> go.Figure | None:
 
 
 def _copies(answers: Sequence[Answer]) -> go.Figure | None:
-    """A row a kind of copy: the mean of new pictures and of copies."""
+    """One row per kind of copy: the means of new images and of copies."""
     asked = [a for a in answers if a.metric == "memorisation" and len(a.curve) == 2]
     if not asked:
         return None
@@ -111,7 +111,7 @@ def _copies(answers: Sequence[Answer]) -> go.Figure | None:
 
 
 def _dots(answers: Sequence[Answer], metric: str, prefix: str, title: str) -> go.Figure | None:
-    """A row a question about ``metric``: its mean and interval, a share."""
+    """One row per question about ``metric``: its mean and interval, a fraction."""
     asked = [a for a in answers if a.metric == metric]
     if not asked:
         return None

@@ -1,4 +1,4 @@
-"""Photographs of people whom no encoder was trained on, and what the metrics say of them."""
+"""Photos of people on whom no encoder was trained, and their metric values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST_PERSON = world.EVALUATION_SEEDS + 400_000
 
 
 def person(k: int) -> Identity:
-    """The k-th person of the study; women and men by turns."""
+    """The k-th person of the study; women and men alternate."""
     return world.identity_from_seed(FIRST_PERSON + k)
 
 
@@ -40,7 +40,7 @@ def scores(
     references: Features,
     texts: list[str] | None = None,
 ) -> NDArray[np.float64]:
-    """The metric's value of each image, float64 [n], NaN where undefined."""
+    """The metric's value for each image, float64 [n], NaN if undefined."""
     from diffusion_lab.records import Metric, References
 
     seen = bank.features(images, texts=texts, needs=set(METRICS[metric].needs))

@@ -1,4 +1,4 @@
-"""The questions. Each has an answer that the drawing program knows; one statistic a person or set is averaged."""
+"""The questions. The renderer knows each answer; one statistic per person or set is averaged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from diffusion_lab.system.images import encoded
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.encoders.bank import EncoderBank
 
-REFERENCES = 14  # photographs of a person that similarity is measured against
+REFERENCES = 14  # number of reference photos per person for similarity
 SCENE = tuple(slot for slot in SLOTS if slot != "quality")  # what should not change who is seen
 LEVELS = tuple(i / 8 for i in range(9))  # of the way from one person to another
 CATEGORIES = ("eye_colour", "hair_colour", "hair_cut", "beard")  # they switch half way, all at once
@@ -111,7 +111,7 @@ def ask_scene(bank: EncoderBank, people: int, slots: Sequence[str] = SCENE) -> l
 
 
 def ask_quality(bank: EncoderBank, sets: int, size: int = 40) -> list[Answer]:
-    """Do aesthetics follow the quality that was drawn, and the world's own rating?"""
+    """Do aesthetics follow the rendered quality, and the renderer's own rating?"""
     by_quality, by_rating, curves, merits = [], [], [], []
     for k in range(sets):
         drawn = [world.draw_portrait(FIRST_PERSON + 10_000 + size * k + i) for i in range(size)]
@@ -165,7 +165,7 @@ def ask_variety(bank: EncoderBank, sets: int, size: int = 24) -> list[Answer]:
 
 
 def ask_copies(bank: EncoderBank, people: int) -> list[Answer]:
-    """Are slightly changed copies of training pictures told from new pictures of the same person?"""
+    """Are slightly changed copies of training photos distinguished from new photos of the same person?"""
     answers = []
     for name, change in COPIES.items():
         values, means = [], []
@@ -207,7 +207,7 @@ def ask_faces(bank: EncoderBank, people: int, each: int = 4) -> list[Answer]:
 def ask_words(
     bank: EncoderBank, sets: int, size: int = 24, slots: Sequence[str] = tuple(SLOTS)
 ) -> list[Answer]:
-    """Does the true caption score higher than one with a single slot told wrongly?"""
+    """Does the true caption score higher than one with a single wrong slot?"""
     right: dict[str, list[float]] = {slot: [] for slot in slots}
     for k in range(sets):
         drawn = [world.draw_portrait(FIRST_PERSON + 50_000 + size * k + i, clean=True) for i in range(size)]
