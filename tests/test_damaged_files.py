@@ -295,7 +295,7 @@ def test_drawn_subjects_are_drawn_again(tmp_path: Path, caplog: pytest.LogCaptur
         after = load_subject(data, tmp_path)
         assert [p.sha256 for p in after.train] == [p.sha256 for p in before.train]
         assert after.class_noun == before.class_noun
-        assert "anna is damaged and is drawn again" in caplog.text
+        assert "anna is damaged and is generated again" in caplog.text
 
 
 @damages
@@ -312,7 +312,7 @@ def test_latents_are_encoded_again(
     path = files_of_kind(tmp_path, "*.safetensors")[0]
     DAMAGES[damage](path)
     assert torch.equal(drawn(), before)
-    assert f"{path} is damaged and is made again" in caplog.text
+    assert f"{path} is damaged and is created again" in caplog.text
 
 
 def files_of_kind(folder: Path, pattern: str) -> list[Path]:

@@ -96,7 +96,7 @@ def test_real_errors_of_the_libraries(tmp_path: Path) -> None:
         safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "file" / "x")
     assert disk_errors.os_error(place.value) is not None
     with (
-        pytest.raises(UserError, match=r"something else stands in its place"),
+        pytest.raises(UserError, match=r"something else is in its place"),
         disk_errors.recoverable(tmp_path / "file"),
     ):
         raise place.value
@@ -106,7 +106,7 @@ def test_a_dead_link_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").symlink_to("/nowhere/at/all")
     with (
         pytest.raises(
-            UserError, match=r"symbolic link to /nowhere/at/all, which is not there; remove the link"
+            UserError, match=r"symbolic link to /nowhere/at/all, which does not exist; remove the link"
         ),
         disk_errors.recoverable(tmp_path / "config.yaml"),
     ):

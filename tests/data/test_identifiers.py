@@ -106,7 +106,7 @@ def test_the_words_around_it(plan, tmp_path: Path) -> None:
     assert any("ordinary word of the prompt 'Elmo holding" in line for line in plan(*paper).warnings)
     with pytest.raises(UserError, match=r"'elmo': is an ordinary word of the prompt 'Elmo holding a woman'"):
         plan("method=textual_inversion", *paper)
-    with pytest.raises(UserError, match="stands in the negative prompt"):
+    with pytest.raises(UserError, match="is in the negative prompt"):
         plan("method=textual_inversion", "data.identifier=blurx", "prompts.negative='ugly, Blurx'")
     plan("method=textual_inversion", "data.identifier=lin", "prompts.negative='smiling'")
 

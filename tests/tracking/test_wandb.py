@@ -365,7 +365,7 @@ def test_the_earlier_log_stays_where_a_new_one_cannot_be_begun(
     sessions(tmp_path, cases, (10, [20], "completed"))
     assert logs(tmp_path) == before
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "completed"
-    (told,) = [line for line in caplog.messages if "goes on without it" in line]
+    (told,) = [line for line in caplog.messages if "continues without it" in line]
     assert "Weights & Biases stopped" in told
     assert "\n" not in told
 
