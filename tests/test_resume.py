@@ -93,7 +93,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(
 
     checkpoint.write(checkpoint.capture(state()), tmp_path)
     state("steps.keep_checkpoints=5", "resume=must", "tracker.project=b", found=checkpoint.latest(tmp_path))
-    with pytest.raises(UserError, match=r"changed since: its configuration; begin anew"):
+    with pytest.raises(UserError, match=r"changed since: its configuration; start again"):
         state("method.learning_rate=1e-5", found=checkpoint.latest(tmp_path))
 
 

@@ -123,7 +123,7 @@ def _check_together(where: str, found: Sequence[Artefact]) -> None:
     if len(changing) > 1:
         names = ", ".join(piece.path.name for piece in changing)
         raise UserError(
-            f"{where}: holds {len(changing)} adapters ({names}), and one is drawn with at a time; name one: "
+            f"{where}: holds {len(changing)} adapters ({names}), but only one can be used at a time; name one: "
             f"job.artefact={changing[0].path}"
         )
 
@@ -159,8 +159,8 @@ def _file(path: Path) -> Artefact:
     if adapter_file.is_adapter(found):
         if any(key.startswith("base_model.model.") for key in keys):
             raise UserError(
-                f"{where}: is from a folder of peft's, and adapter_config.json, which says how strong it is, does not "
-                "lie beside it; copy that too"
+                f"{where}: is from a folder of peft's, and adapter_config.json, which contains its strength, is not "
+                "beside it; copy that too"
             )
         adapter_file.layers(found, where)
         return Artefact(LORA, path, found.metadata)

@@ -158,7 +158,9 @@ def merge_folder(pipe: Any, part: str, folder: Path, weight: float, where: str) 
     network: Any = getattr(pipe, part)
     refuse_quantised(network, where)
     if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
-        raise UserError(f"{where}: another adapter is already attached to the {part} already; put peft's folders on first")
+        raise UserError(
+            f"{where}: another adapter is already attached to the {part} already; put peft's folders on first"
+        )
     weights = read_tensors(folder / WEIGHTS, where)
     if not hasattr(network, "text_model"):  # a level that transformers removed
         weights = {key.replace(f"{_PREFIX}text_model.", _PREFIX, 1): value for key, value in weights.items()}

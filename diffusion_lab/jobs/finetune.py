@@ -253,9 +253,7 @@ def _measure_photographs(
     files.references(findings.ceilings, {name: pair["impostor"] for name, pair in scores.items()})
     for group, (missing, total) in without_face(references).items():
         if missing:
-            log.warning(
-                "no face found in %d of %d %s photos: they have no similarity", missing, total, group
-            )
+            log.warning("no face found in %d of %d %s photos: they have no similarity", missing, total, group)
     return references
 
 

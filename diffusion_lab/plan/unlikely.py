@@ -46,7 +46,7 @@ def _schedule(config: Config) -> list[str]:
     if steps.checkpoint_every is not None and steps.checkpoint_every > total:
         said.append(
             f"steps.checkpoint_every={steps.checkpoint_every}: the run has {counted(total, 'step')}, so a run that is stopped "
-            "begins anew; set it lower, or null for one at every evaluation"
+            "starts again from step 0; set it lower, or null for one at every evaluation"
         )
     if steps.log_every > total:
         said.append(

@@ -161,7 +161,7 @@ def _check_identity(state: TrainingState, checkpoint: Checkpoint) -> None:
     if changed:
         raise UserError(
             f"{checkpoint.folder}: cannot go on, for these have changed since: {', '.join(changed)}; "
-            "begin anew in another folder with hydra.run.dir=FOLDER"
+            "start again in another folder with hydra.run.dir=FOLDER"
         )
 
 
