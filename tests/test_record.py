@@ -175,10 +175,10 @@ def test_a_finished_run_with_a_damaged_file(
         assert (folder / "scores.parquet").read_bytes() == (whole / "scores.parquet").read_bytes()
         if name in NAMED:
             assert f"still missing or damaged: {name}" in caplog.text, kind
-            assert "restored" not in caplog.text, kind
+            assert "created again" not in caplog.text, kind
         if name in (*NAMED, *UNNEEDED):
             continue
-        assert re.search(rf"restored: .*{re.escape(name)}", caplog.text), kind
+        assert re.search(rf"created again: .*{re.escape(name)}", caplog.text), kind
         assert folder_status(config, folder) == "finished", kind
         assert json.loads((folder / "result.json").read_text())["status"] == "completed"
         if name.endswith(".safetensors"):

@@ -73,10 +73,10 @@ def repair(config: Config, run_folder: Path, device: torch.device) -> tuple[Stat
 def _outcome(lost: Sequence[str], left: Sequence[str]) -> str:
     """Describes which of the `lost` files have been created again, and which are `left` unrepaired."""
     made = [name for name in lost if name not in left]
-    said = [f"made again: {_listed(made)}"] if made else []
+    said = [f"created again: {_listed(made)}"] if made else []
     if left:
         said.append(f"still missing or damaged: {_listed(left)}")
-    return "; ".join(said) or "restored: the end of its record"
+    return "; ".join(said) or "created again: the end of its record"
 
 
 def _listed(names: Sequence[str]) -> str:
