@@ -104,6 +104,8 @@ def test_it_never_costs_less_to_do_more(
     on(CARDS[card])
     if key == "model__resolution":
         values = sorted({64 * (1 + value % 32) for value in values})
+    if key == "method__rank":  # its bound
+        values = sorted({1 + value % 4096 for value in values})
     found = [cost(f"method={method}", **{key: value}) for value in values]
     if key == "prompts__batch_size":  # images drawn together take less time, and more memory
         assert found[-1].evaluation_seconds <= found[0].evaluation_seconds
