@@ -31,7 +31,7 @@ def notes(config: Config, pipe: Any, subject: Subject, prompt: str) -> dict[str,
         ),
         made_for.HEADER: of(pipe).name,
         "base_model": config.model.path,
-        "prediction_type": str(pipe.scheduler.config.get("prediction_type", "epsilon")),
+        "prediction_type": _prediction_type(pipe),
         "trigger": subject.identifier,
         "class_noun": subject.class_noun,
         "instance_prompt": prompt,
@@ -49,6 +49,12 @@ def notes(config: Config, pipe: Any, subject: Subject, prompt: str) -> dict[str,
         "version": versions().get("diffusion-lab", ""),
         "commit": checkout(Path(__file__).resolve().parents[2])[0] or "",
     }
+
+
+def _prediction_type(pipe: Any) -> str:
+    """What the denoiser predicts; a rectified flow's scheduler has no such setting."""
+    default = "epsilon" if of(pipe).min_snr else "flow_prediction"
+    return str(pipe.scheduler.config.get("prediction_type", default))
 
 
 def annotate(folder: Path, words: Mapping[str, str]) -> None:

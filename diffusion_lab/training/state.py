@@ -26,8 +26,8 @@ from diffusion_lab.models.load import (
 from diffusion_lab.records import Picture, Subject, UserError
 from diffusion_lab.system.environment import neutral
 from diffusion_lab.system.modes import eval_mode
-from diffusion_lab.system.processes import WAIT
 from diffusion_lab.system.rng import RngState, generator, preserved_rng, seeded, stream_seed
+from diffusion_lab.training.accelerator import build_accelerator
 from diffusion_lab.training.activations import recompute_activations
 from diffusion_lab.training.digest import digest
 from diffusion_lab.training.latents import Latents, encode_pictures, encode_text, tokenize
@@ -173,7 +173,7 @@ def build_state(config: Config, pipe: Any, subject: Subject) -> TrainingState:
     resolution = resolution_of(pipe, config.model)
     family = of(pipe)
     text_encoders = [getattr(pipe, part) for part in family.text_encoders if part in family.networks(pipe)]
-    accelerator = _accelerator(device, config.model.precision)
+    accelerator = build_accelerator(device, config.model.precision)
     identity = _identity(pipe, subject, accelerator.num_processes)
     with preserved_rng(), eval_mode(*modules(pipe)):
         with accelerator.main_process_first():  # the main process fills the cache for the others
@@ -322,31 +322,6 @@ def _prior(
         extras=_extras(pipe, pictures, resolution),
         sampler=EpochSampler(n=len(pictures), seed=stream_seed(config.seed, "class") % 2**32),
     )
-
-
-def _accelerator(device: torch.device, precision: str) -> Accelerator:
-    """An Accelerator for this device and precision, whatever an earlier run of this process asked for."""
-    from accelerate import Accelerator, InitProcessGroupKwargs
-    from accelerate.state import AcceleratorState, GradientState
-    from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
-
-    # Accelerate keeps its settings in process-wide singletons, and refuses a second run with different ones.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    mixed = "no" if precision == "fp32" else precision
-    with neutral():  # accelerate takes settings that are not passed, and some that are, from the environment
-        return Accelerator(
-            mixed_precision=mixed,
-            cpu=device.type == "cpu",
-            device_placement=False,
-            # The loop counts and averages itself. A plugin, because the environment overrides
-            # gradient_accumulation_steps=1.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            dynamo_plugin=TorchDynamoPlugin(
-                backend="no", mode="default", fullgraph=False, use_regional_compilation=False
-            ),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
-        )
 
 
 def _lr_scheduler(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:

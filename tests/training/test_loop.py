@@ -153,7 +153,7 @@ def test_divergence_stops_with_the_last_good_weights(make_state, monkeypatch, wh
 
 def test_fp16s_overflowing_steps_are_skipped_and_counted(make_state, monkeypatch) -> None:
     """With fp16's loss scale, which is there on a card alone: put into a run on the CPU here."""
-    built, loss, overflows = building._accelerator, Lora.loss, True
+    built, loss, overflows = building.build_accelerator, Lora.loss, True
 
     def scaled(device, precision):
         accelerator = built(device, precision)
@@ -166,7 +166,7 @@ def test_fp16s_overflowing_steps_are_skipped_and_counted(make_state, monkeypatch
             value.register_hook(lambda gradient: gradient * float("inf"))
         return value
 
-    monkeypatch.setattr(building, "_accelerator", scaled)
+    monkeypatch.setattr(building, "build_accelerator", scaled)
     monkeypatch.setattr(Lora, "loss", spoilt)
     monkeypatch.setattr(loop, "MOST_SKIPPED_STEPS", 2)
     state = make_state()
