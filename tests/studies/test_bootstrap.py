@@ -97,7 +97,7 @@ def test_without_prompts_it_is_the_interval_of_student() -> None:
     two = difference_of(q[:, :5], q[:, 5:], 0)
     welch = stats.ttest_ind(q[0, :5], q[0, 5:], equal_var=False)
     assert two.error == pytest.approx(abs((q[0, :5].mean() - q[0, 5:].mean()) / welch.statistic))
-    assert two.degrees == pytest.approx(max(welch.df, 2))
+    assert two.degrees == pytest.approx((1 / 5 + 1 / 3) ** 2 / (1 / 25 / 4 + 1 / 9 / 2))
 
 
 def test_one_subject_is_over_prompts_and_says_so() -> None:
