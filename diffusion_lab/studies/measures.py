@@ -240,11 +240,29 @@ def stop_slope(
     if not known:
         return None
     return Slope(
-        interval=mean_over(slopes(table, some, weights, ranges), prompts_of(some)),
+        interval=slope_interval(table, some, weights, ranges),
         runs=len(known),
         censored=sum(stop.censored for stop in known) / len(known),
         at_start=sum(stop.at_start for stop in known) / len(known),
     )
+
+
+def slope_interval(
+    table: Table, runs: Sequence[StudyRun], weights: Weights | None = None, ranges: Ranges | None = None
+) -> Interval:
+    """The slope through the origin, mean over subjects, with the error of the evaluations' distance."""
+    counts = np.array(sorted({run.n_images for run in runs}), dtype=np.float64)
+    interval = mean_over(slopes(table, runs, weights, ranges), prompts_of(runs))
+    return interval.at_least(rounding(runs) / max(float((counts**2).sum()), 1.0))
+
+
+def rounding(runs: Sequence[StudyRun]) -> float:
+    """The variance of a best step that is only known to be nearest to one evaluation: every^2 / 12 (uniform).
+
+    It is the same for subjects with the same best step, so that more subjects do not reduce it.
+    """
+    gaps = [float(np.diff(run.steps).max()) for run in runs if len(run.steps) > 1]
+    return float(np.median(gaps)) ** 2 / 12 if gaps else 0.0
 
 
 def slopes(
