@@ -90,6 +90,17 @@ def loaded_fingerprint(pipe: Any) -> str:
     return found
 
 
+def configs_digest(configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """SHA-256 of the configs of a pipeline's parts, without paths and versions: 16 hex digits."""
+    left_out = ("_name_or_path", "_diffusers_version", "transformers_version")
+    kept = {
+        part: {key: value for key, value in config.items() if key not in left_out}
+        for part, config in configs.items()
+    }
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def fingerprint(pipe: Any) -> str:
     """SHA-256 of the loaded weights of all networks: 16 hex digits."""
     return weights_hash(of(pipe).networks(pipe))
