@@ -64,6 +64,7 @@ class Store:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
+        self._warned = False
 
     def path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
@@ -91,7 +92,7 @@ class Store:
         return tensors
 
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Writes an entry, unless it is larger than the limit. If that fails, a warning is logged."""
+        """Writes an entry, unless it is larger than the limit. If that fails, a warning is logged once."""
         from diffusion_lab.system import tensors as files
 
         if sum(value.nbytes for value in tensors.values()) > self.limit:
@@ -100,7 +101,12 @@ class Store:
             files.write(self.path(key), tensors, {_CHECKSUM: checksum(tensors)})
             self._prune()
         except (OSError, UserError) as error:
-            log.warning("%s cannot be written, so nothing is shared with other runs: %s", self.folder, error)
+            if not self._warned:
+                log.warning(
+                    "%s cannot be written, so other runs compute this again (%s=0 turns sharing off): %s",
+                    self.folder, LIMIT, error,
+                )  # fmt: skip
+            self._warned = True
 
     def _prune(self) -> None:
         """Deletes entries until the limit is kept, and what killed processes have left."""
