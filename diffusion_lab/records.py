@@ -244,6 +244,7 @@ class Evaluation:
     summaries: Mapping[str, Summary]  # by metric name
     seconds: Mapping[str, float]  # "sampling", "encoding", "metrics"
     several_faces: int | None = None  # images with more than one face; None if faces were not detected
+    shared: tuple[str, ...] = ()  # "images", "features": taken from what another run has stored
 
 
 # --- record -------------------------------------------------------------------------------------------

@@ -154,6 +154,7 @@ def _finetune(
     from diffusion_lab.data.tokens import check_texts, token_report
     from diffusion_lab.evaluation.encoders.bank import EncoderBank
     from diffusion_lab.evaluation.evaluate import evaluate
+    from diffusion_lab.evaluation.shared import open_shared
     from diffusion_lab.models.load import resolution_of
     from diffusion_lab.plan.calibrate import tell
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
@@ -171,7 +172,9 @@ def _finetune(
     tell(config, findings.planned, device)
     resolution = resolution_of(pipe, config.model)
     bank = EncoderBank(config.metrics, device)
-    references = _measure_photographs(config, subject, bank, resolution, findings, files)
+    shared = open_shared(config, pipe, device)
+    with bank.caching(None if shared is None else shared.blocks):
+        references = _measure_photographs(config, subject, bank, resolution, findings, files)
     state = build(config, pipe, subject, prompts, newest)
     state.meter.began("start", time.perf_counter() - started)
     if newest is not None:
@@ -200,7 +203,7 @@ def _finetune(
                 evaluation = evaluate(
                     pipe, prompts, references, bank, config.prompts, step,
                     progress=progress, cache=embeddings, resolution=resolution,
-                    base=run_folder / "base_features.safetensors",
+                    base=run_folder / "base_features.safetensors", shared=shared if step == 0 else None,
                 )  # fmt: skip
             means = {name: found.mean for name, found in evaluation.summaries.items()}
             with replace_folder(adapter_folder(run_folder, step)) as beside:

@@ -73,6 +73,7 @@ class Pivotal:
             text_encoder=self.text_encoder,
             rank=self.rank,
             vectors=self.vectors,
+            starts_unchanged=True,
         )
 
     def fill(self, family: Family, *, small: bool, free: bool) -> None:

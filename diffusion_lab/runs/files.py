@@ -134,6 +134,8 @@ class FileTracker(RecordFiles):
         }
         if evaluation.several_faces is not None:
             entry["several_faces"] = evaluation.several_faces
+        if evaluation.shared:
+            entry["shared"] = list(evaluation.shared)
         self.result["prompts"] = {
             "name": prompts.name, "n": len(prompts), "sha256": prompts.sha256, "negative": prompts.negative,
         }  # fmt: skip
