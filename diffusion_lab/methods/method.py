@@ -37,6 +37,7 @@ class Traits:
     rank: int = 0  # of the adapters; 0: no adapters
     vectors: int = 0  # of the new word; 0: no word is learned
     average: bool = False  # a moving average of the weights is maintained
+    fraction_of_steps: str = ""  # the key of a setting that is a fraction of steps.total
 
     @property
     def whole_networks(self) -> bool:
