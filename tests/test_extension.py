@@ -293,7 +293,7 @@ def _settles(monkeypatch: pytest.MonkeyPatch) -> None:
         assert named["references"]
         if sorted(summaries) != [0, 2, 4] or not all(step in named["paired"] for step in summaries):
             return None
-        return module.Settled(2, {4: (0.1, 0.2)}, named["level"])
+        return module.Settled(2, {4: (0.1, 0.2)}, named["level"], 2)
 
     monkeypatch.setattr(module, "settled", settled)
 
@@ -305,8 +305,8 @@ def test_stop_auto_ends_a_run_and_it_is_finished(tmp_path: Path, monkeypatch: py
     result = made(folder, *words)
     assert result["ended"] == {
         "step": 4, "kind": "settled",
-        "reason": "The recommended stop, step 2, is settled: the weighted score of the newest evaluation is lower by more"
-        " than the paired 95 % interval (0.100 to 0.200 at step 4).",
+        "reason": "The recommended stop, step 2, is settled: the newest evaluation has a lower weighted score by more than"
+        " the paired 95 % interval, corrected for the choice among 2 steps (by 0.100 to 0.200 at step 4).",
     }  # fmt: skip
     assert folder_status(configured(*words), folder) == "finished"
     (folder / "report.html").unlink()
@@ -380,3 +380,37 @@ def test_the_new_keys_do_not_change_the_ids_of_earlier_records() -> None:
     assert run_id(older) == run_id(config)
     auto = plain(as_plain_dict(configured("steps.total=4", "steps.stop=auto")))
     assert run_id(auto) != run_id(config)
+
+
+# --- sweeps -------------------------------------------------------------------------------------------
+
+
+def test_a_point_of_a_sweep_with_more_steps_extends_a_copy(run: Path, tmp_path: Path) -> None:
+    from diffusion_lab.runs.extended_sweep import already_begun
+    from diffusion_lab.runs.shorter_run import MARK
+
+    def content() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+
+    config, before = configured("steps.total=6"), content()
+    new = tmp_path / "1_new"
+    (new / ".hydra").mkdir(parents=True)
+    (new / MARK).touch()  # of a copy that was interrupted
+    (new / "scores.parquet").touch()
+    assert already_begun(config, new) == new
+    assert folder_status(config, new) == "extended"
+    result = made(new, "steps.total=6")
+    assert [entry["total"] for entry in result["extended"]] == [4]
+    made(tmp_path / "elsewhere" / "whole", "steps.total=6")
+    assert_same_run(tmp_path / "elsewhere" / "whole", new)
+    assert content() == before, "the shorter run is as it was"
+    other = tmp_path / "2_other"
+    for words in (
+        ["steps.total=6", "seed=1"],
+        ["steps.total=6", "steps.lr_scheduler=cosine"],
+        ["steps.total=3"],
+    ):
+        other.mkdir()
+        assert already_begun(configured(*words), other) == other
+        assert list(other.iterdir()) == [], words
+        other.rmdir()
