@@ -252,12 +252,15 @@ class Evaluation:
 Status = Literal["completed", "interrupted", "diverged", "failed"]
 
 
+SETTLED = "settled"  # the kind of an end by steps.stop=auto
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """Why a run ended before its last planned step."""
 
     step: int  # optimizer steps done
-    kind: str  # "settled" (steps.stop=auto), or the name of another rule
+    kind: str  # SETTLED, or the name of another rule
     reason: str  # a sentence
 
 

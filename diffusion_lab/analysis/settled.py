@@ -36,15 +36,24 @@ class Settled:
     step: int
     gaps: Mapping[int, Limits]  # newest step -> limits of the recommended step's score less its own
     level: float  # of the limits, before the correction for the choice of the best
+    among: int  # number of evaluations that the step is the best of
 
     @property
     def reason(self) -> str:
         """One sentence."""
-        said = ", ".join(f"{low:.3f} to {high:.3f} at step {step}" for step, (low, high) in self.gaps.items())
-        newest = "evaluation is" if len(self.gaps) == 1 else f"{len(self.gaps)} evaluations are"
+        said = ", ".join(
+            f"by {low:.3f} to {high:.3f} at step {step}" for step, (low, high) in self.gaps.items()
+        )
+        one = len(self.gaps) == 1
+        newest = (
+            "evaluation has a lower weighted score"
+            if one
+            else f"{len(self.gaps)} evaluations have lower weighted scores"
+        )
+        choice = f", corrected for the choice among {self.among} steps" if self.among > 1 else ""
         return (
-            f"The recommended stop, step {self.step}, is settled: the weighted score of the newest {newest} lower "
-            f"by more than the paired {100 * self.level:g} % interval ({said})."
+            f"The recommended stop, step {self.step}, is settled: the newest {newest} by more than the paired "
+            f"{100 * self.level:g} % interval{choice} ({said})."
         )
 
 
@@ -82,4 +91,4 @@ def settled(
         return None
     if any((then := scored(i + 1)) is None or then.best != rule.best for i in newest[:-1]):
         return None
-    return Settled(steps[rule.best], below, level)
+    return Settled(steps[rule.best], below, level, newest[0])

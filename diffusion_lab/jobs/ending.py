@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.records import Ended
+from diffusion_lab.records import SETTLED, Ended
 
 if TYPE_CHECKING:
     from diffusion_lab.analysis.stop import Recommendation
     from diffusion_lab.config.schema import Config
     from diffusion_lab.jobs.conclude import Findings
-
-SETTLED = "settled"  # the kind of steps.stop=auto
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class Pivotal:
             rank=self.rank,
             vectors=self.vectors,
             starts_unchanged=True,
+            fraction_of_steps="method.switch",
         )
 
     def fill(self, family: Family, *, small: bool, free: bool) -> None:

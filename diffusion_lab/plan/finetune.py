@@ -82,7 +82,7 @@ def _plan(
     cost = of_run(config, numbers)
     fewer = "steps.keep_checkpoints=1" if steps.keep_checkpoints > 1 else ""
     needed = cost.disk_bytes if stands == "empty" else 0
-    if stands == "unfinished":  # disk space already used by the run is not needed again
+    if stands in ("unfinished", "extended"):  # disk space already used by the run is not needed again
         needed = max(0, cost.disk_bytes - folder_size(run_folder))
     check_place(run_folder, needed, "hydra.run.dir", fewer)
     warnings += memory_warnings(config, cost)

@@ -24,7 +24,7 @@ from diffusion_lab.runs import backup, resumed_record, samples, scores
 from diffusion_lab.runs.folder_record import read_folder_record
 from diffusion_lab.runs.reading import summary
 from diffusion_lab.runs.record_files import RecordFiles, as_yaml, content_of, now
-from diffusion_lab.runs.resume import describe_differences, run_id
+from diffusion_lab.runs.resume import describe_differences, extensions, run_id
 from diffusion_lab.system import atomic, folders, images, provenance
 from diffusion_lab.values import jsonable
 
@@ -72,11 +72,15 @@ class FileTracker(RecordFiles):
                 "(hydra.sweep.dir=FOLDER with -m), or move the old one away"
             )
         run = run_id(config)
-        before = None
+        before, extended = None, []
         if self.resume_step is not None:
             known = read_folder_record(self.folder, lambda theirs: not describe_differences(theirs, config))
-            run = str((known.result.get("run") if known else None) or run)
-            before = resumed_record.load(self.folder, self.resume_step, config, run)
+            recorded = known.result if known else {}
+            theirs = str(recorded.get("run") or run_id(recorded.get("config") or config))
+            before = resumed_record.load(self.folder, self.resume_step, config, theirs)
+            extended = extensions(recorded, config)
+            if len(extended) == len(recorded.get("extended") or []):
+                run = theirs
         folders.check_writable(self.folder)
         self._log.open()
         self.result |= {
@@ -84,11 +88,12 @@ class FileTracker(RecordFiles):
             "config": dict(config),
             "provenance": provenance.collect(self.device),
             "started": now(),
+            **({"extended": extended} if extended else {}),
         }
         if before is not None and self.resume_step is not None:
             self._resume_from(before, self.resume_step)
+        self._save()  # before config.yaml, so that an extended run is never without its results
         self._write_copied(backup.CONFIG, as_yaml(config))
-        self._save()
         if self.resume_step is None:
             self.event("start", run=run)
         else:

@@ -80,9 +80,11 @@ class WandbTracker:
         if self.mode == "disabled":
             return
         plain = jsonable.plain(paths.as_typed(config))  # the server does not need this machine's folders
+        known = (self.folder / "wandb" / "run-id.txt").exists()  # not in a copy of a shorter run
         run_id = self._id()
         # Online, the server has the history, unless an earlier session was offline.
-        again = self.resumed and (self.mode == "offline" or bool(history.unsynced(self.folder, run_id)))
+        offline = self.mode == "offline" or not known or bool(history.unsynced(self.folder, run_id))
+        again = self.resumed and offline
         with history.put_aside(self.folder, run_id) if again else contextlib.nullcontext():
             try:
                 self.run = self._init(plain)
