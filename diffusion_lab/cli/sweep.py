@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab import jobs
-from diffusion_lab.cli import single, sweep_names
+from diffusion_lab.cli import engines, optuna_trials, single, sweep_names
 from diffusion_lab.cli.compose import compose_raw, single_valued, to_config
 from diffusion_lab.cli.folders import claim, refuse_reference, shown
 from diffusion_lab.cli.hand_over import hand_over
 from diffusion_lab.config import paths
 from diffusion_lab.config.schema import Config
 from diffusion_lab.plan.defaults import fill_defaults
-from diffusion_lab.records import UserError
+from diffusion_lab.records import Pruned, UserError
 from diffusion_lab.runs import extended_sweep
 from diffusion_lab.values.checks import text
 from diffusion_lab.values.quoting import always_quoted, pasted
@@ -26,6 +26,7 @@ from diffusion_lab.values.quoting import always_quoted, pasted
 log = logging.getLogger("diffusion_lab")
 
 MOST_CHECKED = 100  # maximum number of jobs whose values are checked before the first one starts
+GOOD = ("completed", "pruned")  # ends of a job that are no failure
 ENDED = "jobs.jsonl"  # in a sweep's folder: one line per job
 
 
@@ -86,12 +87,15 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     from diffusion_lab.jobs.state import isolated
+    from diffusion_lab.jobs.watched import watched
     from diffusion_lab.plan.fetch import fetch
     from diffusion_lab.system.atomic import append_line
     from diffusion_lab.values.jsonable import dumps
 
-    runtime = HydraConfig.get().runtime
-    run_folder, begun = map(Path, (runtime.output_dir, runtime.cwd))
+    hydra = HydraConfig.get()
+    engines.prepare(hydra)
+    run_folder, begun = map(Path, (hydra.runtime.output_dir, hydra.runtime.cwd))
+    requeued = False
     ended: dict[str, Any] = {"name": run_folder.name, "status": "interrupted", "error": "stopped by Ctrl-C"}
     try:
         with isolated():
@@ -105,19 +109,26 @@ def sweep_job(composed: Any) -> dict[str, Any]:
                 fetch(config, plan.downloads)
                 log.info("%s; %s", plan.summary(), shown(run_folder, begun))
 
-            outcome = jobs.perform(config, run_folder, before=before)
+            with watched(optuna_trials.watch(hydra)):
+                outcome = jobs.perform(config, run_folder, before=before)
         ended |= {"status": outcome.status, "error": outcome.error}
         if outcome.status != "completed":
             log.error("%s: %s", outcome.status, outcome.error)
+    except Pruned as stopped:
+        ended |= {"status": "pruned", "error": str(stopped)}
+    except SystemExit:  # by submitit, which starts the job again
+        requeued = True
+        raise
     finally:
-        append_line(run_folder.parent / ENDED, dumps(ended))
+        if not requeued:
+            append_line(run_folder.parent / ENDED, dumps(ended))
     return ended
 
 
 def _told(folder: Path, jobs_of_it: int) -> bool:
     """Reports how the jobs ended; returns whether all completed. `jobs_of_it`: their number, 0 if unknown."""
     ended = _ended(folder)
-    failed = [end for end in ended if end["status"] != "completed"]
+    failed = [end for end in ended if end["status"] not in GOOD]
     of = f" of {jobs_of_it}" if jobs_of_it else ""
     log.info("%s: %d%s jobs completed, %d failed", shown(folder), len(ended) - len(failed), of, len(failed))
     for end in failed:

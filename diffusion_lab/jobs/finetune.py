@@ -20,6 +20,7 @@ from diffusion_lab.jobs.conclude import (
     prune_adapters,
     recommendation,
 )  # fmt: skip
+from diffusion_lab.jobs.watched import ask
 from diffusion_lab.plan.finetune import check as check
 from diffusion_lab.plan.numbers import planned
 from diffusion_lab.records import Evaluation, References, Status, Subject, TrainingDiverged
@@ -121,7 +122,7 @@ def _run(config: Config, run_folder: Path, device: torch.device, stands: FolderS
         with seeded(config.seed):
             _finetune(config, run_folder, device, findings, tracker, files, newest)
         status = "completed"
-    except KeyboardInterrupt as stopped:
+    except (KeyboardInterrupt, SystemExit) as stopped:
         ignore_sigterm()
         status = "interrupted"
         files.error(reason(stopped))
@@ -210,6 +211,7 @@ def _finetune(
             prune_adapters(config, run_folder, findings, step)
             log.info("%s", _line(evaluation))
             findings.measuring = False
+            ask(config, findings, step)
 
         def advance(step: int) -> None:
             findings.steps_done = step

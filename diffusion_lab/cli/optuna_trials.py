@@ -1,0 +1,122 @@
+"""The trials of an Optuna study: their storage, and what a run reports to it while it trains.
+
+The storage is a file in the sweep's folder (Optuna's journal, safe for several processes, also on network file
+systems), so that a killed sweep is continued, and runs report from any process that a launcher starts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.cli.engines import install
+from diffusion_lab.records import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from optuna import Study
+
+    from diffusion_lab.analysis.stop import Recommendation
+
+log = logging.getLogger("diffusion_lab")
+
+JOURNAL = "trials.journal"
+
+
+def study_folder(sweep_dir: Path, study: str) -> Path:
+    """The folder of a study's own files, beside the runs."""
+    return sweep_dir / f"_{study}"
+
+
+def storage(folder: Path) -> Any:
+    """The storage in a study's folder. UserError if Optuna is not installed."""
+    try:
+        from optuna import logging as messages
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        raise UserError(
+            f"hydra/sweeper=optuna: Optuna is not installed; install it with {install('optuna')}"
+        ) from error
+    messages.set_verbosity(messages.WARNING)
+    return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+
+
+def pruner(settings: Any) -> Any:
+    """Optuna's pruner for `hydra.sweeper`'s settings."""
+    from optuna.pruners import MedianPruner, NopPruner
+
+    if not settings.prune:
+        return NopPruner()
+    return MedianPruner(
+        n_startup_trials=settings.prune_after_trials, n_warmup_steps=settings.prune_after_steps
+    )
+
+
+def watch(hydra: Any) -> Callable[[Recommendation], str | None] | None:
+    """What a run of an Optuna sweep does after each evaluation: reports its score, and asks whether to end.
+
+    `hydra`: Hydra's part of the run's configuration; the job's number is the trial's. None for other sweepers.
+    A failure to report is logged and does not stop the run.
+    """
+    if not str(hydra.sweeper.get("_target_", "")).endswith("OptunaSweeper"):
+        return None
+    folder = study_folder(Path(hydra.sweep.dir), hydra.sweeper.study)
+    number, settings = int(hydra.job.num), hydra.sweeper
+
+    def after(found: Recommendation) -> str | None:
+        try:
+            return report(folder, number, found, settings)
+        except Exception:
+            log.exception("the scores could not be reported to the Optuna study in %s", folder)
+            return None
+
+    return after
+
+
+def report(folder: Path, number: int, found: Recommendation, settings: Any) -> str | None:
+    """Reports the scores of all evaluations to the trial; returns why the run ends, or None."""
+    import optuna
+
+    study = optuna.load_study(
+        study_name=settings.study, storage=storage(folder), pruner=pruner(settings),
+        sampler=optuna.samplers.RandomSampler(),
+    )  # fmt: skip
+    trial = trial_of(study, number)
+    known = study.trials[number].intermediate_values
+    for score in found.scores:
+        if score.score is not None and score.step not in known:
+            trial.report(score.score, score.step)
+    if not trial.should_prune():
+        return None
+    return (
+        f"ended after step {found.scores[-1].step}: the best score so far, {_best(found):.3f}, is below the "
+        "median of earlier runs at this step"
+    )
+
+
+def _best(found: Recommendation) -> float:
+    return max(score.score for score in found.scores if score.score is not None)
+
+
+def trial_of(study: Study, number: int) -> Any:
+    """A trial that was asked for before, in this process or another."""
+    from optuna.trial import Trial
+
+    known = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    return Trial(study, known)
+
+
+def scores_of(run_folder: Path) -> tuple[float | None, dict[int, float]]:
+    """The weighted score at a run's recommended stop, and that of every evaluation by step; from its record."""
+    try:
+        found = json.loads((run_folder / "result.json").read_text(encoding="utf-8")).get("recommendation")
+    except (OSError, ValueError, AttributeError):
+        return None, {}
+    if not isinstance(found, dict):
+        return None, {}
+    by_step = {int(s["step"]): float(s["score"]) for s in found["scores"] if s["score"] is not None}
+    return by_step.get(int(found["step"])), by_step
