@@ -39,11 +39,11 @@ def conf_folder() -> Path:
 def register() -> None:
     """Registers the schemas and our resolvers with Hydra. Can be called repeatedly."""
     from hydra.core.config_store import ConfigStore
-    from hydra.core.plugins import Plugins
 
+    from diffusion_lab.cli import plugins
     from diffusion_lab.cli.optuna_sweeper import OptunaSweeper
 
-    Plugins.instance().register(OptunaSweeper)
+    plugins.register(OptunaSweeper)
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
     schema.method = schema.job = None  # otherwise they would have the default's type, which fits no other

@@ -20,10 +20,37 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from diffusion_lab.analysis.stop import Recommendation
+    from diffusion_lab.config.schema import Config
 
 log = logging.getLogger("diffusion_lab")
 
 JOURNAL = "trials.journal"
+NOT_INSTALLED = f"hydra/sweeper=optuna: Optuna is not installed; install it with {install('optuna')}"
+
+
+def chosen(hydra: Any) -> bool:
+    """Whether Optuna chooses the values. `hydra`: Hydra's part of the configuration."""
+    return str(hydra.sweeper.get("_target_", "")).endswith("OptunaSweeper")
+
+
+def check(config: Config) -> None:
+    """Raises UserError if Optuna is not installed, or if scores of different runs could not be compared."""
+    import importlib.util
+
+    from diffusion_lab.analysis.stop import DEFAULT_WEIGHTED
+    from diffusion_lab.evaluation.metrics import select
+
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError(NOT_INSTALLED)
+    names = [metric.name for metric in select(config.metrics.names)]
+    weights = config.metrics.weights
+    weighted = [name for name in names if weights.get(name, 0) > 0] if weights else DEFAULT_WEIGHTED
+    for name in weighted:
+        if name in names and name not in config.metrics.ranges:
+            raise UserError(
+                f"metrics.ranges.{name} is not set: a run would be scaled to its own values, and hydra/sweeper=optuna "
+                f"compares scores of different runs; give it, metrics.ranges.{name}=[LOW,HIGH]"
+            )
 
 
 def study_folder(sweep_dir: Path, study: str) -> Path:
@@ -38,9 +65,7 @@ def storage(folder: Path) -> Any:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
-        raise UserError(
-            f"hydra/sweeper=optuna: Optuna is not installed; install it with {install('optuna')}"
-        ) from error
+        raise UserError(NOT_INSTALLED) from error
     messages.set_verbosity(messages.WARNING)
     return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
 
@@ -62,7 +87,7 @@ def watch(hydra: Any) -> Callable[[Recommendation], str | None] | None:
     `hydra`: Hydra's part of the run's configuration; the job's number is the trial's. None for other sweepers.
     A failure to report is logged and does not stop the run.
     """
-    if not str(hydra.sweeper.get("_target_", "")).endswith("OptunaSweeper"):
+    if not chosen(hydra):
         return None
     folder = study_folder(Path(hydra.sweep.dir), hydra.sweeper.study)
     number, settings = int(hydra.job.num), hydra.sweeper

@@ -39,7 +39,13 @@ def run(flags: Sequence[str], overrides: Sequence[str], expanded: Sequence[Seque
     configs = _checked(expanded)
     if configs and configs[-1].job.dry_run:
         return 0
-    wanted = compose_raw(expanded[0] if expanded else single_valued(overrides)).hydra.sweep.dir
+    composed = compose_raw(expanded[0] if expanded else single_valued(overrides))
+    if optuna_trials.chosen(composed.hydra):
+        optuna_trials.check(to_config(composed))
+        if composed.job.get("dry_run"):  # of the values that are the same in all runs
+            single.dry_run(composed)
+            return 0
+    wanted = composed.hydra.sweep.dir
     text("hydra.sweep.dir", wanted)
     refuse_reference(Path(wanted), "hydra.sweep.dir")
     folder = claim(Path(paths.absolute(wanted, Path.cwd())), "hydra.sweep.dir", overrides, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
@@ -114,7 +115,9 @@ def _charts(study: Any) -> Iterator[str]:
     first = True
     for kind in kinds:
         try:
-            figure = kind(study)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of importances, while there are few trials
+                figure = kind(study)
             if not figure.data:
                 continue
             yield figure.to_html(full_html=False, include_plotlyjs=first)
