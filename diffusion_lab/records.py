@@ -256,6 +256,15 @@ class Evaluation:
 Status = Literal["completed", "interrupted", "diverged", "failed"]
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Why a run ended before its last planned step."""
+
+    step: int  # optimizer steps done
+    kind: str  # "settled" (steps.stop=auto), or the name of another rule
+    reason: str  # a sentence
+
+
 class Tracker(Protocol):
     """Receives values and images during a run."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab.config.schema import Config, as_plain_dict
-from diffusion_lab.jobs import ignore_sigterm, reason
+from diffusion_lab.jobs import ending, ignore_sigterm, reason
 from diffusion_lab.jobs.assist import assist, build, load_parts
 from diffusion_lab.jobs.conclude import (
     Findings,
@@ -226,9 +226,18 @@ def _finetune(
                 root, step, keep=config.steps.keep_checkpoints, best=None if best is None else best.step
             )
 
+        def ends(step: int) -> bool:
+            found = ending.ended(ending.SoFar(config, run_folder, step, findings))
+            if found is None or step == state.total:
+                return False
+            findings.ended = found
+            files.ended(found)
+            log.info("training ends at step %d of %d: %s", step, state.total, found.reason)
+            return True
+
         train(
             state, steps=config.steps, evaluate=measure, on_log=tracker.scalars, on_step=advance,
-            checkpoint=keep, measured=measured,
+            checkpoint=keep, measured=measured, ends=ends,
         )  # fmt: skip
 
 

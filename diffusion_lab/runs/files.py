@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.records import AnyMetric, Evaluation, PromptSet, Status, Summary, UserError
+from diffusion_lab.records import AnyMetric, Ended, Evaluation, PromptSet, Status, Summary, UserError
 from diffusion_lab.runs import backup, resumed_record, samples, scores
 from diffusion_lab.runs.folder_record import read_folder_record
 from diffusion_lab.runs.reading import summary
@@ -176,7 +176,7 @@ class FileTracker(RecordFiles):
     def closing(self, status: Status, summary: Mapping[str, Any]) -> dict[str, Any]:
         """What result.json will contain once `finish` has been called with the same arguments."""
         result = dict(self.result)
-        for name in ("recommendation", "cost", "error", "steps_done"):
+        for name in ("recommendation", "cost", "error", "steps_done", "ended"):
             if summary.get(name) is not None:
                 result[name] = summary[name]
         if status == "completed":
@@ -219,6 +219,11 @@ class FileTracker(RecordFiles):
         """Records the results of training and measuring, from which the artefact and the report are made."""
         self.result["recommendation"] = None if recommendation is None else dict(recommendation)
         self.result |= {"cost": dict(cost), "steps_done": steps_done}
+        self._save()
+
+    def ended(self, found: Ended) -> None:
+        """Records why the run ends before its last planned step."""
+        self.result["ended"] = dataclasses.asdict(found)
         self._save()
 
     def error(self, text: str) -> None:

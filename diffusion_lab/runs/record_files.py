@@ -41,6 +41,7 @@ def empty_result() -> dict[str, Any]:
         "started": None,
         "finished": None,
         "steps_done": 0,
+        "ended": None,  # why a run ended before steps.total: step, kind, reason
         "files": {},  # checksums of the files that belong to the record, see checksums.py
     }
 
