@@ -1,8 +1,7 @@
 """Search spaces in Hydra's override grammar, as Optuna's distributions.
 
 `key=a,b` and `choice(a,b)` are categories, `range(1,9,2)` numbers at a fixed distance, `interval(0,1)` any number
-between two, `tag(log,interval(1e-5,1e-3))` the same with a logarithmic scale. Whole numbers as ends of an interval
-give whole numbers.
+between two, `int(interval(1,8))` any whole number, `tag(log,interval(1e-5,1e-3))` the same with a logarithmic scale.
 """
 
 from __future__ import annotations

@@ -6,16 +6,18 @@ systems), so that a killed sweep is continued, and runs report from any process 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.cli.engines import install
-from diffusion_lab.records import UserError
+from diffusion_lab.jobs.ending import SoFar, also_asking
+from diffusion_lab.records import Pruned, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from optuna import Study
 
@@ -81,25 +83,34 @@ def pruner(settings: Any) -> Any:
     )
 
 
-def watch(hydra: Any) -> Callable[[Recommendation], str | None] | None:
-    """What a run of an Optuna sweep does after each evaluation: reports its score, and asks whether to end.
+@contextlib.contextmanager
+def reporting(hydra: Any) -> Iterator[None]:
+    """Inside, a run of an Optuna sweep reports its scores after each evaluation, and ends if it is pruned.
 
-    `hydra`: Hydra's part of the run's configuration; the job's number is the trial's. None for other sweepers.
-    A failure to report is logged and does not stop the run.
+    `hydra`: Hydra's part of the run's configuration; the job's number is the trial's. Nothing changes for other
+    sweepers. A pruned run is interrupted, not completed: another sweep may resume it to its end. A failure to
+    report is logged and does not stop the run.
     """
     if not chosen(hydra):
-        return None
+        yield
+        return
     folder = study_folder(Path(hydra.sweep.dir), hydra.sweeper.study)
-    number, settings = int(hydra.job.num), hydra.sweeper
 
-    def after(found: Recommendation) -> str | None:
+    def rule(so_far: SoFar) -> str | None:
+        found, planned = so_far.recommendation, so_far.findings.planned
+        if found is None:
+            return None
         try:
-            return report(folder, number, found, settings)
+            why = report(folder, int(hydra.job.num), found, hydra.sweeper)
         except Exception:
             log.exception("the scores could not be reported to the Optuna study in %s", folder)
             return None
+        if why is not None and planned is not None and so_far.step < max(planned.evaluations):
+            raise Pruned(why)
+        return None
 
-    return after
+    with also_asking("pruned", rule):
+        yield
 
 
 def report(folder: Path, number: int, found: Recommendation, settings: Any) -> str | None:

@@ -93,7 +93,6 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     from diffusion_lab.jobs.state import isolated
-    from diffusion_lab.jobs.watched import watched
     from diffusion_lab.plan.fetch import fetch
     from diffusion_lab.system.atomic import append_line
     from diffusion_lab.values.jsonable import dumps
@@ -115,7 +114,7 @@ def sweep_job(composed: Any) -> dict[str, Any]:
                 fetch(config, plan.downloads)
                 log.info("%s; %s", plan.summary(), shown(run_folder, begun))
 
-            with watched(optuna_trials.watch(hydra)):
+            with optuna_trials.reporting(hydra):
                 outcome = jobs.perform(config, run_folder, before=before)
         ended |= {"status": outcome.status, "error": outcome.error}
         if outcome.status != "completed":

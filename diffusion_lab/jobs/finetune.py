@@ -20,7 +20,6 @@ from diffusion_lab.jobs.conclude import (
     prune_adapters,
     recommendation,
 )  # fmt: skip
-from diffusion_lab.jobs.watched import ask
 from diffusion_lab.plan.finetune import check as check
 from diffusion_lab.plan.numbers import planned
 from diffusion_lab.records import Evaluation, References, Status, Subject, TrainingDiverged
@@ -211,7 +210,6 @@ def _finetune(
             prune_adapters(config, run_folder, findings, step)
             log.info("%s", _line(evaluation))
             findings.measuring = False
-            ask(config, findings, step)
 
         def advance(step: int) -> None:
             findings.steps_done = step
