@@ -233,7 +233,8 @@ def play(tmp_path: Path, runs: list[list[float]], **changed: Any) -> list[int]:
                     assert rule(so_far(seen, 30)) is None
                 study.tell(trial, max(values))
             except Pruned as stopped:
-                assert f"after step {max(seen)}" in str(stopped)
+                said = str(stopped)
+                assert f"after step {max(seen)}" in said  # noqa: PT017
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         assert study.trials[number].intermediate_values == seen
         ended.append(max(seen))
@@ -274,7 +275,12 @@ def test_a_pruned_run_is_no_failure_and_can_be_resumed(
         Trial, "should_prune", lambda self: self.number == 1 and 1 in self.storage.get_trial(self._trial_id).intermediate_values
     )  # fmt: skip
     sweep = tmp_path / "sweep"
-    words = [*WORDS, f"hydra.sweep.dir={sweep}", "method.rank=int(interval(1,64))", "hydra.sweeper.n_trials=2"]
+    words = [
+        *WORDS,
+        f"hydra.sweep.dir={sweep}",
+        "method.rank=int(interval(1,64))",
+        "hydra.sweeper.n_trials=2",
+    ]
     assert run_main(*words) == 0
     rows = list(csv.DictReader((sweep / "_optuna" / "trials.csv").open()))
     assert [(row["state"], row["last_step"]) for row in rows] == [("complete", "2"), ("pruned", "1")]
