@@ -1,7 +1,7 @@
 """Registers this program's own Hydra plugins.
 
-Hydra instantiates plugins of the package `hydra_plugins` only, by name. A module of that name is made here, so that
-no further package has to be installed. Launchers do not send sweepers to other processes.
+Hydra accepts plugins of the package hydra_plugins only, by name, and imports what is installed there in every Hydra
+application. So a module of such a name is made in this process; launchers do not send sweepers to others.
 """
 
 from __future__ import annotations

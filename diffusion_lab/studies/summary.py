@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,14 @@ import numpy as np
 from diffusion_lab.studies.run import StudyRun
 from diffusion_lab.studies.stops import stop_of
 from diffusion_lab.studies.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class ByName:
+    """A study by its name, for `read_table`."""
+
+    name: str
+
 
 ALWAYS = ("run", "status", "subject", "n_images", "method", "model", "seed")
 KNOWN = ("data.subject", "data.n_images", "method.name", "model.path", "seed")  # in ALWAYS already

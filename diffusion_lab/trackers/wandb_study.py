@@ -74,10 +74,10 @@ def workspace(entity: str, project: str, group: str, metrics: Sequence[str]) -> 
     Requires the package wandb-workspaces: pip install 'diffusion-lab[workspaces]'.
     """
     from wandb_workspaces import expr, workspaces
-    from wandb_workspaces.reports.v2 import BarPlot, Config, LinePlot, ScatterPlot, SummaryMetric
+    from wandb_workspaces.reports.v2.interface import BarPlot, Config, LinePlot, ScatterPlot, SummaryMetric
 
-    curves = [LinePlot(title=name, x="step", y=[f"eval/{name}"]) for name in metrics]
-    stops = [
+    curves: list[Any] = [LinePlot(title=name, x="step", y=[f"eval/{name}"]) for name in metrics]
+    stops: list[Any] = [
         BarPlot(title="score at the recommended stop", metrics=[SummaryMetric("recommendation/score")]),
         ScatterPlot(
             title="recommended stop",

@@ -234,7 +234,7 @@ def play(tmp_path: Path, runs: list[list[float]], **changed: Any) -> list[int]:
                 study.tell(trial, max(values))
             except Pruned as stopped:
                 said = str(stopped)
-                assert f"after step {max(seen)}" in said  # noqa: PT017
+                assert f"after step {max(seen)}" in said
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         assert study.trials[number].intermediate_values == seen
         ended.append(max(seen))
