@@ -30,6 +30,10 @@ class Terminated(KeyboardInterrupt):
     """The process received SIGTERM: handled like Ctrl-C, but with exit status 143."""
 
 
+class Pruned(KeyboardInterrupt):
+    """A sweeper stops a run whose scores are worse than those of earlier runs. The run can be resumed."""
+
+
 class TrainingDiverged(Exception):
     """The loss or a gradient is not finite. Earlier results are kept; the process ends with status 3."""
 

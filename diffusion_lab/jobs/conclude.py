@@ -107,7 +107,7 @@ def _after(status: Status, error: BaseException, files: FileTracker, part: str) 
         log.debug("%s could not be written", part, exc_info=error)
     if status != "completed":
         return status
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | SystemExit):
         ignore_sigterm()
         files.result["error"] = reason(error)
         return "interrupted"

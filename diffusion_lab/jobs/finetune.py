@@ -113,7 +113,7 @@ def _run(config: Config, run_folder: Path, device: torch.device, stands: FolderS
         with seeded(config.seed):
             _finetune(config, run_folder, device, findings, tracker, files, newest)
         status = "completed"
-    except KeyboardInterrupt as stopped:
+    except (KeyboardInterrupt, SystemExit) as stopped:
         ignore_sigterm()
         status = "interrupted"
         files.error(reason(stopped))
