@@ -34,8 +34,8 @@ def parsed(words: Sequence[str]) -> tuple[dict[str, BaseDistribution], dict[str,
             fixed[key] = override.get_value_element_as_str()
     if not space:
         raise UserError(
-            "hydra/sweeper=optuna: no key has several values; give some, such as "
-            "'method.learning_rate=tag(log,interval(1e-5,1e-3))' or method.rank=4,8,16"
+            "hydra/sweeper=optuna: no key has several values; give values to choose from in Hydra's grammar: "
+            "'method.learning_rate=tag(log,interval(1e-5,1e-3))'"
         )
     return space, fixed
 
@@ -86,7 +86,7 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], study: str
         )
         raise UserError(
             f"hydra.sweeper.study={study}: was begun with other values: {told}. Give the same values to "
-            "continue it, or another name with hydra.sweeper.study=NAME"
+            "continue it, or another hydra.sweeper.study"
         )
 
 

@@ -61,6 +61,55 @@ def test_the_same_scores_through_every_launcher(launcher: str, basic: Path, tmp_
     assert (tmp_path / "sweep" / "comparison.html").is_file()
 
 
+SBATCH = """#!{python}
+import os, pathlib, re, shutil, subprocess, sys
+text = pathlib.Path(sys.argv[1]).read_text()
+shutil.copy(sys.argv[1], os.environ["SUBMITTED"])
+jobs = [77] if not (found := re.search(r"--array=0-(\\d+)", text)) else range(77, 78 + int(found[1]))
+for number, job in enumerate(jobs):
+    variables = dict(SLURM_JOB_ID=str(job), SLURM_ARRAY_JOB_ID="77", SLURM_ARRAY_TASK_ID=str(number), SLURM_NTASKS="1",
+                     SLURM_JOB_NUM_NODES="1", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NODEID="0", SLURM_JOB_NODELIST="here",
+                     PMI_RANK="0", PMI_SIZE="1")
+    subprocess.Popen(["bash", sys.argv[1]], env={{**os.environ, **variables}}, stdout=subprocess.DEVNULL,
+                     stderr=subprocess.DEVNULL, start_new_session=True)
+print("Submitted batch job 77")
+"""
+SRUN = """#!{python}
+import os, sys
+words = sys.argv[1:]
+os.execv(words[words.index("-u") - 1], words[words.index("-u") - 1 :])
+"""
+SACCT = """#!/bin/sh
+printf 'JobID|State|NodeList\\n77_0|RUNNING|here\\n77_1|RUNNING|here\\n'
+"""
+
+
+@pytest.mark.slow
+def test_slurms_commands_are_given_what_they_take(
+    basic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch, srun and sacct are stand-ins that run the array on this machine; submitit and the rest are real."""
+    pytest.importorskip("submitit")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in {"sbatch": SBATCH, "srun": SRUN, "sacct": SACCT}.items():
+        (programs / name).write_text(text if name == "sacct" else text.format(python=sys.executable))
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SUBMITTED", str(tmp_path / "submitted.sh"))
+    done = command(
+        tmp_path / "sweep", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.account=us",
+        "hydra.launcher.array_parallelism=1", "+hydra.launcher.additional_parameters.mail_type=END",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert scores(tmp_path / "sweep") == scores(basic)
+    asked = {line.removeprefix("#SBATCH --") for line in (tmp_path / "submitted.sh").read_text().splitlines()}
+    assert {
+        "partition=gpu", "account=us", "gpus-per-node=1", "ntasks-per-node=1", "nodes=1", "cpus-per-task=8", "mem=32GB",
+        "time=240", "array=0-1%1", "signal=USR2@300", "mail-type=END",
+    } <= asked  # fmt: skip
+
+
 @pytest.mark.slow
 def test_a_job_that_a_cluster_stops_is_started_again_and_resumed(basic: Path, tmp_path: Path) -> None:
     """The signal before a time limit or a preemption. submitit's local executor requeues as SLURM does."""

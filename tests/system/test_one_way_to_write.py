@@ -23,6 +23,7 @@ ALLOWED = {
         "np.lib.format.open_memmap",
     ): "filled by several processes, then `atomic.move`",
     ("runs/resume.py", "os.open"): "the lock, which holds nothing",
+    ("system/gpus.py", "os.open"): "the lock of a GPU, which holds nothing",
     ("system/streams.py", "open"): "the null device",
     ("system/streams.py", "os.open"): "the null device",
     ("training/meter.py", "Path('/proc/self/clear_refs').write_text"): "a counter of the kernel",
