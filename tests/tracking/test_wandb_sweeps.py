@@ -249,3 +249,36 @@ def test_a_workspace_is_made_without_a_network() -> None:
         "counts",
     ):
         assert wanted in text
+
+
+def test_a_sweep_logs_the_table_of_each_study(tmp_path: Path, reading: ModuleType) -> None:
+    import json
+
+    from diffusion_lab.cli import sweep_end
+    from diffusion_lab.studies.stops import stop_of
+    from diffusion_lab.studies.table import read_table
+    from tests.studies import planted
+
+    noise = planted.Noise(1, prompts=4)
+    for n in (4, 8, 14):
+        settings = planted.configuration("anna", n)
+        planted.write_run(tmp_path / f"n{n}", planted.study_run(settings, planted.usual, noise), settings)
+    table = read_table(tmp_path)
+    points = [{"run": run.id, "folder": run.name} for run in table.runs if run.n_images != 8]
+    (tmp_path / "_mine").mkdir()
+    (tmp_path / "_mine" / "study.json").write_text(json.dumps({"points": points}))
+    sweep_end.track(tmp_path, config.Tracking(wandb="offline"), ["mine"])
+    read_back = reading.Read(tmp_path / "_mine")
+    assert (read_back.run.run_group, read_back.run.job_type) == ("mine", "study")
+    logged = table_of(tmp_path / "_mine")
+    rows = {row[0]: dict(zip(logged["columns"], row, strict=True)) for row in logged["data"]}
+    assert set(rows) == {"n4", "n14"}
+    for run in table.runs:
+        stop = stop_of(run, table.metrics)
+        assert stop is not None
+        if run.name in rows:
+            assert rows[run.name]["stop/step"] == stop.step
+            assert rows[run.name]["stop/similarity"] == pytest.approx(run.values["similarity"][stop.index])
+    sweep_end.track(tmp_path, config.Tracking(wandb="offline", group="other"), ())
+    assert len(table_of(tmp_path)["data"]) == 3
+    sweep_end.track(tmp_path / "nowhere", config.Tracking(wandb="offline"), ())  # told, not raised
