@@ -93,7 +93,8 @@ def _told(best: dict[str, Any], study: Any) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     if not best:
         return f"No trial is completed yet ({counts})."
-    values = ", ".join(f"{key}={value}" for key, value in best["params"].items())
+    shown = {key: f"{v:.4g}" if isinstance(v, float) else v for key, v in best["params"].items()}
+    values = ", ".join(f"{key}={value}" for key, value in shown.items())
     return f"Best: {values} with a score of {best['score']:.3f} (trial {best['trial']}; {counts})."
 
 
