@@ -11,9 +11,9 @@ import pytest
 
 from diffusion_lab.cli.compose import compose
 from diffusion_lab.plan.defaults import fill_defaults
-from diffusion_lab.report.groups import distinct
 from diffusion_lab.runs.extended_sweep import already_begun
 from diffusion_lab.runs.reading import find_runs, read_run
+from diffusion_lab.studies.copies import distinct
 
 WORDS = [
     "experiment=debug", "metrics=debug", "metrics.names=[diversity]", "steps.total=1", "steps.every=1", "prompts.n=2",

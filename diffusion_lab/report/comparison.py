@@ -15,9 +15,11 @@ from diffusion_lab.analysis.intervals import BOUNDS
 from diffusion_lab.analysis.limits import limits_of, value_of
 from diffusion_lab.records import UserError
 from diffusion_lab.report import charts, texts
-from diffusion_lab.report.groups import COSTS, Mean, at_stop, distinct, grouped, run_costs, telling
+from diffusion_lab.report.groups import Mean, at_stop, grouped, telling
 from diffusion_lab.report.page import save
 from diffusion_lab.runs.reading import MetricInfo, Run, find_runs, read_run
+from diffusion_lab.studies.copies import distinct
+from diffusion_lab.studies.costs import COSTS, run_costs
 from diffusion_lab.values.mappings import flatten
 
 # Settings of where and how a run was tracked, which do not affect its results.
@@ -150,7 +152,7 @@ def _row(
         "cells": cells,
         "costs": [
             {"sort": "" if value is None else repr(value), "value": _cost(cost, value)}
-            for cost, value in run_costs(run).items()
+            for cost, value in run_costs(run.folder, run.cost).items()
         ],
     }
 

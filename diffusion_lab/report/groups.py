@@ -11,7 +11,8 @@ from typing import Any
 from diffusion_lab.analysis.intervals import ALIKE, student_t
 from diffusion_lab.analysis.limits import value_of
 from diffusion_lab.runs.reading import Run
-from diffusion_lab.runs.resume import folder_size, run_id
+from diffusion_lab.studies.copies import distinct
+from diffusion_lab.studies.costs import run_costs
 from diffusion_lab.values.mappings import flatten
 
 SEEDS = ("seed", "data.subset_seed", "prompts.seed", "prompts.noise_seed")
@@ -22,12 +23,6 @@ FIRST = (
     "data.subject",
     "data.n_images",
 )  # listed before others
-COSTS: Mapping[str, tuple[str, str]] = {  # name -> label, unit
-    "training_seconds": ("Training", "s"),
-    "evaluation_seconds": ("Evaluation", "s"),
-    "training_memory": ("Peak memory of training", "MiB"),
-    "artefact_size": ("Artefact", "MiB"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +41,6 @@ class Group:
     settings: Mapping[str, Any]
     runs: int
     values: Mapping[str, Mean | None]  # by metric or cost
-
-
-def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
-    """Every run once, in order, and for each copy or repetition the run that is used instead.
-
-    A run is identified by its configuration and seeds, not by its folder. Of several records of one run, a
-    completed one is preferred, then one with more evaluations, then the newest. Records without a configuration, of
-    jobs that ended before their run began, are all kept.
-    """
-    best: dict[str, Run] = {}
-    ids = [run_id(run.config) if run.config else str(run.folder) for run in runs]
-    for name, run in zip(ids, runs, strict=True):
-        if name not in best or _rank(run) > _rank(best[name]):
-            best[name] = run
-    kept = [run for name, run in zip(ids, runs, strict=True) if best[name] is run]
-    repeated = [(run, best[name]) for name, run in zip(ids, runs, strict=True) if best[name] is not run]
-    return kept, repeated
-
-
-def _rank(run: Run) -> tuple[bool, int, str, str]:
-    return run.status == "completed", len(run.summaries), run.finished, run.started
 
 
 def telling(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
@@ -137,16 +111,4 @@ def at_stop(run: Run) -> dict[str, float | None]:
     if run.recommendation is None:
         return {}
     summaries = run.summaries[run.recommendation.step]
-    return {name: value_of(summary) for name, summary in summaries.items()} | run_costs(run)
-
-
-def run_costs(run: Run) -> dict[str, float | None]:
-    """Seconds, and MiB (2^20 bytes), by the names of `COSTS`; None if the record has none."""
-    training, evaluation = (run.cost.get(part) or {} for part in ("training", "evaluation"))
-    memory, size = training.get("peak_memory_bytes"), folder_size(run.folder / "artefact")
-    return {
-        "training_seconds": training.get("seconds"),
-        "evaluation_seconds": evaluation.get("seconds"),
-        "training_memory": memory / 2**20 if memory else None,
-        "artefact_size": size / 2**20 if size else None,
-    }
+    return {name: value_of(summary) for name, summary in summaries.items()} | run_costs(run.folder, run.cost)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Run:
     ]  # by group, those with several faces or an unlike one
     several_faces: Mapping[int, int]  # by step: images with more than one face, if faces were detected
     id: str = ""  # resume.run_id of its configuration
+    ended: Mapping[str, Any] | None = None  # why it ended before its last planned step: step, kind, reason
     damaged_files: tuple[str, ...] = ()  # files of the record that are missing or damaged, if checked
 
     @property
@@ -114,21 +116,37 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
     Raises:
         UserError: (job.runs) if there is no run, or `result.json` is missing or cannot be read.
     """
+    with readable(folder):
+        return _run(Path(folder), record_of(folder) if result is None else result)
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """The content of `result.json`; empty for a job that ended before its record began.
+
+    Raises:
+        UserError: (job.runs) as `read_run`.
+    """
     folder = Path(folder)
     if not is_run(folder) and not is_score_run(folder):
         raise UserError(f"job.runs: {folder} is not the folder of a run: it has no {RESULT}")
     path = folder / RESULT
-    try:
-        if result is None:
-            if not path.is_file() and _begun(folder):
-                raise ValueError("it is missing")
-            result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    with readable(folder):
+        if not path.is_file() and _begun(folder):
+            raise ValueError("it is missing")
+        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if not isinstance(result, dict):
             raise ValueError("it is not a JSON object")
-        return _run(folder, result)
+        return result
+
+
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Errors of a record's content as a UserError that names the file and the remedy."""
+    try:
+        yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"job.runs: {path} cannot be read as a run's result ({error}); resume={folder} restores it from "
+            f"job.runs: {folder / RESULT} cannot be read as a run's result ({error}); resume={folder} restores it from "
             f"{COPY} if possible"
         ) from error
 
@@ -139,13 +157,12 @@ def _run(folder: Path, result: Mapping[str, Any]) -> Run:
         int(e["step"]): {name: summary(values) for name, values in e["metrics"].items()} for e in evaluations
     }
     names = {name: None for metrics in summaries.values() for name in metrics}
-    described = result.get("metrics") or {}
-    metrics = {name: _info(name, described.get(name) or {}) for name in {**described, **names}}
+    metrics = metrics_of(result, names)
     references = {
         name: {kind: None if values is None else summary(values) for kind, values in kinds.items()}
         for name, kinds in (result.get("references") or {}).items()
     }
-    config = result.get("config") or _hydra_config(folder)
+    config = config_of(folder, result)
     recorded = result.get("recommendation") or {}
     wanted = config.get("metrics") or {}
     data = config.get("data") or {}
@@ -177,6 +194,7 @@ def _run(folder: Path, result: Mapping[str, Any]) -> Run:
         finished=str(result.get("finished") or ""),
         steps_done=result.get("steps_done"),
         id=str(result.get("run") or ""),
+        ended=result.get("ended") or None,
         photographs=result.get("photographs") or {},
         several_faces={
             int(e["step"]): int(n) for e in evaluations if (n := e.get("several_faces")) is not None
@@ -217,6 +235,18 @@ def summary(values: Mapping[str, Any]) -> Summary:
         "high": None,
     }
     return Summary(**{**absent, **{k: v for k, v in values.items() if k in known}})
+
+
+def config_of(folder: Path, result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration in the record, or the one that Hydra composed; empty if there is none."""
+    config: Mapping[str, Any] = result.get("config") or _hydra_config(folder)
+    return config
+
+
+def metrics_of(result: Mapping[str, Any], names: Iterable[str]) -> dict[str, MetricInfo]:
+    """The metrics that the record describes, and those of `names` that it does not."""
+    described = result.get("metrics") or {}
+    return {name: _info(name, described.get(name) or {}) for name in {**described, **dict.fromkeys(names)}}
 
 
 def _info(name: str, described: Mapping[str, Any]) -> MetricInfo:

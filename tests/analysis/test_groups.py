@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 from diffusion_lab.report.comparison import _between, write_comparison
-from diffusion_lab.report.groups import at_stop, folder_size, grouped, mean, telling
+from diffusion_lab.report.groups import at_stop, grouped, mean, telling
 from diffusion_lab.runs.reading import find_runs, read_run
+from diffusion_lab.runs.resume import folder_size
 
 Write = Callable[..., Any]
 
@@ -113,7 +114,7 @@ def test_copies_and_repetitions_count_once(tmp_path: Path, write_run: Write, aga
 
 
 def test_of_repetitions_the_finished_and_then_the_newest_counts(tmp_path: Path, write_run: Write) -> None:
-    from diffusion_lab.report.groups import distinct
+    from diffusion_lab.studies.copies import distinct
 
     write_run(tmp_path / "a", config=BASE, seed=1)
     write_run(tmp_path / "b", config=BASE, seed=2)
