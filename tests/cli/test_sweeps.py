@@ -133,7 +133,7 @@ def test_studies_share_their_runs(trained: Trained, capfd: pytest.CaptureFixture
     first, second = find_studies(pool)
     assert (first.name, second.name, second.question, second.charts) == ("one", "two", "q?", ("stop",))
     assert [path.name for path in members(pool, first)] == ["n_images=2", "n_images=3"]
-    assert [path.name for path in members(pool, second)] == ["n_images=3", "n_images=3,seed=5", "n_images=2"]
+    assert [path.name for path in members(pool, second)] == ["n_images=3", "seed=5,n_images=3", "n_images=2"]
     assert "3 of 3 jobs completed" in capfd.readouterr().err
     assert main(["--sweep", one, "--quick", "tracker.progress=off"]) == 0
     assert trained.runs[3:] == [(1, 0)]
@@ -225,3 +225,28 @@ def test_however_sweeps_grow_each_configuration_is_trained_once(trained: Trained
     assert len({key for key in trained.runs if key in wanted}) == len(wanted)
     folders = list(Path("here").glob("*/result.json"))
     assert len(folders) == len(set(trained.runs))
+
+
+def test_the_page_can_be_made_while_the_sweep_runs(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With runs that are finished, failed before they began, running, just begun, and to come."""
+    from diffusion_lab.report.comparison import write_comparison
+
+    pages: list[str] = []
+
+    def run(config: Config, folder: Path) -> None:
+        if config.seed == 2:
+            pages.append(write_comparison(folder.parent).read_text("utf-8"))  # only Hydra's files are there
+            record = {"status": "running", "config": plain(as_plain_dict(config))}
+            (folder / "result.json").write_text(json.dumps(record))
+            pages.append(write_comparison(folder.parent).read_text("utf-8"))
+        trained.run(config, folder)
+
+    monkeypatch.setattr(sys.modules["job_of_the_test"], "run", run)
+    name = study("one", "runs: {experiment: debug, seed: [0, 1, 2, 3], data.n_images: 2}\n")
+    trained.failing = {1}
+    assert main(["--sweep", name, "tracker.progress=off"]) == 1
+    assert all("seed=0" in page and "seed=2" in page and "seed=3" not in page for page in pages)
+    assert main(["job=report", "job.runs=outputs/studies"]) == 0
+    assert "seed=3" in Path("outputs/studies/comparison.html").read_text("utf-8")
