@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from diffusion_lab import jobs
 from diffusion_lab.__main__ import main
 from diffusion_lab.cli.compose import compose, expand
-from diffusion_lab.cli.sweep_jobs import settle
+from diffusion_lab.cli.sweep_jobs import settle, union
 from diffusion_lab.cli.sweep_names import LONGEST, by_what_varies, job_folder
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.jobs import finetune
 from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.studies.definition import Point, Study
 from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.quoting import always_quoted
 
@@ -111,17 +112,24 @@ def test_without_settled_names_number_and_words_have_to_do() -> None:
 
 
 def test_names_in_a_folder_of_studies_say_what_is_trained() -> None:
-    jobs = settle([["data.subject=anna", "method=lora", f"seed={seed}"] for seed in (0, 1)], Path("nowhere"))
-    assert [job.folder for job in jobs] == ["seed=0", "seed=1"]
-    jobs = settle(
-        [["data.subject=anna", "method=lora", f"seed={seed}"] for seed in (0, 1)],
-        Path("nowhere"),
-        studies=True,
-    )
+    """Each study names its own points; a point that has a name already keeps it."""
+    shared = ("data.subject=anna", "method=lora", "steps.total=3")
+    seeds = Study("seeds", "", "", "", (), tuple(Point((*shared, f"seed={seed}")) for seed in (0, 1)))
+    ranks = Study("ranks", "", "", "", (), tuple(Point((*shared, f"method.rank={rank}")) for rank in (8, 4)))
+    longer = Study("longer", "", "", "", (), (Point((*shared[:2], "steps.total=4", "seed=0")),
+                                              Point((*shared[:2], "steps.total=4", "seed=1"))))  # fmt: skip
+    points = union([seeds, ranks, longer], ())
+    jobs = settle([*points], Path("nowhere"), names=[*points.values()])
     assert [job.folder for job in jobs] == [
-        "subject=anna,method=lora,seed=0",
-        "subject=anna,method=lora,seed=1",
+        "subject=anna,method=lora,seed=0", "subject=anna,method=lora,seed=1", "subject=anna,method=lora,rank=4",
+        "subject=anna,method=lora,seed=0,total=4", "subject=anna,method=lora,seed=1,total=4",
+    ]  # fmt: skip
+    assert [words[0] for words in points][::2] == [
+        "tracker.group=seeds",
+        "tracker.group=ranks",
+        "tracker.group=longer",
     ]
+    assert all(not words[0].startswith("tracker") for words in union([seeds], {"tracker.group"}))
 
 
 # --- the program --------------------------------------------------------------------------------------

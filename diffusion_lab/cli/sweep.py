@@ -43,12 +43,7 @@ def run(line: Line, typed: Sequence[str]) -> int:
         return _sampled(line, composed)
     given = [[word for word in job if not _is_hydras(word)] for job in expand(line.overrides)]
     studies = _studies(line, given)
-    words: Sequence[Sequence[str]] = given
-    if studies:
-        from diffusion_lab.cli.sweep_jobs import union
-
-        words = [*union(studies, keys(line.given))]
-    return _points(line, composed, words, studies, typed)
+    return _points(line, composed, given, studies, typed)
 
 
 def _is_hydras(word: str) -> bool:
@@ -69,17 +64,22 @@ def _studies(line: Line, given: Sequence[Sequence[str]]) -> list[definition.Stud
 def _points(
     line: Line,
     composed: Any,
-    words: Sequence[Sequence[str]],
+    given: Sequence[Sequence[str]],
     studies: Sequence[definition.Study],
     typed: Sequence[str],
 ) -> int:
-    """A sweep whose jobs are known: those that are finished are not launched."""
-    from diffusion_lab.cli.sweep_jobs import placed, settle
+    """A sweep whose jobs are known: those that are finished are not launched.
+
+    `given`: the jobs of the command line, unless there are studies.
+    """
+    from diffusion_lab.cli.sweep_jobs import placed, settle, union
     from diffusion_lab.studies.record import write_study
 
     wanted = _wanted(composed)
     hydras = [word for word in line.overrides if _is_hydras(word)]
-    found = settle(words, wanted, hydras, studies=bool(studies))
+    points = union(studies, keys(line.given))
+    words, names = ([*points], [*points.values()]) if studies else (given, None)
+    found = settle(words, wanted, hydras, names)
     if found[-1].config.job.dry_run:
         return _dry_run(found, hydras)
     folder = claim(wanted, "hydra.sweep.dir", line.overrides, 0)
@@ -87,16 +87,16 @@ def _points(
         write_study(folder, placed(study, found))
     to_run = [job for job in found if job.status not in FINISHED]
     print(f"{shown(folder)}: {_state(found)}", file=sys.stderr)
-    names, before = [study.name for study in studies], len(sweep_end.ended_jobs(folder))
+    titles, before = [study.name for study in studies], len(sweep_end.ended_jobs(folder))
     try:
         if to_run:
             _launch(line, composed, folder, found, to_run)
     finally:
         ended = sweep_end.ended_jobs(folder)[before:]
         good = sweep_end.told(folder, found, ended, sweep_end.again(typed, line, folder))
-        compared = sweep_end.compare(folder, names)
+        compared = sweep_end.compare(folder, titles)
     if to_run:
-        sweep_end.track(folder, found[0].config.tracker, names)
+        sweep_end.track(folder, found[0].config.tracker, titles)
     return 0 if good and compared else 1
 
 

@@ -44,39 +44,47 @@ class Job:
         return [*self.words, f"hydra.sweep.subdir={always_quoted(self.folder)}"]
 
 
-def union(studies: Sequence[Study], given: Collection[str]) -> list[tuple[str, ...]]:
-    """The words of each point, once each; W&B groups the runs by the first study that has them."""
-    found: dict[tuple[str, ...], str] = {}
+def union(studies: Sequence[Study], given: Collection[str]) -> dict[tuple[str, ...], str]:
+    """The words of each point -> what its folder would be called, each point once.
+
+    Both come from the first study that has the point; its name is the group of the run at W&B. `given`: keys
+    of the command line.
+    """
+    found: dict[tuple[str, ...], tuple[str, str]] = {}
     for study in studies:
-        for point in study.points:
-            found.setdefault(point.overrides, study.name)
-    grouped = "tracker.group" in given
-    return [words if grouped else (f"tracker.group={literal(name)}", *words) for words, name in found.items()]
+        words = [point.overrides for point in study.points]
+        for own, name in zip(words, sweep_names.by_what_varies(words, sweep_names.WHAT), strict=True):
+            found.setdefault(own, (study.name, name))
+    if "tracker.group" in given:
+        return {words: name for words, (_, name) in found.items()}
+    return {(f"tracker.group={literal(group)}", *words): name for words, (group, name) in found.items()}
 
 
 def settle(
-    words: Sequence[Sequence[str]], folder: Path, hydras: Sequence[str] = (), *, studies: bool = False
+    words: Sequence[Sequence[str]],
+    folder: Path,
+    hydras: Sequence[str] = (),
+    names: Sequence[str] | None = None,
 ) -> list[Job]:
     """The jobs with their folders in `folder`; equal configurations count once.
 
     `words`: the overrides of each job. `hydras`: those of Hydra itself, which are the same for all jobs.
-    `studies`: names say what is trained in any case, since runs of several studies are side by side.
+    `names`: what the jobs' folders would be called; by what varies if not given.
 
     Raises UserError if a value is not allowed, and Hydra's errors for wrong keys, options and types.
     """
     known = runs_in(folder)
     held = best_of(known)
-    found: dict[str, tuple[list[tuple[str, ...]], Config, dict[str, Any]]] = {}
-    for job, (config, own_precision) in zip(words, compose_jobs(words, hydras), strict=True):
+    names = sweep_names.by_what_varies(words) if names is None else names
+    found: dict[str, tuple[list[tuple[str, ...]], str, Config, dict[str, Any]]] = {}
+    for job, name, (config, own_precision) in zip(words, names, compose_jobs(words, hydras), strict=True):
         config, recorded = _as_held(config, held) if own_precision else (config, plain(as_plain_dict(config)))
-        found.setdefault(identity(recorded), ([], config, recorded))[0].append(tuple(job))
-    always = sweep_names.WHAT if studies else ()
-    names = sweep_names.by_what_varies([same[0] for same, _, _ in found.values()], always)
-    configs = [recorded for _, _, recorded in found.values()]
-    folders = sweep_names.settle(names, configs, folder, known)
+        found.setdefault(identity(recorded), ([], name, config, recorded))[0].append(tuple(job))
+    wanted = [name for _, name, _, _ in found.values()]
+    folders = sweep_names.settle(wanted, [recorded for *_, recorded in found.values()], folder, known)
     return [
         Job(same[0], tuple(same), config, run, name, _status(config, folder / name))
-        for (run, (same, config, _)), name in zip(found.items(), folders, strict=True)
+        for (run, (same, _, config, _)), name in zip(found.items(), folders, strict=True)
     ]
 
 

@@ -37,17 +37,18 @@ def settle(
 
     `configs`: each job's plain configuration, all different. `known`: the runs in `folder`, by name.
     """
-    held = best_of(known)
+    held, taken = best_of(known), {name: run.config for name, run in known.items()}
     found = [held.get(identity(config), "") for config in configs]
     for i, (name, config) in enumerate(zip(names, configs, strict=True)):
         if found[i]:
             continue
-        if name in known:
-            differing = differing_values(known[name].config, config, began_in(folder / name))
+        if name in taken:
+            differing = differing_values(taken[name], config, began_in(folder / name))
             name = _set_apart(name, differing) if differing else name
-            if differing and name in known:
+            if differing and name in taken:
                 name = f"{name[: LONGEST - 9]}-{_digest(identity(config))}"
         found[i] = name
+        taken[name] = config
     return _unique(found, known)
 
 

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.records import UserError
 from diffusion_lab.runs.backup import RESULT
-from diffusion_lab.runs.folder_record import read_folder_record
 
 ENDED = "jobs.jsonl"  # in a sweep's folder: one line per job that has ended
 DONE, FAILED, INTERRUPTED = ("completed",), ("failed", "diverged"), ("interrupted",)
@@ -196,11 +194,12 @@ def _stamps(folder: Path) -> tuple[int, ...]:
 
 
 def _record(folder: Path) -> dict[str, Any]:
+    """result.json, for counting only: empty if it is missing or torn."""
     try:
-        record = read_folder_record(folder, lambda config: True)
-    except UserError:
+        record = json.loads((folder / RESULT).read_bytes())
+    except (OSError, ValueError):
         return {}
-    return record.result if record is not None else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _fraction(record: dict[str, Any], planned: int) -> float:
