@@ -157,16 +157,17 @@ def _numbers(pipe: Any) -> dict[str, list[str]]:
     }
 
 
-def _layers(denoiser: torch.nn.Module) -> list[str] | None:
-    """The kinds of layers in the denoiser, if runs with other kinds may compute other last bits; else None.
+def _layers(denoiser: torch.nn.Module) -> str | None:
+    """A digest of the kind of every layer, if runs with other layers may compute other last bits; else None.
 
     In float32 on the CPU an untrained adapter adds exactly 0 to the output of a layer that is computed as
-    without it. In mixed precision and on a GPU this has not been verified, so only runs with the same kinds of
-    layers share.
+    without it. In mixed precision and on a GPU this has not been verified, so only runs with the same layers
+    share; ranks and learning rates may differ.
     """
     import torch
 
     parameters = list(denoiser.parameters())
     if all(one.dtype == torch.float32 and one.device.type == "cpu" for one in parameters):
         return None
-    return sorted({f"{type(one).__module__}.{type(one).__qualname__}" for one in denoiser.modules()})
+    kinds = {name: type(one) for name, one in denoiser.named_modules()}
+    return key_of({name: f"{kind.__module__}.{kind.__qualname__}" for name, kind in kinds.items()})
