@@ -237,6 +237,8 @@ CASES = [
          "depend on the number of steps", _shorter_run("steps.every=2 steps.lr_scheduler=cosine")),
     Case("longer, in two phases", "method=pivotal steps.total=8 steps.every=2 hydra.run.dir=shorter", "is a fraction of",
          _shorter_run("method=pivotal steps.every=2")),
+    Case("longer, after an extra evaluation", "method=dreambooth steps.total=8 steps.every=3 hydra.run.dir=shorter",
+         "may have been removed", _shorter_run("method=dreambooth steps.every=3", evaluations=[{"step": 4, "metrics": {}}])),
     Case("longer, without a checkpoint", "steps.total=8 steps.every=2 hydra.run.dir=shorter", "it has no checkpoint",
          _shorter_run("steps.every=2", checkpoints=None)),
     Case("longer, though it was settled", "steps.stop=auto steps.total=8 steps.every=2 hydra.run.dir=shorter",
