@@ -168,7 +168,7 @@ def extensions(result: Mapping[str, Any], config: Mapping[str, Any]) -> list[dic
     before = result.get("config") or {}
     old, new = flatten(plain(before)), flatten(plain(config))
     usual = _defaults(new.get("method.name"))
-    if not before or all(old.get(key, usual[key]) == new[key] for key in LENGTH):
+    if not before or all(old.get(key, usual[key]) == new.get(key, usual[key]) for key in LENGTH):
         return earlier
     entry = {key.partition(".")[2]: old.get(key, usual[key]) for key in LENGTH[:2]}
     return [*earlier, {"run": run_id(before), **entry, "configuration": bound_digest(before)}]
