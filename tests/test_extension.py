@@ -213,6 +213,15 @@ def test_an_extension_needs_a_checkpoint(tmp_path: Path) -> None:
     assert folder_status(configured("steps.total=6"), tmp_path) == "extended", "it begins again"
 
 
+def test_adapters_that_were_removed_for_an_extra_evaluation(tmp_path: Path) -> None:
+    words = ["method=dreambooth", "steps.total=5"]
+    record(tmp_path, "completed", *words, evaluations=[{"step": 5, "metrics": {}}])
+    with pytest.raises(UserError, match=r"evaluated at its last step, 5, .*keep_adapters.*hydra\.run\.dir"):
+        folder_status(configured("method=dreambooth", "steps.total=6"), tmp_path)
+    record(tmp_path, "interrupted", *words, evaluations=[{"step": 2, "metrics": {}}])
+    assert folder_status(configured("method=dreambooth", "steps.total=6"), tmp_path) == "extended"
+
+
 def test_damaged_checkpoints_are_named(run: Path) -> None:
     for state in (run / "checkpoints").rglob("state.pt"):
         state.write_bytes(b"damaged")
@@ -414,3 +423,17 @@ def test_a_point_of_a_sweep_with_more_steps_extends_a_copy(run: Path, tmp_path: 
         assert already_begun(configured(*words), other) == other
         assert list(other.iterdir()) == [], words
         other.rmdir()
+
+
+def test_resume_with_a_folder_and_more_steps(run_main: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run_main(*TINY, "steps.total=2", f"hydra.run.dir={folder}") == 0
+    assert run_main(f"resume={folder}", "steps.total=4") == 0
+    result = recorded(folder)
+    assert [entry["total"] for entry in result["extended"]] == [2]
+    assert [entry["step"] for entry in result["evaluations"]] == [0, 2, 4]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert run_main(f"resume={folder}") == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, (
+        "a finished run of 4 steps"
+    )

@@ -170,6 +170,24 @@ def _someone_elses_run(folder: Path) -> None:
     (folder / "taken" / "result.json").write_text(json.dumps({"status": "completed", "config": {"seed": 1}}))
 
 
+def _shorter_run(words: str, **more: object) -> Callable[[Path], None]:
+    """A record in shorter/ as a finished run of 4 steps leaves it, without the files."""
+    from diffusion_lab.config.schema import as_plain_dict
+    from diffusion_lab.values.jsonable import plain
+
+    def write(folder: Path) -> None:
+        config = plain(
+            as_plain_dict(fill_defaults(compose([*words.split(), "steps.total=4", "prompts.n=4"])))
+        )
+        (folder / "shorter").mkdir()
+        record = {"schema": 1, "status": "completed", "config": config, **more}
+        (folder / "shorter" / "result.json").write_text(json.dumps(record))
+        if "checkpoints" not in more:
+            (folder / "shorter" / "checkpoints" / "step-000004").mkdir(parents=True)
+
+    return write
+
+
 FOLDER = "data=folder data.folder=photos data.n_images=2 data.n_heldout=1 metrics.names=[clip_image]"
 DOG = f"{FOLDER} data.class_noun=dog"
 CASES = [
@@ -213,6 +231,19 @@ CASES = [
          values={"choose another folder": "hydra.run.dir=elsewhere"}),
     Case("another run in the folder", "hydra.run.dir=taken", "taken", _someone_elses_run),
     Case("a run that must not be there", "hydra.run.dir=taken resume=never", "taken", _someone_elses_run),
+    Case("longer, evaluated at other steps", "steps.total=8 steps.every=1 hydra.run.dir=shorter", "with evaluations every 1",
+         _shorter_run("steps.every=2")),
+    Case("longer, with decaying rates", "steps.total=8 steps.every=2 steps.lr_scheduler=cosine hydra.run.dir=shorter",
+         "depend on the number of steps", _shorter_run("steps.every=2 steps.lr_scheduler=cosine")),
+    Case("longer, in two phases", "method=pivotal steps.total=8 steps.every=2 hydra.run.dir=shorter", "is a fraction of",
+         _shorter_run("method=pivotal steps.every=2")),
+    Case("longer, after an extra evaluation", "method=dreambooth steps.total=8 steps.every=3 hydra.run.dir=shorter",
+         "may have been removed", _shorter_run("method=dreambooth steps.every=3", evaluations=[{"step": 4, "metrics": {}}])),
+    Case("longer, without a checkpoint", "steps.total=8 steps.every=2 hydra.run.dir=shorter", "it has no checkpoint",
+         _shorter_run("steps.every=2", checkpoints=None)),
+    Case("longer, though it was settled", "steps.stop=auto steps.total=8 steps.every=2 hydra.run.dir=shorter",
+         "would end there again",
+         _shorter_run("steps.stop=auto steps.every=2", ended={"step": 2, "kind": "settled", "reason": "It is."})),
     Case("links to nothing", DOG, "0.png", _dead_link, by_hand=_copied),
     Case("a known word to learn", "method=textual_inversion data.identifier=dog", "word of the model's vocabulary"),
     Case("a cut table of captions", DOG, "metadata.jsonl cannot be used", _cut_table),
@@ -469,6 +500,7 @@ EXCUSED = {
     "diffusion_lab/data/subjects.py: data.folder is not set": "config.py asks first; for callers from Python",
     "diffusion_lab/jobs/conclude.py": "takes a damaged run; tests/test_conclusion.py",
     "diffusion_lab/jobs/repair.py": "takes a damaged run; tests/test_record.py",
+    "diffusion_lab/jobs/resumption.py": "takes a damaged run; tests/test_extension.py",
     "diffusion_lab/methods/hypernetwork.py: 0: saved with": "states what was saved, and advises nothing",
     "diffusion_lab/plan/fits.py: model.device=": "depends on the machine; tests/test_refusals.py",
     "diffusion_lab/models/load.py: model.device=": "depends on the machine; tests/models/test_load.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,23 +77,25 @@ def adapt_extended(config: Config, run_folder: Path, files: FileTracker, state: 
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     settings = {"hyperparameters": state.notes["hyperparameters"]}
     for folder in sorted((run_folder / "adapters").glob("step-*")):
-        if _settings_of(folder) != settings["hyperparameters"]:
-            from diffusion_lab.artefacts.notes import annotate
+        try:
+            _write_settings(folder, settings)
+        except Exception as error:  # damaged, of which the record has warned
+            log.debug("%s: its settings are not updated (%s)", folder, error)
+            continue
+        files.record_checksums(folder.relative_to(run_folder).as_posix())
 
-            annotate(folder, settings)
-            files.record_checksums(folder.relative_to(run_folder).as_posix())
 
-
-def _settings_of(folder: Path) -> str | None:
-    """The settings in the header of an adapter; None if there are none."""
+def _write_settings(folder: Path, settings: Mapping[str, str]) -> None:
+    """Updates the headers of an adapter's files unless they are up to date. Raises if one cannot be read."""
     from safetensors import safe_open
 
-    from diffusion_lab.artefacts.notes import NOTES
+    from diffusion_lab.artefacts.notes import NOTES, annotate
 
+    headers: list[Mapping[str, Any]] = []
     if (folder / NOTES).is_file():
-        found = json.loads((folder / NOTES).read_text("utf-8")).get("hyperparameters")
-        return None if found is None else str(found)
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/adapter_model.safetensors")]):
+        headers.append(json.loads((folder / NOTES).read_text("utf-8")))
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*/adapter_model.safetensors")]:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("hyperparameters")
-    return None
+            headers.append(file.metadata() or {})
+    if any(header.get(name) != value for header in headers for name, value in settings.items()):
+        annotate(folder, settings)

@@ -24,6 +24,8 @@ LENGTH = ("steps.total", "steps.stop", "steps.stop_evaluations", "steps.stop_lev
 CONSTANT = ("constant", "constant_with_warmup")  # rates that do not depend on steps.total
 _FOLDER = re.compile(r"step-(\d{6,})")
 
+ELSEWHERE = "train the longer run from its start, in another folder, with hydra.run.dir=FOLDER"
+
 Changes = Mapping[str, tuple[Any, Any]]  # key -> value in the folder's record, value wanted
 
 
@@ -54,7 +56,6 @@ def check(folder: Path, result: Mapping[str, Any], changed: Changes, now: Mappin
         return
     was, total = changed["steps.total"]
     begin = f"steps.total={total}: the run in {folder} has steps.total={was} and cannot be extended"
-    elsewhere = "train the longer run from its start, in another folder, with hydra.run.dir=FOLDER"
     if "steps.every" in changed:
         every, wanted = changed["steps.every"]
         raise UserError(
@@ -69,11 +70,11 @@ def check(folder: Path, result: Mapping[str, Any], changed: Changes, now: Mappin
     schedule = now.get("steps.lr_scheduler")
     if schedule not in CONSTANT:
         raise UserError(
-            f"{begin}: the learning rates of steps.lr_scheduler={schedule} depend on the number of steps; {elsewhere}"
+            f"{begin}: the learning rates of steps.lr_scheduler={schedule} depend on the number of steps; {ELSEWHERE}"
         )
     fraction = _fraction(now)
     if fraction:
-        raise UserError(f"{begin}: {fraction} is a fraction of the number of steps; {elsewhere}")
+        raise UserError(f"{begin}: {fraction} is a fraction of the number of steps; {ELSEWHERE}")
     usable_steps(folder, result, now)
 
 
@@ -95,6 +96,12 @@ def usable_steps(folder: Path, result: Mapping[str, Any], now: Mapping[str, Any]
     found = sorted(int(match[1]) for place in places if (match := _FOLDER.fullmatch(place.name)))
     extra = [key for key in ("every", "log_every") if longer != total and total % now[f"steps.{key}"]]
     steps = [step for step in found if step < total or not extra]
+    if extra and "every" in extra and _keeps_best(now) and _measured(result, total):
+        raise UserError(
+            f"steps.total={longer}: the run in {folder} cannot be extended: it was evaluated at its last step, {total}, "
+            f"which is no multiple of steps.every={now['steps.every']}, and adapters that the longer run keeps may have been "
+            f"removed for it (steps.keep_adapters); {ELSEWHERE}"
+        )
     if steps or result.get("status") not in ENDED:
         return steps
     why = "it has no checkpoint (steps.checkpoint_every, steps.keep_checkpoints)"
@@ -103,7 +110,15 @@ def usable_steps(folder: Path, result: Mapping[str, Any], now: Mapping[str, Any]
             f"its last step, {total}, is no multiple of steps.{extra[0]}, and no checkpoint before it is left "
             "(steps.keep_checkpoints)"
         )
-    raise UserError(
-        f"steps.total={longer}: the run in {folder} cannot be extended: {why}; train the longer run from its start, "
-        "in another folder, with hydra.run.dir=FOLDER"
-    )
+    raise UserError(f"steps.total={longer}: the run in {folder} cannot be extended: {why}; {ELSEWHERE}")
+
+
+def _keeps_best(now: Mapping[str, Any]) -> bool:
+    """Whether only the adapters of steps that may be recommended are kept; see `plan.costs.keeps_best_only`."""
+    kind, keep = METHODS.get(str(now.get("method.name"))), now.get("steps.keep_adapters")
+    whole = kind is not None and kind().traits.whole_networks
+    return keep == "best" or (keep == "auto" and whole)
+
+
+def _measured(result: Mapping[str, Any], step: int) -> bool:
+    return any(entry.get("step") == step for entry in result.get("evaluations") or [])

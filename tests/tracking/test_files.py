@@ -27,7 +27,7 @@ from diffusion_lab.values import jsonable
 
 KEYS = {
     "schema", "status", "error", "config", "provenance", "evaluations", "references", "recommendation", "cost",
-    "metrics", "encoders", "prompts", "started", "finished", "steps_done", "run", "files",
+    "metrics", "encoders", "prompts", "started", "finished", "steps_done", "ended", "run", "files",
 }  # fmt: skip
 
 

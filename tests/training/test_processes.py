@@ -132,3 +132,21 @@ def test_accelerate_launch_with_two_processes(tmp_path: Path) -> None:
     assert losses["two"] == pytest.approx(losses["one"], rel=1e-3)
     assert json.loads((tmp_path / "two" / "result.json").read_text())["status"] == "completed"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.slow
+def test_two_processes_end_early_together_and_are_extended(tmp_path: Path) -> None:
+    """Only the main process measures and decides; the other one ends at the same step."""
+    words = [
+        "steps.batch_size=2", "steps.stop=auto", "steps.stop_evaluations=1", "steps.stop_level=0.5", "steps.total=12",
+        "metrics.names=[diversity]", "prompts.n=12", "method.learning_rate=0.003",
+    ]  # fmt: skip
+    launched(tmp_path, 2, *words)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "completed"
+    assert result["ended"]["kind"] == "settled"
+    assert 2 < result["ended"]["step"] == result["steps_done"] < 12
+    launched(tmp_path, 2, *words, "steps.stop=total")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["status"], result["ended"], result["steps_done"]) == ("completed", None, 12)
+    assert [entry["stop"] for entry in result["extended"]] == ["auto"]
