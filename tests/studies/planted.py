@@ -32,6 +32,7 @@ INFOS = {
     "memorisation": MetricInfo("memorisation", "1", "Nearest training photo", "cosine", False),
 }
 RANGES = {"similarity": [0.0, 0.8], "aesthetics": [0.2, 0.8], "diversity": [0.2, 1.0]}
+RATES = {"lora": 1.5e-3, "dreambooth": 1e-4, "textual_inversion": 2e-2, "hypernetwork": 3e-4}
 Truth = Callable[[Mapping[str, Any], np.ndarray], Mapping[str, np.ndarray]]
 """(run's "subject", "gender", "n", "method", "model"; steps) -> each metric's true curve."""
 
@@ -61,7 +62,7 @@ def configuration(
         "seed": seed,
         "job": {"name": "finetune", "dry_run": False},
         "model": {"path": model},
-        "method": {"name": method},
+        "method": {"name": method, "learning_rate": RATES.get(method, 1e-3)},
         "data": {"source": "miniature", "subject": subject, "class_noun": gender, "n_images": n},
         "steps": {"total": 400, "every": 50, "batch_size": 4},
         "prompts": {"name": "miniature", "n": 48},
