@@ -27,7 +27,8 @@ FREE = (
     "data.subject", "data.folder", "data.class_noun", "data.n_images", "data.identifier", "data.impostors", "seed",
     "data.subset_seed", "prompts.seed", "prompts.noise_seed", "steps.total", "steps.checkpoint_every",
     "steps.keep_checkpoints", "steps.keep_adapters", "steps.log_every", "metrics.names", "metrics.weights",
-    "metrics.ranges", "tracker.", "job.", "resume", "as_typed",
+    "metrics.ranges", "tracker.", "job.", "resume", "as_typed", "memory.", "steps.every", "prompts.batch_size",
+    "metrics.batch_size",
 )  # fmt: skip
 
 
@@ -60,8 +61,8 @@ def _has(run: StudyRun, metric: str) -> bool:
 
 def _settings(run: StudyRun, apart: Sequence[str], inside: bool) -> Hashable:
     return tuple(
-        (key, str(value))
-        for key, value in sorted(run.settings.items())
+        (key, value)
+        for key, value in run.chosen
         if key.startswith(tuple(apart)) is inside and not key.startswith(FREE)
     )
 
@@ -200,9 +201,9 @@ def mean_curve(runs: Sequence[StudyRun], metric: str) -> dict[int, Interval]:
             columns.setdefault(step, {})[i] = along[:, j]
     points = {}
     for step in sorted(columns):
-        by_run = {runs[i].name: values for i, values in columns[step].items()}
+        by_run = {id(runs[i]): values for i, values in columns[step].items()}
         there = [runs[i] for i in columns[step]]
-        points[step] = mean_over(by_subject(there, lambda run, at=by_run: at[run.name])[1], prompts_of(runs))  # type: ignore[misc]
+        points[step] = mean_over(by_subject(there, lambda run, at=by_run: at[id(run)])[1], prompts_of(runs))  # type: ignore[misc]
     return points
 
 

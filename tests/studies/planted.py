@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from diffusion_lab.runs.reading import MetricInfo
-from diffusion_lab.runs.resume import run_id
+from diffusion_lab.runs.resume import bound_flat, run_id
 from diffusion_lab.studies.run import StudyRun
 from diffusion_lab.studies.table import Table, common_ranges, common_weights
 from diffusion_lab.values.mappings import flatten
@@ -138,6 +138,7 @@ def study_run(
         prompts=tuple(f"p{i:03d}" for i in range(noise.prompts)),
         references={m: {"floor": float(v[0]), "ceiling": 0.9, "impostor": 0.3} for m, v in values.items()},
         costs={"training_seconds": 60.0, "evaluation_seconds": 200.0, "training_memory": 1000.0, "artefact_size": 4.0},
+        chosen=tuple((key, str(value)) for key, value in bound_flat(flat).items()),
         ranges={m: (a, b) for m, (a, b) in RANGES.items() if m in values},
     )  # fmt: skip
 
