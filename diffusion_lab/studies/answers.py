@@ -10,9 +10,9 @@ from diffusion_lab.studies.claims_counts import DECENT
 from diffusion_lab.studies.claims_dynamics import dynamics_claims
 from diffusion_lab.studies.claims_methods import NAMES, axes_of
 from diffusion_lab.studies.claims_models import models_of
-from diffusion_lab.studies.measures import stop_slope
 from diffusion_lab.studies.pool import Pool, by_count, over_subjects, paired
 from diffusion_lab.studies.run import StudyRun
+from diffusion_lab.studies.slope import stop_slope
 from diffusion_lab.studies.table import Table
 
 NOT_YET = "No answer yet: {}."

@@ -18,8 +18,8 @@ from diffusion_lab.studies.measures import (
     optimum,
     plane,
     plane_metrics,
-    stop_slope,
 )
+from diffusion_lab.studies.slope import stop_slope
 from diffusion_lab.studies.stops import curve, stop_of
 from tests.studies import planted
 from tests.studies.planted import course
