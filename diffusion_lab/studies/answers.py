@@ -10,9 +10,9 @@ from diffusion_lab.studies.claims_counts import DECENT
 from diffusion_lab.studies.claims_dynamics import dynamics_claims
 from diffusion_lab.studies.claims_methods import NAMES, axes_of
 from diffusion_lab.studies.claims_models import models_of
-from diffusion_lab.studies.measures import stop_slope
 from diffusion_lab.studies.pool import Pool, by_count, over_subjects, paired
 from diffusion_lab.studies.run import StudyRun
+from diffusion_lab.studies.slope import stop_slope
 from diffusion_lab.studies.table import Table
 
 NOT_YET = "No answer yet: {}."
@@ -25,7 +25,9 @@ def answer(study: str, table: Table) -> str:
         return NOT_YET.format("no run has been evaluated")
     sentence = ANSWERS.get(study, dynamics)(pool)
     unfinished = len(table.unfinished) + len(table.pending)
-    return f"{sentence} {unfinished} runs are unfinished." if unfinished else sentence
+    if not unfinished:
+        return sentence
+    return f"{sentence} {unfinished} run{' is' if unfinished == 1 else 's are'} unfinished."
 
 
 def dynamics(pool: Pool) -> str:
@@ -44,8 +46,11 @@ def dynamics(pool: Pool) -> str:
 def _moved(name: str, claim: Claim, yes: str, no: str) -> str:
     if claim.effect is None or claim.low is None or claim.high is None:
         return f"{name} has too few evaluations"
-    said = yes if claim.verdict == HOLDS else no if claim.verdict == NOT else "may or may not change"
-    when = " in the second half of the run" if "rises" in claim.id else " over the run"
+    up = "rises" in claim.id
+    sure = claim.verdict == HOLDS or (claim.low > 0 if up else claim.high < 0)
+    against = claim.verdict == NOT or (claim.high < 0 if up else claim.low > 0)
+    said = yes if sure else no if against else "may or may not change"
+    when = " in the second half of the run" if up else " over the run"
     return f"{name} {said}{when} ({_span(claim.effect, claim.low, claim.high, signed=True)})"
 
 

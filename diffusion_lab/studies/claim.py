@@ -117,11 +117,13 @@ class Asked:
                 verdict = HOLDS
             elif interval.high < possible[0] or interval.low > possible[1]:
                 verdict = NOT
+        floor = -1.0 if self.unit == "correlation" else -math.inf
         notes = [note, limits_note(interval), unfinished_note(runs)]
         smallest = interval.smallest()
         return Claim(
             id=self.id, text=self.text, source=self.source, study=self.study, verdict=verdict, effect=interval.value,
-            low=interval.low if interval.known else None, high=interval.high if interval.known else None,
+            low=max(interval.low, floor) if interval.known else None,
+            high=min(interval.high, -floor) if interval.known else None,
             unit=self.unit, wanted=wanted, measured=self.measured,
             smallest=smallest if math.isfinite(smallest) else None, subjects=interval.subjects, runs=len(runs),
             prompts=interval.prompts, data=described(runs), note="; ".join(part for part in notes if part),

@@ -10,10 +10,11 @@ import numpy as np
 from diffusion_lab.analysis.reason import RULES_OF_THUMB
 from diffusion_lab.studies.bootstrap import Floats, difference_of, mean_over
 from diffusion_lab.studies.claim import HOLDS, MANY_CENSORED, NOT, Asked, Claim, doubtful
-from diffusion_lab.studies.measures import prompts_of, rounding, slope_interval, slopes
+from diffusion_lab.studies.measures import prompts_of
 from diffusion_lab.studies.pool import Pool, by_count, jackknifed, over_subjects, slope_on_count
 from diffusion_lab.studies.quantities import peak_step
 from diffusion_lab.studies.run import StudyRun
+from diffusion_lab.studies.slope import rounding, slope_interval, slopes
 from diffusion_lab.studies.stops import rule_of, scores_of
 
 SOURCE = "000, So when should I stop training my model?"

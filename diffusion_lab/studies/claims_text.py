@@ -68,7 +68,8 @@ def _number(value: float) -> str:
 def claims_markdown(table: Table, *, title: str = "The claims of the sources, checked") -> str:
     """The whole page. It is made from the table alone, so that the same runs give the same text."""
     claims = check_claims(table)
-    counted = ", ".join(f"{number} {verdict}" for verdict, number in tally(claims).items())
+    holds, not_so, unclear = tally(claims).values()
+    counted = f"{holds} hold, {not_so} do not hold, of {unclear} one cannot tell"
     subjects = len({run.subject for run in table.runs})
     lines = [
         f"# {title}",

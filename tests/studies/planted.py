@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from diffusion_lab.runs.reading import MetricInfo
-from diffusion_lab.runs.resume import run_id
+from diffusion_lab.runs.resume import bound_flat, run_id
 from diffusion_lab.studies.run import StudyRun
 from diffusion_lab.studies.table import Table, common_ranges, common_weights
 from diffusion_lab.values.mappings import flatten
@@ -32,6 +32,7 @@ INFOS = {
     "memorisation": MetricInfo("memorisation", "1", "Nearest training photo", "cosine", False),
 }
 RANGES = {"similarity": [0.0, 0.8], "aesthetics": [0.2, 0.8], "diversity": [0.2, 1.0]}
+RATES = {"lora": 1.5e-3, "dreambooth": 1e-4, "textual_inversion": 2e-2, "hypernetwork": 3e-4}
 Truth = Callable[[Mapping[str, Any], np.ndarray], Mapping[str, np.ndarray]]
 """(run's "subject", "gender", "n", "method", "model"; steps) -> each metric's true curve."""
 
@@ -61,7 +62,7 @@ def configuration(
         "seed": seed,
         "job": {"name": "finetune", "dry_run": False},
         "model": {"path": model},
-        "method": {"name": method},
+        "method": {"name": method, "learning_rate": RATES.get(method, 1e-3)},
         "data": {"source": "miniature", "subject": subject, "class_noun": gender, "n_images": n},
         "steps": {"total": 400, "every": 50, "batch_size": 4},
         "prompts": {"name": "miniature", "n": 48},
@@ -137,6 +138,7 @@ def study_run(
         prompts=tuple(f"p{i:03d}" for i in range(noise.prompts)),
         references={m: {"floor": float(v[0]), "ceiling": 0.9, "impostor": 0.3} for m, v in values.items()},
         costs={"training_seconds": 60.0, "evaluation_seconds": 200.0, "training_memory": 1000.0, "artefact_size": 4.0},
+        chosen=tuple((key, str(value)) for key, value in bound_flat(flat).items()),
         ranges={m: (a, b) for m, (a, b) in RANGES.items() if m in values},
     )  # fmt: skip
 

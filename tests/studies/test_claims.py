@@ -10,8 +10,9 @@ import pytest
 from diffusion_lab.studies.claim import HOLDS, NOT, UNCLEAR, Claim
 from diffusion_lab.studies.claims import check_claims, tally
 from diffusion_lab.studies.claims_dynamics import falls, men_more_similar, women_more_aesthetic
-from diffusion_lab.studies.measures import complete, main_runs, slope_interval
+from diffusion_lab.studies.measures import complete, main_runs
 from diffusion_lab.studies.pool import Pool
+from diffusion_lab.studies.slope import slope_interval
 from diffusion_lab.studies.table import Table
 from tests.studies import planted
 from tests.studies.planted import course
