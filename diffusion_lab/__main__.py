@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from diffusion_lab.cli import single, sweep
-from diffusion_lab.cli.compose import compose_exact, expand, params
+from diffusion_lab.cli.compose import compose_exact, params
 from diffusion_lab.cli.endings import complain, of_error
 from diffusion_lab.cli.hand_over import hand_over
 from diffusion_lab.cli.usage import usage
@@ -40,16 +40,15 @@ def _run(words: list[str], told: Sequence[str]) -> int:
     if line.for_hydra:
         hand_over([*line.flags, *line.overrides], lambda composed: None)
         return 0
-    composed, overrides, sweeper = None, line.overrides, None
+    composed, overrides = None, line.overrides
     if not line.sweep:
         composed, overrides = compose_exact(line.overrides)
         if str(composed.hydra.mode).endswith("MULTIRUN"):  # an experiment's file says so
-            sweeper = composed.hydra.sweeper
-            line = line.as_sweep(params(sweeper))
+            line = line.as_sweep(params(composed.hydra.sweeper))
     for note in [*told, *line.notes] if processes.is_main() else ():
         print(f"warning: {note}", file=sys.stderr)
     if line.sweep:
-        return sweep.run(line.flags, line.overrides, expand(line.overrides, sweeper))
+        return sweep.run(line, words)
     return single.run(line.flags, overrides, composed)
 
 

@@ -21,6 +21,7 @@ from diffusion_lab.cli.folders import claim
 from diffusion_lab.config.schema import Config
 from diffusion_lab.jobs import finetune
 from diffusion_lab.records import TrainingDiverged, UserError
+from diffusion_lab.studies.record import find_studies
 
 QUICK = ["model=folder", "model.path=owner/name"]  # a hub id passes the checks; the job here loads nothing
 
@@ -294,8 +295,9 @@ def test_a_study_is_a_sweep_and_ends_with_its_comparison(
     run_as(complete)
     (tmp_path / "mine.yaml").write_text("# Question: seeds?\ndata.n_images: [4, 14]\n", "utf-8")
     assert main([*QUICK, "--sweep", str(tmp_path / "mine.yaml"), "seed=3"]) == 0
-    [sweep] = folders("outputs/sweeps/mine_*")
+    [sweep] = folders("outputs/studies")
     assert len(list(sweep.glob("*/result.json"))) == 2
+    assert [study.name for study in find_studies(sweep)] == ["mine"]
     assert (sweep / "comparison.html").is_file()
     assert f"{sweep.name}/comparison.html" in capfd.readouterr().err
 

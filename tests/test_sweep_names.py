@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from diffusion_lab import jobs
 from diffusion_lab.__main__ import main
 from diffusion_lab.cli.compose import compose, expand
-from diffusion_lab.cli.sweep_names import LONGEST, by_what_varies, job_folder, settle, write
+from diffusion_lab.cli.sweep_jobs import settle
+from diffusion_lab.cli.sweep_names import LONGEST, by_what_varies, job_folder
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.jobs import finetune
 from diffusion_lab.plan.defaults import fill_defaults
@@ -33,8 +34,7 @@ LONG = [
 
 
 def names(*words: str, folder: Path = Path("nowhere")) -> list[str]:
-    expanded = expand(words)
-    return settle(expanded, folder, lambda i: fill_defaults(compose(expanded[i])))
+    return [job.folder for job in settle(expand(words), folder)]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,8 @@ def names(*words: str, folder: Path = Path("nowhere")) -> list[str]:
         (["data.identifier=Ab,aB"], ["identifier=Ab", "identifier=aB-2"]),
         (["data.identifier='é','ü'"], ["identifier=-7709b999", "identifier=-7265b9ba"]),
         (["seed=5"], ["seed=5"]),
-        (["seed=5,5"], ["seed=5", "seed=5-2"]),
+        (["seed=5,5"], ["seed=5"]),
+        (["seed=1,2", "tracker.run_name=x"], ["seed=1", "seed=2"]),
         (["method.alpha=null,4"], ["alpha=null", "alpha=4"]),
     ],
 )  # fmt: skip
@@ -104,12 +105,23 @@ def test_a_run_that_is_there_keeps_its_folder(tmp_path: Path) -> None:
     assert found == ["n_images=4,total=7", "n_images=2"], "another configuration never gets a run's folder"
 
 
-def test_without_settled_names_number_and_words_have_to_do(tmp_path: Path) -> None:
-    write(tmp_path, ["a", "b"])
-    assert job_folder(str(tmp_path), 1, "x=1") == "b"
-    assert job_folder(str(tmp_path), 2, "x=1") == "2_x=1"
-    write(tmp_path, [])
-    assert job_folder(str(tmp_path), 0, "x=a/b") == "0_x=a-b"
+def test_without_settled_names_number_and_words_have_to_do() -> None:
+    assert job_folder("sweep", 2, "x=1") == "2_x=1"
+    assert job_folder("sweep", 0, "x=a/b") == "0_x=a-b"
+
+
+def test_names_in_a_folder_of_studies_say_what_is_trained() -> None:
+    jobs = settle([["data.subject=anna", "method=lora", f"seed={seed}"] for seed in (0, 1)], Path("nowhere"))
+    assert [job.folder for job in jobs] == ["seed=0", "seed=1"]
+    jobs = settle(
+        [["data.subject=anna", "method=lora", f"seed={seed}"] for seed in (0, 1)],
+        Path("nowhere"),
+        studies=True,
+    )
+    assert [job.folder for job in jobs] == [
+        "subject=anna,method=lora,seed=0",
+        "subject=anna,method=lora,seed=1",
+    ]
 
 
 # --- the program --------------------------------------------------------------------------------------

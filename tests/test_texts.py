@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 
 from diffusion_lab import __main__ as entry
 from diffusion_lab.cli.compose import compose, compose_raw, conf_folder, expand, groups
-from diffusion_lab.cli.sweep_files import words as study_words
 from diffusion_lab.cli.yaml_texts import changed
 from diffusion_lab.config.jobs import Generate
 from diffusion_lab.config.schema import Config
@@ -25,6 +24,7 @@ from diffusion_lab.config.texts import Kind, advice, exact, kind, recorded
 from diffusion_lab.data.job_texts import job_texts
 from diffusion_lab.methods import METHODS
 from diffusion_lab.records import UserError
+from diffusion_lab.studies.definition import load
 from diffusion_lab.values.quoting import always_quoted, pasted, quoted, split, unquoted
 
 CASES = [
@@ -258,7 +258,7 @@ def test_studies_keep_the_letters_of_their_file(tmp_path: Path) -> None:
         "data.identifier: [1_1_1, 010, yes, 'it''s, x']\ntracker.run_name: 1e5\ntracker.tags: [[2024-05-01, no]]\n"
         "data.class_noun: null\ndata.n_images: 1_4\n", "utf-8",
     )  # fmt: skip
-    configs = [compose(job) for job in expand(study_words(str(file), [])[1:])]
+    configs = [compose(point.overrides) for point in load(str(file)).points]
     assert [config.data.identifier for config in configs] == ["1_1_1", "010", "yes", "it's, x"]
     assert {config.tracker.run_name for config in configs} == {"1e5"}
     assert configs[0].tracker.tags == ["2024-05-01", "no"]

@@ -217,17 +217,11 @@ def single_valued(overrides: Sequence[str]) -> list[str]:
     return [word for word, override in zip(words, parsed, strict=True) if not override.is_sweep_override()]
 
 
-def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
-    """The overrides of every job of a sweep over lists, ranges and globs, in Hydra's basic sweeper's order.
-
-    `sweeper`: hydra.sweeper, if a file sets it. Empty for sweepers other than the basic one (Optuna samples
-    its values during the sweep).
-    """
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every job of a sweep over lists, ranges and globs, in Hydra's basic sweeper's order."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    if sweeper is not None and not _is_basic(sweeper):
-        return []
     with _hydra():
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -245,9 +239,10 @@ def expand(overrides: Sequence[str], sweeper: Any = None) -> list[list[str]]:
 
 def params(sweeper: Any) -> list[str]:
     """The overrides in hydra.sweeper.params, for Hydra's basic sweeper."""
-    found = sweeper.get("params") if _is_basic(sweeper) else None
+    found = sweeper.get("params") if is_basic(sweeper) else None
     return [f"{key}={value}" for key, value in (found or {}).items()]
 
 
-def _is_basic(sweeper: Any) -> bool:
+def is_basic(sweeper: Any) -> bool:
+    """Whether `hydra.sweeper` is Hydra's basic sweeper, which runs every combination of the values."""
     return str(sweeper.get("_target_", "")).endswith("BasicSweeper")

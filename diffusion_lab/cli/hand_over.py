@@ -11,12 +11,21 @@ from typing import Any
 from diffusion_lab.cli.compose import conf_folder, register
 
 
-def hand_over(words: Sequence[str], task: Callable[[Any], Any]) -> None:
-    """Runs `task` in Hydra with the command line `words`. Hydra's errors are raised as exceptions."""
+def hand_over(
+    words: Sequence[str], task: Callable[[Any], Any], jobs: Sequence[Sequence[str]] | None = None
+) -> None:
+    """Runs `task` in Hydra with the command line `words`. Hydra's errors are raised as exceptions.
+
+    `jobs`: the overrides of each job of a sweep, instead of those that Hydra's sweeper makes of `words`.
+    """
     import hydra
 
     register()
     decorate = hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")
+    if jobs is not None:
+        from diffusion_lab.cli import points_sweeper
+
+        words = [*words, points_sweeper.register(jobs)]
     with _process(["diffusion_lab", *words]):
         decorate(task)()
 

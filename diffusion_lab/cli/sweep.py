@@ -1,155 +1,182 @@
-"""A sweep: checks its values, names its jobs' folders, runs all jobs, and compares the results."""
+"""A sweep: checks its values, settles its jobs' folders, runs those that are not finished, compares the results."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusion_lab import jobs
-from diffusion_lab.cli import single, sweep_names
-from diffusion_lab.cli.compose import compose_raw, single_valued, to_config
+from diffusion_lab.cli import single, sweep_end
+from diffusion_lab.cli.compose import compose_raw, expand, is_basic, single_valued, to_config
 from diffusion_lab.cli.folders import claim, refuse_reference, shown
 from diffusion_lab.cli.hand_over import hand_over
+from diffusion_lab.cli.sweep_job import prints, sweep_job
+from diffusion_lab.cli.words import keys
 from diffusion_lab.config import paths
-from diffusion_lab.config.schema import Config
-from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import UserError
-from diffusion_lab.runs import extended_sweep
+from diffusion_lab.studies import definition
+from diffusion_lab.studies.watch import Watch, Watched, seconds_of
 from diffusion_lab.values.checks import text
 from diffusion_lab.values.quoting import always_quoted, pasted
 
+if TYPE_CHECKING:
+    from diffusion_lab.cli.sweep_jobs import Job
+    from diffusion_lab.cli.words import Line
+
 log = logging.getLogger("diffusion_lab")
 
-MOST_CHECKED = 100  # maximum number of jobs whose values are checked before the first one starts
-ENDED = "jobs.jsonl"  # in a sweep's folder: one line per job
+FINISHED = ("finished", "diverged")  # folders whose run need not be launched
 
 
-def run(flags: Sequence[str], overrides: Sequence[str], expanded: Sequence[Sequence[str]]) -> int:
+def run(line: Line, typed: Sequence[str]) -> int:
     """Runs all jobs, sequentially or as the launcher decides; a failed job does not stop the others.
 
-    `expanded`: the overrides of each job, empty if the sweeper chooses jobs as it runs. Returns the exit
-    status.
+    `typed`: the words of the command line, for the command that repeats it. Returns the exit status.
     """
-    configs = _checked(expanded)
-    if configs and configs[-1].job.dry_run:
-        return 0
-    wanted = compose_raw(expanded[0] if expanded else single_valued(overrides)).hydra.sweep.dir
-    text("hydra.sweep.dir", wanted)
-    refuse_reference(Path(wanted), "hydra.sweep.dir")
-    folder = claim(Path(paths.absolute(wanted, Path.cwd())), "hydra.sweep.dir", overrides, 0)
-    (folder / ENDED).unlink(missing_ok=True)
+    composed = compose_raw(single_valued(line.overrides))
+    if not is_basic(composed.hydra.sweeper):
+        if line.studies:
+            raise UserError("hydra/sweeper: a study lists its runs; use -m with a sweeper that chooses them")
+        return _sampled(line, composed)
+    given = [[word for word in job if not _is_hydras(word)] for job in expand(line.overrides)]
+    studies = _studies(line, given)
+    words: Sequence[Sequence[str]] = given
+    if studies:
+        from diffusion_lab.cli.sweep_jobs import union
 
-    def config_of(i: int) -> Config:
-        return configs[i] if i < len(configs) else _filled(compose_raw(expanded[i]))
+        words = [*union(studies, keys(line.given))]
+    return _points(line, composed, words, studies, typed)
 
-    sweep_names.write(folder, sweep_names.settle(expanded, folder, config_of))
+
+def _is_hydras(word: str) -> bool:
+    """Whether the word sets something of Hydra itself, which is the same for all jobs."""
+    return word.lstrip("+~").startswith(("hydra.", "hydra/"))
+
+
+def _studies(line: Line, given: Sequence[Sequence[str]]) -> list[definition.Study]:
+    """The studies of --sweep, with the words of the command line in each point."""
+    names = definition.in_all() if definition.ALL in line.studies else line.studies
+    replaced = keys(line.given)
+    return [
+        definition.combined(definition.load(name, quick=line.quick, replaced=replaced), given)
+        for name in names
+    ]
+
+
+def _points(
+    line: Line,
+    composed: Any,
+    words: Sequence[Sequence[str]],
+    studies: Sequence[definition.Study],
+    typed: Sequence[str],
+) -> int:
+    """A sweep whose jobs are known: those that are finished are not launched."""
+    from diffusion_lab.cli.sweep_jobs import placed, settle
+    from diffusion_lab.studies.record import write_study
+
+    wanted = _wanted(composed)
+    hydras = [word for word in line.overrides if _is_hydras(word)]
+    found = settle(words, wanted, hydras, studies=bool(studies))
+    if found[-1].config.job.dry_run:
+        return _dry_run(found, hydras)
+    folder = claim(wanted, "hydra.sweep.dir", line.overrides, 0)
+    for study in studies:
+        write_study(folder, placed(study, found))
+    to_run = [job for job in found if job.status not in FINISHED]
+    print(f"{shown(folder)}: {_state(found)}", file=sys.stderr)
+    names, before = [study.name for study in studies], len(sweep_end.ended_jobs(folder))
     try:
-        hand_over([*flags, *overrides, f"hydra.sweep.dir={always_quoted(str(folder))}"], sweep_job)
+        if to_run:
+            _launch(line, composed, folder, found, to_run)
     finally:
-        good = _told(folder, len(expanded))
-        compared = _compare(folder)
+        ended = sweep_end.ended_jobs(folder)[before:]
+        good = sweep_end.told(folder, found, ended, sweep_end.again(typed, line, folder))
+        compared = sweep_end.compare(folder, names)
     return 0 if good and compared else 1
 
 
-def _checked(expanded: Sequence[Sequence[str]]) -> list[Config]:
-    """The first jobs' configurations: invalid values are reported before the first job starts.
-
-    In a dry run, the plans are printed.
-    """
-    from diffusion_lab.cli.yaml_texts import misread
-
-    configs = []
-    for job in expanded[:MOST_CHECKED]:
-        composed = compose_raw(job)
-        for key, (file, word) in misread(composed).items():
-            raise UserError(
-                f"{key}: YAML makes another text of what {file} has; write it there in quotes ({word})"
-            )
-        configs.append(_filled(composed))
-        if configs[-1].job.dry_run:
-            print(f"\n{pasted(*job)}")
-            single.dry_run(composed)
-    return configs
+def _wanted(composed: Any) -> Path:
+    """The sweep's folder."""
+    wanted = composed.hydra.sweep.dir
+    text("hydra.sweep.dir", wanted)
+    refuse_reference(Path(wanted), "hydra.sweep.dir")
+    return Path(paths.absolute(wanted, Path.cwd()))
 
 
-def _filled(composed: Any) -> Config:
-    return paths.resolve(fill_defaults(to_config(composed)), Path.cwd())
+def _dry_run(found: Sequence[Job], hydras: Sequence[str]) -> int:
+    """Prints the plan of each job, and what a sweep would do."""
+    for job in found:
+        print(f"\n{pasted(*job.words)}")
+        single.dry_run(compose_raw([*hydras, *job.words]))
+    print(f"\n{_state(found)}")
+    return 0
 
 
-def sweep_job(composed: Any) -> dict[str, Any]:
-    """One job of a sweep, in this process or another. Returns its outcome instead of raising an error."""
-    from hydra.core.hydra_config import HydraConfig
+def _state(found: Sequence[Job]) -> str:
+    """What is there before the sweep starts: "40 runs: 12 finished, 2 to resume, 26 to start"."""
+    names = {"finished": "finished", "diverged": "diverged", "empty": "to start", None: "to start"}
+    counts = Counter(names.get(job.status, "to resume") for job in found)
+    order = [name for name in ("finished", "diverged", "to resume", "to start") if counts[name]]
+    return f"{len(found)} runs: " + ", ".join(f"{counts[name]} {name}" for name in order)
 
-    from diffusion_lab.jobs.state import isolated
-    from diffusion_lab.plan.fetch import fetch
-    from diffusion_lab.system.atomic import append_line
-    from diffusion_lab.values.jsonable import dumps
 
-    runtime = HydraConfig.get().runtime
-    run_folder, begun = map(Path, (runtime.output_dir, runtime.cwd))
-    ended: dict[str, Any] = {"name": run_folder.name, "status": "interrupted", "error": "stopped by Ctrl-C"}
+def _launch(line: Line, composed: Any, folder: Path, found: Sequence[Job], to_run: Sequence[Job]) -> None:
+    from diffusion_lab.cli.sweep_live import told
+    from diffusion_lab.system.progress import resolved
+
+    in_process = str(composed.hydra.launcher.get("_target_", "")).endswith(".BasicLauncher")
+    mode = resolved(to_run[0].config.tracker.progress, sys.stderr)
+    words = [*line.flags, *line.overrides, f"hydra.sweep.dir={always_quoted(str(folder))}"]
+    logged = composed.hydra.job_logging
+    if (
+        mode == "bars" and not in_process and prints(logged) and "file" in logged.root.handlers
+    ):  # the jobs' lines would be written into the live line
+        words.append("hydra.job_logging.root.handlers=[file]")
+    with told(_watch(folder, found, to_run), mode, in_process=in_process):
+        hand_over(words, sweep_job, [job.launched for job in to_run])
+
+
+def _watch(folder: Path, found: Sequence[Job], to_run: Sequence[Job]) -> Watch:
+    guess: dict[str, list[float]] = {}
+    for job in found:
+        if job.status == "finished" and (seconds := seconds_of(folder / job.folder)):
+            guess.setdefault(_kind(job), []).append(seconds)
+    return Watch(
+        [Watched(folder / job.folder, _kind(job), _evaluations(job)) for job in to_run],
+        folder,
+        done=sum(job.status == "finished" for job in found),
+        failed=sum(job.status == "diverged" for job in found),
+        guess={kind: sum(every) / len(every) for kind, every in guess.items()},
+    )
+
+
+def _kind(job: Job) -> str:
+    """Runs of a kind take about equally long."""
+    config = job.config
+    size = (config.steps.total, config.steps.batch_size, config.prompts.n, config.prompts.images_per_prompt)
+    return repr((config.method.name, config.model.path, *size, _evaluations(job)))
+
+
+def _evaluations(job: Job) -> int:
+    from diffusion_lab.config.schedule import number_of_evaluations
+
+    steps = job.config.steps
+    return number_of_evaluations(steps.total or 1, steps.every or 1)
+
+
+def _sampled(line: Line, composed: Any) -> int:
+    """A sweep whose jobs Hydra's sweeper chooses as it runs."""
+    if to_config(composed).job.dry_run:
+        raise UserError("--dry-run: this sweeper chooses the jobs' values as it runs; try one job without -m")
+    folder = claim(_wanted(composed), "hydra.sweep.dir", line.overrides, 0)
+    before = len(sweep_end.ended_jobs(folder))
     try:
-        with isolated():
-            config = paths.resolve(fill_defaults(to_config(composed), run_folder), begun)
-            config.tracker.group = config.tracker.group or run_folder.parent.name
-            run_folder = extended_sweep.already_begun(config, run_folder)
-            ended["name"] = run_folder.name
-
-            def before() -> None:
-                plan = jobs.check(config, run_folder)
-                fetch(config, plan.downloads)
-                log.info("%s; %s", plan.summary(), shown(run_folder, begun))
-
-            outcome = jobs.perform(config, run_folder, before=before)
-        ended |= {"status": outcome.status, "error": outcome.error}
-        if outcome.status != "completed":
-            log.error("%s: %s", outcome.status, outcome.error)
+        hand_over([*line.flags, *line.overrides, f"hydra.sweep.dir={always_quoted(str(folder))}"], sweep_job)
     finally:
-        append_line(run_folder.parent / ENDED, dumps(ended))
-    return ended
-
-
-def _told(folder: Path, jobs_of_it: int) -> bool:
-    """Reports how the jobs ended; returns whether all completed. `jobs_of_it`: their number, 0 if unknown."""
-    ended = _ended(folder)
-    failed = [end for end in ended if end["status"] != "completed"]
-    of = f" of {jobs_of_it}" if jobs_of_it else ""
-    log.info("%s: %d%s jobs completed, %d failed", shown(folder), len(ended) - len(failed), of, len(failed))
-    for end in failed:
-        print(f"{end['status']}: {end['name']}: {end['error']}", file=sys.stderr)
-    return not failed and len(ended) >= jobs_of_it
-
-
-def _ended(sweep: Path) -> list[dict[str, Any]]:
-    """The recorded outcomes of the sweep's ended jobs; unreadable lines are skipped."""
-    try:
-        lines = (sweep / ENDED).read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    ended = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            ended.append(json.loads(line))
-    return [end for end in ended if isinstance(end, dict) and {"name", "status", "error"} <= set(end)]
-
-
-def _compare(folder: Path) -> bool:
-    """Writes the comparison page. Returns False on failure, which must not hide how the sweep ended."""
-    from diffusion_lab.report.comparison import write_comparison
-    from diffusion_lab.runs.reading import find_runs
-
-    try:
-        if find_runs(folder):
-            log.info("comparison: %s", shown(write_comparison(folder)))
-        return True
-    except UserError as error:
-        log.error("no comparison could be written: %s", error)
-    except Exception:
-        again = pasted("job=report", f"job.runs={folder}")
-        log.exception("no comparison could be written; %s makes it again", again)
-    return False
+        ended = sweep_end.ended_jobs(folder)[before:]
+        good = sweep_end.tell(folder, {end["name"]: (end["status"], end["error"]) for end in ended}, 0)
+        compared = sweep_end.compare(folder, ())
+    return 0 if good and compared else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from diffusion_lab.cli.compose import defaults, groups
-from diffusion_lab.cli.sweep_files import listed
+from diffusion_lab.studies.definition import listed
 
 USAGE = """\
 diffusion_lab: measure how a diffusion model learns a subject from a few pictures, and when to stop.
@@ -22,7 +22,8 @@ Flags:
   --cfg job      print the configuration and stop
   --dry-run      check everything, print the plan (images, steps, time, memory) and stop
   -m             sweep: one job for each combination of values, key=a,b
-  --sweep        a sweep defined in sweeps/, see Studies
+  --sweep        a study defined in sweeps/, see Studies; all: every one that needs no photos
+  --quick        with --sweep: a first look with few subjects, prompts and steps, in minutes
   --config-dir   a folder with options of your own, conf/<group>/<option>.yaml
   --hydra-help   more flags and settings
 
@@ -36,10 +37,11 @@ Examples:
   python -m diffusion_lab experiment=debug                    a complete run in a minute
   python -m diffusion_lab -m data.subject=anna,ben data.n_images=4,14
   python -m diffusion_lab -m hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1,2
+  python -m diffusion_lab --sweep counts --quick
   python -m diffusion_lab --sweep methods seed=0
   python -m diffusion_lab job=generate job.artefact=outputs/RUN/artefact prompts.n=10
   python -m diffusion_lab job=score images=pictures data=folder data.folder=my_dog data.class_noun=dog
-  python -m diffusion_lab job=report job.runs=outputs/sweeps/NAME
+  python -m diffusion_lab job=report job.runs=outputs/studies
 """
 
 
@@ -51,7 +53,7 @@ def usage() -> str:
         for option, description in options.items():
             star = "*" if taken.get(group) == option else " "
             lines += _entry(f"   {star} {option:<12} ", description)
-    studies = [line for name, question in listed().items() for line in _entry(f"  {name:<14} ", question)]
+    studies = [line for name, question in listed().items() for line in _entry(f"  {name:<15} ", question)]
     return USAGE.format(groups="\n".join(lines), studies="\n".join(studies))
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from diffusion_lab.cli import sweep_files
 from diffusion_lab.cli.folders import refuse_reference
 from diffusion_lab.config import paths
 from diffusion_lab.config.texts import exact
@@ -23,6 +22,7 @@ SECRET = re.compile(
     r"|^\+*hydra\.job\.env_\w+.*(TOKEN|KEY|SECRET|PASSWORD)|^(?!model\.revision=)[^=]*=[0-9a-f]{40}$",
     re.IGNORECASE,
 )
+STUDIES = "outputs/studies"  # all studies share one folder of runs
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what Hydra's --info prints
 
 
@@ -31,11 +31,13 @@ class Line:
     """A command line."""
 
     flags: tuple[str, ...]  # as passed to Hydra
-    given: tuple[str, ...]  # the overrides as typed, or as in the file of a study or a run
+    given: tuple[str, ...]  # the overrides as typed, or as in the file of a run
     overrides: list[str]  # the same in the form required by Hydra's parser
     notes: list[str]  # notes for the user about them
     sweep: bool  # -m, --sweep, hydra.mode=MULTIRUN
     for_hydra: bool  # only requests information from Hydra and runs no job: --cfg
+    studies: tuple[str, ...] = ()  # of --sweep
+    quick: bool = False  # --quick: the studies' quick form
 
     def as_sweep(self, params: Sequence[str]) -> Line:
         """The line as a sweep of an experiment file: commas separate values, `params` are its words.
@@ -61,7 +63,7 @@ def read(typed: list[str]) -> Line:
     resumed = words is not typed
     if resumed:
         words.append("hydra.mode=RUN")  # a run of a sweep from an experiment file is a single run
-    words = _with_study(words)
+    words, studies, quick = _without_study(words)
     _refuse_secrets(words)
     refuse_reference(Path.cwd(), "the working folder")
     flags = _parsed(words)
@@ -79,7 +81,12 @@ def read(typed: list[str]) -> Line:
             "a sweep runs in one process: launch its runs one by one, or without several processes"
         )
     flagged = tuple(word for word in words if word not in flags.overrides)
-    return Line(flagged, tuple(given), overrides, notes, sweep, for_hydra)
+    return Line(flagged, tuple(given), overrides, notes, sweep, for_hydra, studies, quick)
+
+
+def keys(words: Sequence[str]) -> set[str]:
+    """The keys and groups that the words set."""
+    return {word.lstrip("+~").partition("=")[0] for word in words}
 
 
 def refuse_broken(words: Sequence[str]) -> None:
@@ -94,14 +101,21 @@ def refuse_broken(words: Sequence[str]) -> None:
             ) from error
 
 
-def _with_study(words: list[str]) -> list[str]:
-    """The words with `--sweep NAME` expanded."""
+def _without_study(words: list[str]) -> tuple[list[str], tuple[str, ...], bool]:
+    """The words as a sweep in the studies' folder, the names after `--sweep`, and whether `--quick` is given."""
+    quick = "--quick" in words
+    words = [word for word in words if word != "--quick"]
     for i, word in enumerate(words):
-        flag, given, name = word.partition("=")
+        flag, given, names = word.partition("=")
         if flag == "--sweep":
-            name = name if given else next(iter(words[i + 1 :]), "")
-            return sweep_files.words(name, words[:i] + words[i + (1 if given else 2) :])
-    return words
+            names = names if given else next(iter(words[i + 1 :]), "")
+            rest = words[:i] + words[i + (1 if given else 2) :]
+            if not any(other.lstrip("+").startswith("hydra.sweep.dir=") for other in rest):
+                rest = [*rest, f"hydra.sweep.dir={STUDIES}"]
+            return ["--multirun", *rest], tuple(names.split(",")), quick
+    if quick:
+        raise UserError("--quick: is the quick form of a study; give --sweep NAME too")
+    return words, (), False
 
 
 def _refuse_secrets(words: Sequence[str]) -> None:

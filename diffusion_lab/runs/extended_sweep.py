@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.records import UserError
@@ -15,40 +19,63 @@ from diffusion_lab.runs.folder_record import (
     ENDED,
     read_folder_record,
 )
-from diffusion_lab.runs.resume import run_id
+from diffusion_lab.runs.resume import bound_flat, run_id
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A run that a folder contains."""
+
+    id: str  # identity of its configuration
+    ended: bool
+    started: str
+    config: Mapping[str, Any]  # as recorded
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """What tells two jobs of a sweep apart: the run's id; for other jobs than finetune their own keys, too."""
+    found = run_id(config)
+    if (config.get("job") or {}).get("name", "finetune") == "finetune":
+        return found
+    own = {key: value for key, value in bound_flat(config).items() if key.startswith("job.")}
+    return f"{found}-{hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def runs_in(folder: Path) -> dict[str, Known]:
+    """Name of folder -> the run in it, for the folders directly in `folder`."""
+    if not folder.is_dir():
+        return {}
+    found = {path.name: _known_at(path) for path in sorted(folder.iterdir())}
+    return {name: known for name, known in found.items() if known is not None}
+
+
+def best_of(runs: Mapping[str, Known]) -> dict[str, str]:
+    """Identity -> name of the folder: a finished run before others, a newer one before older ones."""
+    ranked = sorted(runs.items(), key=lambda item: (item[1].ended, item[1].started, item[0]))
+    return {known.id: name for name, known in ranked}
 
 
 def already_begun(config: Config, run_folder: Path) -> Path:
     """The folder beside `run_folder` that contains the same run, or `run_folder` itself if there is none.
 
-    Extending a sweep renumbers and renames its jobs; a run is identified by its configuration and its seeds.
-    Finished runs are preferred to others, and newer ones to older ones. If another folder is returned, the
-    files that Hydra wrote to `run_folder` are removed.
+    Another sweep may have begun it since the names were settled, and sweepers that choose jobs as they run
+    repeat themselves. If another folder is returned, the files that Hydra wrote to `run_folder` are removed.
     """
-    if config.job.name != "finetune" or _id_at(run_folder) is not None:
+    if config.job.name != "finetune" or _known_at(run_folder) is not None:
         return run_folder
-    wanted = run_id(as_plain_dict(config))
-    others = [folder for folder in sorted(run_folder.parent.iterdir()) if folder != run_folder]
-    same_runs = [(known, folder) for folder in others if (known := _id_at(folder)) and known.id == wanted]
-    if not same_runs:
+    name = best_of(runs_in(run_folder.parent)).get(identity(as_plain_dict(config)), run_folder.name)
+    best = run_folder.with_name(name)
+    if best == run_folder:
         return run_folder
-    best = max(same_runs, key=lambda pair: (pair[0].ended, pair[0].started, pair[1].name))[1]
     log.info("%s: the same run is in %s; it is not trained twice", run_folder, best)
     if {path.name for path in run_folder.iterdir()} <= {".hydra", "run.log"}:
         shutil.rmtree(run_folder, ignore_errors=True)
     return best
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    id: str
-    ended: bool
-    started: str
-
-
-def _id_at(folder: Path) -> _Known | None:
+def _known_at(folder: Path) -> Known | None:
     """The run in a folder, or None if there is none."""
     stamps = []
     for name in ("result.json", "record.zip", "config.yaml"):
@@ -57,8 +84,8 @@ def _id_at(folder: Path) -> _Known | None:
     return _known(folder, tuple(stamps)) if stamps else None
 
 
-@functools.lru_cache(maxsize=100_000)
-def _known(folder: Path, stamps: tuple[int, ...]) -> _Known | None:
+@functools.lru_cache(maxsize=10_000)
+def _known(folder: Path, stamps: tuple[int, ...]) -> Known | None:
     """Cached while the files are unchanged, since each job of a sweep reads the folders of all others."""
     try:
         found = read_folder_record(folder, lambda config: True)
@@ -67,4 +94,5 @@ def _known(folder: Path, stamps: tuple[int, ...]) -> _Known | None:
     if found is None or not found.result.get("config"):
         return None
     result = found.result
-    return _Known(run_id(result["config"]), result.get("status") in ENDED, str(result.get("started") or ""))
+    ended, started = result.get("status") in ENDED, str(result.get("started") or "")
+    return Known(identity(result["config"]), ended, started, result["config"])

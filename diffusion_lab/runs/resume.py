@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -174,6 +175,20 @@ def error_of(config: Config, run_folder: Path) -> str:
     """The recorded error that stopped the run in the folder."""
     found = find_record(config, run_folder)
     return str((found.result.get("error") if found else None) or "no reason is recorded")
+
+
+def wait_until_free(run_folder: Path, every: float = 2.0) -> None:
+    """Waits while another process is at work in the folder, such as one that survived a killed sweep."""
+    told = False
+    while run_folder.is_dir():
+        try:
+            with locked(run_folder):
+                return
+        except UserError:
+            if not told:
+                log.info("%s: another process is at work in this folder; waiting for it", run_folder)
+            told = True
+            time.sleep(every)
 
 
 @contextlib.contextmanager

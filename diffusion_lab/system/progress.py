@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 MODES = ("auto", "bars", "lines", "off")
 INTERVAL = 30.0  # seconds between two lines of a task
 TASKS_SHORTER = 5.0  # seconds: shorter tasks have no final line
+
+headline: Callable[[], str] | None = (
+    None  # a line above all bars: how far the sweep is that the job belongs to
+)
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +139,7 @@ class Progress:
             raise UserError(f"tracker.progress={mode!r}: choose one of {', '.join(MODES)}")
         self.stream = stream if stream is not None else sys.stderr
         self.interval, self.shortest, self.clock = interval, shortest, clock
-        self.mode = ("bars" if _draws_bars(self.stream) else "lines") if mode == "auto" else mode
+        self.mode = resolved(mode, self.stream)
         self._bars: Bars | None = None
         self._moved: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
 
@@ -198,6 +202,11 @@ class Progress:
                 handler.setStream(proxy)
 
 
+def resolved(mode: str, stream: TextIO) -> str:
+    """bars, lines or off, for tracker.progress."""
+    return ("bars" if _draws_bars(stream) else "lines") if mode == "auto" else mode
+
+
 def _draws_bars(stream: TextIO) -> bool:
     from rich.console import Console
 
@@ -206,7 +215,7 @@ def _draws_bars(stream: TextIO) -> bool:
 
 
 def _bars(stream: TextIO) -> Bars:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
     from rich.progress import Progress as RichProgress
     from rich.progress import Task as RichTask
@@ -222,9 +231,15 @@ def _bars(stream: TextIO) -> Bars:
                 f"{format_interval(gone)} gone, {format_interval(left)} left", style="progress.remaining"
             )
 
+    class Headed(RichProgress):
+        def get_renderables(self) -> Iterable[RenderableType]:
+            if headline is not None:
+                yield Text(headline(), style="progress.remaining")
+            yield from super().get_renderables()
+
     # Draw bars even if the stream is not a terminal ("bars" into a file).
     console = Console(file=stream, force_terminal=True)
-    return RichProgress(
+    return Headed(
         TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), Left(),
         console=console, transient=True, refresh_per_second=4,
     )  # fmt: skip

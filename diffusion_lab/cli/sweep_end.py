@@ -1,0 +1,111 @@
+"""How a sweep ended: its jobs' outcomes, how to go on, and the pages that compare its runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.cli.folders import shown
+from diffusion_lab.cli.words import keys
+from diffusion_lab.records import UserError
+from diffusion_lab.runs.folder_record import read_folder_record
+from diffusion_lab.runs.resume import error_of
+from diffusion_lab.studies.watch import ENDED
+from diffusion_lab.values.quoting import pasted
+
+if TYPE_CHECKING:
+    from diffusion_lab.cli.sweep_jobs import Job
+    from diffusion_lab.cli.words import Line
+
+log = logging.getLogger("diffusion_lab")
+
+
+def again(typed: Sequence[str], line: Line, folder: Path) -> str:
+    """The command that repeats the sweep in its folder."""
+    placed = [] if "hydra.sweep.dir" in keys(typed) or line.studies else [f"hydra.sweep.dir={shown(folder)}"]
+    return pasted("python", "-m", "diffusion_lab", *typed, *placed)
+
+
+def told(folder: Path, found: Sequence[Job], ended: Sequence[Mapping[str, Any]], again: str) -> bool:
+    """Reports how the jobs ended, and how to go on; returns whether all are complete.
+
+    `ended`: the outcomes of those that ran now.
+    """
+    outcomes: dict[str, tuple[str, str | None]] = {}
+    for job in found:
+        if job.status == "finished":
+            outcomes[job.folder] = ("completed", None)
+        elif job.status == "diverged":
+            outcomes[job.folder] = ("diverged", error_of(job.config, folder / job.folder))
+        elif _completed(folder / job.folder):  # its line was lost, or another sweep has finished it
+            outcomes[job.folder] = ("completed", None)
+    names = {job.folder for job in found}
+    outcomes |= {end["job"]: (end["status"], end["error"]) for end in ended if end["job"] in names}
+    good = tell(folder, outcomes, len(found))
+    if not good:
+        print(f"to retry what failed and go on: {again}", file=sys.stderr)
+    return good
+
+
+def _completed(run_folder: Path) -> bool:
+    try:
+        record = read_folder_record(run_folder, lambda config: True)
+    except UserError:
+        return False
+    return record is not None and record.result.get("status") == "completed"
+
+
+def tell(folder: Path, outcomes: dict[str, tuple[str, str | None]], jobs_of_it: int) -> bool:
+    """`outcomes`: status and error of each job that has ended. `jobs_of_it`: their number, 0 if unknown."""
+    failed = {name: end for name, end in outcomes.items() if end[0] != "completed"}
+    of = f" of {jobs_of_it}" if jobs_of_it else ""
+    done = len(outcomes) - len(failed)
+    print(f"{shown(folder)}: {done}{of} jobs completed, {len(failed)} failed", file=sys.stderr)
+    for name, (status, error) in failed.items():
+        print(f"{status}: {name}: {error}", file=sys.stderr)
+    return not failed and len(outcomes) >= jobs_of_it
+
+
+def ended_jobs(sweep: Path) -> list[dict[str, Any]]:
+    """The recorded outcomes of the jobs that have ended, oldest first; unreadable lines are skipped."""
+    try:
+        lines = (sweep / ENDED).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    ended = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            ended.append(json.loads(line))
+    whole = {"name", "status", "error"}
+    return [{"job": end["name"], **end} for end in ended if isinstance(end, dict) and whole <= set(end)]
+
+
+def compare(folder: Path, studies: Sequence[str]) -> bool:
+    """Writes the pages. Returns False on failure, which must not hide how the sweep ended.
+
+    `studies`: their names; empty for a sweep that is none.
+    """
+    from diffusion_lab.report.comparison import write_comparison
+    from diffusion_lab.runs.reading import find_runs
+
+    def page() -> None:
+        if find_runs(folder):
+            print(f"comparison: {shown(write_comparison(folder))}", file=sys.stderr)
+
+    return _page(page, pasted("job=report", f"job.runs={folder}"))
+
+
+def _page(write: Callable[[], None], again: str) -> bool:
+    try:
+        write()
+        return True
+    except UserError as error:
+        log.error("no comparison could be written: %s", error)
+    except Exception:
+        log.exception("no comparison could be written; %s makes it again", again)
+    return False

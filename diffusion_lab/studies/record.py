@@ -1,0 +1,92 @@
+"""A study's own folder, `_NAME`, beside the runs: study.json says which runs belong to it.
+
+All studies share one folder of runs, so that a run that answers several questions is trained once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.records import UserError
+from diffusion_lab.runs.folder_record import read_folder_record
+from diffusion_lab.runs.resume import run_id
+from diffusion_lab.studies.definition import Point, Study
+from diffusion_lab.system import atomic
+
+SCHEMA = 1  # of study.json
+NAME = "study.json"
+
+
+def study_folder(runs: Path, name: str) -> Path:
+    """Where a study's definition, page, tables and charts are. `runs`: the folder of all runs."""
+    return runs / f"_{name}"
+
+
+def write_study(runs: Path, study: Study) -> Path:
+    """Writes study.json and returns its path."""
+    path = study_folder(runs, study.name) / NAME
+    atomic.write_json(path, {"schema": SCHEMA, **asdict(study)})
+    return path
+
+
+def read_study(path: Path) -> Study:
+    """The study in a study.json. Raises UserError if it cannot be read."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return Study(
+            name=str(found["name"]),
+            question=str(found["question"]),
+            cost=str(found["cost"]),
+            expected=str(found["expected"]),
+            charts=tuple(map(str, found["charts"])),
+            points=tuple(_point(point) for point in found["points"]),
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: cannot be read as a study ({error}); --sweep NAME with the same folder writes it again"
+        ) from error
+
+
+def _point(found: dict[str, Any]) -> Point:
+    return Point(tuple(map(str, found["overrides"])), str(found["run"]), str(found["folder"]))
+
+
+def find_studies(runs: Path) -> list[Study]:
+    """The studies whose runs are in `runs`, by name. Raises UserError if a study.json cannot be read."""
+    return [read_study(path) for path in sorted(runs.glob(f"_*/{NAME}"))]
+
+
+def members(runs: Path, study: Study) -> list[Path]:
+    """Folders of the study's runs that have been begun, in the order of its points, each run once.
+
+    A point's folder was settled before its run started. A run in another folder is recognised by its id.
+    """
+    found: dict[str, Path] = {}
+    elsewhere: dict[str, Path] | None = None
+    for point in study.points:
+        folder = runs / point.folder
+        if not point.folder or not (folder / "result.json").is_file():
+            elsewhere = by_id(runs.iterdir()) if elsewhere is None else elsewhere
+            if point.run not in elsewhere:
+                continue
+            folder = elsewhere[point.run]
+        found.setdefault(point.run or str(folder), folder)
+    return list(found.values())
+
+
+def by_id(folders: Iterable[Path]) -> dict[str, Path]:
+    """Run id -> folder, for the folders with a record. Of several with the same run, the last by name."""
+    found = {}
+    for folder in sorted(folders):
+        if (folder / "result.json").is_file():
+            try:
+                record = read_folder_record(folder, lambda config: True)
+            except UserError:
+                continue
+            if record is not None and record.result.get("config"):
+                found[run_id(record.result["config"])] = folder
+    return found
