@@ -53,10 +53,10 @@ def svg(draw: Callable[[Figure], None], panels: int = 1, *, width: float = 1.0) 
         figure = Figure(
             figsize=(columns * WIDTH * width, -(-panels // columns) * HEIGHT * max(1.0, width * 0.75))
         )
-        FigureCanvasSVG(figure)
+        canvas: Any = FigureCanvasSVG(figure)
         draw(figure)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "diffusion_lab"})
+        canvas.print_svg(buffer, metadata={"Date": None, "Creator": "diffusion_lab"})
     return buffer.getvalue()
 
 

@@ -48,6 +48,7 @@ def write_page(place: Path, table: Table, study: Study | None) -> Path:
 
 def _view(place: Path, table: Table, study: Study | None, data: dict[str, Any]) -> dict[str, Any]:
     wanted = sections(table, study)
+    claims = texts.claims(table, study)
     answer, *more = texts.answer(table, study)
     return {
         "title": texts.title(place, study),
@@ -59,7 +60,8 @@ def _view(place: Path, table: Table, study: Study | None, data: dict[str, Any]) 
         "cost": study.cost if study else "",
         "source": texts.source(table),
         "cautions": texts.cautions(table),
-        "claims": texts.claims(table, study),
+        "claims": claims,
+        "tally": texts.tally(claims),
         "intervals": texts.intervals(table),
         "sections": wanted,
         "places": [texts.place(name) for name in ("words", "negative") if study and name in study.charts],

@@ -23,7 +23,7 @@ from diffusion_lab.studies.bootstrap import DRAWS
 from diffusion_lab.studies.run import StudyRun
 from diffusion_lab.studies.stops import curve
 
-BUDGET = 1_800_000  # bytes of all replicates; a third more as base64
+BUDGET = 1_600_000  # bytes of all replicates; a third more as base64
 FEWEST = 12  # replicates
 TABLE = 1024  # intervals of the table of Student's t
 

@@ -37,11 +37,8 @@ def title(place: Path, study: Study | None) -> str:
 def facts(table: Table) -> list[str]:
     """How many runs, by status, and how many points have not begun or ended without a measurement."""
     counts = Counter(run.status for run in table.runs)
+    counts.update(why.partition(":")[0] for _, why in table.pending)
     found = [f"{number} {status}" for status, number in sorted(counts.items())]
-    pending = Counter(
-        "not begun" if why == "not begun" else why.partition(":")[0] for _, why in table.pending
-    )
-    found += [f"{number} {why}" for why, number in sorted(pending.items())]
     if table.unreadable:
         found.append(f"{len(table.unreadable)} unreadable")
     return found
@@ -130,6 +127,15 @@ def claims(table: Table, study: Study | None) -> list[dict[str, str]]:
     else:
         shown = [claim for claim in found if claim.study == study.name.removesuffix(QUICK)]
     return [_claim(claim) for claim in shown]
+
+
+def tally(claims: Sequence[Mapping[str, str]]) -> str:
+    """ "3 hold, 1 does not hold, 2 cannot tell"."""
+    counts = Counter(claim["verdict"] for claim in claims)
+    said = {HOLDS: ("holds", "hold"), NOT: ("does not hold", "do not hold"), UNCLEAR: (UNCLEAR, UNCLEAR)}
+    return ", ".join(
+        f"{counts[v]} {one if counts[v] == 1 else many}" for v, (one, many) in said.items() if counts[v]
+    )
 
 
 def _claim(claim: Claim) -> dict[str, str]:

@@ -24,7 +24,7 @@ from diffusion_lab.system.images import encoded
 
 log = logging.getLogger(__name__)
 
-BUDGET = 2_200_000  # bytes of all images together; a third more as base64
+BUDGET = 2_000_000  # bytes of all images together; a third more as base64
 MOST_SHEETS = 2000  # read for one page
 QUALITY = 70  # of WebP
 # (images per evaluation, side in pixels, expected bytes per evaluation), the largest first
