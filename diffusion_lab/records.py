@@ -30,6 +30,10 @@ class Terminated(KeyboardInterrupt):
     """The process received SIGTERM: handled like Ctrl-C, but with exit status 143."""
 
 
+class Pruned(KeyboardInterrupt):
+    """A sweeper stops a run whose scores are worse than those of earlier runs. The run can be resumed."""
+
+
 class TrainingDiverged(Exception):
     """The loss or a gradient is not finite. Earlier results are kept; the process ends with status 3."""
 
@@ -244,11 +248,24 @@ class Evaluation:
     summaries: Mapping[str, Summary]  # by metric name
     seconds: Mapping[str, float]  # "sampling", "encoding", "metrics"
     several_faces: int | None = None  # images with more than one face; None if faces were not detected
+    shared: tuple[str, ...] = ()  # "images", "features": taken from what another run has stored
 
 
 # --- record -------------------------------------------------------------------------------------------
 
 Status = Literal["completed", "interrupted", "diverged", "failed"]
+
+
+SETTLED = "settled"  # the kind of an end by steps.stop=auto
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Why a run ended before its last planned step."""
+
+    step: int  # optimizer steps done
+    kind: str  # SETTLED, or the name of another rule
+    reason: str  # a sentence
 
 
 class Tracker(Protocol):

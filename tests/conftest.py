@@ -26,6 +26,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads than
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask a model hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Each test computes its own evaluations; tests of the shared ones (tests/evaluation/) turn them on.
+os.environ["DIFFUSION_LAB_SHARED_GB"] = "0"
 
 TINY_RESOLUTION = 64
 # Common words get a token of their own, so that prompts of ordinary length fit in 77 tokens.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from diffusion_lab.analysis.differences import Limits, Values, combined, correlation, difference, scaled
-from diffusion_lab.analysis.limits import limits_of, value_of
+from diffusion_lab.analysis.intervals import LEVEL, normal_quantile, student_t
+from diffusion_lab.analysis.limits import limits_of, value_of, widened
 from diffusion_lab.analysis.reason import MetricChange
 from diffusion_lab.records import Summary
 from diffusion_lab.values.bounds import NARROWEST
@@ -73,23 +74,28 @@ class Measured:
         """1 for a metric that is better when higher, -1 for one that is better when lower."""
         return 1 if self.infos[name].higher_is_better else -1
 
-    def change(self, name: str, i: int, j: int) -> MetricChange:
-        """Of a metric from the i-th to the j-th evaluation."""
+    def change(self, name: str, i: int, j: int, level: float = LEVEL) -> MetricChange:
+        """Of a metric from the i-th to the j-th evaluation, with limits of confidence `level` (0 to 1)."""
         a, b = self.values[name][i], self.values[name][j]
         if a is None or b is None:
             return MetricChange(a, b, None)
         between = [v for v in self.values[name][i + 1 : j] if v is not None]
         steady = all(abs(v - b) < STEADY for v in between)
-        x, y = self.limits[name][i], self.limits[name][j]
+        x, y = self._limits(name, i, level), self._limits(name, j, level)
         if x is None or y is None:
             return MetricChange(a, b, None, steady)
         return MetricChange(a, b, difference(a, x, b, y, self._correlation(name, i, j)), steady)
 
-    def gap(self, i: int, best: int, weights: Mapping[str, float], ranges: Ranges) -> Limits | None:
-        """95 % limits of the score of evaluation `best` less that of the i-th; None where one is unknown."""
+    def gap(
+        self, i: int, best: int, weights: Mapping[str, float], ranges: Ranges, level: float = LEVEL
+    ) -> Limits | None:
+        """Limits of the score of evaluation `best` less that of the i-th; None where one is unknown.
+
+        `level`: of their confidence, 0 to 1.
+        """
         parts = []
         for name, weight in weights.items():
-            change = self.change(name, i, best)
+            change = self.change(name, i, best, level)
             if change.limits is None or change.start is None or change.end is None:
                 return None
             low, high = ranges[name]
@@ -97,6 +103,22 @@ class Measured:
                 scaled(change.end - change.start, change.limits, weight / (high - low) * self.sign(name))
             )
         return combined(parts)
+
+    def _limits(self, name: str, i: int, level: float) -> Limits | None:
+        """The interval of a metric at the i-th evaluation with confidence `level`; see `limits.widened`.
+
+        The degrees of freedom are the number of prompts less one, of images if there is one prompt, as in
+        `intervals`; where the images' own values are not known, the normal distribution is used.
+        """
+        value, limits = self.values[name][i], self.limits[name][i]
+        if level == LEVEL or value is None or limits is None:
+            return limits
+        images = self.paired.get(self.steps[i], {}).get(name) or {}
+        prompts = len({prompt for prompt, _ in images})
+        degrees = (prompts if prompts > 1 else len(images)) - 1
+        if degrees < 1:
+            return widened(value, limits, normal_quantile(level) / normal_quantile())
+        return widened(value, limits, student_t(degrees, level) / student_t(degrees))
 
     def _correlation(self, name: str, i: int, j: int) -> float:
         """Of a metric's values at two evaluations, 0 where the images' own are not known."""

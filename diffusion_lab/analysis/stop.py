@@ -50,6 +50,44 @@ class Recommendation:
     notes: tuple[str, ...] = field(default=())  # what was assumed or replaced; also part of the reason
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A run's evaluations with their weighted scores, and the position of the best one."""
+
+    run: Measured
+    weights: Mapping[str, float]  # as used; they sum to 1
+    ranges: Mapping[str, tuple[float, float]]  # as used, of every metric with values
+    scores: tuple[StepScore, ...]  # in order of steps
+    best: int
+    notes: tuple[str, ...]  # on the weights
+
+    @classmethod
+    def of(
+        cls,
+        summaries_by_step: Mapping[int, Mapping[str, Summary]],
+        weights: Mapping[str, float],
+        ranges: Mapping[str, Sequence[float]],
+        metrics: Iterable[MetricLike],
+        *,
+        references: ReferenceScores | None = None,
+        paired: Paired | None = None,
+    ) -> Scored | None:
+        """None if no evaluation has a score. Arguments and UserError as in `recommend`."""
+        infos = {metric.name: metric for metric in metrics}
+        check(weights, ranges, infos)
+        run = Measured.of(summaries_by_step, infos, paired or {})
+        used, notes = settle_weights(weights, list(infos), set(run.known))
+        if not used:
+            return None
+        ends = {
+            m: range_of(run, m, ranges.get(m), (references or {}).get(m, {}).get("ceiling"))
+            for m in run.known
+        }
+        scores = tuple(score_at(run, i, used, ends) for i in range(len(run.steps)))
+        best = best_index([s.score for s in scores])
+        return None if best is None else cls(run, used, ends, scores, best, tuple(notes))
+
+
 def check(weights: Mapping[str, float], ranges: Mapping[str, Sequence[float]], names: Iterable[str]) -> None:
     """Checks, before a run begins, that `recommend` can use the weights and ranges at its end.
 
@@ -105,21 +143,15 @@ def recommend(
     Raises:
         UserError: see `check`.
     """
-    infos = {metric.name: metric for metric in metrics}
-    check(weights, ranges, infos)
-    run = Measured.of(summaries_by_step, infos, paired or {})
-    used, notes = settle_weights(weights, list(infos), set(run.known))
-    if not used:
+    rule = Scored.of(summaries_by_step, weights, ranges, metrics, references=references, paired=paired)
+    if rule is None:
         return None
+    run, used, ends, scores, best = rule.run, rule.weights, rule.ranges, rule.scores, rule.best
     summaries = [summaries_by_step[step] for step in run.steps]
-    notes += missing_notes([evaluation[m] for evaluation in summaries for m in used if m in evaluation])
-    ends = {
-        m: range_of(run, m, ranges.get(m), (references or {}).get(m, {}).get("ceiling")) for m in run.known
-    }
-    scores = tuple(score_at(run, i, used, ends) for i in range(len(run.steps)))
-    best = best_index([s.score for s in scores])
-    if best is None:
-        return None
+    notes = [
+        *rule.notes,
+        *missing_notes([evaluation[m] for evaluation in summaries for m in used if m in evaluation]),
+    ]
     at_best = [summaries[best][m] for m in used if m in summaries[best]]
     inputs = ReasonInputs(
         steps=run.steps,

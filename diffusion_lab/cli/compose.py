@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from diffusion_lab.cli.engines import gpu_count
 from diffusion_lab.cli.sweep_names import job_folder, limited
 from diffusion_lab.config.jobs import JOBS, Job, no_such_key
 from diffusion_lab.config.schema import Config
@@ -39,6 +40,10 @@ def register() -> None:
     """Registers the schemas and our resolvers with Hydra. Can be called repeatedly."""
     from hydra.core.config_store import ConfigStore
 
+    from diffusion_lab.cli import plugins
+    from diffusion_lab.cli.optuna_sweeper import OptunaSweeper
+
+    plugins.register(OptunaSweeper)
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
     schema.method = schema.job = None  # otherwise they would have the default's type, which fits no other
@@ -51,6 +56,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("readable", readable, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("gpu_count", gpu_count, replace=True)
 
 
 def readable(text: str) -> str:

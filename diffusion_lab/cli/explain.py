@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusion_lab.cli.compose import groups
+from diffusion_lab.cli.engines import missing_extra
 from diffusion_lab.config.jobs import JOBS, Job, no_such_key
 from diffusion_lab.config.schema import Config
 from diffusion_lab.config.texts import WORD
@@ -27,6 +28,8 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 def explain(error: BaseException) -> str:
     """The message for the user, derived from the texts of the error and its cause, and from our schema."""
     text, cause = str(error), str(error.__cause__ or "")
+    if found_extra := missing_extra(text):
+        return found_extra
     if found := re.search(r"Could not find '([^']+)'", text):
         return _no_option(found[1])
     if found := re.search(r"Could not override '([^']+)'", text):

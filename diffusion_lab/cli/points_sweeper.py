@@ -6,16 +6,13 @@ union of products.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-# Hydra accepts plugins of the package hydra_plugins only, and imports what is installed there in every Hydra
-# application. So this module takes such a name in this process; launchers do not send the sweeper to others.
-_PACKAGE = "hydra_plugins.diffusion_lab"
+from diffusion_lab.cli import plugins
 
 
 class PointsSweeper(Sweeper):
@@ -48,7 +45,4 @@ class PointsSweeper(Sweeper):
 def register(jobs: Sequence[Sequence[str]]) -> str:
     """Registers the sweeper for these jobs; returns the word that selects it."""
     PointsSweeper.jobs = jobs
-    PointsSweeper.__module__ = _PACKAGE
-    sys.modules[_PACKAGE] = sys.modules[__name__]
-    Plugins.instance().register(PointsSweeper)
-    return f"hydra.sweeper._target_={_PACKAGE}.{PointsSweeper.__name__}"
+    return f"hydra.sweeper._target_={plugins.register(PointsSweeper)}"

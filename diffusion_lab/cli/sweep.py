@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.cli import single, sweep_end
+from diffusion_lab.cli import optuna_trials, single, sweep_end
 from diffusion_lab.cli.compose import compose_raw, expand, is_basic, single_valued, to_config
 from diffusion_lab.cli.folders import claim, refuse_reference, shown
 from diffusion_lab.cli.hand_over import hand_over
@@ -95,6 +95,8 @@ def _points(
         ended = sweep_end.ended_jobs(folder)[before:]
         good = sweep_end.told(folder, found, ended, sweep_end.again(typed, line, folder))
         compared = sweep_end.compare(folder, names)
+    if to_run:
+        sweep_end.track(folder, found[0].config.tracker, names)
     return 0 if good and compared else 1
 
 
@@ -169,7 +171,10 @@ def _evaluations(job: Job) -> int:
 
 def _sampled(line: Line, composed: Any) -> int:
     """A sweep whose jobs Hydra's sweeper chooses as it runs."""
-    if to_config(composed).job.dry_run:
+    config = to_config(composed)
+    if optuna_trials.chosen(composed.hydra):
+        optuna_trials.check(config)
+    if config.job.dry_run:
         raise UserError("--dry-run: this sweeper chooses the jobs' values as it runs; try one job without -m")
     folder = claim(_wanted(composed), "hydra.sweep.dir", line.overrides, 0)
     before = len(sweep_end.ended_jobs(folder))
@@ -179,4 +184,5 @@ def _sampled(line: Line, composed: Any) -> int:
         ended = sweep_end.ended_jobs(folder)[before:]
         good = sweep_end.tell(folder, {end["name"]: (end["status"], end["error"]) for end in ended}, 0)
         compared = sweep_end.compare(folder, ())
+    sweep_end.track(folder, config.tracker, ())
     return 0 if good and compared else 1

@@ -21,8 +21,11 @@ from diffusion_lab.values.quoting import pasted
 if TYPE_CHECKING:
     from diffusion_lab.cli.sweep_jobs import Job
     from diffusion_lab.cli.words import Line
+    from diffusion_lab.config.schema import Tracking
 
 log = logging.getLogger("diffusion_lab")
+
+GOOD = ("completed", "pruned")  # ends of a job that are no failure
 
 
 def again(typed: Sequence[str], line: Line, folder: Path) -> str:
@@ -62,7 +65,7 @@ def _completed(run_folder: Path) -> bool:
 
 def tell(folder: Path, outcomes: dict[str, tuple[str, str | None]], jobs_of_it: int) -> bool:
     """`outcomes`: status and error of each job that has ended. `jobs_of_it`: their number, 0 if unknown."""
-    failed = {name: end for name, end in outcomes.items() if end[0] != "completed"}
+    failed = {name: end for name, end in outcomes.items() if end[0] not in GOOD}
     of = f" of {jobs_of_it}" if jobs_of_it else ""
     done = len(outcomes) - len(failed)
     print(f"{shown(folder)}: {done}{of} jobs completed, {len(failed)} failed", file=sys.stderr)
@@ -98,6 +101,27 @@ def compare(folder: Path, studies: Sequence[str]) -> bool:
             print(f"comparison: {shown(write_comparison(folder))}", file=sys.stderr)
 
     return _page(page, pasted("job=report", f"job.runs={folder}"))
+
+
+def track(folder: Path, tracking: Tracking, studies: Sequence[str]) -> None:
+    """Logs a table of the runs to Weights & Biases, for each study or for a sweep that is none.
+
+    A failure is logged: the runs and the pages are complete without it.
+    """
+    if tracking.wandb == "disabled":
+        return
+    from diffusion_lab.studies.summary import ByName, rows_of
+    from diffusion_lab.studies.table import read_table
+    from diffusion_lab.trackers.wandb_study import log_study
+
+    names: list[str | None] = [*studies] or [None]
+    for name in names:
+        group = name or tracking.group or folder.name
+        try:
+            table = read_table(folder, None if name is None else ByName(name))
+            log_study(folder if name is None else folder / f"_{name}", tracking, group, *rows_of(table))
+        except Exception as error:
+            log.warning("Weights & Biases: there is no table of %s: %s", group, error)
 
 
 def _page(write: Callable[[], None], again: str) -> bool:

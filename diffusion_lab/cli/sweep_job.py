@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab import jobs
+from diffusion_lab.cli import engines, optuna_trials
 from diffusion_lab.cli.compose import to_config
 from diffusion_lab.cli.folders import shown
 from diffusion_lab.config import paths
 from diffusion_lab.plan.defaults import fill_defaults
+from diffusion_lab.records import Pruned
 from diffusion_lab.runs import extended_sweep
 from diffusion_lab.runs.resume import wait_until_free
 from diffusion_lab.studies.watch import ENDED
@@ -28,6 +30,8 @@ def sweep_job(composed: Any) -> dict[str, Any]:
     from diffusion_lab.values.jsonable import dumps
 
     hydra = HydraConfig.get()
+    engines.prepare(hydra)
+    requeued = False
     run_folder, begun = map(Path, (hydra.runtime.output_dir, hydra.runtime.cwd))
     ended: dict[str, Any] = {
         "job": run_folder.name, "name": run_folder.name, "status": "interrupted", "error": "stopped by Ctrl-C",
@@ -48,12 +52,19 @@ def sweep_job(composed: Any) -> dict[str, Any]:
                 fetch(config, plan.downloads)
                 log.info("%s; %s", plan.summary(), shown(run_folder, begun))
 
-            outcome = jobs.perform(config, run_folder, before=before)
+            with optuna_trials.reporting(hydra):
+                outcome = jobs.perform(config, run_folder, before=before)
         ended |= {"status": outcome.status, "error": outcome.error}
         if outcome.status != "completed":
             log.error("%s: %s", outcome.status, outcome.error)
+    except Pruned as stopped:
+        ended |= {"status": "pruned", "error": str(stopped)}
+    except SystemExit:  # by submitit, which starts the job again
+        requeued = True
+        raise
     finally:
-        append_line(run_folder.parent / ENDED, dumps(ended))
+        if not requeued:
+            append_line(run_folder.parent / ENDED, dumps(ended))
     return ended
 
 

@@ -51,10 +51,7 @@ def union(studies: Sequence[Study], given: Collection[str]) -> list[tuple[str, .
         for point in study.points:
             found.setdefault(point.overrides, study.name)
     grouped = "tracker.group" in given
-    return [
-        words if grouped else (f"tracker.group={literal(name)}", *words)
-        for words, name in found.items()
-    ]
+    return [words if grouped else (f"tracker.group={literal(name)}", *words) for words, name in found.items()]
 
 
 def settle(

@@ -35,6 +35,7 @@ LR_SCHEDULERS = (
 )  # fmt: skip
 RESUME = ("auto", "never", "must")
 KEPT_ADAPTERS = ("auto", "all", "best")
+STOPS = ("total", "auto")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 
 
@@ -133,6 +134,10 @@ class Steps:
     keep_checkpoints: int = 2  # number of latest checkpoints to keep, in addition to the best one
     # all, best (and the last), auto: best if whole networks are trained, else all
     keep_adapters: str = "auto"
+    # total, auto: end earlier, once the recommended stop is settled
+    stop: str = "total"
+    stop_evaluations: int = 2  # auto: newest evaluations that must all be surely below the recommended one
+    stop_level: float = 0.95  # auto: confidence level of the paired intervals that decide it
 
     def __post_init__(self) -> None:
         if self.total is not None:
@@ -152,6 +157,9 @@ class Steps:
             bounded("steps.checkpoint_every", self.checkpoint_every)
         bounded("steps.keep_checkpoints", self.keep_checkpoints)
         one_of("steps.keep_adapters", self.keep_adapters, KEPT_ADAPTERS)
+        one_of("steps.stop", self.stop, STOPS)
+        bounded("steps.stop_evaluations", self.stop_evaluations)
+        bounded("steps.stop_level", self.stop_level)
         if self.snr_gamma is not None:
             bounded("steps.snr_gamma", self.snr_gamma)
         bounded("steps.noise_offset", self.noise_offset)

@@ -15,8 +15,9 @@ from diffusion_lab.evaluation.metrics import select
 from diffusion_lab.evaluation.metrics.enough import check_enough
 from diffusion_lab.evaluation.metrics.finite import FIELDS, without_broken_rows
 from diffusion_lab.evaluation.metrics.summaries import of_images, of_photographs
+from diffusion_lab.evaluation.shared import Shared, images_of
 from diffusion_lab.records import Evaluation, Features, Metric, References, ScoreRow, UserError
-from diffusion_lab.sampling.sample import plan, sample
+from diffusion_lab.sampling.sample import plan
 from diffusion_lab.system.readers import read_tensors
 from diffusion_lab.system.rng import preserved_rng
 
@@ -46,6 +47,7 @@ def evaluate(
     cache: PromptEmbeddings | None = None,
     resolution: int | None = None,
     base: Path | None = None,
+    shared: Shared | None = None,
 ) -> Evaluation:
     """Generates the prompt set's images with the current ``pipe`` and scores them with the metrics.
 
@@ -53,7 +55,8 @@ def evaluate(
     The modes of all modules, `pipe.scheduler`, the weights and the global random generators are left unchanged.
     ``cache``: the run's prompt embeddings; ``resolution``: pixels, by default the model's own. ``base``: a
     file with the features of the base model's images without the identifier, written at step 0 and read at
-    later steps; only the metrics that need it create it.
+    later steps; only the metrics that need it create it. ``shared``: at step 0, stored results of other
+    runs, which are used and added to.
     """
     planned = plan(prompts, settings)
     metrics = select(bank.settings.names)
@@ -61,24 +64,25 @@ def evaluate(
     seconds: dict[str, float] = {}
     with preserved_rng():
         started = time.perf_counter()
-        with progress.task("sampling", len(planned)) if progress else nullcontext() as bar:
-            images = sample(
-                pipe,
-                prompts,
-                settings,
-                prompt_embeds=cache,
-                progress=bar.advance if bar else None,
-                resolution=resolution,
-            )
+        images, taken = images_of(
+            pipe, prompts, settings, progress=progress, cache=cache, resolution=resolution, shared=shared
+        )
         seconds["sampling"] = time.perf_counter() - started
         started = time.perf_counter()
-        with progress.task("encoding", len(planned)) if progress else nullcontext() as bar:
+        blocks = None if shared is None else shared.blocks
+        computed = 0 if blocks is None else blocks.misses
+        with (
+            bank.caching(blocks),
+            progress.task("encoding", len(planned)) if progress else nullcontext() as bar,
+        ):
             features = bank.features(
                 images,
                 texts=[item.prompt.plain for item in planned],
                 needs=fields_needed(metrics),
                 progress=bar.advance if bar else None,
             )
+        if blocks is not None and blocks.misses == computed:
+            taken = (*taken, "features")
         seconds["encoding"] = time.perf_counter() - started
         started = time.perf_counter()
         if base is not None and any(metric.name == "class_drift" for metric in metrics):
@@ -87,7 +91,7 @@ def evaluate(
         seconds["metrics"] = time.perf_counter() - started
     return Evaluation(
         step=step, images=tuple(images), rows=rows, summaries=summaries, seconds=seconds,
-        several_faces=several_faces(features),
+        several_faces=several_faces(features), shared=taken,
     )  # fmt: skip
 
 

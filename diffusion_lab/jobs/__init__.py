@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lab.records import Status, Terminated, TrainingDiverged, UserError
+from diffusion_lab.records import Pruned, Status, Terminated, TrainingDiverged, UserError
 from diffusion_lab.system import environment, failures, processes
 
 if TYPE_CHECKING:
@@ -71,14 +71,14 @@ def check(config: Config, run_folder: Path) -> Plan:
 def perform(config: Config, run_folder: Path, *, before: Callable[[], object] = lambda: None) -> Outcome:
     """Runs `before` (checks) and the job. An error is logged, written to the run folder and returned.
 
-    Raises only KeyboardInterrupt, after recording it, because it must end an entire sweep. SIGTERM is treated
-    the same.
+    Raises only KeyboardInterrupt and SystemExit, after recording them, because they must end an entire sweep.
+    SIGTERM is treated the same.
     """
     try:
         with environment.neutral(), _terminable():
             before()
             load(config.job.name)(config, run_folder)
-    except KeyboardInterrupt as stopped:
+    except (KeyboardInterrupt, SystemExit) as stopped:
         _leave_record(run_folder, "interrupted", f"{type(stopped).__name__}: {reason(stopped)}", "")
         raise
     except Exception as error:
@@ -90,8 +90,12 @@ def perform(config: Config, run_folder: Path, *, before: Callable[[], object] = 
     return Outcome("completed", 0)
 
 
-def reason(stopped: KeyboardInterrupt) -> str:
-    """What interrupted the run."""
+def reason(stopped: KeyboardInterrupt | SystemExit) -> str:
+    """What interrupted the run. submitit raises SystemExit when a cluster's time limit or a preemption is near."""
+    if isinstance(stopped, SystemExit):
+        return "stopped before the cluster's time limit or by a preemption"
+    if isinstance(stopped, Pruned):
+        return str(stopped)
     return "stopped by SIGTERM" if isinstance(stopped, Terminated) else "stopped by the user (Ctrl-C)"
 
 

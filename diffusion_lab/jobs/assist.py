@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.config.schema import Config
+from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.records import PromptSet, Subject, TrainingDiverged
 from diffusion_lab.runs.folder_record import CHECKPOINTS
 from diffusion_lab.system import processes
@@ -43,17 +44,25 @@ def load_parts(config: Config, device: torch.device) -> tuple[Subject, PromptSet
 
 
 def build(
-    config: Config, pipe: Any, subject: Subject, prompts: PromptSet, checkpoint: Checkpoint | None
+    config: Config,
+    pipe: Any,
+    subject: Subject,
+    prompts: PromptSet,
+    checkpoint: Checkpoint | None,
+    extended: Sequence[Mapping[str, Any]] = (),
 ) -> TrainingState:
-    """The training state at the start of the run, or restored from the checkpoint."""
-    from diffusion_lab.runs.resume import bound
+    """The training state at the start of the run, or restored from the checkpoint.
+
+    `extended`: what the run was before it was extended (`resume.extensions`): its checkpoints are accepted too.
+    """
+    from diffusion_lab.runs.resume import bound_digest
     from diffusion_lab.training.checkpoint import restore
-    from diffusion_lab.training.digest import digest
     from diffusion_lab.training.state import build_state
 
     state = build_state(config, pipe, subject)
     state.identity["the prompts"] = prompts.sha256
-    state.identity["its configuration"] = digest([f"{key}={value}" for key, value in bound(config).items()])
+    state.identity["its configuration"] = bound_digest(as_plain_dict(config))
+    state.earlier = {"its configuration": frozenset(str(entry["configuration"]) for entry in extended)}
     if checkpoint is not None:
         restore(state, checkpoint)
         checkpoint.values.clear()  # as large as the state itself
@@ -74,13 +83,14 @@ def assist(config: Config, device: torch.device) -> None:
     from diffusion_lab.training.loop import train
     from diffusion_lab.training.memory import compile_blocks, rest
 
-    folder: Path | None = processes.shared(None)
-    if folder is None:  # nothing left to do
+    told: tuple[Path, list[dict[str, Any]]] | None = processes.shared(None)
+    if told is None:  # nothing left to do
         return
+    folder, extended = told
     with seeded(config.seed):
         subject, prompts, pipe = load_parts(config, device)
         newest = read(folder) if folder.parent.name == CHECKPOINTS else None
-        state = build(config, pipe, subject, prompts, newest)
+        state = build(config, pipe, subject, prompts, newest, extended)
         rest(state, None, config.memory)  # it never evaluates, so nothing else would offload them
         compile_blocks(state, config.memory)
         try:

@@ -17,7 +17,7 @@ from diffusion_lab.jobs import ignore_sigterm, reason
 from diffusion_lab.methods.method import SavesNetworks
 from diffusion_lab.plan.costs import keeps_best_only, phases
 from diffusion_lab.plan.numbers import PlannedEvaluations, planned
-from diffusion_lab.records import Status, Summary, UserError
+from diffusion_lab.records import Ended, Status, Summary, UserError
 from diffusion_lab.runs.checksums import damaged
 from diffusion_lab.runs.files import CHECKSUMMED, FileTracker
 from diffusion_lab.runs.folder_record import CHECKPOINTS
@@ -42,11 +42,17 @@ class Findings:
     summaries: dict[int, Mapping[str, Summary]] = field(default_factory=dict)  # by step
     ceilings: dict[str, Summary | None] = field(default_factory=dict)  # by metric
     steps_done: int = 0
+    ended: Ended | None = None  # why training ended before its last planned step
     planned: PlannedEvaluations | None = None  # set once the prompts are known
     measuring: bool = False  # an evaluation is running, in the main process only
     meter: Meter | None = None
     pipe: Any = None  # set once the method is attached
     state: TrainingState | None = None
+
+    @property
+    def references(self) -> dict[str, dict[str, Summary | None]]:
+        """The scores of the reference photos, as the stop rule takes them."""
+        return {name: {"ceiling": ceiling} for name, ceiling in self.ceilings.items()}
 
 
 def adapter_folder(run_folder: Path, step: int) -> Path:
@@ -66,6 +72,8 @@ def conclude(
     summary: dict[str, Any] = {"steps_done": findings.steps_done}
     if findings.meter is not None or not files.result["cost"]:
         summary["cost"] = {**_cost(findings.meter), **_estimate(config, findings)}
+    if findings.ended is not None:
+        summary["ended"] = dataclasses.asdict(findings.ended)
     whole = status == "completed"
     problems: list[BaseException] = []
     try:
@@ -99,7 +107,7 @@ def _after(status: Status, error: BaseException, files: FileTracker, part: str) 
         log.debug("%s could not be written", part, exc_info=error)
     if status != "completed":
         return status
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | SystemExit):
         ignore_sigterm()
         files.result["error"] = reason(error)
         return "interrupted"
@@ -183,7 +191,7 @@ def recommendation(config: Config, findings: Findings, scores: Path | None = Non
         config.metrics.weights,
         config.metrics.ranges,
         select(config.metrics.names),
-        references={name: {"ceiling": ceiling} for name, ceiling in findings.ceilings.items()},
+        references=findings.references,
         n_images=config.data.n_images,
         class_noun=config.data.class_noun,
         paired=values_by_step(read(scores)) if scores is not None and scores.is_file() else None,

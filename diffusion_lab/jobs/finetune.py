@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.config.schema import Config, as_plain_dict
-from diffusion_lab.jobs import ignore_sigterm, reason
+from diffusion_lab.jobs import ending, ignore_sigterm, reason
 from diffusion_lab.jobs.assist import assist, build, load_parts
 from diffusion_lab.jobs.conclude import (
     Findings,
@@ -20,6 +20,7 @@ from diffusion_lab.jobs.conclude import (
     prune_adapters,
     recommendation,
 )  # fmt: skip
+from diffusion_lab.jobs.resumption import adapt_extended, find_checkpoint
 from diffusion_lab.plan.finetune import check as check
 from diffusion_lab.plan.numbers import planned
 from diffusion_lab.records import Evaluation, References, Status, Subject, TrainingDiverged
@@ -53,7 +54,7 @@ def run(config: Config, run_folder: Path) -> None:
         assist(config, device)
         return
     stands = folder_status(config, run_folder)
-    if stands not in ("empty", "unfinished"):
+    if stands not in ("empty", "unfinished", "extended"):
         processes.shared(None)
         _leave(config, run_folder, device, stands)
         return
@@ -88,25 +89,16 @@ def _run(config: Config, run_folder: Path, device: torch.device, stands: FolderS
     from diffusion_lab.runs.files import FileTracker
     from diffusion_lab.system.rng import seeded
     from diffusion_lab.trackers import Fanout, build_trackers
-    from diffusion_lab.training import checkpoint
 
     newest, resume_step = None, None
-    if stands == "unfinished":
+    extended: list[dict[str, Any]] = []
+    if stands in ("unfinished", "extended"):
         clear_leftovers(run_folder)
-        newest = checkpoint.latest(run_folder / CHECKPOINTS)
+        newest, extended = find_checkpoint(config, run_folder, stands)
         resume_step = newest.step if newest is not None else -1
-        where = (
-            "from its beginning: there is no whole checkpoint"
-            if newest is None
-            else f"after step {newest.step}"
-        )
-        log.info("resuming the run in %s, %s", run_folder, where)
-        found = find_record(config, run_folder)
-        if found is not None and found.result.get("status") == "failed":
-            log.info("it failed before, and is tried again: %s", found.result.get("error"))
     elif (run_folder / "result.json").exists():  # from a job that ended before its run began
         resume_step = -1
-    processes.shared(newest.folder if newest else run_folder)
+    processes.shared((newest.folder if newest else run_folder, extended))
     tags = [config.method.name, config.data.subject, f"n={config.data.n_images}"]
     trackers = build_trackers(
         config.tracker, run_folder, device=str(device), tags=tags, group=_sweep(run_folder),
@@ -121,7 +113,7 @@ def _run(config: Config, run_folder: Path, device: torch.device, stands: FolderS
         with seeded(config.seed):
             _finetune(config, run_folder, device, findings, tracker, files, newest)
         status = "completed"
-    except KeyboardInterrupt as stopped:
+    except (KeyboardInterrupt, SystemExit) as stopped:
         ignore_sigterm()
         status = "interrupted"
         files.error(reason(stopped))
@@ -154,6 +146,7 @@ def _finetune(
     from diffusion_lab.data.tokens import check_texts, token_report
     from diffusion_lab.evaluation.encoders.bank import EncoderBank
     from diffusion_lab.evaluation.evaluate import evaluate
+    from diffusion_lab.evaluation.shared import open_shared
     from diffusion_lab.models.load import resolution_of
     from diffusion_lab.plan.calibrate import tell
     from diffusion_lab.sampling.embeddings import PromptEmbeddings
@@ -171,8 +164,11 @@ def _finetune(
     tell(config, findings.planned, device)
     resolution = resolution_of(pipe, config.model)
     bank = EncoderBank(config.metrics, device)
-    references = _measure_photographs(config, subject, bank, resolution, findings, files)
-    state = build(config, pipe, subject, prompts, newest)
+    shared = open_shared(config, pipe, device)
+    with bank.caching(None if shared is None else shared.blocks):
+        references = _measure_photographs(config, subject, bank, resolution, findings, files)
+    state = build(config, pipe, subject, prompts, newest, files.result.get("extended") or ())
+    adapt_extended(config, run_folder, files, state)
     state.meter.began("start", time.perf_counter() - started)
     if newest is not None:
         if state.step in files.measured():  # evaluated after the checkpoint was written
@@ -200,7 +196,7 @@ def _finetune(
                 evaluation = evaluate(
                     pipe, prompts, references, bank, config.prompts, step,
                     progress=progress, cache=embeddings, resolution=resolution,
-                    base=run_folder / "base_features.safetensors",
+                    base=run_folder / "base_features.safetensors", shared=shared if step == 0 else None,
                 )  # fmt: skip
             means = {name: found.mean for name, found in evaluation.summaries.items()}
             with replace_folder(adapter_folder(run_folder, step)) as beside:
@@ -224,9 +220,18 @@ def _finetune(
                 root, step, keep=config.steps.keep_checkpoints, best=None if best is None else best.step
             )
 
+        def ends(step: int) -> bool:
+            found = ending.ended(ending.SoFar(config, run_folder, step, findings))
+            if found is None or step == state.total:
+                return False
+            findings.ended = found
+            files.ended(found)
+            log.info("training ends at step %d of %d: %s", step, state.total, found.reason)
+            return True
+
         train(
             state, steps=config.steps, evaluate=measure, on_log=tracker.scalars, on_step=advance,
-            checkpoint=keep, measured=measured,
+            checkpoint=keep, measured=measured, ends=ends,
         )  # fmt: skip
 
 

@@ -146,7 +146,7 @@ def _restore_adapters(
             _cannot(run_folder, names, step == wanted and _artefact_lost(run_folder, lost))
             continue
         means = {name: found.mean for name, found in findings.summaries[step].items()}
-        state = state or _state(config, run_folder, step, device)
+        state = state or _state(config, files, device)
         rebuild_adapter(state, run_folder, step, means)
         files.record_checksums(f"{ADAPTERS}/step-{step:06d}")
 
@@ -168,13 +168,13 @@ def _artefact_lost(run_folder: Path, lost: Collection[str]) -> bool:
     return not (run_folder / ARTEFACT).is_dir() or any(name.split("/")[0] == ARTEFACT for name in lost)
 
 
-def _state(config: Config, run_folder: Path, step: int, device: torch.device) -> TrainingState:
+def _state(config: Config, files: FileTracker, device: torch.device) -> TrainingState:
     from diffusion_lab.jobs.assist import build, load_parts
     from diffusion_lab.system.rng import seeded
 
     with seeded(config.seed):
         subject, prompts, pipe = load_parts(config, device)
-        return build(config, pipe, subject, prompts, None)
+        return build(config, pipe, subject, prompts, None, files.result.get("extended") or ())
 
 
 def _pipe(config: Config, device: torch.device, findings: Findings) -> Any:

@@ -77,6 +77,7 @@ class DreamBooth:
             class_images=self.prior_images if weight else 0,
             prior_weight=weight,
             average=self.ema,
+            starts_unchanged=True,
         )
 
     def fill(self, family: Family, *, small: bool, free: bool) -> None:

@@ -89,7 +89,9 @@ class Hypernetwork:
 
     @property
     def traits(self) -> Traits:
-        return Traits(trains=frozenset({"hypernetwork"}))
+        # sigmoid(0) = 0.5; a layer norm comes after the activation, and its weights are zero
+        shifted = self.activation == "sigmoid" and self.activate_output and not self.layer_norm
+        return Traits(trains=frozenset({"hypernetwork"}), starts_unchanged=not shifted)
 
     def fill(self, family: Family, *, small: bool, free: bool) -> None:
         """Fills in the learning rate; see `Method.fill`."""

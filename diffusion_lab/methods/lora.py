@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from diffusion_lab.families.family import Family, Sizes
+    from diffusion_lab.families.family import Family, Sizes, Trainable
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 # Miniature, full-size models. 1e-4: diffusers' LoRA example; LyCORIS' guidelines train LoHa and LoKr like
@@ -106,7 +106,8 @@ class Lora:
 
     @property
     def traits(self) -> Traits:
-        return Traits(trains=frozenset({"adapter"}), text_encoder=self.text_encoder, rank=self.rank)
+        kinds: frozenset[Trainable] = frozenset({"adapter"})
+        return Traits(trains=kinds, text_encoder=self.text_encoder, rank=self.rank, starts_unchanged=True)
 
     def fill(self, family: Family, *, small: bool, free: bool) -> None:
         """Fills in learning rates, alpha and targets; see `Method.fill`."""

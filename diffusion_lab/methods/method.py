@@ -37,6 +37,10 @@ class Traits:
     rank: int = 0  # of the adapters; 0: no adapters
     vectors: int = 0  # of the new word; 0: no word is learned
     average: bool = False  # a moving average of the weights is maintained
+    # With the method attached and untrained, the denoiser's and the VAE's outputs are bit-identical to the base
+    # model's (a new word or trained text encoders may change the embeddings): images at step 0 may be shared.
+    starts_unchanged: bool = False
+    fraction_of_steps: str = ""  # the key of a setting that is a fraction of steps.total
 
     @property
     def whole_networks(self) -> bool:

@@ -73,6 +73,8 @@ class Pivotal:
             text_encoder=self.text_encoder,
             rank=self.rank,
             vectors=self.vectors,
+            starts_unchanged=True,
+            fraction_of_steps="method.switch",
         )
 
     def fill(self, family: Family, *, small: bool, free: bool) -> None:

@@ -59,7 +59,7 @@ class TextualInversion:
 
     @property
     def traits(self) -> Traits:
-        return Traits(trains=frozenset({"word"}), vectors=self.vectors)
+        return Traits(trains=frozenset({"word"}), vectors=self.vectors, starts_unchanged=True)
 
     def fill(self, family: Family, *, small: bool, free: bool) -> None:
         """Fills in the learning rate; see `Method.fill`."""

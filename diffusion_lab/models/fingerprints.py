@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,21 +73,47 @@ def loaded_fingerprint(pipe: Any) -> str:
 
     If the cache cannot be read or written, the hash is computed.
     """
+    return remembered(getattr(pipe, "loaded_from", None), lambda: fingerprint(pipe))
+
+
+def stamps(files: Sequence[Path]) -> str | None:
+    """Path, size and times of files, as text, to be taken before they are loaded; None if there is no such file."""
+    try:
+        return json.dumps([_stamp(file) for file in sorted(files)]) if files else None
+    except OSError:
+        return None
+
+
+def remembered(source: str | None, compute: Callable[[], str]) -> str:
+    """The hash, in hexadecimal, that ``compute()`` returned for the same ``source``; None is not remembered.
+
+    ``source``: everything the hash depends on, as text. Stored in the cache folder, for all processes.
+    """
     from diffusion_lab.system.atomic import write_json
     from diffusion_lab.system.cache import default_cache
 
-    source: str | None = getattr(pipe, "loaded_from", None)
     if source is None:
-        return fingerprint(pipe)
+        return compute()
     path = default_cache() / "fingerprints" / f"{hashlib.sha256(source.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(path.read_text("utf-8"))
-        if kept["source"] == source and re.fullmatch(r"[0-9a-f]{16}", kept["fingerprint"]):
+        if kept["source"] == source and re.fullmatch(r"[0-9a-f]{12,16}", kept["fingerprint"]):
             return str(kept["fingerprint"])
-    found = fingerprint(pipe)
+    found = compute()
     with contextlib.suppress(OSError, UserError):
         write_json(path, {"source": source, "fingerprint": found})
     return found
+
+
+def configs_digest(configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """SHA-256 of the configs of a pipeline's parts, without paths and versions: 16 hex digits."""
+    left_out = ("_name_or_path", "_diffusers_version", "transformers_version")
+    kept = {
+        part: {key: value for key, value in config.items() if key not in left_out}
+        for part, config in configs.items()
+    }
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fingerprint(pipe: Any) -> str:

@@ -19,6 +19,7 @@ from diffusion_lab.plan.plan import WORDS, Plan, check_downloads, check_place
 from diffusion_lab.plan.shown import counted, duration, room, shortened
 from diffusion_lab.records import PromptSet
 from diffusion_lab.runs.resume import FolderStatus, folder_size, folder_status
+from diffusion_lab.system.store import limit_in_bytes
 
 if TYPE_CHECKING:
     from diffusion_lab.config.schema import Config
@@ -50,6 +51,7 @@ def check(config: Config, run_folder: Path) -> Plan:
     check_impostors(config)
     check_metrics(config)
     check_optimizer(config)
+    limit_in_bytes()  # of the shared evaluations: refuses a wrong value
     prompts = check_prompts(config, noun)
     captions = training_captions(config.data)
     warnings = _warnings(config) + unlikely(config) + caption_warnings(captions, config.data.identifier)
@@ -80,7 +82,7 @@ def _plan(
     cost = of_run(config, numbers)
     fewer = "steps.keep_checkpoints=1" if steps.keep_checkpoints > 1 else ""
     needed = cost.disk_bytes if stands == "empty" else 0
-    if stands == "unfinished":  # disk space already used by the run is not needed again
+    if stands in ("unfinished", "extended"):  # disk space already used by the run is not needed again
         needed = max(0, cost.disk_bytes - folder_size(run_folder))
     check_place(run_folder, needed, "hydra.run.dir", fewer)
     warnings += memory_warnings(config, cost)

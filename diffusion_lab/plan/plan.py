@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WORDS: dict[FolderStatus, str] = {
     "empty": "no run",
     "unfinished": "an unfinished run, which is resumed",
+    "extended": "the same run with fewer steps, which is extended",
     "incomplete": "a run that is fully trained; what is missing in its folder is restored",
     "finished": "a finished run, which is left alone",
     "diverged": "a run that diverged, which is left alone",

@@ -8,6 +8,7 @@ from diffusion_lab.config.schedule import number_of_evaluations, sampler
 from diffusion_lab.config.schema import Config
 from diffusion_lab.plan.defaults import SMALL
 from diffusion_lab.plan.shown import counted
+from diffusion_lab.runs.extension import CONSTANT
 from diffusion_lab.values.bounds import MANY_EVALUATIONS
 
 FAR = 30.0  # factor from the default at which a learning rate is reported
@@ -52,10 +53,29 @@ def _schedule(config: Config) -> list[str]:
         said.append(
             f"steps.log_every={steps.log_every}: the run has {counted(total, 'step')}, so its curves are one point"
         )
+    said += _early_end(config, found)
     switch = getattr(config.method, "switch", None)
     if switch is not None and round(switch * total) in (0, total):
         said.append(
             f"method.switch={switch:g}: of {total} steps one of the two phases has none; use more steps"
+        )
+    return said
+
+
+def _early_end(config: Config, evaluations: int) -> list[str]:
+    """Of `steps.stop=auto`, whose earliest end is after a best step and the evaluations that settle it."""
+    steps, said = config.steps, []
+    if steps.stop != "auto":
+        return []
+    if evaluations < steps.stop_evaluations + 2:
+        said.append(
+            f"steps.stop=auto: never ends a run of {evaluations} evaluations early, because the newest "
+            f"{steps.stop_evaluations} (steps.stop_evaluations) must follow the recommended one; set steps.every lower"
+        )
+    if steps.lr_scheduler not in CONSTANT:
+        said.append(
+            f"steps.stop=auto: with steps.lr_scheduler={steps.lr_scheduler} the learning rates depend on steps.total, "
+            "and a run that ends early has not reached the last of them; set steps.lr_scheduler=constant"
         )
     return said
 

@@ -123,6 +123,7 @@ def view(run: Run) -> dict[str, Any]:
         "facts": texts.facts(run),
         "status": run.status,
         "status_words": texts.status(run),
+        "ended_early": texts.ended_early(run),
         "stop": stop,
         "reason": " ".join(sentences[:2]),
         "notes": " ".join(sentences[2:]),

@@ -64,6 +64,17 @@ def status(run: Run) -> str:
     return STATUS.get(run.status, f"Status: {run.status}.")
 
 
+def ended_early(run: Run) -> str:
+    """Why the run ended before its last planned step; "" if it did not."""
+    if not run.ended or run.status != "completed":
+        return ""
+    total = get(run.config, "steps.total")
+    of = f" of {total}" if total else ""
+    return (
+        f"The run ended early, at step {run.ended.get('step')}{of}. {run.ended.get('reason') or ''}".strip()
+    )
+
+
 def missing_note(name: str, summaries: Mapping[int, Summary], *, faces: bool = False) -> str:
     """ "No face found in 100 of 100 images", for the step with the most missing; "" if none is missing."""
     worst = max(summaries.items(), key=lambda item: item[1].missing, default=None)

@@ -20,6 +20,7 @@ from diffusion_lab.runs.folder_record import (
     read_folder_record,
 )
 from diffusion_lab.runs.resume import bound_flat, run_id
+from diffusion_lab.runs.shorter_run import copy_shorter_run, discard_unfinished_copy, id_without_length
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Known:
     ended: bool
     started: str
     config: Mapping[str, Any]  # as recorded
+    steps_done: int
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -62,17 +64,37 @@ def already_begun(config: Config, run_folder: Path) -> Path:
 
     Another sweep may have begun it since the names were settled, and sweepers that choose jobs as they run
     repeat themselves. If another folder is returned, the files that Hydra wrote to `run_folder` are removed.
+
+    If there is only a run with fewer steps that can be extended, its files are copied to `run_folder`.
     """
+    discard_unfinished_copy(run_folder)
     if config.job.name != "finetune" or _known_at(run_folder) is not None:
         return run_folder
-    name = best_of(runs_in(run_folder.parent)).get(identity(as_plain_dict(config)), run_folder.name)
-    best = run_folder.with_name(name)
-    if best == run_folder:
+    plain = as_plain_dict(config)
+    others = {name: known for name, known in runs_in(run_folder.parent).items() if name != run_folder.name}
+    name = best_of(others).get(identity(plain))
+    if name is None:
+        _begin_from_shorter(plain, run_folder, others)
         return run_folder
+    best = run_folder.with_name(name)
     log.info("%s: the same run is in %s; it is not trained twice", run_folder, best)
     if {path.name for path in run_folder.iterdir()} <= {".hydra", "run.log"}:
         shutil.rmtree(run_folder, ignore_errors=True)
     return best
+
+
+def _begin_from_shorter(plain: Mapping[str, Any], run_folder: Path, others: Mapping[str, Known]) -> None:
+    """Copies the longest run of `others` that the configuration extends, if there is one."""
+    wanted = id_without_length(plain)
+    shorter = [
+        (known.steps_done, name)
+        for name, known in others.items()
+        if "steps" in known.config and id_without_length(known.config) == wanted
+    ]
+    folders = [run_folder.with_name(name) for _, name in sorted(shorter, reverse=True)]
+    found = copy_shorter_run(plain, run_folder, folders)
+    if found is not None:
+        log.info("%s: %s has fewer steps of the same run; a copy of it is extended", run_folder, found)
 
 
 def _known_at(folder: Path) -> Known | None:
@@ -94,5 +116,10 @@ def _known(folder: Path, stamps: tuple[int, ...]) -> Known | None:
     if found is None or not found.result.get("config"):
         return None
     result = found.result
-    ended, started = result.get("status") in ENDED, str(result.get("started") or "")
-    return Known(identity(result["config"]), ended, started, result["config"])
+    return Known(
+        id=identity(result["config"]),
+        ended=result.get("status") in ENDED,
+        started=str(result.get("started") or ""),
+        config=result["config"],
+        steps_done=int(result.get("steps_done") or 0),
+    )

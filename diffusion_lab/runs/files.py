@@ -19,12 +19,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.records import AnyMetric, Evaluation, PromptSet, Status, Summary, UserError
+from diffusion_lab.records import AnyMetric, Ended, Evaluation, PromptSet, Status, Summary, UserError
 from diffusion_lab.runs import backup, resumed_record, samples, scores
 from diffusion_lab.runs.folder_record import read_folder_record
 from diffusion_lab.runs.reading import summary
 from diffusion_lab.runs.record_files import RecordFiles, as_yaml, content_of, now
-from diffusion_lab.runs.resume import describe_differences, run_id
+from diffusion_lab.runs.resume import describe_differences, extensions, run_id
 from diffusion_lab.system import atomic, folders, images, provenance
 from diffusion_lab.values import jsonable
 
@@ -72,11 +72,15 @@ class FileTracker(RecordFiles):
                 "(hydra.sweep.dir=FOLDER with -m), or move the old one away"
             )
         run = run_id(config)
-        before = None
+        before, extended = None, []
         if self.resume_step is not None:
             known = read_folder_record(self.folder, lambda theirs: not describe_differences(theirs, config))
-            run = str((known.result.get("run") if known else None) or run)
-            before = resumed_record.load(self.folder, self.resume_step, config, run)
+            recorded = known.result if known else {}
+            theirs = str(recorded.get("run") or run_id(recorded.get("config") or config))
+            before = resumed_record.load(self.folder, self.resume_step, config, theirs)
+            extended = extensions(recorded, config)
+            if len(extended) == len(recorded.get("extended") or []):
+                run = theirs
         folders.check_writable(self.folder)
         self._log.open()
         self.result |= {
@@ -84,11 +88,12 @@ class FileTracker(RecordFiles):
             "config": dict(config),
             "provenance": provenance.collect(self.device),
             "started": now(),
+            **({"extended": extended} if extended else {}),
         }
         if before is not None and self.resume_step is not None:
             self._resume_from(before, self.resume_step)
+        self._save()  # before config.yaml, so that an extended run is never without its results
         self._write_copied(backup.CONFIG, as_yaml(config))
-        self._save()
         if self.resume_step is None:
             self.event("start", run=run)
         else:
@@ -134,6 +139,8 @@ class FileTracker(RecordFiles):
         }
         if evaluation.several_faces is not None:
             entry["several_faces"] = evaluation.several_faces
+        if evaluation.shared:
+            entry["shared"] = list(evaluation.shared)
         self.result["prompts"] = {
             "name": prompts.name, "n": len(prompts), "sha256": prompts.sha256, "negative": prompts.negative,
         }  # fmt: skip
@@ -176,7 +183,7 @@ class FileTracker(RecordFiles):
     def closing(self, status: Status, summary: Mapping[str, Any]) -> dict[str, Any]:
         """What result.json will contain once `finish` has been called with the same arguments."""
         result = dict(self.result)
-        for name in ("recommendation", "cost", "error", "steps_done"):
+        for name in ("recommendation", "cost", "error", "steps_done", "ended"):
             if summary.get(name) is not None:
                 result[name] = summary[name]
         if status == "completed":
@@ -219,6 +226,11 @@ class FileTracker(RecordFiles):
         """Records the results of training and measuring, from which the artefact and the report are made."""
         self.result["recommendation"] = None if recommendation is None else dict(recommendation)
         self.result |= {"cost": dict(cost), "steps_done": steps_done}
+        self._save()
+
+    def ended(self, found: Ended) -> None:
+        """Records why the run ends before its last planned step."""
+        self.result["ended"] = dataclasses.asdict(found)
         self._save()
 
     def error(self, text: str) -> None:

@@ -92,8 +92,9 @@ def has_run_files(folder: Path) -> bool:
 def is_concluding(result: Mapping[str, Any]) -> bool:
     """True if all was trained and measured, and the run was stopped while its record was being closed."""
     total = ((result.get("config") or {}).get("steps") or {}).get("total")
+    last = (result.get("ended") or {}).get("step", total)  # of a run that ended early
     measured = {entry["step"] for entry in result.get("evaluations") or []}
-    return result.get("status") not in ENDED and total in measured and bool(result.get("cost"))
+    return result.get("status") not in ENDED and last in measured and bool(result.get("cost"))
 
 
 def missing_files(folder: Path, result: Mapping[str, Any]) -> list[str]:

@@ -58,6 +58,7 @@ class Run:
     ]  # by group, those with several faces or an unlike one
     several_faces: Mapping[int, int]  # by step: images with more than one face, if faces were detected
     id: str = ""  # resume.run_id of its configuration
+    ended: Mapping[str, Any] | None = None  # why it ended before its last planned step: step, kind, reason
     damaged_files: tuple[str, ...] = ()  # files of the record that are missing or damaged, if checked
 
     @property
@@ -193,6 +194,7 @@ def _run(folder: Path, result: Mapping[str, Any]) -> Run:
         finished=str(result.get("finished") or ""),
         steps_done=result.get("steps_done"),
         id=str(result.get("run") or ""),
+        ended=result.get("ended") or None,
         photographs=result.get("photographs") or {},
         several_faces={
             int(e["step"]): int(n) for e in evaluations if (n := e.get("several_faces")) is not None

@@ -41,6 +41,7 @@ def empty_result() -> dict[str, Any]:
         "started": None,
         "finished": None,
         "steps_done": 0,
+        "ended": None,  # why a run ended before steps.total: step, kind, reason
         "files": {},  # checksums of the files that belong to the record, see checksums.py
     }
 
@@ -77,7 +78,8 @@ class RecordFiles:
         if backup.BASE in self._copies and self._copies[backup.BASE] != content_of(base):
             log.warning("%s: it is missing or damaged, and is restored from %s", base, backup.NAME)
             atomic.write_bytes(base, self._copies[backup.BASE])
-        self._write_events(before.events)
+        run = {"run": self.result["run"]}  # another one if the run is extended
+        self._write_events([{**event, **run} if "run" in event else event for event in before.events])
 
     def _write_events(self, events: Iterable[Mapping[str, Any]]) -> None:
         self._lines = [jsonable.dumps({"time": now(), **event}) + "\n" for event in events]

@@ -16,7 +16,9 @@ from typing import Any, Literal
 from diffusion_lab.config import jobs, paths
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.methods import METHODS
-from diffusion_lab.records import UserError
+from diffusion_lab.records import SETTLED, UserError
+from diffusion_lab.runs.extension import LENGTH, is_longer
+from diffusion_lab.runs.extension import check as check_extension
 from diffusion_lab.runs.folder_record import (
     ENDED,
     FolderRecord,
@@ -26,12 +28,13 @@ from diffusion_lab.runs.folder_record import (
 )
 from diffusion_lab.runs.resume_folder import began_in
 from diffusion_lab.system.disk_errors import recoverable
+from diffusion_lab.training.digest import digest
 from diffusion_lab.values.jsonable import plain
 from diffusion_lab.values.mappings import flatten
 
 log = logging.getLogger(__name__)
 
-FolderStatus = Literal["empty", "unfinished", "incomplete", "finished", "diverged"]
+FolderStatus = Literal["empty", "unfinished", "extended", "incomplete", "finished", "diverged"]
 
 FREE = (
     "resume", "as_typed", "job.dry_run", "job.given", "tracker.", "steps.checkpoint_every", "steps.keep_checkpoints",
@@ -44,8 +47,10 @@ ELSEWHERE = "choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FO
 def folder_status(config: Config, run_folder: Path) -> FolderStatus:
     """The state of the run in the folder.
 
-    empty: no run was begun; unfinished: the run can be resumed; incomplete: training has ended, but some of
-    the files it should have written are missing or damaged; finished and diverged: nothing is left to do.
+    empty: no run was begun; unfinished: the run can be resumed, also one that was ended by something other than
+    its configuration (pruned); extended: it is the same run with fewer steps,
+    which goes on from there; incomplete: training has ended, but some of the files it should have written are
+    missing or damaged; finished and diverged: nothing is left to do.
 
     Raises UserError for resume=never if there is a record, for resume=must if there is none, and if the
     record has another configuration; the message names the keys that differ.
@@ -63,16 +68,21 @@ def folder_status(config: Config, run_folder: Path) -> FolderStatus:
         raise UserError(f"{run_folder}: a run is recorded there already; {ELSEWHERE}")
     if record.failed_early:
         return "empty"
-    before = result.get("config")
-    changed = describe_differences(before, as_plain_dict(config), began_in(run_folder)) if before else []
+    before, now = result.get("config"), as_plain_dict(config)
+    changed = differing_values(before, now, began_in(run_folder)) if before else {}
+    if before and is_longer(changed):
+        if status != "diverged":
+            check_extension(run_folder, result, changed, flatten(plain(now)))
+        return "diverged" if status == "diverged" else "extended"
     if changed:
+        said = "; ".join(f"{key} was {was}, is {is_now}" for key, (was, is_now) in changed.items())
         raise UserError(
-            f"{run_folder}: the run there was begun with another configuration: {'; '.join(changed)}. "
+            f"{run_folder}: the run there was begun with another configuration: {said}. "
             f"Give the same values to resume it, or {ELSEWHERE}"
         )
     if is_concluding(result):
         return "incomplete"
-    if status not in ENDED:
+    if status not in ENDED or (result.get("ended") or {}).get("kind", SETTLED) != SETTLED:
         return "unfinished"
     if record.problem is not None or missing_files(run_folder, result):
         return "incomplete"
@@ -127,11 +137,6 @@ def _defaults(method: object, job: object = None) -> Mapping[str, Any]:
     return flatten(plain({**config, "job": jobs.defaults(job) or config["job"]}))
 
 
-def bound(config: Config) -> dict[str, Any]:
-    """The training part of the configuration, flattened, for a checkpoint's digest; see `bound_flat`."""
-    return bound_flat(plain(as_plain_dict(config)))
-
-
 def bound_flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """The training part of a plain configuration, flattened and sorted by key.
 
@@ -147,6 +152,27 @@ def bound_flat(config: Mapping[str, Any]) -> dict[str, Any]:
         if not (key.startswith(FREE) or paths.is_path(key) or jobs.foreign(key, job))
         and (key not in usual or usual[key] != value)
     }
+
+
+def bound_digest(config: Mapping[str, Any]) -> str:
+    """A checksum of `bound_flat`, which checkpoints contain."""
+    return digest([f"{key}={value}" for key, value in bound_flat(plain(config)).items()])
+
+
+def extensions(result: Mapping[str, Any], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the run in a folder was before each time that it was extended, including now, to `config`.
+
+    `result`: its record. Each entry has the run's id, its steps.total and steps.stop, and the checksum of the
+    configuration in its checkpoints.
+    """
+    earlier: list[dict[str, Any]] = list(result.get("extended") or [])
+    before = result.get("config") or {}
+    old, new = flatten(plain(before)), flatten(plain(config))
+    usual = _defaults(new.get("method.name"))
+    if not before or all(old.get(key, usual[key]) == new[key] for key in LENGTH):
+        return earlier
+    entry = {key.partition(".")[2]: old.get(key, usual[key]) for key in LENGTH[:2]}
+    return [*earlier, {"run": run_id(before), **entry, "configuration": bound_digest(before)}]
 
 
 def run_id(config: Mapping[str, Any]) -> str:

@@ -100,8 +100,7 @@ def draw(
     guided = is_guided(family, guidance_scale)
     images: list[Pixels] = []
     with eval_mode(*family.networks(pipe).values()), preserved_rng(), torch.inference_mode():
-        texts = [item.prompt.text for item in planned]
-        known = cache.encode(pipe, [negative, *texts] if guided else texts)
+        known = encode_planned(pipe, planned, negative, settings, cache)
         unconditional = None
         if guided:
             encoded, known = _rows(known, 0, 1), _rows(known, 1, None)
@@ -122,6 +121,15 @@ def draw(
             if progress is not None:
                 progress(len(batch))
     return images
+
+
+def encode_planned(
+    pipe: Any, planned: Sequence[PlannedImage], negative: str, settings: Prompts, cache: PromptEmbeddings
+) -> Conditioning:
+    """The embeddings that `draw` uses: a row per image, with guidance after a row for the negative prompt."""
+    texts = [item.prompt.text for item in planned]
+    guided = is_guided(of(pipe), sampler(settings)[1])
+    return cache.encode(pipe, [negative, *texts] if guided else texts)
 
 
 def _rows(values: Conditioning, start: int, stop: int | None) -> Conditioning:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -67,16 +67,22 @@ class Interval:
     def scaled(self, factor: float) -> Interval:
         """Of the estimate times a factor."""
         ends = sorted((self.low * factor, self.high * factor))
-        return Interval(
-            self.value * factor,
-            ends[0],
-            ends[1],
-            self.error * abs(factor),
-            self.degrees,
-            self.subjects,
-            self.prompts,
-            self.over,
-        )
+        error = self.error * abs(factor)
+        return replace(self, value=self.value * factor, low=ends[0], high=ends[1], error=error)
+
+    def at_least(self, variance: float) -> Interval:
+        """With a variance of no less than this, such as that of evaluating only every so many steps.
+
+        Subjects whose best step is the same evaluation do not differ, but their best steps are not known exactly.
+        """
+        if not math.isfinite(self.value) or variance <= 0 or (self.known and self.error**2 >= variance):
+            return self
+        degrees = self.degrees if self.known else float(max(self.subjects, 2) - 1)
+        over = self.over if self.known else BOTH if self.subjects > 1 else PROMPTS
+        error = math.sqrt(variance)
+        reach = _t(degrees, 0.5 + LEVEL / 2) * error
+        low, high = self.value - reach, self.value + reach
+        return replace(self, low=low, high=high, error=error, degrees=degrees, over=over)
 
     def at_level(self, level: float) -> tuple[float, float]:
         """The limits at another level, such as 1 - .05 / k for k comparisons."""

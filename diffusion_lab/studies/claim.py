@@ -1,7 +1,7 @@
 """A claim of the sources, and what a study's data say about it.
 
 A claim holds only if its interval lies wholly on the claimed side, and does not hold if it lies wholly on the other side;
-otherwise one cannot tell. Claims with "about" or "near" have a stated band: the interval has to lie within it.
+otherwise, and with a single subject, one cannot tell. Claims with "about" or "near" have a stated band: the interval has to lie within it.
 """
 
 from __future__ import annotations
@@ -64,43 +64,66 @@ class Asked:
         )  # fmt: skip
 
     def above(
-        self, interval: Interval, runs: Sequence[StudyRun], *, bound: float = 0.0, note: str = ""
+        self,
+        interval: Interval,
+        runs: Sequence[StudyRun],
+        *,
+        bound: float = 0.0,
+        least: float = 0.0,
+        note: str = "",
     ) -> Claim:
-        """The claim that the effect is greater than ``bound``."""
-        return self._checked(interval, runs, bound, math.inf, f"above {bound:g}", note)
+        """The claim that the effect is greater than ``bound``.
+
+        ``least``: the smallest effect that counts. If the whole interval is below bound + least, the claim does not hold.
+        """
+        wanted = f"above {bound:g}" + (f"; less than {least:g} counts as none" if least else "")
+        return self._checked(interval, runs, (bound, math.inf), (bound + least, math.inf), wanted, note)
 
     def below(
-        self, interval: Interval, runs: Sequence[StudyRun], *, bound: float = 0.0, note: str = ""
+        self,
+        interval: Interval,
+        runs: Sequence[StudyRun],
+        *,
+        bound: float = 0.0,
+        least: float = 0.0,
+        note: str = "",
     ) -> Claim:
-        """The claim that the effect is less than ``bound``."""
-        return self._checked(interval, runs, -math.inf, bound, f"below {bound:g}", note)
+        """The claim that the effect is less than ``bound``; see `above`."""
+        wanted = f"below {bound:g}" + (f"; less than {least:g} counts as none" if least else "")
+        return self._checked(interval, runs, (-math.inf, bound), (-math.inf, bound - least), wanted, note)
 
     def within(
         self, interval: Interval, runs: Sequence[StudyRun], low: float, high: float, *, note: str = ""
     ) -> Claim:
         """The claim that the effect is between ``low`` and ``high``."""
-        return self._checked(interval, runs, low, high, f"between {low:g} and {high:g}", note)
+        return self._checked(
+            interval, runs, (low, high), (low, high), f"between {low:.3g} and {high:.3g}", note
+        )
 
     def _checked(
         self,
         interval: Interval,
         runs: Sequence[StudyRun],
-        least: float,
-        most: float,
+        claimed: tuple[float, float],
+        possible: tuple[float, float],
         wanted: str,
         note: str,
     ) -> Claim:
         if not math.isfinite(interval.value):
             return self.missing("no runs have what it needs")
         verdict = UNCLEAR
-        if interval.known:
-            inside = least <= interval.low and interval.high <= most
-            verdict = HOLDS if inside else NOT if interval.high < least or interval.low > most else UNCLEAR
+        if interval.known and interval.over != PROMPTS:
+            if claimed[0] <= interval.low and interval.high <= claimed[1]:
+                verdict = HOLDS
+            elif interval.high < possible[0] or interval.low > possible[1]:
+                verdict = NOT
+        floor = -1.0 if self.unit == "correlation" else -math.inf
         notes = [note, limits_note(interval), unfinished_note(runs)]
         smallest = interval.smallest()
         return Claim(
             id=self.id, text=self.text, source=self.source, study=self.study, verdict=verdict, effect=interval.value,
-            low=interval.low if interval.known else None, high=interval.high if interval.known else None,
+            low=max(interval.low, floor) if interval.known else None,
+            high=min(interval.high, -floor) if interval.known else None,
             unit=self.unit, wanted=wanted, measured=self.measured,
             smallest=smallest if math.isfinite(smallest) else None, subjects=interval.subjects, runs=len(runs),
             prompts=interval.prompts, data=described(runs), note="; ".join(part for part in notes if part),
@@ -110,7 +133,7 @@ class Asked:
 def limits_note(interval: Interval) -> str:
     """What the interval leaves out."""
     if interval.over == PROMPTS:
-        return "the interval is over prompts only: one subject says nothing about others"
+        return "one subject says nothing about others: the interval is over prompts only"
     if interval.over == SUBJECTS:
         return "the interval is over subjects only"
     if interval.over == NEITHER:

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from diffusion_lab.analysis.intervals import LEVEL
-from diffusion_lab.studies.bootstrap import Floats, Interval, mean_over
+from diffusion_lab.analysis.scoring import STEADY
+from diffusion_lab.studies.bootstrap import PROMPTS, Floats, Interval, mean_over
 from diffusion_lab.studies.claim import HOLDS, NOT, UNCLEAR, Asked, Claim
 from diffusion_lab.studies.measures import prompts_of
 from diffusion_lab.studies.pool import Pool, Quantity, by_count, slope_on_count
@@ -67,9 +68,9 @@ def least_of(
     found = claim.above(least, runs, note=notes)
     known = [d for d in differences.values() if d.known]
     level = 1 - (1 - LEVEL) / len(differences)
-    if any(d.at_level(level)[1] < 0 for d in known):
+    if any(d.at_level(level)[1] < 0 and d.over != PROMPTS for d in known):
         return replace(found, verdict=NOT)
-    holds = len(known) == len(differences) and all(d.low > 0 for d in known)
+    holds = found.verdict == HOLDS and len(known) == len(differences) and all(d.low > 0 for d in known)
     return replace(found, verdict=HOLDS if holds else UNCLEAR)
 
 
@@ -115,7 +116,7 @@ def many_best(pool: Pool, metric: str, unit: str) -> Claim:
     difference = many_less_middle(runs, pool.at_stop(metric))
     if difference is None:
         return claim.missing("runs with 12 to 14 images and with 20 or more are needed")
-    return claim.above(difference, runs)
+    return claim.above(difference, runs, least=STEADY)
 
 
 def twelve_decent(pool: Pool) -> Claim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffusion_lab.analysis.scoring import STEADY
 from diffusion_lab.studies import quantities as q
 from diffusion_lab.studies.bootstrap import Interval
 from diffusion_lab.studies.claim import Asked, Claim
@@ -11,6 +12,7 @@ from diffusion_lab.studies.run import StudyRun
 SOURCE = "000, How do the metrics change during fine-tuning?"
 FACES = "similarity_of_faces"
 ALL = "similarity"
+SCORE_STEADY = 0.02  # of the scaled score: a smaller change counts as none
 MEANS = {FACES: "over images with a face", ALL: "over all images, those without a face counted 0"}
 
 
@@ -56,7 +58,7 @@ def _score_change(pool: Pool, claim: Asked, *, first: bool) -> Claim:
         lambda run: q.from_stop(run, pool.infos, q.SCORE, lambda run: 0 if first else len(run.steps) - 1),
     )
     note = "one half of the prompts chooses the stop, the other measures"
-    return claim.above(change.scaled(-1), runs, note=note)
+    return claim.above(change.scaled(-1), runs, least=SCORE_STEADY, note=note)
 
 
 def rises(pool: Pool, metric: str) -> Claim:
@@ -69,7 +71,7 @@ def rises(pool: Pool, metric: str) -> Claim:
     runs = long_enough(pool, metric)
     if not runs:
         return claim.missing("no runs with similarity at four evaluations from step 0")
-    return claim.above(over_subjects(runs, lambda run: q.late_rise(run, metric)), runs)
+    return claim.above(over_subjects(runs, lambda run: q.late_rise(run, metric)), runs, least=STEADY)
 
 
 def rises_into_collapse(pool: Pool, metric: str) -> Claim:
@@ -85,7 +87,7 @@ def rises_into_collapse(pool: Pool, metric: str) -> Claim:
     change = over_subjects(
         runs, lambda run: q.from_stop(run, pool.infos, metric, lambda run: len(run.steps) - 1)
     )
-    return claim.above(change, runs)
+    return claim.above(change, runs, least=STEADY)
 
 
 def falls(pool: Pool, metric: str, text: str, unit: str) -> Claim:
@@ -102,7 +104,7 @@ def falls(pool: Pool, metric: str, text: str, unit: str) -> Claim:
     note = (
         f"it falls in {down:.0%} of the runs, and from one evaluation to the next in {steps:.0%} of the pairs"
     )
-    return claim.below(over_subjects(runs, lambda run: q.trend(run, metric)), runs, note=note)
+    return claim.below(over_subjects(runs, lambda run: q.trend(run, metric)), runs, least=STEADY, note=note)
 
 
 def diversity_and_copies(pool: Pool) -> Claim:
@@ -159,7 +161,7 @@ def _genders(claim: Asked, runs: list[StudyRun], difference: Interval, start: In
     if {"woman", "man"} - {run.gender for run in runs}:
         return claim.missing("subjects of both genders are needed")
     note = f"of the untouched model (step 0): {start.value:+.3f}" if start.known else ""
-    return claim.above(difference, runs, note=note)
+    return claim.above(difference, runs, least=STEADY, note=note)
 
 
 def dynamics_claims(pool: Pool) -> list[Claim]:

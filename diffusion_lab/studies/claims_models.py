@@ -93,8 +93,8 @@ def with_and_without(runs: Sequence[StudyRun]) -> tuple[list[StudyRun], list[Stu
 
 def _others(run: StudyRun) -> Hashable:
     return tuple(
-        (key, str(value))
-        for key, value in sorted(run.settings.items())
+        (key, value)
+        for key, value in run.chosen
         if not key.startswith(("prompts.negative", "prompts.name", *FREE))
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from diffusion_lab.analysis.reason import RULES_OF_THUMB
 from diffusion_lab.studies.bootstrap import Floats, difference_of, mean_over
 from diffusion_lab.studies.claim import HOLDS, MANY_CENSORED, NOT, Asked, Claim, doubtful
-from diffusion_lab.studies.measures import prompts_of, slopes
+from diffusion_lab.studies.measures import prompts_of, rounding, slope_interval, slopes
 from diffusion_lab.studies.pool import Pool, by_count, jackknifed, over_subjects, slope_on_count
 from diffusion_lab.studies.quantities import peak_step
 from diffusion_lab.studies.run import StudyRun
@@ -37,7 +37,7 @@ def near_rule(pool: Pool, gender: str | None) -> Claim:
     runs = [run for run in pool.runs() if gender is None or run.gender == gender]
     if not runs:
         return claim.missing(f"no runs{whom}")
-    slope = mean_over(slopes(pool.table, runs), prompts_of(runs))
+    slope = slope_interval(pool.table, runs)
     low, high = rule * (1 - NEAR), rule * (1 + NEAR)
     found = claim.within(slope, runs, low, high, note=_conditions(pool, runs))
     too_long = found.verdict == NOT and found.low is not None and found.low > high
@@ -124,7 +124,9 @@ def near_linear(pool: Pool) -> Claim:
         found: Floats = np.log(np.maximum(means, least)) @ (logs / (logs**2).sum())
         return found
 
-    interval = mean_over(jackknifed(exponent, kept), prompts_of(runs))
+    means = np.maximum(kept[0].mean(axis=0), least)
+    grid = float(((logs / (logs**2).sum() / means) ** 2).sum()) * rounding(runs)
+    interval = mean_over(jackknifed(exponent, kept), prompts_of(runs)).at_least(grid)
     found = claim.within(interval, runs, *LINEAR, note=_conditions(pool, runs))
     return _unless_censored(pool, runs, found)
 
@@ -139,7 +141,8 @@ def stop_grows(pool: Pool) -> Claim:
         "slope of the recommended stop on n, with a constant",
     )
     runs = pool.runs()
-    found = claim.above(slope_on_count(runs, pool.stop_step), runs, note=_conditions(pool, runs))
+    slope = slope_on_count(runs, pool.stop_step).at_least(_grid(runs))
+    found = claim.above(slope, runs, note=_conditions(pool, runs))
     return found if found.verdict == HOLDS else _unless_censored(pool, runs, found)
 
 
@@ -159,7 +162,7 @@ def extreme_later(pool: Pool, metric: str, sign: int) -> Claim:
     def step(run: StudyRun) -> Floats | None:
         return peak_step(run, metric, sign)
 
-    found = claim.above(slope_on_count(runs, step), runs)
+    found = claim.above(slope_on_count(runs, step).at_least(_grid(runs)), runs)
     ends = [float(at[0]) == run.steps[-1] for run in runs if (at := step(run)) is not None]
     late = sum(ends) / len(ends) if ends else 0.0
     if found.verdict != HOLDS and late > MANY_CENSORED and found.effect is not None:
@@ -167,6 +170,13 @@ def extreme_later(pool: Pool, metric: str, sign: int) -> Claim:
             found, f"{late:.0%} of the runs have it at their last evaluation; longer runs: steps.total"
         )
     return found
+
+
+def _grid(runs: Sequence[StudyRun]) -> float:
+    """The part of a slope on n that evaluating only every so many steps adds to its variance."""
+    counts = np.array(sorted({run.n_images for run in runs}), dtype=np.float64)
+    squares = float(((counts - counts.mean()) ** 2).sum()) if len(counts) else 0.0
+    return rounding(runs) / squares if squares else 0.0
 
 
 def _conditions(pool: Pool, runs: Sequence[StudyRun]) -> str:

@@ -27,7 +27,8 @@ FREE = (
     "data.subject", "data.folder", "data.class_noun", "data.n_images", "data.identifier", "data.impostors", "seed",
     "data.subset_seed", "prompts.seed", "prompts.noise_seed", "steps.total", "steps.checkpoint_every",
     "steps.keep_checkpoints", "steps.keep_adapters", "steps.log_every", "metrics.names", "metrics.weights",
-    "metrics.ranges", "tracker.", "job.", "resume", "as_typed",
+    "metrics.ranges", "tracker.", "job.", "resume", "as_typed", "memory.", "steps.every", "prompts.batch_size",
+    "metrics.batch_size",
 )  # fmt: skip
 
 
@@ -60,8 +61,8 @@ def _has(run: StudyRun, metric: str) -> bool:
 
 def _settings(run: StudyRun, apart: Sequence[str], inside: bool) -> Hashable:
     return tuple(
-        (key, str(value))
-        for key, value in sorted(run.settings.items())
+        (key, value)
+        for key, value in run.chosen
         if key.startswith(tuple(apart)) is inside and not key.startswith(FREE)
     )
 
@@ -200,9 +201,9 @@ def mean_curve(runs: Sequence[StudyRun], metric: str) -> dict[int, Interval]:
             columns.setdefault(step, {})[i] = along[:, j]
     points = {}
     for step in sorted(columns):
-        by_run = {runs[i].name: values for i, values in columns[step].items()}
+        by_run = {id(runs[i]): values for i, values in columns[step].items()}
         there = [runs[i] for i in columns[step]]
-        points[step] = mean_over(by_subject(there, lambda run, at=by_run: at[run.name])[1], prompts_of(runs))  # type: ignore[misc]
+        points[step] = mean_over(by_subject(there, lambda run, at=by_run: at[id(run)])[1], prompts_of(runs))  # type: ignore[misc]
     return points
 
 
@@ -240,11 +241,29 @@ def stop_slope(
     if not known:
         return None
     return Slope(
-        interval=mean_over(slopes(table, some, weights, ranges), prompts_of(some)),
+        interval=slope_interval(table, some, weights, ranges),
         runs=len(known),
         censored=sum(stop.censored for stop in known) / len(known),
         at_start=sum(stop.at_start for stop in known) / len(known),
     )
+
+
+def slope_interval(
+    table: Table, runs: Sequence[StudyRun], weights: Weights | None = None, ranges: Ranges | None = None
+) -> Interval:
+    """The slope through the origin, mean over subjects, with the error of the evaluations' distance."""
+    counts = np.array(sorted({run.n_images for run in runs}), dtype=np.float64)
+    interval = mean_over(slopes(table, runs, weights, ranges), prompts_of(runs))
+    return interval.at_least(rounding(runs) / max(float((counts**2).sum()), 1.0))
+
+
+def rounding(runs: Sequence[StudyRun]) -> float:
+    """The variance of a best step that is only known to be nearest to one evaluation: every^2 / 12 (uniform).
+
+    It is the same for subjects with the same best step, so that more subjects do not reduce it.
+    """
+    gaps = [float(np.diff(run.steps).max()) for run in runs if len(run.steps) > 1]
+    return float(np.median(gaps)) ** 2 / 12 if gaps else 0.0
 
 
 def slopes(

@@ -21,7 +21,7 @@ from diffusion_lab.runs.reading import (
     record_of,
     summary,
 )
-from diffusion_lab.runs.resume import run_id
+from diffusion_lab.runs.resume import bound_flat, run_id
 from diffusion_lab.studies.by_prompt import ByPrompt, read_by_prompt
 from diffusion_lab.studies.costs import run_costs
 from diffusion_lab.studies.labels import gender_of, method_of, model_of
@@ -127,6 +127,7 @@ def _study_run(record: Record, name: str) -> StudyRun:
         costs=run_costs(record.folder, record.content.get("cost") or {}),
         weights={m: float(w) for m, w in weights.items() if m in values and w is not None},
         ranges={m: (float(ends[0]), float(ends[1])) for m, ends in ranges.items()},
+        chosen=tuple((key, str(value)) for key, value in bound_flat(flat).items()),
         encoders=record.content.get("encoders") or {},
     )
 

@@ -47,6 +47,7 @@ class StudyRun:
     costs: Mapping[str, float | None]  # by the names of costs.COSTS
     weights: Mapping[str, float] = field(default_factory=dict)  # of the run's own stop rule; empty: equal
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # the same
+    chosen: tuple[tuple[str, str], ...] = ()  # settings that are not the defaults, without paths; sorted
     encoders: Mapping[str, Any] = field(default_factory=dict)  # identity by role, as recorded
 
     @property

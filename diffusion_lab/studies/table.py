@@ -5,7 +5,6 @@ Read from `result.json` and `scores.parquet` only. It needs neither torch nor th
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from diffusion_lab.records import UserError
 from diffusion_lab.runs.reading import MetricInfo, find_runs
 from diffusion_lab.studies.copies import distinct
 from diffusion_lab.studies.reading import Record, read_record
+from diffusion_lab.studies.record import NAME, read_study, study_folder
 from diffusion_lab.studies.run import StudyRun
 from diffusion_lab.values.bounds import NARROWEST
 
@@ -54,7 +54,7 @@ def read_table(folder: Path, study: Named | None = None) -> Table:
     """The runs at or below `folder`; with `study`, only those of its points (`_NAME/study.json`).
 
     Raises:
-        UserError: (job.runs) if there are no runs in the folder, or (job.study) if the study has no list of points.
+        UserError: (job.runs) if there are no runs in the folder; if the study's `study.json` cannot be read.
     """
     folder = Path(folder)
     members = None if study is None else points_of(folder, study.name)
@@ -90,15 +90,9 @@ def read_table(folder: Path, study: Named | None = None) -> Table:
 
 
 def points_of(folder: Path, name: str) -> dict[str, str]:
-    """Run id -> folder name of each point of a study, from `_NAME/study.json`."""
-    path = folder / f"_{name}" / "study.json"
-    try:
-        points = json.loads(path.read_text(encoding="utf-8"))["points"]
-        return {str(point["run"]): str(point.get("folder") or point["run"]) for point in points}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"job.study={name}: {path} does not list the study's runs ({error}); --sweep {name} writes it"
-        ) from error
+    """Run id -> folder name of each point of a study, from `_NAME/study.json`. UserError if it cannot be read."""
+    study = read_study(study_folder(folder, name) / NAME)
+    return {point.run: point.folder or " ".join(point.overrides) for point in study.points if point.run}
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from diffusion_lab.system import processes
@@ -50,7 +50,12 @@ FOLDERS = (
     "WANDB_CONFIG_DIR",
 )  # fmt: skip
 """Made absolute at the start: hydra.job.chdir must not move a cache."""
+AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_PROJECT", "WANDB_ENTITY")
+"""Set by `wandb agent`, which starts this program for a run of a sweep of W&B's: the run's tracker needs them."""
 USUAL = ("", "0", "1", "no", "none", "false", "default")  # set by launchers if a feature is off
+
+
+_taken: dict[str, str] = {}  # what `neutral` has removed
 
 
 def category(name: str) -> str | None:
@@ -78,10 +83,34 @@ def neutral() -> Iterator[dict[str, str]]:
         del os.environ[name]
     for name, value in moved.items():
         os.environ[name] = os.path.abspath(value)
+    _taken.update(taken)
     try:
         yield taken
     finally:
         os.environ.update({**taken, **moved})
+        for name in taken:
+            _taken.pop(name, None)
+
+
+def agent() -> dict[str, str]:
+    """The variables of `wandb agent`, although removed from the environment; empty if no agent started this run."""
+    known = {**_taken, **os.environ}
+    return {name: known[name] for name in AGENT if name in known} if known.get("WANDB_SWEEP_ID") else {}
+
+
+@contextmanager
+def with_variables(variables: Mapping[str, str]) -> Iterator[None]:
+    """Inside, the variables are set, and afterwards as before."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _relative(folder: str) -> bool:

@@ -18,7 +18,7 @@ from diffusion_lab.config import paths
 from diffusion_lab.config.wandb_names import LONGEST, LONGEST_TAG
 from diffusion_lab.records import Evaluation, PromptSet, Status, Summary
 from diffusion_lab.runs import scores
-from diffusion_lab.system import atomic
+from diffusion_lab.system import atomic, environment
 from diffusion_lab.trackers import wandb_history as history
 from diffusion_lab.trackers.wandb_mode import (
     resolve_mode,
@@ -80,9 +80,11 @@ class WandbTracker:
         if self.mode == "disabled":
             return
         plain = jsonable.plain(paths.as_typed(config))  # the server does not need this machine's folders
-        run_id = self._id()
+        known = (self.folder / "wandb" / "run-id.txt").exists()  # not in a copy of a shorter run
+        run_id = self.run_id()
         # Online, the server has the history, unless an earlier session was offline.
-        again = self.resumed and (self.mode == "offline" or bool(history.unsynced(self.folder, run_id)))
+        offline = self.mode == "offline" or not known or bool(history.unsynced(self.folder, run_id))
+        again = self.resumed and offline
         with history.put_aside(self.folder, run_id) if again else contextlib.nullcontext():
             try:
                 self.run = self._init(plain)
@@ -111,7 +113,7 @@ class WandbTracker:
         self.run.log({"step": evaluation.step, **curves(evaluation.summaries, evaluation.seconds)})
         if self.images > 0 and evaluation.images:
             table = self._table(evaluation, prompts)
-            with _staging(self.folder / "wandb" / "data"):
+            with self.staging():
                 self.run.log({"step": evaluation.step, "eval/samples": table})
 
     def _tell_again(self) -> None:
@@ -124,7 +126,7 @@ class WandbTracker:
             self.run.log({"step": step, **curves(history.summaries(entry), entry["seconds"])})
             table = history.kept_table(self.folder, step) if self.images > 0 else None
             if table is not None:
-                with _staging(self.folder / "wandb" / "data"):
+                with self.staging():
                     self.run.log({"step": step, "eval/samples": table})
 
     def finish(self, status: Status, summary: Mapping[str, Any]) -> None:
@@ -133,7 +135,7 @@ class WandbTracker:
         if run is None:
             return
         try:
-            flat = flatten({"status": status, **summary}, "/")
+            flat = flatten({"status": status, **summary}, "/") | score_at_stop(summary)
             run.summary.update(
                 {
                     key: value
@@ -144,12 +146,18 @@ class WandbTracker:
         finally:
             run.finish(exit_code=EXIT_CODES.get(status, 1))
 
+    def staging(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the files of tables are stored in the run's folder."""
+        return _staging(self.folder / "wandb" / "data")
+
     # --- inside -------------------------------------------------------------------------------------
 
-    def _id(self) -> str:
+    def run_id(self) -> str:
+        """The run's id at W&B, which its folder keeps; under `wandb agent` that of the agent."""
         path = self.folder / "wandb" / "run-id.txt"
         if not path.exists():
-            atomic.write_text(path, secrets.token_hex(4) + "\n")
+            given = environment.agent().get("WANDB_RUN_ID")
+            atomic.write_text(path, (given or secrets.token_hex(4)) + "\n")
         return path.read_text(encoding="utf-8").strip()
 
     def _init(self, config: dict[str, Any]) -> wandb.Run:
@@ -158,9 +166,22 @@ class WandbTracker:
         # wandb's messages are in its debug.log; they would fill the console and run.log too.
         logging.getLogger("wandb").propagate = False
         self.folder.mkdir(parents=True, exist_ok=True)
+        run_id, agent = self.run_id(), environment.agent()
+        if agent.get("WANDB_RUN_ID") != run_id:  # resumed from a folder that another agent's run has made
+            agent = {}
+        if agent:
+            wandb.teardown()  # the agent's variables are read when wandb's process starts
+        with environment.with_variables(agent):
+            return self._begin(run_id, config, agent)
+
+    def _begin(self, run_id: str, config: dict[str, Any], agent: Mapping[str, str]) -> wandb.Run:
+        """`agent`: the variables of `wandb agent`, which sets project, entity and id of its runs."""
+        import wandb
+
+        identity = {k: v for k, v in self._identity.items() if not agent or k not in ("project", "entity")}
         return wandb.init(
-            **self._identity,
-            id=self._id(),
+            **identity,
+            id=None if agent else run_id,
             resume="allow",
             dir=self.folder,
             config=config,
@@ -209,6 +230,13 @@ class WandbTracker:
         for row in rows:
             table.add_data(*row[:3], wandb.Image(row[3]), *row[4:])
         return table
+
+
+def score_at_stop(summary: Mapping[str, Any]) -> dict[str, float]:
+    """recommendation/score: the weighted score at the recommended step, the metric of W&B's sweeps."""
+    found = summary.get("recommendation") or {}
+    scores = [entry["score"] for entry in found.get("scores", ()) if entry["step"] == found["step"]]
+    return {"recommendation/score": scores[0]} if scores and scores[0] is not None else {}
 
 
 @contextlib.contextmanager

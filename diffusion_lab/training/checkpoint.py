@@ -150,7 +150,11 @@ def _back_to_base(state: TrainingState) -> None:
 def _check_identity(state: TrainingState, checkpoint: Checkpoint) -> None:
     theirs = checkpoint.values["identity"]
     # Entries that an earlier version did not record cannot be compared.
-    changed = [name for name, value in state.identity.items() if theirs.get(name, value) != value]
+    changed = [
+        name
+        for name, value in state.identity.items()
+        if theirs.get(name, value) not in {value, *state.earlier.get(name, ())}
+    ]
     weights, trained = checkpoint.values["weights"], state.trained
     fits = len(weights) == len(trained) and all(
         _as_built(weight) or weight.shape == parameter.shape

@@ -44,13 +44,15 @@ def class_pictures(
     random generators are left unchanged.
     """
     from diffusion_lab.data.pictures import read_pictures
-    from diffusion_lab.models.fingerprints import loaded_fingerprint
+    from diffusion_lab.models.fingerprints import configs_digest, loaded_fingerprint
+    from diffusion_lab.models.load import configs_of_pipe
     from diffusion_lab.system.cache import default_cache
 
     text = class_prompt(class_noun)
     facts = {
         "model": loaded_fingerprint(pipe), "prompt": text, "resolution": resolution, "seed": seed,
         "steps": settings.sampling_steps, "guidance": settings.guidance_scale, "batch": settings.batch_size,
+        "configs": configs_digest(configs_of_pipe(pipe)), "device": pipe.device.type,
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = (cache or default_cache()) / "class_pictures" / key

@@ -17,6 +17,7 @@ from diffusion_lab.config.schedule import evaluation_steps
 from diffusion_lab.methods.method import Averaging
 from diffusion_lab.models.load import modules
 from diffusion_lab.records import TrainingDiverged
+from diffusion_lab.system import processes
 from diffusion_lab.system.modes import eval_mode, training_mode
 from diffusion_lab.system.rng import RngState, preserved_rng
 from diffusion_lab.training.meter import Since
@@ -37,6 +38,7 @@ def train(
     on_step: Callable[[int], None],
     checkpoint: Callable[[int], None] | None = None,
     measured: Container[int] = (),
+    ends: Callable[[int], bool] = lambda step: False,
 ) -> None:
     """Trains from `state.step` to `steps.total`; evaluates at every multiple of `every` and at the end.
 
@@ -46,6 +48,9 @@ def train(
 
     `checkpoint(step)` is called before the evaluation of that step, which does not change `state` and may
     take long. A run resumed from there skips the steps in `measured`.
+
+    `ends(step)` is asked after every evaluation, including those in `measured`, so that a resumed run ends
+    where an uninterrupted one does. If it is True in the main process, all processes stop training there.
 
     Raises TrainingDiverged before taking a step whose loss or gradient is not finite: the weights
     are those of the last good step, and `state.step` is its number.
@@ -73,7 +78,8 @@ def train(
                     ):
                         evaluate(step)
                     _check_float32(state)
-                if step == total:
+                ended = evaluated and processes.shared(ends(step))
+                if step == total or ended:
                     break
                 with meter.phase("training"):
                     loss, norm = training_step(state, steps)

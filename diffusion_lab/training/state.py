@@ -80,6 +80,9 @@ class TrainingState:
     meter: Meter
     total: int  # optimizer steps of the whole run
     identity: dict[str, str] = field(default_factory=dict)  # what must be the same when the run is resumed
+    earlier: Mapping[str, frozenset[str]] = field(
+        default_factory=dict
+    )  # accepted in checkpoints, by `identity`'s name
     since: Since = field(default_factory=Since)
     notes: dict[str, str] = field(default_factory=dict)  # for the artefact's header
     step: int = 0  # optimizer steps done

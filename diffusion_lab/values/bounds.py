@@ -63,6 +63,8 @@ BOUNDS: dict[str, Bound] = {
     "steps.log_every": Bound(1, MOST_STEPS, _STEPS),
     "steps.checkpoint_every": Bound(0, MOST_STEPS, _STEPS),
     "steps.keep_checkpoints": Bound(1, MOST_STEPS, _STEPS),
+    "steps.stop_evaluations": Bound(1, MOST_EVALUATIONS, "a run has no more evaluations"),
+    "steps.stop_level": _real(0.5, 1, "at 1 nothing is ever settled", below=True),
     "prompts.n": Bound(1, MOST_IMAGES, "published FIDs use this many images; all are in memory at once"),
     "prompts.images_per_prompt": Bound(1, MOST_IMAGES, "all images of an evaluation are in memory at once"),
     "prompts.seed": Bound(0, LARGEST_SEED, _SEED),

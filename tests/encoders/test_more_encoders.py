@@ -3,6 +3,8 @@ photograph (scikit-image's astronaut) against the published reference."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from diffusion_lab.evaluation.encoders import weights
 from diffusion_lab.evaluation.encoders.bank import is_transformers
 from diffusion_lab.evaluation.encoders.clip_transformers import TransformersClip
 from diffusion_lab.evaluation.encoders.dino import DinoEncoder, published_transform
@@ -313,3 +316,33 @@ def test_inception_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="does not fit Inception v3"):
         InceptionEncoder.load(str(tmp_path / "other.safetensors"))
+
+
+# --- identity -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [TransformersClip, DinoEncoder])
+def test_weights_are_hashed_once_for_the_same_files(
+    kind: Any, clip_folder: Path, dino_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    shutil.copytree(clip_folder if kind is TransformersClip else dino_folder, folder)
+    real, hashed = weights.module_digest, list[str]()
+    monkeypatch.setattr(weights, "module_digest", lambda net: hashed.append(real(net)) or hashed[-1])
+    first = kind.load(str(folder)).version
+    assert kind.load(str(folder)).version == first
+    assert hashed == [first]
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = min(name for name, value in tensors.items() if value.is_floating_point())
+    before = file.stat()
+    save_file({**tensors, name: tensors[name] + 1}, file, {"format": "pt"})
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # the time of change still tells
+    changed = kind.load(str(folder)).version
+    assert changed != first
+    assert hashed == [first, changed]
+    for path in (tmp_path / "cache" / "fingerprints").iterdir():
+        path.write_text("{")
+    assert kind.load(str(folder)).version == changed
+    assert len(hashed) == 3

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +165,59 @@ def test_the_whole_pipeline_is_saved_in_one_format(tiny_pipe, load_plain_pipe, t
     assert [getattr(tiny_pipe, part).dtype for part in parts] == [torch.float32] + [torch.bfloat16] * 2
     plain = load_plain_pipe(tmp_path)
     assert plain("a photo of dog", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
+
+
+DRAW = """
+import sys
+from pathlib import Path
+from diffusion_lab.config.schema import Prompts
+from diffusion_lab.training.class_pictures import class_pictures
+from tests.conftest import load_plain
+
+pipe = load_plain(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+settings = Prompts(sampling_steps=2, batch_size=2)
+print(*[one.sha256 for one in class_pictures(pipe, "dog", 6, settings, resolution=64, seed=0)])
+"""
+
+
+def test_two_processes_that_need_the_same_class_pictures_have_the_same_ones(
+    tiny_sd_folder: Path, tmp_path: Path
+) -> None:
+    """Neither waits for the other, so one of them may be killed at any moment."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", DRAW, str(tiny_sd_folder)], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    told = []
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in running:
+        out, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error[-2000:]
+        told.append(out.split())
+    assert told[0] == told[1]
+    assert len(told[0]) == 6
+    (folder,) = (tmp_path / "cache" / "class_pictures").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == [f"{n:05d}.png" for n in range(6)]
+
+
+def test_class_pictures_depend_on_the_scheduler(tiny_pipe, tiny_sd_folder) -> None:
+    def folder():
+        return class_pictures(tiny_pipe, "dog", 1, SETTINGS, resolution=64, seed=0)[0].path.parent
+
+    before = folder()
+    kind = type(tiny_pipe.scheduler)
+    tiny_pipe.scheduler = kind.from_config({**tiny_pipe.scheduler.config, "prediction_type": "v_prediction"})
+    assert folder() != before

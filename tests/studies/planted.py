@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from diffusion_lab.runs.reading import MetricInfo
-from diffusion_lab.runs.resume import run_id
+from diffusion_lab.runs.resume import bound_flat, run_id
 from diffusion_lab.studies.run import StudyRun
 from diffusion_lab.studies.table import Table, common_ranges, common_weights
 from diffusion_lab.values.mappings import flatten
@@ -32,6 +32,7 @@ INFOS = {
     "memorisation": MetricInfo("memorisation", "1", "Nearest training photo", "cosine", False),
 }
 RANGES = {"similarity": [0.0, 0.8], "aesthetics": [0.2, 0.8], "diversity": [0.2, 1.0]}
+RATES = {"lora": 1.5e-3, "dreambooth": 1e-4, "textual_inversion": 2e-2, "hypernetwork": 3e-4}
 Truth = Callable[[Mapping[str, Any], np.ndarray], Mapping[str, np.ndarray]]
 """(run's "subject", "gender", "n", "method", "model"; steps) -> each metric's true curve."""
 
@@ -61,7 +62,7 @@ def configuration(
         "seed": seed,
         "job": {"name": "finetune", "dry_run": False},
         "model": {"path": model},
-        "method": {"name": method},
+        "method": {"name": method, "learning_rate": RATES.get(method, 1e-3)},
         "data": {"source": "miniature", "subject": subject, "class_noun": gender, "n_images": n},
         "steps": {"total": 400, "every": 50, "batch_size": 4},
         "prompts": {"name": "miniature", "n": 48},
@@ -137,6 +138,7 @@ def study_run(
         prompts=tuple(f"p{i:03d}" for i in range(noise.prompts)),
         references={m: {"floor": float(v[0]), "ceiling": 0.9, "impostor": 0.3} for m, v in values.items()},
         costs={"training_seconds": 60.0, "evaluation_seconds": 200.0, "training_memory": 1000.0, "artefact_size": 4.0},
+        chosen=tuple((key, str(value)) for key, value in bound_flat(flat).items()),
         ranges={m: (a, b) for m, (a, b) in RANGES.items() if m in values},
     )  # fmt: skip
 
@@ -228,3 +230,47 @@ def write_run(
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
     return folder
+
+
+def course(
+    *,
+    stop: Callable[[Mapping[str, Any]], float] = lambda run: 10 * run["n"],
+    gain: float = 0.4,
+    late: float = 0.1,
+    fall: float = 0.4,
+    women_aesthetics: float = 0.1,
+    men_similarity: float = 0.1,
+    similarity_of_n: Callable[[int], float] = lambda n: 0.0,
+    gap_of_n: Callable[[int], float] = lambda n: 0.05,
+    quality_of_n: Callable[[int], float] = lambda n: 0.0,
+    memorised: float = 0.3,
+    of_model: Mapping[str, float] | None = None,
+    of_method: Mapping[str, tuple[float, float]] | None = None,
+    of_negative: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Truth:
+    """Curves whose weighted score is best at `stop`: similarity rises until there by `gain` and after it by `late`; from
+    there on aesthetics and diversity fall by `fall` until the end.
+    """
+
+    def truth(run: Mapping[str, Any], steps: np.ndarray) -> dict[str, np.ndarray]:
+        peak, end, n = stop(run), float(steps[-1]), run["n"]
+        rising = np.minimum(steps, peak) / max(peak, 1e-9) if peak > 0 else np.ones(len(steps))
+        after = np.maximum(0.0, steps - peak) / max(end - peak, 1.0)
+        woman = run["gender"] == "woman"
+        learned = rising * (1 + (of_model or {}).get(run["model"], 0.0))
+        image, prompt = (of_method or {}).get(run["method"], (0.0, 0.0))
+        negative = of_negative if run["settings"].get("prompts.negative") else (0.0, 0.0, 0.0)
+        similarity = 0.2 + gain * learned + late * after + men_similarity * (not woman) + similarity_of_n(n)
+        faces = 0.9 + negative[2] + 0.0 * steps
+        return {
+            "similarity": similarity + negative[1],
+            "similarity_heldout": similarity - gap_of_n(n),
+            "face_rate": faces,
+            "aesthetics": 0.6 - fall * after + women_aesthetics * woman + quality_of_n(n) + negative[0],
+            "diversity": 0.8 - fall * after + quality_of_n(n),
+            "memorisation": 0.3 + memorised * after,
+            "image_similarity": 0.3 + image + 0.3 * rising + 0.1 * after,
+            "prompt_similarity": 0.6 + prompt - 0.2 * rising - 0.1 * after,
+        }
+
+    return truth

@@ -179,3 +179,15 @@ def test_coverage_of_a_trend() -> None:
 def test_a_combination_needs_every_group() -> None:
     q = replicated(crossed(np.random.default_rng(0), 4, 10, MIXES[0]))
     assert combination([(1.0, q), (-1.0, q[:, :0])], 10).over == NEITHER
+
+
+def test_a_variance_at_least() -> None:
+    exact = mean_over(np.full((5, 4), 3.0), 10)
+    found = exact.at_least(0.25)
+    assert (found.value, found.error) == (3.0, 0.5)
+    assert (found.low, found.high) == pytest.approx(
+        (3 - stats.t.ppf(0.975, 3) * 0.5, 3 + stats.t.ppf(0.975, 3) * 0.5)
+    )
+    wide = mean_over(replicated(np.random.default_rng(0).normal(size=(4, 30))), 30)
+    assert wide.at_least(wide.error**2 / 2) == wide
+    assert wide.at_least(4.0).error == 2.0

@@ -15,6 +15,8 @@ from diffusion_lab.records import UserError
 from diffusion_lab.runs.reading import read_run
 from diffusion_lab.runs.scores import read
 from diffusion_lab.studies.by_prompt import pseudo
+from diffusion_lab.studies.definition import Point, Study
+from diffusion_lab.studies.record import write_study
 from diffusion_lab.studies.stops import rule_of, score, stop_of
 from diffusion_lab.studies.table import read_table
 from tests.studies import planted
@@ -134,17 +136,17 @@ def test_the_stop_is_that_of_the_report(folder: Path) -> None:
 def test_members_of_a_study_and_points_not_begun(folder: Path) -> None:
     table = read_table(folder)
     ids = {run.name: run.id for run in table.runs}
-    (folder / "_counts").mkdir(exist_ok=True)
     points = [
-        {"run": ids["anna8"], "folder": "anna8"},
-        {"run": ids["carla4"], "folder": "carla4"},
-        {"run": "0" * 16, "folder": "emil4"},
+        Point(("data.n_images=8",), ids["anna8"], "anna8"),
+        Point((), ids["carla4"], "carla4"),
+        Point((), "0" * 16, "emil4"),
+        Point(("seed=1",)),
     ]
-    (folder / "_counts" / "study.json").write_text(json.dumps({"points": points}), encoding="utf-8")
+    write_study(folder, Study("counts", "How many?", "", "", ("counts",), tuple(points)))
     some = read_table(folder, SimpleNamespace(name="counts"))
     assert [run.name for run in some.runs] == ["anna8", "carla4"]
     assert some.pending == (("emil4", "not begun"),)
-    with pytest.raises(UserError, match="--sweep other"):
+    with pytest.raises(UserError, match="--sweep NAME"):
         read_table(folder, SimpleNamespace(name="other"))
 
 

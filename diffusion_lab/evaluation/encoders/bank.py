@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.config.schema import Metrics
-from diffusion_lab.evaluation.encoders.cache import FeatureCache, image_key, text_key
+from diffusion_lab.evaluation.encoders.cache import RowCache, image_key, text_key
 from diffusion_lab.evaluation.encoders.face_boxes import detect_at_both_sizes, packed, unpacked
 from diffusion_lab.evaluation.encoders.table import IMAGE_ENCODERS
 from diffusion_lab.records import Features, UserError
@@ -39,7 +40,7 @@ class EncoderBank:
     """
 
     def __init__(
-        self, settings: Metrics, device: str | torch.device = "cpu", *, cache: FeatureCache | None = None
+        self, settings: Metrics, device: str | torch.device = "cpu", *, cache: RowCache | None = None
     ) -> None:
         if settings.encoders not in KINDS:
             raise UserError(f"metrics.encoders is {settings.encoders!r}; it can be {' or '.join(KINDS)}")
@@ -47,6 +48,16 @@ class EncoderBank:
         self.device = str(device)
         self.cache = cache
         self._used: dict[str, Any] = {}
+
+    @contextmanager
+    def caching(self, cache: RowCache | None) -> Iterator[None]:
+        """Inside, ``cache`` is used in place of the bank's own, if it is not None."""
+        before = self.cache
+        self.cache = before if cache is None else cache
+        try:
+            yield
+        finally:
+            self.cache = before
 
     def features(
         self,

@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -28,6 +28,13 @@ log = logging.getLogger(__name__)
 WAIT_SECONDS = 20.0  # for another process that is writing
 _RENEWALS = 2
 _AT_ONCE = 500  # keys per query: the limit of SQLite is 999 in old versions
+
+
+class RowCache(Protocol):
+    """Where a bank stores encoder outputs: `FeatureCache`, or `blocks.BlockCache`."""
+
+    def rows(self, identity: str, keys: Sequence[bytes], encode: Callable[[list[int]], Tensor]) -> Tensor:
+        """float32 [len(keys), ...]: stored rows; the others are computed by ``encode(numbers)``."""
 
 
 def image_key(pixels: Pixels) -> bytes:

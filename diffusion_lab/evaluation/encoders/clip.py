@@ -14,30 +14,40 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diffusion_lab.evaluation.encoders import clip_tags
-from diffusion_lab.evaluation.encoders.weights import module_digest
+from diffusion_lab.evaluation.encoders.weights import loaded_digest
+from diffusion_lab.models.fingerprints import stamps
 from diffusion_lab.models.hub import cached, from_cache
 from diffusion_lab.records import UserError
 
 
-def _is_cached(name: str, tag: str) -> bool:
+def _cached(name: str, tag: str) -> Path | None:
+    """The weights in the hub's cache; None if they are not there."""
     place = clip_tags.repository(name, tag)
     if place is None or not place[0]:
-        return False
+        return None
     names = [place[1]] if place[1] else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    return any(cached(place[0], file) is not None for file in names)
+    return next((found for file in names if (found := cached(place[0], file)) is not None), None)
 
 
 class OpenClip:
     """Embeds images and texts as unit vectors in one space."""
 
     def __init__(
-        self, model: Any, preprocess: Any, tokenizer: Any, *, name: str, device: str = "cpu"
+        self,
+        model: Any,
+        preprocess: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        device: str = "cpu",
+        files: str | None = None,
     ) -> None:
+        """``files``: stamps of the files that were loaded, see `weights.loaded_digest`."""
         self._model = model.to(device).eval()
         self._preprocess = preprocess
         self._tokenizer = tokenizer
         self.name = name
-        self.version = module_digest(model)
+        self.version = loaded_digest(model, name, files)
         self.device = torch.device(device)
         self.preprocessing = " ".join(str(preprocess).split())
 
@@ -63,9 +73,11 @@ class OpenClip:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
             raise UserError(f"metrics.clip_weights={weights} is neither a file nor a tag of {name}: {tags}")
         quick = bool(tag.get("quick_gelu", False)) if tag else False
+        place = _cached(name, weights) if tag else file
+        files = None if place is None else stamps([place])
         text_from_hub = "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]
         try:
-            with from_cache(bool(tag) and not text_from_hub and _is_cached(name, weights)):
+            with from_cache(bool(tag) and not text_from_hub and _cached(name, weights) is not None):
                 net, _, preprocess = open_clip.create_model_and_transforms(
                     name, pretrained=weights if tag else str(file), force_quick_gelu=quick, device="cpu"
                 )
@@ -75,7 +87,8 @@ class OpenClip:
                 "Without a network, set metrics.clip_weights to a local file of this model "
                 "(safetensors preferred)"
             ) from error
-        return cls(net, preprocess, open_clip.get_tokenizer(name), name=f"open_clip {name}", device=device)
+        tokenizer = open_clip.get_tokenizer(name)
+        return cls(net, preprocess, tokenizer, name=f"open_clip {name}", device=device, files=files)
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[NDArray[np.uint8]], batch: int = 32) -> Tensor:

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from diffusion_lab.evaluation.encoders.hub import load_pretrained
-from diffusion_lab.evaluation.encoders.weights import module_digest
+from diffusion_lab.evaluation.encoders.hub import load_pretrained, stamps_of
+from diffusion_lab.evaluation.encoders.weights import loaded_digest
 from diffusion_lab.records import UserError
 
 _KEY = "metrics.clip_model"
@@ -27,12 +27,22 @@ _FILES = "config.json, preprocessor_config.json, the tokenizer's files and model
 class TransformersClip:
     """Embeds images and texts as unit vectors in one space."""
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, *, name: str, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        device: str = "cpu",
+        files: str | None = None,
+    ) -> None:
+        """``files``: stamps of the files that were loaded, see `weights.loaded_digest`."""
         self._model = model.to(device).eval()
         self._processor = processor
         self._tokenizer = tokenizer
         self.name = name
-        self.version = module_digest(model)
+        self.version = loaded_digest(model, name, files)
         self.device = torch.device(device)
         kept = ("size", "crop_size", "resample", "image_mean", "image_std", "do_center_crop")
         self.preprocessing = "Pillow " + ", ".join(f"{k}={getattr(processor, k, None)}" for k in kept)
@@ -45,6 +55,7 @@ class TransformersClip:
 
         from diffusion_lab.models.load import quiet_loading
 
+        files = stamps_of(name)
         with quiet_loading():
             model = load_pretrained(
                 lambda path: AutoModel.from_pretrained(path, use_safetensors=True), name, _KEY, _FILES
@@ -59,7 +70,7 @@ class TransformersClip:
             )
             tokenizer = load_pretrained(AutoTokenizer.from_pretrained, name, _KEY, _FILES)
         last = name.rstrip("/").rpartition("/")[2]  # not its path on this machine
-        return cls(model, processor, tokenizer, name=f"transformers {last}", device=device)
+        return cls(model, processor, tokenizer, name=f"transformers {last}", device=device, files=files)
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[NDArray[np.uint8]], batch: int = 32) -> Tensor:

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from diffusion_lab.evaluation.encoders.hub import load_pretrained
-from diffusion_lab.evaluation.encoders.weights import module_digest
+from diffusion_lab.evaluation.encoders.hub import load_pretrained, stamps_of
+from diffusion_lab.evaluation.encoders.weights import loaded_digest
 from diffusion_lab.records import UserError
 
 _KEY = "metrics.dino_model"
@@ -45,11 +45,12 @@ class DinoEncoder:
 
     preprocessing = "Pillow bicubic 256, centre 224, ImageNet mean and deviation"
 
-    def __init__(self, model: Any, *, name: str, device: str = "cpu") -> None:
+    def __init__(self, model: Any, *, name: str, device: str = "cpu", files: str | None = None) -> None:
+        """``files``: stamps of the files that were loaded, see `weights.loaded_digest`."""
         self._model = model.to(device).eval()
         self._transform = published_transform()
         self.name = name
-        self.version = module_digest(model)
+        self.version = loaded_digest(model, name, files)
         self.device = torch.device(device)
 
     @classmethod
@@ -67,10 +68,11 @@ class DinoEncoder:
             extra = {"add_pooling_layer": False} if kind == "vit" else {}
             return AutoModel.from_pretrained(path, use_safetensors=True, **extra)
 
+        files = stamps_of(name)
         with quiet_loading():
             model = load_pretrained(load, name, _KEY, _FILES)
         last = name.rstrip("/").rpartition("/")[2]
-        return cls(model, name=f"transformers {last}", device=device)
+        return cls(model, name=f"transformers {last}", device=device, files=files)
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[NDArray[np.uint8]], batch: int = 32) -> Tensor:

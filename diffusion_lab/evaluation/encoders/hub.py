@@ -51,6 +51,18 @@ def load_pretrained(load: Callable[[str], T], name: str, key: str, files: str) -
         ) from error
 
 
+def stamps_of(name: str) -> str | None:
+    """`fingerprints.stamps` of the config and weights of a folder or of a hub id in the cache; None if unknown."""
+    from diffusion_lab.models.fingerprints import stamps
+    from diffusion_lab.models.hub import cached
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return stamps([*folder.glob("*.safetensors"), folder / "config.json"])
+    found = [cached(name, file) for file in ("config.json", "model.safetensors")]  # weights in one file
+    return None if None in found else stamps([file for file in found if file is not None])
+
+
 def _check_files(folder: Path, key: str) -> None:
     """UserError for the first file that is truncated or has other shapes; the libraries' errors do not name it."""
     for path in sorted(folder.iterdir()):

@@ -113,3 +113,17 @@ def module_digest(module: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def loaded_digest(module: nn.Module, name: str, files: str | None) -> str:
+    """`module_digest` of a network as it was loaded, computed once for the same files.
+
+    ``files``: their `models.fingerprints.stamps`, taken before loading; None: computed now.
+    """
+    from diffusion_lab.models.fingerprints import remembered
+    from diffusion_lab.system.provenance import versions
+
+    libraries = {one: versions().get(one) for one in ("torch", "transformers", "open_clip_torch")}
+    facts = {"encoder": name, "class": type(module).__qualname__, "files": files, "libraries": libraries}
+    source = None if files is None else json.dumps(facts, sort_keys=True)
+    return remembered(source, lambda: module_digest(module))
