@@ -22,6 +22,7 @@ from diffusion_lab.records import UserError
 NEEDED = {
     ("data", "folder"): ["data.folder=pictures"],
     ("job", "report"): ["job.runs=outputs"],
+    ("job", "study"): ["job.runs=outputs"],
     ("job", "score"): ["job.images=outputs"],
     ("job", "train_aesthetics"): ["job.images=pictures", "job.ratings=AVA.txt"],
     ("model", "folder"): ["model.path=owner/name"],

@@ -96,6 +96,17 @@ class Report(Job):
 
 
 @dataclass(kw_only=True, slots=True)
+class StudyPage(Job):
+    name: str = "study"
+    runs: str = ""  # a folder of runs
+    study: str = ""  # the name of one study in it; "": all, or one page of all runs if there is none
+
+    def __post_init__(self) -> None:
+        Job.__post_init__(self)
+        self.need("runs", told="job.runs=FOLDER, of the runs of the studies")
+
+
+@dataclass(kw_only=True, slots=True)
 class Pretrain(Job):
     name: str = "pretrain"
     output: str = ""  # where to write
@@ -151,6 +162,7 @@ JOBS: dict[str, type[Job]] = {
     "generate": Generate,
     "score": Score,
     "report": Report,
+    "study": StudyPage,
     "pretrain": Pretrain,
     "subjects": Subjects,
     "train_aesthetics": TrainAesthetics,

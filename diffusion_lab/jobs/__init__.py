@@ -31,6 +31,7 @@ JOBS: dict[str, str] = {
     "generate": "diffusion_lab.jobs.generate",
     "score": "diffusion_lab.jobs.score",
     "report": "diffusion_lab.jobs.report",
+    "study": "diffusion_lab.jobs.study",
     "pretrain": "diffusion_lab.jobs.pretrain",
     "subjects": "diffusion_lab.jobs.subjects",
     "train_aesthetics": "diffusion_lab.jobs.train_aesthetics",

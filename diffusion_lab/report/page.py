@@ -13,7 +13,7 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +55,40 @@ def write_report(run_folder: Path, result: Mapping[str, Any] | None = None) -> P
     return save(run.folder / "report.html", "report", view(run))
 
 
-def save(path: Path, template: str, values: Mapping[str, Any], *, charts: bool = True) -> Path:
-    """Renders `template`.html with its script and style, and writes it atomically.
+def save(
+    path: Path,
+    template: str,
+    values: Mapping[str, Any],
+    *,
+    charts: bool = True,
+    scripts_of: Sequence[str] = (),
+    images_beside: bool = False,
+) -> Path:
+    """Renders `template`.html with its scripts and style, and writes it atomically.
 
-    ``charts``: include plotly.js, a few megabytes.
+    ``charts``: include plotly.js, a few megabytes. ``scripts_of``: the page's scripts, in order, instead of
+    `template`.js. ``images_beside``: let the page load images from files beside it.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    scripts = [(TEMPLATES / f"{template}.js").read_text()]
+    scripts = [(TEMPLATES / f"{name}.js").read_text() for name in scripts_of or (template,)]
     if charts:
         scripts = [plotly.offline.get_plotlyjs(), (TEMPLATES / "common.js").read_text(), *scripts]
     page = environment.get_template(f"{template}.html").render(
         **values,
         scripts=[Markup(script) for script in scripts],
         hashes=[base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts],
-        style=Markup((TEMPLATES / "style.css").read_text()),
+        style=Markup(
+            "".join(
+                (TEMPLATES / f"{name}.css").read_text()
+                for name in ("style", template)
+                if (TEMPLATES / f"{name}.css").is_file()
+            )
+        ),
+        # 'self' does not include the files beside a page that was opened as a file
+        image_sources=Markup(" 'self' file:") if images_beside else "",
     )
     atomic.write_text(path, page)
     return path

@@ -27,7 +27,7 @@ from diffusion_lab.runs.resume import bound_flat, describe_differences, run_id
 from diffusion_lab.values.jsonable import plain
 
 NEEDED = {
-    "report": ["job.runs=x"], "score": ["job.images=x"], "train_aesthetics": ["job.images=x", "job.ratings=x"],
+    "report": ["job.runs=x"], "study": ["job.runs=x"], "score": ["job.images=x"], "train_aesthetics": ["job.images=x", "job.ratings=x"],
 }  # fmt: skip
 BAG: dict[str, Any] = {  # the keys that every job once had, with what they were where nothing was said
     "name": "finetune", "dry_run": False, "images": "", "runs": "", "output": "", "artefact": "", "texts": [],
