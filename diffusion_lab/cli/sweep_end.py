@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,18 +90,32 @@ def ended_jobs(sweep: Path) -> list[dict[str, Any]]:
 
 
 def compare(folder: Path, studies: Sequence[str]) -> bool:
-    """Writes the pages. Returns False on failure, which must not hide how the sweep ended.
+    """Writes the page of each study, or the comparison of a sweep that is none.
 
-    `studies`: their names; empty for a sweep that is none.
+    Returns False on failure, which must not hide how the sweep ended. `studies`: their names.
     """
     from diffusion_lab.report.comparison import write_comparison
+    from diffusion_lab.report.study.page import write_study
     from diffusion_lab.runs.reading import find_runs
+    from diffusion_lab.studies.record import read_study, study_folder
+    from diffusion_lab.studies.record import NAME as DEFINITION
 
-    def page() -> None:
-        if find_runs(folder):
-            print(f"comparison: {shown(write_comparison(folder))}", file=sys.stderr)
+    def comparison() -> None:
+        print(f"comparison: {shown(write_comparison(folder))}", file=sys.stderr)
 
-    return _page(page, pasted("job=report", f"job.runs={folder}"))
+    def study_page(name: str) -> None:
+        study = read_study(study_folder(folder, name) / DEFINITION)
+        print(f"study {name}: {shown(write_study(folder, study))}", file=sys.stderr)
+
+    if not find_runs(folder):
+        return True
+    if not studies:
+        return _page(comparison, pasted("job=report", f"job.runs={folder}"))
+    pages = [
+        _page(partial(study_page, name), pasted("job=study", f"job.runs={folder}", f"job.study={name}"))
+        for name in studies
+    ]
+    return all(pages)
 
 
 def track(folder: Path, tracking: Tracking, studies: Sequence[str]) -> None:
@@ -129,7 +144,7 @@ def _page(write: Callable[[], None], again: str) -> bool:
         write()
         return True
     except UserError as error:
-        log.error("no comparison could be written: %s", error)
+        log.error("no page could be written: %s", error)
     except Exception:
-        log.exception("no comparison could be written; %s makes it again", again)
+        log.exception("no page could be written; %s makes it again", again)
     return False
