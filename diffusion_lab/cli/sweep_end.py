@@ -97,8 +97,8 @@ def compare(folder: Path, studies: Sequence[str]) -> bool:
     from diffusion_lab.report.comparison import write_comparison
     from diffusion_lab.report.study.page import write_study
     from diffusion_lab.runs.reading import find_runs
-    from diffusion_lab.studies.record import read_study, study_folder
     from diffusion_lab.studies.record import NAME as DEFINITION
+    from diffusion_lab.studies.record import read_study, study_folder
 
     def comparison() -> None:
         print(f"comparison: {shown(write_comparison(folder))}", file=sys.stderr)
