@@ -115,18 +115,16 @@ def stop(rows: Sequence[Row], slopes: Sequence[Row], last: float) -> str:
                 color=style["color"],
                 linestyle=style["linestyle"],
             )
-        for rule in RULES_OF_THUMB.values():
+        place = 0.0
+        for rule in sorted(RULES_OF_THUMB.values(), reverse=True):  # the steepest leaves first, at the left
             leaves = min(most, top / rule)
             axes.plot([0, leaves], [0, rule * leaves], linewidth=0.9, linestyle=":", color="#5f6875")
+            place = max(leaves, place + most * 0.07)  # names do not overlap
+            at = (place, rule * leaves)
             axes.annotate(
-                f"{rule}n",
-                (leaves, rule * leaves),
-                color="#5f6875",
-                fontsize=7,
-                ha="center",
-                va="bottom",
-                annotation_clip=False,
+                f"{rule}n", at, color="#5f6875", fontsize=7, ha="center", va="bottom", annotation_clip=False
             )
+        axes.set_xticks(sorted({0.0, *(number(row["n"]) for row in rows)}))
         axes.set(xlim=(0, most), ylim=(0, top))
         legend(figure, axes, "")
 
