@@ -289,7 +289,7 @@ def test_a_sweep_goes_on_after_a_failure_and_leaks_nothing(
     assert f"failed: {failed.name}: KeyError: 'boom'" in told
 
 
-def test_a_study_is_a_sweep_and_ends_with_its_comparison(
+def test_a_study_is_a_sweep_and_ends_with_its_page(
     run_as: Callable[[Job], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_as(complete)
@@ -298,8 +298,10 @@ def test_a_study_is_a_sweep_and_ends_with_its_comparison(
     [sweep] = folders("outputs/studies")
     assert len(list(sweep.glob("*/result.json"))) == 2
     assert [study.name for study in find_studies(sweep)] == ["mine"]
-    assert (sweep / "comparison.html").is_file()
-    assert f"{sweep.name}/comparison.html" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    for page in ("_mine/index.html", "index.html"):
+        assert (sweep / page).is_file()
+        assert f"{sweep}/{page}\n" in told
 
 
 def test_a_sweep_without_failures(run_as: Callable[[Job], None]) -> None:

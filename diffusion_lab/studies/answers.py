@@ -71,7 +71,7 @@ def counts(pool: Pool) -> str:
     fewest = min(enough)
     if fewest == best:
         rivals = [n for n in numbers if n < best]
-        if all(losses[n].known and losses[n].low > 0 for n in rivals):
+        if rivals and all(losses[n].known and losses[n].low > 0 for n in rivals):
             return f"{_where(runs)}, {best} images are best of {_listed(numbers)}: every fewer is worse.{_caveat(runs)}"
         nearest = min(rivals, key=lambda n: losses[n].value, default=None)
         if nearest is None:
