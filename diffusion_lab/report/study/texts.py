@@ -45,7 +45,7 @@ def facts(table: Table) -> list[str]:
 
 
 def source(table: Table) -> str:
-    """ "Model miniature, method lora; 10 subjects (5 women, 5 men); 4, 8, 14 and 20 pictures; 40 runs, 38 finished"."""
+    """ "Model miniature, method lora; 10 subjects (5 women, 5 men); 4, 8, 14 and 20 photos; 40 runs, 38 finished"."""
     runs = table.runs
     if not runs:
         return "No run of this study has been measured yet."
@@ -59,7 +59,7 @@ def source(table: Table) -> str:
     parts = [
         f"Model {listed(sorted({run.model for run in runs}))}, method {listed(sorted({run.method for run in runs}))}",
         _many(subjects, "subject") + (f" ({', '.join(people)})" if people else ""),
-        f"{listed([str(n) for n in numbers])} training pictures" if numbers else "",
+        f"{listed([str(n) for n in numbers])} training photos" if numbers else "",
         f"{_many(len({run.seed for run in runs}), 'seed')}",
         f"{_many(len(runs), 'run')} with evaluations, {finished} of them completed",
     ]
