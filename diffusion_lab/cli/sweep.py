@@ -53,7 +53,9 @@ def _is_hydras(word: str) -> bool:
 
 def _studies(line: Line, given: Sequence[Sequence[str]]) -> list[definition.Study]:
     """The studies of --sweep, with the words of the command line in each point."""
-    names = definition.in_all() if definition.ALL in line.studies else line.studies
+    named = [name for name in line.studies if name != definition.ALL]
+    every = definition.in_all() if definition.ALL in line.studies else []
+    names = dict.fromkeys([*every, *named])
     replaced = keys(line.given)
     return [
         definition.combined(definition.load(name, quick=line.quick, replaced=replaced), given)

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from diffusion_lab.cli import optuna_space, optuna_trials
 from diffusion_lab.cli.compose import compose, compose_raw, register
 from diffusion_lab.records import Pruned, UserError
+from diffusion_lab.studies.record import study_folder
 
 optuna = pytest.importorskip("optuna")
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution  # noqa: E402
@@ -213,7 +214,7 @@ def play(tmp_path: Path, runs: list[list[float]], **changed: Any) -> list[int]:
     from diffusion_lab.jobs import ending
 
     kept = settings(**changed)
-    folder = optuna_trials.study_folder(tmp_path, kept.study)
+    folder = study_folder(tmp_path, kept.study)
     folder.mkdir()
     study = optuna.create_study(
         study_name=kept.study, storage=optuna_trials.storage(folder), direction="maximize"

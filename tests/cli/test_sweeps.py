@@ -172,12 +172,14 @@ def test_all_studies_are_one_queue(
         for path in Path("outputs/studies").glob("*/result.json")
     }
     assert groups == {"seed=0": "a", "seed=1": "a", "seed=2": "b"}
+    assert main(["--sweep", "all,c,a", "tracker.progress=off"]) == 0
+    assert trained.runs[3:] == [(4, 9)]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--quick"], "--quick: is the quick form of a study; give --sweep NAME too"),
+        (["--quick"], "--quick selects the short form of a study; give --sweep NAME as well"),
         (["--sweep"], "no such study; there are"),
         (["--sweep", "counts", "hydra.sweeper._target_=other"], "hydra/sweeper: a study lists its runs"),
         (["--sweep", "counts", "data.n_images=0"], "data.n_images=0"),
