@@ -60,14 +60,14 @@ def copy_shorter_run(config: Mapping[str, Any], run_folder: Path, folders: Itera
     for folder in folders:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(run_folder))
                 stack.enter_context(locked(folder))
-                if (run_folder / backup.RESULT).exists():
-                    return None
                 _check(config, folder)
+                stack.enter_context(locked(run_folder))
             except UserError as error:
                 log.info("not extended from a shorter run: %s", error)
                 continue
+            if (run_folder / backup.RESULT).exists():  # copied by another process meanwhile
+                return None
             with recoverable(run_folder):
                 _copy(folder, run_folder)
             return folder
