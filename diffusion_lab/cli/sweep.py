@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("diffusion_lab")
 
 FINISHED = ("finished", "diverged")  # folders whose run need not be launched
+NO_SETTINGS = (
+    "hydra.",
+    "hydra/",
+    "tracker",
+    "memory.",
+    "job.",
+)  # beginnings of keys that do not change results
 
 
 def run(line: Line, typed: Sequence[str]) -> int:
@@ -53,14 +60,26 @@ def _is_hydras(word: str) -> bool:
 
 def _studies(line: Line, given: Sequence[Sequence[str]]) -> list[definition.Study]:
     """The studies of --sweep, with the words of the command line in each point."""
-    named = [name for name in line.studies if name != definition.ALL]
-    every = definition.in_all() if definition.ALL in line.studies else []
-    names = dict.fromkeys([*every, *named])
     replaced = keys(line.given)
     return [
         definition.combined(definition.load(name, quick=line.quick, replaced=replaced), given)
-        for name in names
+        for name in _names(line)
     ]
+
+
+def _names(line: Line) -> list[str]:
+    """The studies of --sweep, each once; `all` stands for those whose file does not exclude it."""
+    every = definition.in_all() if definition.ALL in line.studies else []
+    return list(dict.fromkeys([*every, *(name for name in line.studies if name != definition.ALL)]))
+
+
+def _chooses(line: Line, name: str) -> bool:
+    """Whether the command line sets only what the study varies, or seeds: its points are then more of the same study.
+
+    They are added to those in study.json. With other settings, or none, study.json is written anew.
+    """
+    words = {key for key in keys(line.given) if not key.startswith(NO_SETTINGS)}
+    return bool(words) and words <= definition.load(name, quick=line.quick).varied | {"seed"}
 
 
 def _points(
@@ -75,7 +94,7 @@ def _points(
     `given`: the jobs of the command line, unless there are studies.
     """
     from diffusion_lab.cli.sweep_jobs import placed, settle, union
-    from diffusion_lab.studies.record import write_study
+    from diffusion_lab.studies.record import united, write_study
 
     wanted = _wanted(composed)
     hydras = [word for word in line.overrides if _is_hydras(word)]
@@ -85,8 +104,9 @@ def _points(
     if found[-1].config.job.dry_run:
         return _dry_run(found, hydras)
     folder = claim(wanted, "hydra.sweep.dir", line.overrides, 0)
-    for study in studies:
-        write_study(folder, placed(study, found))
+    for name, study in zip(_names(line), studies, strict=False):
+        whole = placed(study, found)
+        write_study(folder, united(folder, whole) if _chooses(line, name) else whole)
     to_run = [job for job in found if job.status not in FINISHED]
     print(f"{shown(folder)}: {_state(found)}", file=sys.stderr)
     titles, before = [study.name for study in studies], len(sweep_end.ended_jobs(folder))

@@ -90,15 +90,19 @@ def ended_jobs(sweep: Path) -> list[dict[str, Any]]:
 
 
 def compare(folder: Path, studies: Sequence[str]) -> bool:
-    """Writes the page of each study, or the comparison of a sweep that is none.
+    """Writes the page of each study and the index of the folder, or the comparison of a sweep that is none.
 
+    After several studies the claims are checked on all runs, too.
     Returns False on failure, which must not hide how the sweep ended. `studies`: their names.
     """
     from diffusion_lab.report.comparison import write_comparison
+    from diffusion_lab.report.study.claims_page import write_claims_page
+    from diffusion_lab.report.study.index_page import write_index
     from diffusion_lab.report.study.page import write_study
     from diffusion_lab.runs.reading import find_runs
     from diffusion_lab.studies.record import NAME as DEFINITION
     from diffusion_lab.studies.record import read_study, study_folder
+    from diffusion_lab.studies.table import read_table
 
     def comparison() -> None:
         print(f"comparison: {shown(write_comparison(folder))}", file=sys.stderr)
@@ -106,6 +110,12 @@ def compare(folder: Path, studies: Sequence[str]) -> bool:
     def study_page(name: str) -> None:
         study = read_study(study_folder(folder, name) / DEFINITION)
         print(f"study {name}: {shown(write_study(folder, study))}", file=sys.stderr)
+
+    def claims() -> None:
+        print(f"claims: {shown(write_claims_page(folder, read_table(folder)))}", file=sys.stderr)
+
+    def index() -> None:
+        print(f"studies: {shown(write_index(folder))}", file=sys.stderr)
 
     if not find_runs(folder):
         return True
@@ -115,6 +125,9 @@ def compare(folder: Path, studies: Sequence[str]) -> bool:
         _page(partial(study_page, name), pasted("job=study", f"job.runs={folder}", f"job.study={name}"))
         for name in studies
     ]
+    if len(studies) > 1:
+        pages.append(_page(claims, pasted("job=study", f"job.runs={folder}", "job.study=claims")))
+    pages.append(_page(index, pasted("job=study", f"job.runs={folder}")))
     return all(pages)
 
 

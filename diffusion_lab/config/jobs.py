@@ -99,7 +99,7 @@ class Report(Job):
 class StudyPage(Job):
     name: str = "study"
     runs: str = ""  # a folder of runs
-    study: str = ""  # the name of one study in it; "": all, or one page of all runs if there is none
+    study: str = ""  # the name of one study in it, or claims; "": all and the claims; one page of all runs if there is no study
 
     def __post_init__(self) -> None:
         Job.__post_init__(self)

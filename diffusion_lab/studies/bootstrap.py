@@ -94,8 +94,10 @@ class Interval:
 def prompt_weights(prompts: int, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float32]:
     """[1 + draws, prompts]: rows that sum to 1. Row 0 weighs all alike, the others are draws with replacement.
 
-    Runs with the same number of prompts get the same draws.
+    Runs with the same number of prompts get the same draws. Without prompts the rows are empty.
     """
+    if prompts == 0:
+        return np.zeros((1 + draws, 0), np.float32)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws)
     weights: NDArray[np.float32] = (np.vstack([np.ones(prompts), counts]) / prompts).astype(np.float32)

@@ -43,6 +43,9 @@ class Claim:
     prompts: int
     data: str  # "miniature (drawn portraits), lora, 10 subjects"
     note: str = ""
+    claimed: tuple[float, float] | None = (
+        None  # the claimed side: infinite where it has no end; None without data
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ class Asked:
             high=min(interval.high, -floor) if interval.known else None,
             unit=self.unit, wanted=wanted, measured=self.measured,
             smallest=smallest if math.isfinite(smallest) else None, subjects=interval.subjects, runs=len(runs),
-            prompts=interval.prompts, data=described(runs), note="; ".join(part for part in notes if part),
+            prompts=interval.prompts, data=described(runs), note="; ".join(part for part in notes if part), claimed=claimed,
         )  # fmt: skip
 
 

@@ -65,9 +65,14 @@ def _number(value: float) -> str:
     return f"{value:.5f}" if "e" in text else text
 
 
-def claims_markdown(table: Table, *, title: str = "The claims of the sources, checked") -> str:
-    """The whole page. It is made from the table alone, so that the same runs give the same text."""
-    claims = check_claims(table)
+def claims_markdown(
+    table: Table, claims: Sequence[Claim] | None = None, *, title: str = "The claims of the sources, checked"
+) -> str:
+    """The whole page. It is made from the table alone, so that the same runs give the same text.
+
+    ``claims``: `check_claims` of the table, if it is known already.
+    """
+    claims = check_claims(table) if claims is None else claims
     holds, not_so, unclear = tally(claims).values()
     counted = f"{holds} hold, {not_so} do not hold, of {unclear} one cannot tell"
     subjects = len({run.subject for run in table.runs})
@@ -131,7 +136,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def write_claims(table: Table, path: Path) -> Path:
+def write_claims(table: Table, path: Path, claims: Sequence[Claim] | None = None) -> Path:
     """Writes `claims_markdown` to a file. UserError (as of `atomic`) if it cannot be written."""
-    atomic.write_text(path, claims_markdown(table))
+    atomic.write_text(path, claims_markdown(table, claims))
     return path

@@ -38,6 +38,8 @@ CHARTS = ("dynamics", "stop", "counts", "optimum", "models", "methods", "words",
 """Sections of a study's page."""
 KEYS = ("question", "cost", "expected", "charts", "in_all", "runs", "quick")  # of a study's file
 ALL = "all"  # --sweep all: every study whose file does not say `in_all: false`
+CLAIMS = "claims"  # job.study=claims: the claims of the sources, over all runs of a folder
+RESERVED = (ALL, CLAIMS)  # names of pages that are over all runs
 QUICK = "_quick"  # ends the name of a study's quick form: its runs have other settings
 
 
@@ -64,6 +66,18 @@ class Study:
     expected: str
     charts: tuple[str, ...]  # of CHARTS; empty: all that the runs have data for
     points: tuple[Point, ...]
+
+    @property
+    def varied(self) -> set[str]:
+        """The keys that do not have the same value in all points."""
+        words = [set(point.overrides) for point in self.points]
+        shared = set.intersection(*words) if words else set()
+        return {
+            key
+            for point in self.points
+            for key, word in zip(point.keys, point.overrides, strict=True)
+            if word not in shared
+        }
 
 
 def folders() -> list[Path]:
@@ -102,6 +116,8 @@ def load(name: str, *, quick: bool = False, replaced: Collection[str] = ()) -> S
         UserError: (--sweep) if there is no such study, or its file is not one; the message names the key.
     """
     file = _file(name)
+    if file.stem in RESERVED:
+        raise UserError(f"--sweep {name}: {file.stem} is the name of a page of all runs; rename {file}")
     content, letters = _content(name, file)
     told = f"--sweep {name}: {file}"
     if quick and not content["quick"]:

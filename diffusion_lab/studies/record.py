@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,26 @@ def write_study(runs: Path, study: Study) -> Path:
     path = study_folder(runs, study.name) / NAME
     atomic.write_json(path, {"schema": SCHEMA, **asdict(study)})
     return path
+
+
+def united(runs: Path, study: Study) -> Study:
+    """The study with its points added to those that its study.json has already; a new point replaces an old one.
+
+    A point is replaced by one of the same run, or with the same folder (a run that was extended).
+    """
+    path = study_folder(runs, study.name) / NAME
+    if not path.is_file():
+        return study
+    try:
+        before = read_study(path).points
+    except UserError:  # it is written again
+        return study
+    by_run = {point.run: point for point in study.points}
+    folders = {point.folder for point in study.points} - {""}
+    kept = [
+        by_run.pop(point.run, point) for point in before if point.run in by_run or point.folder not in folders
+    ]
+    return replace(study, points=(*kept, *by_run.values()))
 
 
 def read_study(path: Path) -> Study:

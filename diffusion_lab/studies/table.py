@@ -56,18 +56,34 @@ def read_table(folder: Path, study: Named | None = None) -> Table:
     Raises:
         UserError: (job.runs) if there are no runs in the folder; if the study's `study.json` cannot be read.
     """
+    return read_tables(folder, [study])[0]
+
+
+def read_tables(folder: Path, studies: Sequence[Named | None]) -> list[Table]:
+    """A table for each study, and for None one of all runs; see `read_table`. Each run is read once."""
     folder = Path(folder)
-    members = None if study is None else points_of(folder, study.name)
+    points = [None if study is None else points_of(folder, study.name) for study in studies]
+    everything = None in points
+    ids = None if everything else {id_ for members in points for id_ in members or ()}
     records: list[Record] = []
     unreadable: list[tuple[str, str]] = []
     found = find_runs(folder)
-    if not found and members is None:
+    if not found and everything:
         raise UserError(f"job.runs: there is no run in {folder} (no folder in it has a result.json)")
     for path in found:
         try:
-            records.append(read_record(path, None if members is None else set(members)))
+            records.append(read_record(path, ids))
         except UserError as error:
             unreadable.append((_name(path, folder), str(error)))
+    return [_table(folder, records, unreadable, members) for members in points]
+
+
+def _table(
+    folder: Path,
+    records: Sequence[Record],
+    unreadable: Sequence[tuple[str, str]],
+    members: Mapping[str, str] | None,
+) -> Table:
     wanted = [record for record in records if members is None or record.id in members]
     kept, repeated = distinct(wanted)
     runs = tuple(record.run(_name(record.folder, folder)) for record in kept if record.evaluations)

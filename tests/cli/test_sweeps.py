@@ -140,6 +140,26 @@ def test_studies_share_their_runs(trained: Trained, capfd: pytest.CaptureFixture
     assert [found.name for found in find_studies(pool)] == ["one", "one_quick", "two"]
 
 
+def test_a_study_that_is_narrowed_on_the_command_line_keeps_its_points(trained: Trained) -> None:
+    name = study("one", "runs: {experiment: debug, data.n_images: [2, 3]}\n")
+    pool = Path("outputs/studies")
+
+    def folders(*words: str) -> list[str]:
+        assert main(["--sweep", name, "tracker.progress=off", *words]) == 0
+        [found] = find_studies(pool)
+        assert [path.name for path in members(pool, found)] == [point.folder for point in found.points]
+        return [point.folder for point in found.points]
+
+    assert folders("data.n_images=3") == ["n_images=3"]
+    whole = ["n_images=3", "n_images=2"]
+    assert sorted(folders()) == sorted(whole)
+    assert sorted(folders("data.n_images=2")) == sorted(whole)  # fewer of the same
+    assert len(folders("data.n_images=4", "seed=0,1")) == 4  # more of the same
+    assert len(folders("steps.batch_size=1")) == 2  # the study does not vary it: another study
+    assert sorted(folders()) == sorted(whole)
+    assert len(trained.runs) == 6
+
+
 def test_study_json_is_there_before_the_first_job(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     name = study("one", "runs: {experiment: debug, data.n_images: [2, 3]}\n")
     seen: list[int] = []
@@ -166,7 +186,12 @@ def test_all_studies_are_one_queue(
     assert main(["--sweep", "all", "tracker.progress=off"]) == 0
     assert trained.runs == [(4, 0), (4, 1), (4, 2)]
     assert capfd.readouterr().err.count("Launching") == 1
-    assert [found.name for found in find_studies(Path("outputs/studies"))] == ["a", "b"]
+    pool = Path("outputs/studies")
+    assert [found.name for found in find_studies(pool)] == ["a", "b"]
+    assert (pool / "_claims" / "claims.md").is_file()
+    assert all(
+        f'href="_{name}/index.html"' in (pool / "index.html").read_text() for name in ("a", "b", "claims")
+    )
     groups = {
         path.parent.name: json.loads(path.read_text())["config"]["tracker"]["group"]
         for path in Path("outputs/studies").glob("*/result.json")
@@ -181,6 +206,7 @@ def test_all_studies_are_one_queue(
     [
         (["--quick"], "--quick selects the short form of a study; give --sweep NAME as well"),
         (["--sweep"], "no such study; there are"),
+        (["--sweep", "claims.yaml"], "claims is the name of a page of all runs; rename claims.yaml"),
         (["--sweep", "counts", "hydra.sweeper._target_=other"], "hydra/sweeper: a study lists its runs"),
         (["--sweep", "counts", "data.n_images=0"], "data.n_images=0"),
     ],
@@ -188,6 +214,7 @@ def test_all_studies_are_one_queue(
 def test_what_cannot_work_is_refused(
     trained: Trained, capfd: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
+    study("claims", "runs: {seed: 0}\n")
     assert main(words) == 2
     assert message in capfd.readouterr().err
     assert not Path("outputs").exists()

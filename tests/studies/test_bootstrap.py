@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from diffusion_lab.studies.bootstrap import (
     prompt_weights,
     weighted,
 )
+from diffusion_lab.studies.measures import at_stop
+from diffusion_lab.studies.stops import curve
+from tests.studies import planted
 
 SIMULATIONS = 400
 # Standard deviations between subjects, between prompts, and of single images.
@@ -54,6 +58,13 @@ def test_weights_are_draws_with_replacement() -> None:
     assert set(np.unique(np.round(weights[1:] * 48, 4)) % 1) == {0.0}
     assert prompt_weights(48) is weights
     assert not np.array_equal(prompt_weights(48, seed=1), weights)
+
+
+def test_a_run_without_prompts_has_rows_without_weights() -> None:
+    assert prompt_weights(0).shape == (401, 0)
+    run = replace(planted.planted(subjects=("anna",), counts=(4,)).runs[0], prompts=(), by_prompt={})
+    np.testing.assert_array_equal(curve(run, "aesthetics"), np.tile(run.values["aesthetics"], (401, 1)))
+    assert at_stop(run, planted.INFOS, "aesthetics") is not None
 
 
 def test_prompts_without_a_value_do_not_count() -> None:

@@ -12,7 +12,7 @@ from diffusion_lab.config.schema import as_plain_dict
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import UserError
 from diffusion_lab.runs.resume import run_id
-from diffusion_lab.studies.definition import QUICK, combined, files, in_all, listed, load
+from diffusion_lab.studies.definition import QUICK, Point, Study, combined, files, in_all, listed, load
 
 WHOLE = """\
 question: "Which: this or that?"
@@ -174,3 +174,15 @@ def test_every_file_is_there() -> None:
     expected = {"dynamics", "counts", "models", "models_full", "methods", "learning_rates", "prior", "rules"}
     assert expected <= set(files())
     assert in_all() == sorted(expected - {"models_full"})
+
+
+def test_varied_keys() -> None:
+    def of(*points: str) -> Study:
+        return Study("mine", "", "", "", (), tuple(Point(tuple(point.split())) for point in points))
+
+    assert of().varied == set()
+    assert of("seed=0 data.subject=anna", "seed=0 data.subject=ben").varied == {"data.subject"}
+    assert of("method=lora steps.total=9", "method=dreambooth steps.total=9 +method.rate=1").varied == {
+        "method",
+        "method.rate",
+    }

@@ -12,7 +12,7 @@ from diffusion_lab.config.schema import as_plain_dict
 from diffusion_lab.records import UserError
 from diffusion_lab.runs.resume import run_id
 from diffusion_lab.studies.definition import Point, Study
-from diffusion_lab.studies.record import find_studies, members, read_study, study_folder, write_study
+from diffusion_lab.studies.record import find_studies, members, read_study, study_folder, united, write_study
 from diffusion_lab.values.jsonable import plain
 
 
@@ -45,3 +45,20 @@ def test_members_are_known_by_folder_or_by_id(tmp_path: Path) -> None:
     )  # fmt: skip
     study = Study("mine", "", "", "", (), points)
     assert members(tmp_path, study) == [tmp_path / "here", tmp_path / "moved"]
+
+
+def test_points_are_united_by_run_and_folder(tmp_path: Path) -> None:
+    def of(*points: tuple[str, str, str]) -> Study:
+        return Study(
+            "mine", "", "", "", (), tuple(Point((word,), run, folder) for word, run, folder in points)
+        )
+
+    new = of(("seed=1", "b", "b2"), ("seed=3", "d", "c"))
+    assert united(tmp_path, new) == new
+    path = write_study(
+        tmp_path, of(("seed=0", "a", "a"), ("seed=1", "b", "b"), ("seed=2", "c", "c"), ("seed=9", "", ""))
+    )
+    found = united(tmp_path, new)
+    assert [(p.run, p.folder) for p in found.points] == [("a", "a"), ("b", "b2"), ("", ""), ("d", "c")]
+    path.write_text("{")
+    assert united(tmp_path, new) == new

@@ -15,25 +15,28 @@ from diffusion_lab.report.page import save
 from diffusion_lab.report.study import texts
 from diffusion_lab.report.study.data import page_data
 from diffusion_lab.report.study.files import write_files
+from diffusion_lab.report.study.index_page import write_answer
 from diffusion_lab.report.study.keys import keys_of, metrics_of
 from diffusion_lab.report.study.thumbnails import thumbnails
-from diffusion_lab.studies.definition import CHARTS, Study
+from diffusion_lab.studies.definition import ALL, CHARTS, Study
 from diffusion_lab.studies.table import Table, read_table
 
-ALL = "all"  # the page of a folder's runs without a study
 PARTS = ("state", "bootstrap", "look", "controls", "dynamics", "images", "averages", "stop", "versus", "main")
 ALSO = "values"  # a section of every page whose runs differ in another setting
 
 
-def write_study(folder: Path, study: Study | None = None) -> Path:
+def write_study(folder: Path, study: Study | None = None, table: Table | None = None) -> Path:
     """Writes the page of a study, or of all runs at or below `folder`, and returns its path.
+
+    ``table``: `read_table` of the same, if it has been read already.
 
     Raises:
         UserError: (job.runs) if the folder has no run or cannot be written, (job.study) if the study has no list
             of runs.
     """
     folder = Path(folder)
-    return write_page(folder / f"_{ALL if study is None else study.name}", read_table(folder, study), study)
+    table = read_table(folder, study) if table is None else table
+    return write_page(folder / f"_{ALL if study is None else study.name}", table, study)
 
 
 def write_page(place: Path, table: Table, study: Study | None) -> Path:
@@ -43,6 +46,7 @@ def write_page(place: Path, table: Table, study: Study | None) -> Path:
     write_files(place, table, sections(table, study))
     data = page_data(place.name.removeprefix("_"), table, page, layout, thumbs)
     view = _view(place, table, study, data)
+    write_answer(place, table, [view["answer"], *view["more"]])
     return save(page, "study", view, scripts_of=[f"study/{part}" for part in PARTS], images_beside=True)
 
 

@@ -126,7 +126,7 @@ def claims(table: Table, study: Study | None) -> list[dict[str, str]]:
         shown = [claim for claim in found if claim.effect is not None]
     else:
         shown = [claim for claim in found if claim.study == study.name.removesuffix(QUICK)]
-    return [_claim(claim) for claim in shown]
+    return [claim_row(claim) for claim in shown]
 
 
 def tally(claims: Sequence[Mapping[str, str]]) -> str:
@@ -138,7 +138,9 @@ def tally(claims: Sequence[Mapping[str, str]]) -> str:
     )
 
 
-def _claim(claim: Claim) -> dict[str, str]:
+def claim_row(claim: Claim) -> dict[str, str]:
+    """A claim as texts; "-" for what is not known."""
+
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 

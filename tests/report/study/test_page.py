@@ -279,15 +279,15 @@ def test_the_job_writes_the_pages(
     for n in (4, 8, 14):
         write_run(runs / f"n={n}", config={"data.n_images": n}, seed=n)
     assert run_main("job=study", f"job.runs={runs}") == 0
-    assert capsys.readouterr().out.split() == [str(runs / "_all" / "index.html")]
+    assert capsys.readouterr().out.split() == [str(runs / f"_{n}" / "index.html") for n in ("all", "claims")]
     ids = {run.n_images: run.id for run in read_table(runs).runs}
     points = tuple(Point((f"data.n_images={n}",), ids.get(n, "absent"), f"n={n}") for n in (4, 8, 20))
     for name in ("counts", "rules"):
         write_study(runs, Study(name, "How many?", "an hour", "more", ("optimum",), points))
     assert run_main("job=study", f"job.runs={runs}") == 0
     assert capsys.readouterr().out.split() == [
-        str(runs / f"_{n}" / "index.html") for n in ("counts", "rules")
-    ]
+        *(str(runs / f"_{n}" / "index.html") for n in ("counts", "rules", "claims")), str(runs / "index.html")
+    ]  # fmt: skip
     text = (runs / "_counts" / "index.html").read_text()
     assert "How many?" in text
     assert 'id="optimum"' in text
@@ -298,6 +298,14 @@ def test_the_job_writes_the_pages(
     before = text.replace("_counts", "")
     assert run_main("job=study", f"job.runs={runs}", "job.study=counts") == 0
     assert (runs / "_counts" / "index.html").read_text().replace("_counts", "") == before
+    assert capsys.readouterr().out.split() == [str(runs / "_counts" / "index.html"), str(runs / "index.html")]
+    index = (runs / "index.html").read_text()
+    answer, *_ = json.loads((runs / "_counts" / "answer.json").read_text())["answer"]
+    assert all(
+        part in index for part in (answer, "2 done", "1 to come", "_rules/index.html", "_claims/index.html")
+    )
+    assert run_main("job=study", f"job.runs={runs}", "job.study=claims") == 0
+    assert capsys.readouterr().out.split() == [str(runs / "_claims" / "index.html"), str(runs / "index.html")]
 
 
 def test_the_job_says_what_is_wrong(
