@@ -104,7 +104,7 @@ def _points(
     if found[-1].config.job.dry_run:
         return _dry_run(found, hydras)
     folder = claim(wanted, "hydra.sweep.dir", line.overrides, 0)
-    for name, study in zip(_names(line), studies, strict=False):
+    for name, study in zip(_names(line), studies, strict=True):
         whole = placed(study, found)
         write_study(folder, united(folder, whole) if _chooses(line, name) else whole)
     to_run = [job for job in found if job.status not in FINISHED]
