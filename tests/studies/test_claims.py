@@ -12,7 +12,8 @@ from diffusion_lab.studies.claim import HOLDS, NOT, UNCLEAR, Asked, Claim
 from diffusion_lab.studies.claims import check_claims, tally
 from diffusion_lab.studies.claims_dynamics import falls, men_more_similar, women_more_aesthetic
 from diffusion_lab.studies.measures import complete, main_runs
-from diffusion_lab.studies.pool import Pool
+from diffusion_lab.studies.pool import Pool, paired, slope_on_count
+from diffusion_lab.studies.quantities import after_start
 from diffusion_lab.studies.slope import slope_interval
 from diffusion_lab.studies.table import Table
 from tests.studies import planted
@@ -298,3 +299,30 @@ def test_coverage_of_claims() -> None:
             inside[claim.id].append(claim.low <= wanted[claim.id] <= claim.high)
     for name, found in inside.items():
         assert 0.93 <= np.mean(found) <= 0.97, name
+
+
+@pytest.mark.slow
+def test_coverage_of_pairs_and_of_slopes_on_n() -> None:
+    """From whole runs: one method less another, and the slope of a metric on the number of images."""
+    counts = (4, 8, 20)
+    truth = course(quality_of_n=lambda n: 0.004 * n, of_method={"dreambooth": (0.1, 0.0)})
+    steps = np.asarray(planted.STEPS, float)
+    run = {"gender": "man", "model": "", "method": "lora", "settings": {}}
+    true = [truth({**run, "n": n}, steps)["diversity"][1:].mean() for n in counts]
+    wanted = {"pair": 0.1, "slope": float(np.polyfit(counts, true, 1)[0])}
+    inside: dict[str, list[bool]] = {name: [] for name in wanted}
+    for seed in range(400):
+        noise = {"subject": 0.05, "prompt": 0.05, "image": 0.15, "prompts": 24}
+        runs = planted.planted(truth, seed=seed, counts=counts, methods=("lora", "dreambooth"), **noise).runs
+        by_method = {m: [run for run in runs if run.method == m] for m in ("lora", "dreambooth")}
+        found = {
+            "pair": paired(
+                by_method["dreambooth"], by_method["lora"], lambda run: after_start(run, "image_similarity")
+            ),
+            "slope": slope_on_count(by_method["lora"], lambda run: after_start(run, "diversity")),
+        }
+        for name, interval in found.items():
+            assert interval.subjects == 10
+            inside[name].append(interval.low <= wanted[name] <= interval.high)
+    for name, share in inside.items():
+        assert 0.93 <= np.mean(share) <= 0.97, name
