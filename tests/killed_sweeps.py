@@ -74,13 +74,17 @@ def descendants(pid: int) -> list[int]:
         return []
 
 
-def undisturbed(folder: Path, launcher: str) -> float:
-    """Returns the seconds that it took."""
+def undisturbed(folder: Path, launcher: str) -> tuple[dict[str, Any], float]:
+    """Returns its outcome and the seconds that it took."""
     folder.mkdir(parents=True)
     begun = time.monotonic()
     status = begin(folder, launcher).wait()
+    seconds = time.monotonic() - begun
     assert status == 0, (folder / "stderr.txt").read_text()[-3000:]
-    return time.monotonic() - begun
+    expected = outcome(folder)
+    assert len(expected) > 4
+    assert expected["page"]
+    return expected, seconds
 
 
 def killed(folder: Path, launcher: str, draw: random.Random, longest: float) -> int:
@@ -136,13 +140,12 @@ def without_times(value: Any) -> Any:
     return [without_times(part) for part in value] if isinstance(value, list) else value
 
 
-def same(folder: Path, launcher: str, kills: int, seed: int = 0) -> int:
-    """Compares killed sweeps, as many as `kills` kills take, with an undisturbed one; returns their number."""
-    seconds = undisturbed(folder / "undisturbed", launcher)
-    expected = outcome(folder / "undisturbed")
-    assert len(expected) > 4
-    assert expected["page"]
-    draw, sweeps = random.Random(seed), 0
+def same(folder: Path, launcher: str, kills: int, expected: dict[str, Any], seconds: float) -> int:
+    """Compares killed sweeps, as many as `kills` kills take, with an undisturbed one; returns their number.
+
+    `expected`, `seconds`: of `undisturbed`, through any launcher.
+    """
+    draw, sweeps = random.Random(0), 0
     while kills > 0:
         sweeps += 1
         place = folder / f"killed-{sweeps}"
@@ -157,6 +160,6 @@ def same(folder: Path, launcher: str, kills: int, seed: int = 0) -> int:
 if __name__ == "__main__":
     launcher, kills, where = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     begun = time.monotonic()
-    sweeps = same(where, launcher, kills)
+    sweeps = same(where, launcher, kills, *undisturbed(where / "undisturbed", launcher))
     print(f"{launcher}: {kills} kills of running sweeps, {sweeps} sweeps; each page is the undisturbed one's")
     print(f"{time.monotonic() - begun:.0f} s")

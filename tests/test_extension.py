@@ -396,7 +396,8 @@ def test_the_new_keys_do_not_change_the_ids_of_earlier_records() -> None:
 
 def test_a_point_of_a_sweep_with_more_steps_extends_a_copy(run: Path, tmp_path: Path) -> None:
     from diffusion_lab.runs.extended_sweep import already_begun
-    from diffusion_lab.runs.shorter_run import MARK
+    from diffusion_lab.runs.resume import locked
+    from diffusion_lab.runs.shorter_run import MARK, copy_shorter_run
 
     def content() -> dict[Path, bytes]:
         return {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
@@ -406,6 +407,8 @@ def test_a_point_of_a_sweep_with_more_steps_extends_a_copy(run: Path, tmp_path: 
     (new / ".hydra").mkdir(parents=True)
     (new / MARK).touch()  # of a copy that was interrupted
     (new / "scores.parquet").touch()
+    with locked(new):  # by another process that copies
+        assert copy_shorter_run(as_plain_dict(config), new, [run]) is None
     assert already_begun(config, new) == new
     assert folder_status(config, new) == "extended"
     result = made(new, "steps.total=6")

@@ -20,6 +20,7 @@ from diffusion_lab.cli import optuna_space as spaces
 from diffusion_lab.cli import optuna_trials as trials
 from diffusion_lab.records import UserError
 from diffusion_lab.runs.resume import locked
+from diffusion_lab.studies.record import study_folder
 
 log = logging.getLogger("diffusion_lab")
 
@@ -46,7 +47,7 @@ class OptunaSweeper(Sweeper):
         """Runs trials until `n_trials` have ended. Raises UserError for a study that cannot be continued."""
         space, fixed = spaces.parsed([f"{k}={v}" for k, v in (self.params or {}).items()] + arguments)
         sweep_dir = Path(self.config.hydra.sweep.dir)
-        folder = trials.study_folder(sweep_dir, self.settings.study)
+        folder = study_folder(sweep_dir, self.settings.study)
         with locked(folder):
             study = self._study(folder)
             now = spaces.described(space, fixed)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lab.cli.engines import install
 from diffusion_lab.jobs.ending import SoFar, also_asking
 from diffusion_lab.records import Pruned, UserError
+from diffusion_lab.studies.record import study_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,11 +54,6 @@ def check(config: Config) -> None:
                 f"metrics.ranges.{name} is not set: a run would be scaled to its own values, and hydra/sweeper=optuna "
                 f"compares scores of different runs; give it, metrics.ranges.{name}=[LOW,HIGH]"
             )
-
-
-def study_folder(sweep_dir: Path, study: str) -> Path:
-    """The folder of a study's own files, beside the runs."""
-    return sweep_dir / f"_{study}"
 
 
 def storage(folder: Path) -> Any:

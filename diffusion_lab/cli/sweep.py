@@ -67,8 +67,10 @@ def _studies(line: Line, given: Sequence[Sequence[str]]) -> list[definition.Stud
     ]
 
 
-def _names(line: Line) -> Sequence[str]:
-    return definition.in_all() if definition.ALL in line.studies else line.studies
+def _names(line: Line) -> list[str]:
+    """The studies of --sweep, each once; `all` stands for those whose file does not exclude it."""
+    every = definition.in_all() if definition.ALL in line.studies else []
+    return list(dict.fromkeys([*every, *(name for name in line.studies if name != definition.ALL)]))
 
 
 def _chooses(line: Line, name: str) -> bool:
@@ -102,7 +104,7 @@ def _points(
     if found[-1].config.job.dry_run:
         return _dry_run(found, hydras)
     folder = claim(wanted, "hydra.sweep.dir", line.overrides, 0)
-    for name, study in zip(_names(line), studies, strict=False):
+    for name, study in zip(_names(line), studies, strict=True):
         whole = placed(study, found)
         write_study(folder, united(folder, whole) if _chooses(line, name) else whole)
     to_run = [job for job in found if job.status not in FINISHED]

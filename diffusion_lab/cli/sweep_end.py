@@ -138,6 +138,7 @@ def track(folder: Path, tracking: Tracking, studies: Sequence[str]) -> None:
     """
     if tracking.wandb == "disabled":
         return
+    from diffusion_lab.studies.record import study_folder
     from diffusion_lab.studies.summary import ByName, rows_of
     from diffusion_lab.studies.table import read_table
     from diffusion_lab.trackers.wandb_study import log_study
@@ -147,7 +148,9 @@ def track(folder: Path, tracking: Tracking, studies: Sequence[str]) -> None:
         group = name or tracking.group or folder.name
         try:
             table = read_table(folder, None if name is None else ByName(name))
-            log_study(folder if name is None else folder / f"_{name}", tracking, group, *rows_of(table))
+            log_study(
+                folder if name is None else study_folder(folder, name), tracking, group, *rows_of(table)
+            )
         except Exception as error:
             log.warning("Weights & Biases: there is no table of %s: %s", group, error)
 

@@ -8,7 +8,7 @@ from diffusion_lab.cli.compose import defaults, groups
 from diffusion_lab.studies.definition import listed
 
 USAGE = """\
-diffusion_lab: measure how a diffusion model learns a subject from a few pictures, and when to stop.
+diffusion_lab: measure how a diffusion model learns a subject from a few photos, and when to stop.
 
   python -m diffusion_lab [group=option ...] [key=value ...] [flags]
 
@@ -41,7 +41,7 @@ Examples:
   python -m diffusion_lab --sweep methods seed=0
   python -m diffusion_lab job=generate job.artefact=outputs/RUN/artefact prompts.n=10
   python -m diffusion_lab job=score images=pictures data=folder data.folder=my_dog data.class_noun=dog
-  python -m diffusion_lab job=report job.runs=outputs/studies
+  python -m diffusion_lab job=study job.runs=outputs/studies
 """
 
 

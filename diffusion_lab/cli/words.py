@@ -114,7 +114,7 @@ def _without_study(words: list[str]) -> tuple[list[str], tuple[str, ...], bool]:
                 rest = [*rest, f"hydra.sweep.dir={STUDIES}"]
             return ["--multirun", *rest], tuple(names.split(",")), quick
     if quick:
-        raise UserError("--quick: is the quick form of a study; give --sweep NAME too")
+        raise UserError("--quick selects the short form of a study; give --sweep NAME as well")
     return words, (), False
 
 

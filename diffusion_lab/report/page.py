@@ -73,16 +73,16 @@ def save(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    scripts = [(TEMPLATES / f"{name}.js").read_text() for name in scripts_of or (template,)]
+    scripts = [(TEMPLATES / f"{name}.js").read_text("utf-8") for name in scripts_of or (template,)]
     if charts:
-        scripts = [plotly.offline.get_plotlyjs(), (TEMPLATES / "common.js").read_text(), *scripts]
+        scripts = [plotly.offline.get_plotlyjs(), (TEMPLATES / "common.js").read_text("utf-8"), *scripts]
     page = environment.get_template(f"{template}.html").render(
         **values,
         scripts=[Markup(script) for script in scripts],
         hashes=[base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts],
         style=Markup(
             "".join(
-                (TEMPLATES / f"{name}.css").read_text()
+                (TEMPLATES / f"{name}.css").read_text("utf-8")
                 for name in ("style", template)
                 if (TEMPLATES / f"{name}.css").is_file()
             )

@@ -15,10 +15,7 @@ from typing import Any
 
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.records import UserError
-from diffusion_lab.runs.folder_record import (
-    ENDED,
-    read_folder_record,
-)
+from diffusion_lab.runs.folder_record import ENDED, read_folder_record
 from diffusion_lab.runs.resume import bound_flat, run_id
 from diffusion_lab.runs.shorter_run import copy_shorter_run, discard_unfinished_copy, id_without_length
 
@@ -67,8 +64,10 @@ def already_begun(config: Config, run_folder: Path) -> Path:
 
     If there is only a run with fewer steps that can be extended, its files are copied to `run_folder`.
     """
+    if config.job.name != "finetune":
+        return run_folder
     discard_unfinished_copy(run_folder)
-    if config.job.name != "finetune" or _known_at(run_folder) is not None:
+    if _known_at(run_folder) is not None:
         return run_folder
     plain = as_plain_dict(config)
     others = {name: known for name, known in runs_in(run_folder.parent).items() if name != run_folder.name}
@@ -78,7 +77,7 @@ def already_begun(config: Config, run_folder: Path) -> Path:
         return run_folder
     best = run_folder.with_name(name)
     log.info("%s: the same run is in %s; it is not trained twice", run_folder, best)
-    if {path.name for path in run_folder.iterdir()} <= {".hydra", "run.log"}:
+    if {path.name for path in run_folder.iterdir()} <= {".hydra", ".lock", "run.log"}:
         shutil.rmtree(run_folder, ignore_errors=True)
     return best
 

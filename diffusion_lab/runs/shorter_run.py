@@ -17,7 +17,7 @@ from diffusion_lab.records import UserError
 from diffusion_lab.runs import backup
 from diffusion_lab.runs.extension import LENGTH, check, is_longer
 from diffusion_lab.runs.folder_record import CHECKPOINTS, read_folder_record
-from diffusion_lab.runs.resume import differing_values, locked, run_id
+from diffusion_lab.runs.resume import differing_values, locked, run_id, wait_until_free
 from diffusion_lab.runs.resume_folder import began_in
 from diffusion_lab.system import atomic
 from diffusion_lab.system.disk_errors import recoverable
@@ -38,29 +38,36 @@ def id_without_length(config: Mapping[str, Any]) -> str:
 
 
 def discard_unfinished_copy(run_folder: Path) -> None:
-    """Removes the files of a copy that was interrupted."""
+    """Removes the files of a copy that was interrupted; waits while another process is making it."""
     if not (run_folder / MARK).exists():
         return
-    for name in FOLDERS:
-        shutil.rmtree(run_folder / name, ignore_errors=True)
-    for name in (*FILES, MARK):
-        (run_folder / name).unlink(missing_ok=True)
+    wait_until_free(run_folder)
+    with locked(run_folder):
+        if not (run_folder / MARK).exists():  # finished by the other process
+            return
+        for name in FOLDERS:
+            shutil.rmtree(run_folder / name, ignore_errors=True)
+        for name in (*FILES, MARK):
+            (run_folder / name).unlink(missing_ok=True)
 
 
 def copy_shorter_run(config: Mapping[str, Any], run_folder: Path, folders: Iterable[Path]) -> Path | None:
     """Copies the run in the first of `folders` that can be extended to `config` into `run_folder`.
 
-    Returns that folder, or None if there is none: those in use by another process are skipped. Raises UserError
-    if the disk is full.
+    Returns that folder, or None if there is none: those in use by another process are skipped, and nothing is copied
+    while another process is at work in `run_folder`. Raises UserError if the disk is full.
     """
     for folder in folders:
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(folder))
                 _check(config, folder)
+                stack.enter_context(locked(run_folder))
             except UserError as error:
                 log.info("not extended from a shorter run: %s", error)
                 continue
+            if (run_folder / backup.RESULT).exists():  # copied by another process meanwhile
+                return None
             with recoverable(run_folder):
                 _copy(folder, run_folder)
             return folder

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from diffusion_lab.studies.bootstrap import PROMPTS, Interval, mean_over
 from diffusion_lab.studies.claim import HOLDS, NOT, Claim
@@ -10,6 +12,7 @@ from diffusion_lab.studies.claims_counts import DECENT
 from diffusion_lab.studies.claims_dynamics import dynamics_claims
 from diffusion_lab.studies.claims_methods import NAMES, axes_of
 from diffusion_lab.studies.claims_models import models_of
+from diffusion_lab.studies.measures import prompts_of
 from diffusion_lab.studies.pool import Pool, by_count, over_subjects, paired
 from diffusion_lab.studies.run import StudyRun
 from diffusion_lab.studies.slope import stop_slope
@@ -55,44 +58,49 @@ def _moved(name: str, claim: Claim, yes: str, no: str) -> str:
 
 
 def counts(pool: Pool) -> str:
-    """The fewest images whose score is within `DECENT` of the best number's, for certain."""
+    """The fewest photos whose score is within `DECENT` of the best number's, for certain."""
     runs = pool.runs()
     _, numbers, values = by_count(runs, pool.score_at_stop)
-    if len(numbers) < 2:
-        return NOT_YET.format("runs with several numbers of images are needed")
     means = {n: mean_over(values[:, :, i], 0).value for i, n in enumerate(numbers)}
-    best = max(means, key=lambda n: means[n])
+    tried = [n for n in numbers if math.isfinite(means[n])]
+    if len(tried) < 2:
+        return NOT_YET.format("runs with several numbers of photos are needed")
+    best = max(tried, key=lambda n: means[n])
     losses = {
-        n: mean_over(values[:, :, numbers.index(best)] - values[:, :, i], _prompts(runs))
-        for i, n in enumerate(numbers)
+        n: mean_over(values[:, :, numbers.index(best)] - values[:, :, numbers.index(n)], prompts_of(runs))
+        for n in tried
         if n != best
     }
-    enough = [n for n in numbers if n == best or (losses[n].known and losses[n].high < DECENT)]
-    fewest = min(enough)
-    if fewest == best:
-        rivals = [n for n in numbers if n < best]
-        if rivals and all(losses[n].known and losses[n].low > 0 for n in rivals):
-            return f"{_where(runs)}, {best} images are best of {_listed(numbers)}: every fewer is worse.{_caveat(runs)}"
-        nearest = min(rivals, key=lambda n: losses[n].value, default=None)
-        if nearest is None:
-            return f"{_where(runs)}, {best} images, the fewest tried, are best at the recommended stop.{_caveat(runs)}"
+    return f"{_where(runs)}, {_enough(tried, best, losses)}.{_caveat(runs)}"
+
+
+def _enough(tried: Sequence[int], best: int, losses: Mapping[int, Interval]) -> str:
+    """`losses`: the score of the best number less that of each other one."""
+    enough = [n for n in losses if n < best and losses[n].known and losses[n].high < DECENT]
+    if enough:
         return (
-            f"{_where(runs)}, {best} images score best of {_listed(numbers)}, but one cannot tell whether "
-            f"{nearest} are enough: they lose {_interval(losses[nearest])} of the scaled score.{_caveat(runs)}"
+            f"{min(enough)} photos are enough: at the recommended stop the loss against the best number, {best}, is "
+            f"{_interval(losses[min(enough)])} of the scaled score"
         )
+    fewer = [n for n in tried if n < best]
+    if not fewer:
+        return f"{best} photos, the fewest tried, are best at the recommended stop"
+    if all(losses[n].known and losses[n].low > 0 for n in fewer):
+        return f"{best} photos are best of {_listed(tried)}: any fewer are worse"
+    nearest = min(fewer, key=lambda n: losses[n].value)
     return (
-        f"{_where(runs)}, {fewest} images are enough: at the recommended stop they lose {_interval(losses[fewest])} of the "
-        f"scaled score against the best number, {best}.{_caveat(runs)}"
+        f"{best} photos score best of {_listed(tried)}, but one cannot tell whether {nearest} are enough: with these "
+        f"the loss is {_interval(losses[nearest])} of the scaled score"
     )
 
 
 def rules(pool: Pool) -> str:
-    """Steps per image by gender."""
+    """Steps per photo by gender."""
     runs = pool.runs()
     slope = stop_slope(pool.table, runs)
     if slope is None:
         return NOT_YET.format("no run has a recommended stop")
-    text = f"{_where(runs)}, the recommended stop is {_interval(slope.interval, 3)} steps per image"
+    text = f"{_where(runs)}, the recommended stop is {_interval(slope.interval, 3)} steps per photo"
     own = [(g, stop_slope(pool.table, runs, gender)) for g, gender in (("women", "woman"), ("men", "man"))]
     parts = [f"{name} {_interval(found.interval, 3)}" for name, found in own if found is not None]
     text += f" ({', '.join(parts)})" if len(parts) == 2 else ""
@@ -126,7 +134,7 @@ def methods(pool: Pool) -> str:
     parts = []
     for metric, label in ((image, "image similarity"), (prompt, "prompt similarity")):
         means = {m: over_subjects(runs, pool.at_stop(metric)) for m, runs in by_method.items()}
-        known = {m: mean for m, mean in means.items() if mean.value == mean.value}
+        known = {m: mean for m, mean in means.items() if math.isfinite(mean.value)}
         if len(known) < 2:
             return NOT_YET.format(f"runs by several methods with {metric} are needed")
         first, second = sorted(known, key=lambda m: known[m].value, reverse=True)[:2]
@@ -142,7 +150,7 @@ def methods(pool: Pool) -> str:
 
 def learning_rates(pool: Pool) -> str:
     """The learning rate with the highest score of each method."""
-    rates: dict[str, dict[object, list[StudyRun]]] = {}
+    rates: dict[str, dict[Any, list[StudyRun]]] = {}
     for run in pool.table.runs:
         rate = run.settings.get("method.learning_rate")
         if rate is not None:
@@ -172,12 +180,14 @@ def prior(pool: Pool) -> str:
     return f"Prior preservation with weight {most:g} {' and '.join(parts)}, at the recommended stop.{_caveat(weights[most])}"
 
 
-def _best(pool: Pool, method: str, name: str, some: Mapping[object, list[StudyRun]]) -> str:
-    means = {value: over_subjects(runs, pool.score_at_stop) for value, runs in some.items()}
-    ranked = sorted(means, key=lambda value: means[value].value, reverse=True)
+def _best(pool: Pool, method: str, name: str, some: Mapping[Any, list[StudyRun]]) -> str:
+    means = {value: over_subjects(runs, pool.score_at_stop).value for value, runs in some.items()}
+    ranked = sorted((v for v in means if math.isfinite(means[v])), key=lambda v: means[v], reverse=True)
+    if len(ranked) < 2:
+        return f"{NAMES.get(method, method)}: fewer than two values of the {name} have a score"
     lead = paired(some[ranked[0]], some[ranked[1]], pool.score_at_stop)
     sure = "is" if lead.known and lead.over != PROMPTS and lead.low > 0 else "is, not certainly,"
-    return f"{NAMES.get(method, method)}: {name} {ranked[0]} {sure} best of {_listed(sorted(map(str, some)))}"
+    return f"{NAMES.get(method, method)}: {name} {ranked[0]} {sure} best of {_listed(sorted(ranked, key=lambda v: (isinstance(v, str), v)))}"
 
 
 ANSWERS: Mapping[str, Callable[[Pool], str]] = {
@@ -210,10 +220,6 @@ def _where(runs: Sequence[StudyRun]) -> str:
 def _caveat(runs: Sequence[StudyRun]) -> str:
     """Said of a single subject."""
     return " One subject only: the intervals are over prompts." if len({r.subject for r in runs}) == 1 else ""
-
-
-def _prompts(runs: Sequence[StudyRun]) -> int:
-    return max((len(run.prompts) for run in runs), default=0)
 
 
 def _listed(values: Sequence[object]) -> str:

@@ -1,7 +1,8 @@
 """A claim of the sources, and what a study's data say about it.
 
-A claim holds only if its interval lies wholly on the claimed side, and does not hold if it lies wholly on the other side;
-otherwise, and with a single subject, one cannot tell. Claims with "about" or "near" have a stated band: the interval has to lie within it.
+A claim holds only if its interval lies wholly on the claimed side, and does not hold if it lies wholly on the other side
+or if even its far end is smaller than the smallest effect that counts. Otherwise, if an end touches the bound, and with
+a single subject, one cannot tell. Claims with "about" or "near" have a stated band: the interval has to lie within it.
 """
 
 from __future__ import annotations
@@ -116,10 +117,10 @@ class Asked:
             return self.missing("no runs have what it needs")
         verdict = UNCLEAR
         if interval.known and interval.over != PROMPTS:
-            if claimed[0] <= interval.low and interval.high <= claimed[1]:
-                verdict = HOLDS
-            elif interval.high < possible[0] or interval.low > possible[1]:
+            if interval.high < possible[0] or interval.low > possible[1]:
                 verdict = NOT
+            elif claimed[0] < interval.low and interval.high < claimed[1]:
+                verdict = HOLDS
         floor = -1.0 if self.unit == "correlation" else -math.inf
         notes = [note, limits_note(interval), unfinished_note(runs)]
         smallest = interval.smallest()

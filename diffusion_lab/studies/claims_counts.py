@@ -1,4 +1,4 @@
-"""Claims of 000 on the number of images ("What number of input images is sufficient?")."""
+"""Claims of 000 on the number of photos ("What number of input images is sufficient?")."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MIDDLE = (12, 14)  # "a dataset consisting of 12/14 images"
 MANY = 20  # "20+ images"
 DECENT = 0.05  # of the scaled score: a loss up to this still gives "decent results"
 SIMILARITIES = {
-    "similarity_of_faces": "to the training images, over images with a face",
-    "similarity": "to the training images, images without a face counted 0",
+    "similarity_of_faces": "to the training photos, over images with a face",
+    "similarity": "to the training photos, images without a face counted 0",
     "similarity_heldout_of_faces": "to photos that were not trained on, over images with a face",
 }
 
@@ -30,25 +30,20 @@ def asked(id_: str, text: str, unit: str, measured: str) -> Asked:
     return Asked(id_, text, SOURCE, "counts", unit, measured)
 
 
-def needed(metric: str) -> list[str]:
-    plain = metric.removesuffix("_of_faces")
-    return [plain] if plain == metric else [plain, "face_rate"]
-
-
 def middle_best(pool: Pool, metric: str) -> Claim:
-    """Best at 12 to 14: the mean over these is above every other number of images."""
+    """Best at 12 to 14: the mean over these is above every other number of photos."""
     claim = asked(
         f"{metric}_best_at_12_to_14",
-        "Similarity is best with 12 to 14 images.",
+        "Similarity is best with 12 to 14 photos.",
         "cosine",
-        f"similarity ({SIMILARITIES[metric]}) at the recommended stop with 12 to 14 images, less the best other n",
+        f"similarity ({SIMILARITIES[metric]}) at the recommended stop with 12 to 14 photos, less the best other n",
     )
-    runs = pool.runs(*needed(metric))
+    runs = pool.runs(metric)
     _, counts, values = by_count(runs, pool.at_stop(metric))
     inside = [i for i, n in enumerate(counts) if MIDDLE[0] <= n <= MIDDLE[1]]
     outside = [i for i in range(len(counts)) if i not in inside]
     if not inside or len(outside) < 2:
-        return claim.missing("runs with 12 to 14 images, with fewer and with more are needed")
+        return claim.missing("runs with 12 to 14 photos, with fewer and with more are needed")
     kept = values[:, np.isfinite(values[0]).all(axis=1)]
     middle = kept[:, :, inside].mean(axis=2)
     differences = {counts[i]: mean_over(middle - kept[:, :, i], prompts_of(runs)) for i in outside}
@@ -77,11 +72,11 @@ def least_of(
 def easier_to_overfit(pool: Pool) -> Claim:
     claim = asked(
         "few_images_flatter_similarity",
-        "The number of images influences the similarity itself: it is easier to overfit to few images.",
-        "cosine per image",
+        "The number of photos influences the similarity itself: it is easier to overfit to few photos.",
+        "cosine per photo",
         "slope on n of similarity to the training photos less that to held-out photos, at the recommended stop",
     )
-    runs = pool.runs("similarity", "similarity_heldout", "face_rate")
+    runs = pool.runs("similarity_of_faces", "similarity_heldout_of_faces")
     trained, heldout = pool.at_stop("similarity_of_faces"), pool.at_stop("similarity_heldout_of_faces")
     return claim.below(slope_on_count(runs, _less(trained, heldout)), runs)
 
@@ -97,8 +92,8 @@ def _less(first: Quantity, second: Quantity) -> Quantity:
 def grows(pool: Pool, metric: str, unit: str) -> Claim:
     claim = asked(
         f"{metric}_grows_with_n",
-        f"The final {metric} grows with the number of images.",
-        f"{unit} per image",
+        f"The final {metric} grows with the number of photos.",
+        f"{unit} per photo",
         f"slope of {metric} at the recommended stop on n",
     )
     runs = pool.runs(metric)
@@ -108,34 +103,34 @@ def grows(pool: Pool, metric: str, unit: str) -> Claim:
 def many_best(pool: Pool, metric: str, unit: str) -> Claim:
     claim = asked(
         f"{metric}_best_from_20",
-        f"For the best {metric} one may want 20 images or more.",
+        f"For the best {metric} one may want 20 photos or more.",
         unit,
-        f"{metric} at the recommended stop with 20 images or more, less that with 12 to 14",
+        f"{metric} at the recommended stop with 20 photos or more, less that with 12 to 14",
     )
     runs = pool.runs(metric)
     difference = many_less_middle(runs, pool.at_stop(metric))
     if difference is None:
-        return claim.missing("runs with 12 to 14 images and with 20 or more are needed")
+        return claim.missing("runs with 12 to 14 photos and with 20 or more are needed")
     return claim.above(difference, runs, least=STEADY)
 
 
 def twelve_decent(pool: Pool) -> Claim:
     claim = asked(
         "twelve_decent",
-        "Even 12 images can produce decent results.",
+        "Even 12 photos can produce decent results.",
         "of the scaled score",
-        "weighted score at the recommended stop with 12 to 14 images, less that with 20 or more; decent: a loss "
+        "weighted score at the recommended stop with 12 to 14 photos, less that with 20 or more; decent: a loss "
         f"below {DECENT:g}",
     )
     runs = pool.runs()
     difference = many_less_middle(runs, pool.score_at_stop)
     if difference is None:
-        return claim.missing("runs with 12 to 14 images and with 20 or more are needed")
+        return claim.missing("runs with 12 to 14 photos and with 20 or more are needed")
     return claim.above(difference.scaled(-1), runs, bound=-DECENT)
 
 
 def many_less_middle(runs: Sequence[StudyRun], quantity: Quantity) -> Interval | None:
-    """With 20 images or more, less with 12 to 14; paired by subject. None without runs of both."""
+    """With 20 photos or more, less with 12 to 14; paired by subject. None without runs of both."""
     _, counts, values = by_count(runs, quantity)
     middle = [i for i, n in enumerate(counts) if MIDDLE[0] <= n <= MIDDLE[1]]
     many = [i for i, n in enumerate(counts) if n >= MANY]

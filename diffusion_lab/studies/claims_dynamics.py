@@ -21,12 +21,7 @@ def asked(id_: str, text: str, unit: str, measured: str) -> Asked:
 
 
 def long_enough(pool: Pool, *metrics: str) -> list[StudyRun]:
-    names = [m.removesuffix("_of_faces") for m in metrics]
-    needed = [
-        *dict.fromkeys(names),
-        *(["face_rate"] if any(m.endswith("_of_faces") for m in metrics) else []),
-    ]
-    return [run for run in pool.runs(*needed) if q.whole_course(run)]
+    return [run for run in pool.runs(*metrics) if q.whole_course(run)]
 
 
 def improvement(pool: Pool) -> Claim:

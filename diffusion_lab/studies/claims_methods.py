@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
-
 from diffusion_lab.studies.bootstrap import NEITHER, Floats, Interval
 from diffusion_lab.studies.claim import HOLDS, NOT, Asked, Claim
 from diffusion_lab.studies.claims_counts import least_of
 from diffusion_lab.studies.costs import COSTS
 from diffusion_lab.studies.measures import PLANES, comparable, complete, cost_of
 from diffusion_lab.studies.pool import Pool, over_subjects, paired
+from diffusion_lab.studies.quantities import correlation
 from diffusion_lab.studies.run import StudyRun
 from diffusion_lab.studies.stops import curve
 
@@ -58,7 +57,7 @@ def first_or_last(
         difference = paired(methods[method], methods[rival], pool.at_stop(metric))
         differences[NAMES[rival]] = difference if best else difference.scaled(-1)
     if not all(difference.subjects for difference in differences.values()):
-        return asked.missing("the methods have no subject and number of images in common")
+        return asked.missing("the methods have no subject and number of photos in common")
     runs = [run for name in THREE for run in methods[name]]
     return least_of(asked, differences, runs, note=stand_in(metric))
 
@@ -104,14 +103,10 @@ def trade_off(methods: dict[str, list[StudyRun]], image: str, prompt: str) -> Cl
     if not runs:
         return asked.missing("runs with both similarities are needed")
 
-    def correlation(run: StudyRun) -> Floats:
-        a, b = (curve(run, metric) for metric in (image, prompt))
-        a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            r: Floats = (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-        return r
+    def together(run: StudyRun) -> Floats:
+        return correlation(curve(run, image), curve(run, prompt))
 
-    return asked.below(over_subjects(runs, correlation), runs, note=stand_in(image))
+    return asked.below(over_subjects(runs, together), runs, note=stand_in(image))
 
 
 def hypernetworks_bad(pool: Pool) -> Claim:

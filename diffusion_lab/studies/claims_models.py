@@ -34,7 +34,7 @@ def worse(pool: Pool, asked: Asked, newer: str, older: str) -> Claim:
         return asked.missing(f"runs of {older} and {newer} by the same method are needed")
     difference = paired(first, second, pool.score_at_stop)
     if not difference.subjects:
-        return asked.missing(f"{older} and {newer} have no subject and number of images in common")
+        return asked.missing(f"{older} and {newer} have no subject and number of photos in common")
     return asked.below(difference, [*first, *second])
 
 

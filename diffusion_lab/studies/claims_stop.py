@@ -29,10 +29,10 @@ def near_rule(pool: Pool, gender: str | None) -> Claim:
     whom = "" if gender is None else f" {RULES[gender]}"
     claim = Asked(
         f"rule_{rule}",
-        f"The best number of steps{whom} is near {rule} times the number of images.",
+        f"The best number of steps{whom} is near {rule} times the number of photos.",
         SOURCE,
         "rules",
-        "steps per image",
+        "steps per photo",
         f"slope of the recommended stop on n through the origin{whom}; near: within 25 %",
     )
     runs = [run for run in pool.runs() if gender is None or run.gender == gender]
@@ -48,10 +48,10 @@ def near_rule(pool: Pool, gender: str | None) -> Claim:
 def women_longer(pool: Pool) -> Claim:
     claim = Asked(
         "women_longer",
-        "Women need more steps per image than men (150 against 120).",
+        "Women need more steps per photo than men (150 against 120).",
         SOURCE,
         "rules",
-        "steps per image",
+        "steps per photo",
         "slope of the recommended stop on n through the origin, women less men",
     )
     runs = pool.runs()
@@ -75,7 +75,7 @@ def rules_by_gender_better(pool: Pool) -> Claim:
     )
     runs = [run for run in pool.runs() if run.gender and run.steps[-1] >= _gender_rule(run)]
     if not runs:
-        return claim.missing("no run is as long as 120 (men) or 150 (women) steps per image")
+        return claim.missing("no run is as long as 120 (men) or 150 (women) steps per photo")
     return claim.above(over_subjects(runs, partial(_rule_gain, pool)), runs)
 
 
@@ -105,7 +105,7 @@ def _between(steps: Sequence[int], curves: Floats, at: float) -> Floats:
 def near_linear(pool: Pool) -> Claim:
     claim = Asked(
         "near_linear",
-        "The number of images prolongs training in a near-linear fashion.",
+        "The number of photos prolongs training in a near-linear fashion.",
         "000, How do the metrics change during fine-tuning?",
         "counts",
         "exponent of n",
@@ -114,7 +114,7 @@ def near_linear(pool: Pool) -> Claim:
     runs = pool.runs()
     _, counts, values = by_count(runs, pool.stop_step)
     if len(counts) < 2 or counts[0] < 1:
-        return claim.missing("runs with several numbers of images are needed")
+        return claim.missing("runs with several numbers of photos are needed")
     kept = values[:, np.isfinite(values[0]).all(axis=1)]
     if not kept.shape[1] or not kept[0].any():
         return claim.missing("every recommended stop is step 0, so that there is no length to compare")
@@ -135,10 +135,10 @@ def near_linear(pool: Pool) -> Claim:
 def stop_grows(pool: Pool) -> Claim:
     claim = Asked(
         "stop_grows",
-        "The best length of training grows with the number of images.",
+        "The best length of training grows with the number of photos.",
         COUNTS,
         "counts",
-        "steps per image",
+        "steps per photo",
         "slope of the recommended stop on n, with a constant",
     )
     runs = pool.runs()
@@ -151,14 +151,13 @@ def extreme_later(pool: Pool, metric: str, sign: int) -> Claim:
     name = "maximum" if sign > 0 else "minimum"
     claim = Asked(
         f"{metric}_{name}_later",
-        f"With more images it takes longer to reach the {name} of {metric.replace('_of_faces', '')}.",
+        f"With more photos it takes longer to reach the {name} of {metric.replace('_of_faces', '')}.",
         COUNTS,
         "counts",
-        "steps per image",
+        "steps per photo",
         f"slope on n of the step with the {name} of {metric}",
     )
-    names = [metric.removesuffix("_of_faces"), *(["face_rate"] if metric.endswith("_of_faces") else [])]
-    runs = pool.runs(*names)
+    runs = pool.runs(metric)
 
     def step(run: StudyRun) -> Floats | None:
         return peak_step(run, metric, sign)
@@ -181,7 +180,7 @@ def _grid(runs: Sequence[StudyRun]) -> float:
 
 
 def _conditions(pool: Pool, runs: Sequence[StudyRun]) -> str:
-    """What the number of steps depends on beside the number of images."""
+    """What the number of steps depends on beside the number of photos."""
     sizes = sorted({f"{run.settings.get('steps.batch_size')}" for run in runs} - {"None"})
     rates = sorted({f"{run.settings.get('method.learning_rate')}" for run in runs} - {"None"})
     stops = [stop for run in runs if (stop := pool.stop(run)) is not None]

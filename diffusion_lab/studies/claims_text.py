@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from diffusion_lab.studies.bootstrap import Interval
 from diffusion_lab.studies.claim import Claim
 from diffusion_lab.studies.claims import check_claims, tally
 from diffusion_lab.studies.pool import Pool
@@ -36,7 +37,7 @@ def row(claim: Claim) -> Row:
         verdict=claim.verdict,
         effect=_effect(claim),
         wanted=claim.wanted,
-        smallest="" if claim.smallest is None else _number(claim.smallest),
+        smallest="" if claim.smallest is None else number(claim.smallest),
         data=claim.data
         if claim.effect is None
         else f"{claim.data}; {claim.runs} runs, {claim.prompts} prompts",
@@ -52,12 +53,12 @@ def _effect(claim: Claim) -> str:
     limits = (
         "no interval"
         if claim.low is None or claim.high is None
-        else f"{_number(claim.low)} to {_number(claim.high)}"
+        else f"{number(claim.low)} to {number(claim.high)}"
     )
-    return f"{_number(claim.effect)} ({limits}) {claim.unit}".strip()
+    return f"{number(claim.effect)} ({limits}) {claim.unit}".strip()
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three significant digits, no exponent: 0.0612, 10.8, 119."""
     if value == 0 or abs(value) >= 100:
         return f"{value:.0f}" if value else "0"
@@ -91,16 +92,17 @@ def claims_markdown(
 
 
 HOW = (
-    "A claim **holds** if the 95 % interval of its effect lies wholly on the claimed side, **does not hold** if it lies "
-    "wholly on the other side; otherwise one **cannot tell**, nor with a single subject. Intervals are over subjects and "
-    "prompts (the pigeonhole bootstrap, `studies/bootstrap.py`). *Seen from*: the smallest true effect that such data show "
-    "with a probability of 80 %. The miniature's portraits are drawn: what holds there need not hold for photos."
+    "A claim **holds** if the 95 % interval of its effect lies wholly on the claimed side. It **does not hold** if the "
+    "interval lies wholly on the other side, or wholly below the smallest effect that counts. Otherwise, and with a single "
+    "subject, the verdict is **cannot tell**. Intervals are over subjects and prompts (the pigeonhole bootstrap, "
+    "`studies/bootstrap.py`). *Detectable*: the smallest true effect that such data show with a probability of 80 %. The "
+    "miniature's portraits are drawn: what holds there need not hold for photos."
 )
 
 
 def _table(claims: Sequence[Claim]) -> list[str]:
     lines = [
-        "| claim | verdict | effect (95 %) | compared with | seen from | data | remarks |",
+        "| claim | verdict | effect (95 %) | compared with | detectable | data | remarks |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in map(row, claims):
@@ -117,19 +119,24 @@ def _published(numbers: Sequence[Beside]) -> list[str]:
         "| published | embedder | setting | value | ours | remark |",
         "|---|---|---|---|---|---|",
     ]
-    for number in numbers:
-        p = number.published
-        ours = "" if number.ours is None else f"{_number(number.ours.value)} ({number.data})"
+    for beside in numbers:
+        p = beside.published
+        ours = "" if beside.ours is None else f"{_with_limits(beside.ours)}; {beside.data}"
         cells = (
             f"{p.name}: {p.source}",
             p.embedder,
             p.setting,
             f"{p.value:.2f} +- {p.spread:.2f}",
             ours,
-            number.remark,
+            beside.remark,
         )
         lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return lines
+
+
+def _with_limits(interval: Interval) -> str:
+    value = number(interval.value)
+    return f"{value} ({number(interval.low)} to {number(interval.high)})" if interval.known else value
 
 
 def _cell(text: str) -> str:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +290,4 @@ def written(value: Any, where: str) -> str:
 def combined(study: Study, given: Sequence[Sequence[str]]) -> Study:
     """The study with the words of a command line added to each point, one point per combination."""
     points = {(*point.overrides, *words): None for point in study.points for words in given}
-    return Study(
-        study.name, study.question, study.cost, study.expected, study.charts,
-        tuple(Point(words) for words in points),
-    )  # fmt: skip
+    return replace(study, points=tuple(Point(words) for words in points))

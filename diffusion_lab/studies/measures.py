@@ -1,4 +1,4 @@
-"""Measures of a study: means over subjects with intervals, by number of images, method or model.
+"""Which runs of a study are put side by side, and quantities by subject.
 
 Subjects are the units. Runs of one subject that differ only by seeds are averaged first.
 """
@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_lab.analysis.scoring import MetricLike
-from diffusion_lab.studies.bootstrap import Floats, Interval, mean_over, prompt_weights
-from diffusion_lab.studies.costs import COSTS
+from diffusion_lab.studies.bootstrap import Floats, prompt_weights
 from diffusion_lab.studies.run import StudyRun
-from diffusion_lab.studies.stops import OF_FACES, best_of, curve, rule_of, scores_of, stop_of
+from diffusion_lab.studies.stops import OF_FACES, best_of, rule_of, scores_of, stop_of
 from diffusion_lab.studies.table import Table
 
 Weights = Mapping[str, float]
@@ -77,9 +75,9 @@ def main_runs(table: Table, *, metrics: Sequence[str] = ()) -> list[StudyRun]:
 
 
 def complete(runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """A balanced part of a study that may still be running: every subject has every number of images.
+    """A balanced part of a study that may still be running: every subject has every number of photos.
 
-    Numbers of images that at least half of the subjects have, and the subjects that have them all. Unfinished runs are
+    Numbers of photos that at least half of the subjects have, and the subjects that have them all. Unfinished runs are
     left out if any run is finished.
     """
     done = [run for run in runs if run.finished] or list(runs)
@@ -142,82 +140,7 @@ def stop_steps(
     return None if best is None else np.asarray(run.steps, dtype=np.float64)[best]
 
 
-def at_stop(
-    run: StudyRun,
-    infos: Mapping[str, MetricLike],
-    metric: str,
-    weights: Weights | None = None,
-    ranges: Ranges | None = None,
-) -> Floats | None:
-    """A metric at the recommended stop, replicated; the stop is chosen again in each replicate."""
-    best = stops(run, infos, weights, ranges)
-    if best is None or not _has(run, metric):
-        return None
-    along = curve(run, metric)
-    values: Floats = along[np.arange(len(along)), best]
-    return values
-
-
-def optimum(
-    table: Table,
-    runs: Sequence[StudyRun],
-    metric: str,
-    weights: Weights | None = None,
-    ranges: Ranges | None = None,
-) -> dict[int, Interval]:
-    """A metric at the recommended stop by number of images, mean over subjects (chart "optimum")."""
-    return {
-        n: mean_over(
-            by_subject(
-                [run for run in runs if run.n_images == n],
-                lambda run: at_stop(run, table.metrics, metric, weights, ranges),
-            )[1],
-            prompts_of(runs),
-        )
-        for n in sorted({run.n_images for run in runs})
-    }
-
-
-def curves_by(
-    runs: Sequence[StudyRun], metric: str, key: Callable[[StudyRun], Hashable]
-) -> dict[Hashable, dict[int, Interval]]:
-    """A metric at each step, mean over subjects, one curve for each value of ``key`` (charts "counts", "models").
-
-    At a step count only the subjects that have been evaluated there; `Interval.subjects` says how many.
-    """
-    found: dict[Hashable, dict[int, Interval]] = {}
-    for one in dict.fromkeys(key(run) for run in runs):
-        some = [run for run in runs if key(run) == one and _has(run, metric)]
-        found[one] = mean_curve(some, metric)
-    return found
-
-
-def mean_curve(runs: Sequence[StudyRun], metric: str) -> dict[int, Interval]:
-    """A metric at each step, mean over the subjects of ``runs`` that have been evaluated there."""
-    columns: dict[int, dict[int, Floats]] = {}  # step -> position of the run -> [1 + draws]
-    for i, run in enumerate(runs):
-        along = curve(run, metric)
-        for j, step in enumerate(run.steps):
-            columns.setdefault(step, {})[i] = along[:, j]
-    points = {}
-    for step in sorted(columns):
-        by_run = {id(runs[i]): values for i, values in columns[step].items()}
-        there = [runs[i] for i in columns[step]]
-        points[step] = mean_over(by_subject(there, lambda run, at=by_run: at[id(run)])[1], prompts_of(runs))  # type: ignore[misc]
-    return points
-
-
 # --- methods ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class PlanePoint:
-    """A method on the distortion-editability plane, at one step or (None) at the recommended stop."""
-
-    method: str
-    step: int | None
-    image: Interval
-    prompt: Interval
 
 
 PLANES = (("image_similarity", "prompt_similarity"), ("clip_image", "clip_text"), ("similarity", "clip_text"))
@@ -229,40 +152,6 @@ def plane_metrics(table: Table) -> tuple[str, str] | None:
         if any(_has(run, image) and _has(run, prompt) for run in table.runs):
             return image, prompt
     return None
-
-
-def plane(
-    table: Table, runs: Sequence[StudyRun], weights: Weights | None = None, ranges: Ranges | None = None
-) -> list[PlanePoint]:
-    """Each method at its recommended stop, and its path over the steps, means over subjects (chart "methods")."""
-    axes = plane_metrics(table)
-    if axes is None:
-        return []
-    points = []
-    for method in dict.fromkeys(run.method for run in runs):
-        some = [run for run in runs if run.method == method]
-        ends = [
-            mean_over(
-                by_subject(some, lambda run, m=m: at_stop(run, table.metrics, m, weights, ranges))[1],  # type: ignore[misc]
-                prompts_of(some),
-            )
-            for m in axes
-        ]
-        points.append(PlanePoint(method, None, ends[0], ends[1]))
-        paths = [curves_by(some, metric, lambda run: run.method).get(method, {}) for metric in axes]
-        points += [PlanePoint(method, s, paths[0][s], paths[1][s]) for s in paths[0] if s in paths[1]]
-    return points
-
-
-def mean_costs(
-    runs: Sequence[StudyRun], key: Callable[[StudyRun], Hashable]
-) -> dict[Hashable, dict[str, Interval]]:
-    """Mean costs over subjects (names of `costs.COSTS`) for each value of ``key``; between subjects only."""
-    found: dict[Hashable, dict[str, Interval]] = {}
-    for one in dict.fromkeys(key(run) for run in runs):
-        some = [run for run in runs if key(run) == one]
-        found[one] = {name: mean_over(by_subject(some, cost_of(name))[1], 0) for name in COSTS}
-    return found
 
 
 def cost_of(name: str) -> Callable[[StudyRun], Floats | None]:

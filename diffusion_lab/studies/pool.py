@@ -11,7 +11,7 @@ from diffusion_lab.studies import measures
 from diffusion_lab.studies.bootstrap import Floats, Interval, difference_of, mean_over
 from diffusion_lab.studies.measures import by_subject, prompts_of
 from diffusion_lab.studies.run import StudyRun
-from diffusion_lab.studies.stops import Stop, curve, rule_of, scores_of, stop_of
+from diffusion_lab.studies.stops import OF_FACES, Stop, curve, rule_of, scores_of, stop_of
 from diffusion_lab.studies.table import Table
 
 Quantity = Callable[[StudyRun], Floats | None]
@@ -27,9 +27,11 @@ class Pool:
         self._stops: dict[int, NDArray[np.int64] | None] = {}
 
     def runs(self, *metrics: str) -> list[StudyRun]:
-        """A balanced part of the comparable runs of the method and model with the most runs."""
+        """A balanced part of the comparable runs with these metrics, of the method and model with the most runs."""
         if metrics not in self._main:
-            self._main[metrics] = measures.complete(measures.main_runs(self.table, metrics=metrics))
+            needed = [metric.removesuffix(OF_FACES) for metric in metrics]
+            needed += ["face_rate"] if any(metric.endswith(OF_FACES) for metric in metrics) else []
+            self._main[metrics] = measures.complete(measures.main_runs(self.table, metrics=needed))
         return self._main[metrics]
 
     def stops(self, run: StudyRun) -> NDArray[np.int64] | None:
@@ -84,7 +86,7 @@ def women_less_men(runs: Sequence[StudyRun], quantity: Quantity) -> Interval:
 
 
 def by_count(runs: Sequence[StudyRun], quantity: Quantity) -> tuple[list[str], list[int], Floats]:
-    """Subjects, numbers of images, and [1 + draws, subjects, counts] of a quantity, NaN where there is none."""
+    """Subjects, numbers of photos, and [1 + draws, subjects, counts] of a quantity, NaN where there is none."""
     subjects = list(dict.fromkeys(run.subject for run in runs))
     counts = sorted({run.n_images for run in runs})
     columns = []
@@ -100,7 +102,7 @@ def by_count(runs: Sequence[StudyRun], quantity: Quantity) -> tuple[list[str], l
 
 
 def slope_on_count(runs: Sequence[StudyRun], quantity: Quantity) -> Interval:
-    """Mean over subjects of the least-squares slope of a quantity on the number of images, with a constant."""
+    """Mean over subjects of the least-squares slope of a quantity on the number of photos, with a constant."""
     _, counts, values = by_count(runs, quantity)
     if len(counts) < 2:
         return mean_over(np.zeros((1, 0)), 0)
@@ -110,7 +112,7 @@ def slope_on_count(runs: Sequence[StudyRun], quantity: Quantity) -> Interval:
 
 
 def paired(first: Sequence[StudyRun], second: Sequence[StudyRun], quantity: Quantity) -> Interval:
-    """A quantity of the first runs less that of the second, paired by subject and number of images."""
+    """A quantity of the first runs less that of the second, paired by subject and number of photos."""
     _, counts_a, a = by_count(first, quantity)
     _, counts_b, b = by_count(second, quantity)
     names_a, names_b = (list(dict.fromkeys(run.subject for run in runs)) for runs in (first, second))

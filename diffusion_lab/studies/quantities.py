@@ -118,7 +118,12 @@ def coupled(run: StudyRun, first: str, second: str) -> Floats | None:
     if len(run.steps) < 5:
         return None
     a, b = (np.diff(curve(run, metric), axis=1) for metric in (first, second))
-    a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
+    return correlation(a, b)
+
+
+def correlation(first: Floats, second: Floats) -> Floats:
+    """Pearson's, of each row of [rows, steps]; NaN if one of the two does not change."""
+    a, b = (x - x.mean(axis=1, keepdims=True) for x in (first, second))
     with np.errstate(invalid="ignore", divide="ignore"):
         r: Floats = (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
     return r

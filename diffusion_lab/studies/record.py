@@ -6,14 +6,11 @@ All studies share one folder of runs, so that a run that answers several questio
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from diffusion_lab.records import UserError
-from diffusion_lab.runs.folder_record import read_folder_record
-from diffusion_lab.runs.resume import run_id
 from diffusion_lab.studies.definition import Point, Study
 from diffusion_lab.system import atomic
 
@@ -78,35 +75,3 @@ def _point(found: dict[str, Any]) -> Point:
 def find_studies(runs: Path) -> list[Study]:
     """The studies whose runs are in `runs`, by name. Raises UserError if a study.json cannot be read."""
     return [read_study(path) for path in sorted(runs.glob(f"_*/{NAME}"))]
-
-
-def members(runs: Path, study: Study) -> list[Path]:
-    """Folders of the study's runs that have been begun, in the order of its points, each run once.
-
-    A point's folder was settled before its run started. A run in another folder is recognised by its id.
-    """
-    found: dict[str, Path] = {}
-    elsewhere: dict[str, Path] | None = None
-    for point in study.points:
-        folder = runs / point.folder
-        if not point.folder or not (folder / "result.json").is_file():
-            elsewhere = by_id(runs.iterdir()) if elsewhere is None else elsewhere
-            if point.run not in elsewhere:
-                continue
-            folder = elsewhere[point.run]
-        found.setdefault(point.run or str(folder), folder)
-    return list(found.values())
-
-
-def by_id(folders: Iterable[Path]) -> dict[str, Path]:
-    """Run id -> folder, for the folders with a record. Of several with the same run, the last by name."""
-    found = {}
-    for folder in sorted(folders):
-        if (folder / "result.json").is_file():
-            try:
-                record = read_folder_record(folder, lambda config: True)
-            except UserError:
-                continue
-            if record is not None and record.result.get("config"):
-                found[run_id(record.result["config"])] = folder
-    return found

@@ -1,4 +1,4 @@
-"""The recommended stop against the number of images: steps per image (chart "stop")."""
+"""The recommended stop against the number of photos: steps per photo (chart "stop")."""
 
 from __future__ import annotations
 
@@ -16,16 +16,12 @@ from diffusion_lab.studies.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """Steps per image: the slope of the recommended stop on n through the origin, mean over subjects."""
+    """Steps per photo: the slope of the recommended stop on n through the origin, mean over subjects."""
 
     interval: Interval
     runs: int
     censored: float  # share of runs whose stop is the last evaluation: the slope may be greater
     at_start: float  # share of runs for which the untouched model is best
-
-    def rule(self, steps_per_image: float) -> Interval:
-        """The slope divided by that of a rule of thumb (100, 120, 150): 1 if the rule is right."""
-        return self.interval.scaled(1 / steps_per_image)
 
 
 def stop_slope(
@@ -56,9 +52,14 @@ def slope_interval(
     table: Table, runs: Sequence[StudyRun], weights: Weights | None = None, ranges: Ranges | None = None
 ) -> Interval:
     """The slope through the origin, mean over subjects, with the error of the evaluations' distance."""
-    counts = np.array(sorted({run.n_images for run in runs}), dtype=np.float64)
     interval = mean_over(slopes(table, runs, weights, ranges), prompts_of(runs))
-    return interval.at_least(rounding(runs) / max(float((counts**2).sum()), 1.0))
+    return interval.at_least(least_variance(runs))
+
+
+def least_variance(runs: Sequence[StudyRun]) -> float:
+    """The part of a slope's variance that comes from evaluating only every so many steps."""
+    counts = {run.n_images for run in runs}
+    return rounding(runs) / max(float(sum(n**2 for n in counts)), 1.0)
 
 
 def rounding(runs: Sequence[StudyRun]) -> float:

@@ -92,8 +92,13 @@ def _table(
         for record in kept
         if not record.evaluations
     ]
-    begun = {record.id for record in kept}
-    pending += [(name, "not begun") for id_, name in (members or {}).items() if id_ not in begun]
+    if members is not None:  # damaged runs of other studies do not matter; those of this one have begun
+        unreadable = [(name, why) for name, why in unreadable if name in members.values()]
+        begun = {record.id for record in kept}
+        known = {name for name, _ in unreadable}
+        pending += [
+            (name, "not begun") for id_, name in members.items() if id_ not in begun and name not in known
+        ]
     return Table(
         runs=runs,
         metrics=_metrics(kept),

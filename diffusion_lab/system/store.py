@@ -81,6 +81,8 @@ class Store:
                 # Copies: the library's tensors are not aligned, and the last bits of a product may depend on it.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 whole = (file.metadata() or {}).get(_CHECKSUM) == checksum(tensors)
+        except FileNotFoundError:  # deleted by another process since
+            return None
         except Exception as error:  # the library raises its own error, OSErrors and ValueErrors
             log.debug("%s cannot be read", path, exc_info=error)
             whole = False

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from diffusion_lab.cli import optuna_space, optuna_trials
 from diffusion_lab.cli.compose import compose, compose_raw, register
 from diffusion_lab.records import Pruned, UserError
+from diffusion_lab.studies.record import study_folder
 
 optuna = pytest.importorskip("optuna")
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution  # noqa: E402
@@ -176,14 +177,14 @@ def test_a_killed_sweep_goes_on_with_its_trial(
 
     monkeypatch.setattr(loop, "training_step", killed)
     sweep = tmp_path / "sweep"
-    words = [*WORDS, f"hydra.sweep.dir={sweep}", "method.rank=2,3,4,5", "hydra.sweeper.n_trials=3"]
+    words = [*WORDS, f"hydra.sweep.dir={sweep}", "method.rank=2,3,4,5", "hydra.sweeper.n_trials=2"]
     assert run_main(*words) == 130
     before = list(csv.DictReader((sweep / "_optuna" / "trials.csv").open()))
     assert [row["state"] for row in before] == ["complete", "running"]
     monkeypatch.setattr(loop, "training_step", counted)
     assert run_main(*words) == 0
     rows = list(csv.DictReader((sweep / "_optuna" / "trials.csv").open()))
-    assert [row["state"] for row in rows] == ["complete"] * 3
+    assert [row["state"] for row in rows] == ["complete"] * 2
     assert rows[1]["method.rank"] == before[1]["method.rank"]
     different = len({row["method.rank"] for row in rows})
     assert len(trained) == 2 * different, "the interrupted run was resumed, and no run was trained twice"
@@ -213,7 +214,7 @@ def play(tmp_path: Path, runs: list[list[float]], **changed: Any) -> list[int]:
     from diffusion_lab.jobs import ending
 
     kept = settings(**changed)
-    folder = optuna_trials.study_folder(tmp_path, kept.study)
+    folder = study_folder(tmp_path, kept.study)
     folder.mkdir()
     study = optuna.create_study(
         study_name=kept.study, storage=optuna_trials.storage(folder), direction="maximize"

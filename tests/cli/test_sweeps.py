@@ -16,7 +16,7 @@ from diffusion_lab import jobs
 from diffusion_lab.__main__ import main
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.jobs import finetune
-from diffusion_lab.studies.record import find_studies, members
+from diffusion_lab.studies.record import find_studies
 from diffusion_lab.values.jsonable import plain
 
 WORDS = ["experiment=debug", "tracker.progress=off"]
@@ -132,8 +132,8 @@ def test_studies_share_their_runs(trained: Trained, capfd: pytest.CaptureFixture
     pool = Path("outputs/studies")
     first, second = find_studies(pool)
     assert (first.name, second.name, second.question, second.charts) == ("one", "two", "q?", ("stop",))
-    assert [path.name for path in members(pool, first)] == ["n_images=2", "n_images=3"]
-    assert [path.name for path in members(pool, second)] == ["n_images=3", "seed=5,n_images=3", "n_images=2"]
+    assert [point.folder for point in first.points] == ["n_images=2", "n_images=3"]
+    assert [point.folder for point in second.points] == ["n_images=3", "seed=5,n_images=3", "n_images=2"]
     assert "3 of 3 jobs completed" in capfd.readouterr().err
     assert main(["--sweep", one, "--quick", "tracker.progress=off"]) == 0
     assert trained.runs[3:] == [(1, 0)]
@@ -147,7 +147,7 @@ def test_a_study_that_is_narrowed_on_the_command_line_keeps_its_points(trained: 
     def folders(*words: str) -> list[str]:
         assert main(["--sweep", name, "tracker.progress=off", *words]) == 0
         [found] = find_studies(pool)
-        assert [path.name for path in members(pool, found)] == [point.folder for point in found.points]
+        assert all((pool / point.folder / "result.json").is_file() for point in found.points)
         return [point.folder for point in found.points]
 
     assert folders("data.n_images=3") == ["n_images=3"]
@@ -197,12 +197,14 @@ def test_all_studies_are_one_queue(
         for path in Path("outputs/studies").glob("*/result.json")
     }
     assert groups == {"seed=0": "a", "seed=1": "a", "seed=2": "b"}
+    assert main(["--sweep", "all,c,a", "tracker.progress=off"]) == 0
+    assert trained.runs[3:] == [(4, 9)]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--quick"], "--quick: is the quick form of a study; give --sweep NAME too"),
+        (["--quick"], "--quick selects the short form of a study; give --sweep NAME as well"),
         (["--sweep"], "no such study; there are"),
         (["--sweep", "claims.yaml"], "claims is the name of a page of all runs; rename claims.yaml"),
         (["--sweep", "counts", "hydra.sweeper._target_=other"], "hydra/sweeper: a study lists its runs"),

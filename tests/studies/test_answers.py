@@ -19,13 +19,13 @@ def table(truth: planted.Truth | None = None, **more: object) -> Table:
     return planted.planted(truth or course(), **{"steps": STEPS, **QUIET, **more})  # type: ignore[arg-type]
 
 
-def test_how_many_images_are_enough() -> None:
+def test_how_many_photos_are_enough() -> None:
     grows = course(quality_of_n=lambda n: 0.03 * min(n, 14))
-    assert answer("counts", table(grows)).startswith("On miniature (10 subjects), 14 images are enough: ")
+    assert answer("counts", table(grows)).startswith("On miniature (10 subjects), 14 photos are enough: ")
     said = answer("counts", table(course(quality_of_n=lambda n: 0.02 * n)))
-    assert said == "On miniature (10 subjects), 20 images are best of 4, 8, 14, 20: every fewer is worse."
-    falls = answer("counts", table(course(quality_of_n=lambda n: -0.02 * n)))
-    assert falls.endswith(", 4 images, the fewest tried, are best at the recommended stop.")
+    assert said == "On miniature (10 subjects), 20 photos are best of 4, 8, 14, 20: any fewer are worse."
+    said = answer("counts", table(course(quality_of_n=lambda n: -0.02 * n)))
+    assert said == "On miniature (10 subjects), 4 photos, the fewest tried, are best at the recommended stop."
     noisy = answer("counts", table(course(quality_of_n=lambda n: 0.005 * n), image=2.0))
     assert "one cannot tell" in noisy
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_lab.studies.claim import HOLDS, NOT, UNCLEAR, Claim
+from diffusion_lab.studies.bootstrap import BOTH, Interval
+from diffusion_lab.studies.claim import HOLDS, NOT, UNCLEAR, Asked, Claim
 from diffusion_lab.studies.claims import check_claims, tally
 from diffusion_lab.studies.claims_dynamics import falls, men_more_similar, women_more_aesthetic
 from diffusion_lab.studies.measures import complete, main_runs
@@ -220,6 +221,24 @@ def test_one_subject_tells_nothing_about_others() -> None:
     assert "one subject" in found.note
     assert found.high is not None
     assert found.high < 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.03, 0.05, HOLDS),
+        (0.01, 0.05, HOLDS),
+        (0.0, 0.05, UNCLEAR),  # touches
+        (0.005, 0.015, NOT),  # certain, but smaller than what counts
+        (-0.01, 0.02, UNCLEAR),
+        (-0.05, -0.01, NOT),
+    ],
+)
+def test_ends_of_the_interval_decide(low: float, high: float, verdict: str) -> None:
+    asked = Asked("one", "", "", "dynamics", "", "")
+    interval = Interval((low + high) / 2, low, high, (high - low) / 4, 20.0, 10, 48, BOTH)
+    assert asked.above(interval, [], least=0.02).verdict == verdict
+    assert asked.below(interval.scaled(-1), [], least=0.02).verdict == verdict
 
 
 def test_without_data_every_claim_names_its_study() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,13 @@ def test_members_of_a_study_and_points_not_begun(folder: Path) -> None:
     some = read_table(folder, SimpleNamespace(name="counts"))
     assert [run.name for run in some.runs] == ["anna8", "carla4"]
     assert some.pending == (("emil4", "not begun"),)
+    assert some.unreadable == (), "a damaged run that belongs to no point"
+    (folder / "emil4").mkdir()
+    (folder / "emil4" / "result.json").write_text("{")
+    damaged = read_table(folder, SimpleNamespace(name="counts"))
+    assert [name for name, _ in damaged.unreadable] == ["emil4"]
+    assert damaged.pending == ()
+    shutil.rmtree(folder / "emil4")
     with pytest.raises(UserError, match="--sweep NAME"):
         read_table(folder, SimpleNamespace(name="other"))
 

@@ -86,14 +86,14 @@ def _gapped(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
 
 
 def stop(rows: Sequence[Row], slopes: Sequence[Row], last: float) -> str:
-    """The recommended stop against the number of pictures. `last`: the greatest number of steps."""
+    """The recommended stop against the number of photos. `last`: the greatest number of steps."""
     groups = list(dict.fromkeys(row["by"] for row in rows))
     styles = looks(groups)
     most = max((number(row["n"]) for row in rows), default=1.0) * 1.06
     top = last * 1.08
 
     def draw(figure: Figure) -> None:
-        axes = panels(figure, [("", "training pictures", "recommended stop, optimizer steps")])[0]
+        axes = panels(figure, [("", "training photos", "recommended stop, optimizer steps")])[0]
         for i, group in enumerate(groups):
             shift = (i - (len(groups) - 1) / 2) * most / 120
             style = {**styles[group], "linestyle": "none"}
@@ -132,8 +132,10 @@ def stop(rows: Sequence[Row], slopes: Sequence[Row], last: float) -> str:
 
 
 def bars(titles: Mapping[str, tuple[str, str]], rows: Mapping[str, Sequence[Row]]) -> str:
-    """One panel for each table with rows: groups below each other, as points with bars."""
+    """One panel for each table with rows: groups below each other, as points with bars. "" if none has rows."""
     titles = {name: title for name, title in titles.items() if rows[name]}
+    if not titles:
+        return ""
 
     def draw(figure: Figure) -> None:
         placed = panels(figure, [(label, unit, "") for label, unit in titles.values()])

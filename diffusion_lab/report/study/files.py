@@ -22,7 +22,7 @@ from diffusion_lab.studies.measures import plane_metrics
 from diffusion_lab.studies.table import Table
 from diffusion_lab.system import atomic
 
-STEPS, PICTURES = "optimizer steps", "training pictures"
+STEPS, PHOTOS = "optimizer steps", "training photos"
 Titles = Mapping[str, tuple[str, str]]
 
 
@@ -40,7 +40,7 @@ class Material:
         return any(key.name == name and len(set(key.values)) > 1 for key in self.keys)
 
     def of_usual_number(self) -> Sequence[Measured]:
-        """The runs with the most frequent number of pictures, the greatest of equally frequent ones."""
+        """The runs with the most frequent number of photos, the greatest of equally frequent ones."""
         counts = Counter(one.run.n_images for one in self.everything)
         usual = max(counts, key=lambda n: (counts[n], n))
         return [one for one in self.averaged if one.run.n_images == usual]
@@ -61,7 +61,7 @@ def write_files(place: Path, table: Table, sections: Sequence[str]) -> None:
         for section in sections:
             made = SECTIONS[section](material)
             tables |= {name: csv_text(content) for name, content in made.tables.items() if content}
-            charts |= made.charts
+            charts |= {name: content for name, content in made.charts.items() if content}
     for kind, suffix, texts in (("tables", "csv", tables), ("charts", "svg", charts)):
         for name, text in texts.items():
             atomic.write_bytes(place / kind / f"{name}.{suffix}", text.encode())
@@ -117,14 +117,14 @@ def counts(of: Material) -> Made:
         usual = max(rows.by_key(of.everything, split), key=lambda value: sizes[value])
         some = [one for one in some if one.keys[split] == usual]
     found = {name: rows.curves(some, name, "n") for name in of.titles}
-    chart = figures.lines(of.titles, found, "n", "step", STEPS, PICTURES, band=True)
+    chart = figures.lines(of.titles, found, "n", "step", STEPS, PHOTOS, band=True)
     return Made({"counts": _joined(found)}, {"counts": chart})
 
 
 def optimum(of: Material) -> Made:
     by = split_of(of.keys)
     found = {name: rows.optimum(of.averaged, name, by) for name in of.titles}
-    chart = figures.lines(of.titles, found, "by", "n", PICTURES, "", band=False)
+    chart = figures.lines(of.titles, found, "by", "n", PHOTOS, "", band=False)
     return Made({"optimum": _joined(found)}, {"optimum": chart})
 
 

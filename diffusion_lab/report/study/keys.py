@@ -63,7 +63,7 @@ def keys_of(runs: Sequence[StudyRun]) -> list[Key]:
             "gender",
             tuple({"woman": "women", "man": "men"}.get(run.gender or "", "") for run in runs),
         ),
-        Key("n", "pictures", tuple(run.n_images for run in runs), ordered=True),
+        Key("n", "photos", tuple(run.n_images for run in runs), ordered=True),
         *settings,
         Key("seed", "seed", tuple(run.seed for run in runs), ordered=True),
         Key("status", "status", tuple(run.status for run in runs)),
@@ -158,7 +158,7 @@ def metrics_of(table: Table) -> list[str]:
 
 
 def starting_colour(keys: Sequence[Key]) -> str:
-    """The key that colours the lines at first: settings if they differ, else the number of pictures."""
+    """The key that colours the lines at first: settings if they differ, else the number of photos."""
     several = [key.name for key in keys if len(set(key.values)) > 1]
     for name in (split_of(keys), "n", "gender", "subject", "seed"):
         if name in several:

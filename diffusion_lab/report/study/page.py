@@ -19,6 +19,7 @@ from diffusion_lab.report.study.index_page import write_answer
 from diffusion_lab.report.study.keys import keys_of, metrics_of
 from diffusion_lab.report.study.thumbnails import thumbnails
 from diffusion_lab.studies.definition import ALL, CHARTS, Study
+from diffusion_lab.studies.record import study_folder
 from diffusion_lab.studies.table import Table, read_table
 
 PARTS = ("state", "bootstrap", "look", "controls", "dynamics", "images", "averages", "stop", "versus", "main")
@@ -36,7 +37,7 @@ def write_study(folder: Path, study: Study | None = None, table: Table | None = 
     """
     folder = Path(folder)
     table = read_table(folder, study) if table is None else table
-    return write_page(folder / f"_{ALL if study is None else study.name}", table, study)
+    return write_page(study_folder(folder, ALL if study is None else study.name), table, study)
 
 
 def write_page(place: Path, table: Table, study: Study | None) -> Path:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from diffusion_lab.report.study.keys import keys_of
 from diffusion_lab.studies import bootstrap, measures
 from diffusion_lab.studies.costs import COSTS
+from diffusion_lab.studies.measures import prompts_of
 from diffusion_lab.studies.run import StudyRun
+from diffusion_lab.studies.slope import least_variance
 from diffusion_lab.studies.stops import curve as curve_of
 from diffusion_lab.studies.table import Table
 
@@ -84,7 +86,7 @@ def mean(runs: Sequence[Measured], of: Quantity) -> Row | None:
 
 
 def slope(runs: Sequence[Measured]) -> Row | None:
-    """The slope of the recommended step on the number of pictures, through the origin: sum n stop / sum n^2 per subject."""
+    """The slope of the recommended step on the number of photos, through the origin: sum n stop / sum n^2 per subject."""
     groups: dict[str, list[Measured]] = {}
     used = [one for one in runs if one.run.n_images and math.isfinite(one.stops[0])]
     for one in used:
@@ -95,7 +97,8 @@ def slope(runs: Sequence[Measured]) -> Row | None:
         steps = np.stack([one.stop_steps() for one in some])
         known = np.isfinite(steps)
         subjects.append(np.where(known, n * steps, 0).sum(0) / np.where(known, n**2, 0).sum(0))
-    return _interval(subjects, [one.run for one in used])
+    runs_used = [one.run for one in used]
+    return _interval(subjects, runs_used, least_variance(runs_used))
 
 
 def _mean_known(values: Floats) -> Floats:
@@ -105,12 +108,13 @@ def _mean_known(values: Floats) -> Floats:
     return found
 
 
-def _interval(subjects: Sequence[Floats], runs: Sequence[StudyRun]) -> Row | None:
+def _interval(subjects: Sequence[Floats], runs: Sequence[StudyRun], least: float = 0.0) -> Row | None:
+    """`least`: a variance, see `Interval.at_least`."""
     if not subjects:
         return None
     draws = max(len(one) for one in subjects)
     alike = [one if len(one) == draws else np.full(draws, one[0]) for one in subjects]
-    found = bootstrap.mean_over(np.stack(alike, axis=1), max(len(run.prompts) for run in runs))
+    found = bootstrap.mean_over(np.stack(alike, axis=1), prompts_of(runs)).at_least(least)
     low, high = (found.low, found.high) if found.known else (None, None)
     return {"value": found.value, "low": low, "high": high, "subjects": len(subjects), "runs": len(runs)}
 
@@ -155,7 +159,7 @@ def curves(runs: Sequence[Measured], metric: str, by: str) -> list[Row]:
 
 
 def stops(runs: Sequence[Measured], by: str) -> list[Row]:
-    """The recommended stop by number of pictures, for each group."""
+    """The recommended stop by number of photos, for each group."""
     return [
         {"by": group, "n": n, **row}
         for group, some in _groups(runs, by).items()
@@ -170,7 +174,7 @@ def slopes(runs: Sequence[Measured], by: str) -> list[Row]:
 
 
 def optimum(runs: Sequence[Measured], metric: str, by: str) -> list[Row]:
-    """A metric at the recommended stop by number of pictures, for each group."""
+    """A metric at the recommended stop by number of photos, for each group."""
     return [
         {"by": group, "n": n, "metric": metric, **row}
         for group, some in _groups(runs, by).items()

@@ -11,6 +11,7 @@ from diffusion_lab.report.study.resampling import replicates_for
 from diffusion_lab.studies.answers import answer as answer_of
 from diffusion_lab.studies.claim import HOLDS, NOT, UNCLEAR, Claim
 from diffusion_lab.studies.claims import check_claims
+from diffusion_lab.studies.claims_text import number
 from diffusion_lab.studies.definition import QUICK, Study
 from diffusion_lab.studies.table import Table
 
@@ -45,7 +46,7 @@ def facts(table: Table) -> list[str]:
 
 
 def source(table: Table) -> str:
-    """ "Model miniature, method lora; 10 subjects (5 women, 5 men); 4, 8, 14 and 20 pictures; 40 runs, 38 finished"."""
+    """ "Model miniature, method lora; 10 subjects (5 women, 5 men); 4, 8, 14 and 20 photos; 40 runs, 38 finished"."""
     runs = table.runs
     if not runs:
         return "No run of this study has been measured yet."
@@ -59,7 +60,7 @@ def source(table: Table) -> str:
     parts = [
         f"Model {listed(sorted({run.model for run in runs}))}, method {listed(sorted({run.method for run in runs}))}",
         _many(subjects, "subject") + (f" ({', '.join(people)})" if people else ""),
-        f"{listed([str(n) for n in numbers])} training pictures" if numbers else "",
+        f"{listed([str(n) for n in numbers])} training photos" if numbers else "",
         f"{_many(len({run.seed for run in runs}), 'seed')}",
         f"{_many(len(runs), 'run')} with evaluations, {finished} of them completed",
     ]
@@ -141,8 +142,8 @@ def tally(claims: Sequence[Mapping[str, str]]) -> str:
 def claim_row(claim: Claim) -> dict[str, str]:
     """A claim as texts; "-" for what is not known."""
 
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    def text(value: float | None) -> str:
+        return "-" if value is None else number(value)
 
     known = claim.low is not None and claim.high is not None
     return {
@@ -150,10 +151,10 @@ def claim_row(claim: Claim) -> dict[str, str]:
         "source": claim.source,
         "kind": KINDS[claim.verdict],
         "verdict": claim.verdict,
-        "effect": number(claim.effect) + (f" {claim.unit}" if claim.effect is not None else ""),
+        "effect": text(claim.effect) + (f" {claim.unit}" if claim.effect is not None else ""),
         "measure": f"{claim.measured}, wanted: {claim.wanted}" if claim.wanted else claim.measured,
-        "interval": f"{number(claim.low)} to {number(claim.high)}" if known else "-",
-        "detectable": number(claim.smallest),
+        "interval": f"{text(claim.low)} to {text(claim.high)}" if known else "-",
+        "detectable": text(claim.smallest),
         "n": f"{_many(claim.subjects, 'subject')}, {_many(claim.runs, 'run')}",
         "data": claim.data,
         "note": claim.note,

@@ -150,5 +150,5 @@ def _images(run: StudyRun) -> int:
 
 
 def _filter(side: int) -> Image.Resampling:
-    """Half the size of a sheet's pictures is an average of four pixels: small pictures, which the sheet doubled, come back."""
+    """Half the size of an image in a sheet: BOX averages four pixels, which restores small images that the sheet doubled."""
     return Image.Resampling.BOX if side * 2 == samples.PICTURE else Image.Resampling.LANCZOS

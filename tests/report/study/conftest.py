@@ -36,7 +36,7 @@ def make_run(
     steps: tuple[int, ...] = tuple(range(0, 401, 50)), prompts: int = 24, faces: bool = True, sheets: bool = False,
     status: str = "completed", settings: dict[str, Any] | None = None, quality: float = 0.0, **more: Any,
 ) -> StudyRun:  # fmt: skip
-    """One run: similarity rises and the rest falls, faster with fewer pictures; `quality` is added to similarity."""
+    """One run: similarity rises and the rest falls, faster with fewer photos; `quality` is added to similarity."""
     rng = np.random.default_rng([seed, n, sum(map(ord, subject + method + model))])
     speed = np.array(steps) / (12.0 * n + 60)
     change = {"similarity": 0.45 * (1 - np.exp(-2 * speed)) + quality, "aesthetics": -0.06 * speed**2, "diversity": -0.1 * speed,
@@ -52,11 +52,11 @@ def make_run(
     where = folder / name
     if sheets:
         for i, step in enumerate(steps):
-            pictures = [
+            images = [
                 np.full((16, 16, 3), (40 * k % 256, 25 * i % 256, n * 9 % 256), np.uint8)
                 for k in range(prompts)
             ]
-            sheet = samples.sheet(pictures, [f"{k}" for k in range(prompts)], title=f"step {step}")
+            sheet = samples.sheet(images, [f"{k}" for k in range(prompts)], title=f"step {step}")
             path = where / "samples" / f"step-{step:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(_png(sheet))
@@ -94,7 +94,7 @@ def make_table(runs: list[StudyRun], **more: Any) -> Table:
 
 
 def counts_table(folder: Path, **more: Any) -> Table:
-    """Ten subjects, four numbers of pictures."""
+    """Ten subjects, four numbers of photos."""
     return make_table(
         [
             make_run(folder, f"subject={s},n_images={n}", s, n, **more)

@@ -31,7 +31,7 @@ SLIDE = "(slider, value) => { slider.value = value; slider.dispatchEvent(new Eve
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, counts: Make) -> tuple[Path, Table]:
-    """The page of ten subjects and four numbers of pictures, with images."""
+    """The page of ten subjects and four numbers of photos, with images."""
     folder = tmp_path_factory.mktemp("runs")
     table = counts(folder, sheets=True)
     return write_page(folder / "_all", table, None), table

@@ -70,7 +70,7 @@ def test_tables_and_charts_lie_beside_the_page(tmp_path: Path, counts: Make) -> 
     for name, content in found.items():
         if name.endswith(".svg"):
             text = "".join(ET.fromstring(content).itertext())
-            assert "training pictures" in text or "optimizer steps" in text
+            assert "training photos" in text or "optimizer steps" in text
             assert b"<dc:date>" not in content
     table_of_stops = list(csv.DictReader(io.StringIO(found["tables/stop.csv"].decode())))
     assert {row["by"] for row in table_of_stops} == {"women", "men"}
@@ -112,6 +112,59 @@ def test_the_slope_is_that_of_least_squares(tmp_path: Path, counts: Make) -> Non
             steps = np.array([one.stop_steps()[0] for one in some if one.run.subject == subject])
             own.append(np.linalg.lstsq(n[:, None], steps, rcond=None)[0][0])
         assert row["slope"] == pytest.approx(np.mean(own))
+
+
+def test_the_optimum_is_the_mean_at_the_stops(tmp_path: Path, counts: Make) -> None:
+    measured = rows.measured(counts(tmp_path))
+    for row in rows.optimum(measured, "similarity", ""):
+        some = [one for one in measured if one.run.n_images == row["n"]]
+        at = [one.run.values["similarity"][one.run.steps.index(int(one.stop_steps()[0]))] for one in some]
+        assert row["value"] == pytest.approx(np.mean(at))
+        assert float(row["low"] or 0) < float(row["value"] or 0) < float(row["high"] or 0)
+        assert row["subjects"] == 10
+
+
+def test_costs_and_the_plane(tmp_path: Path, run_of: Make, table_of: Make) -> None:
+    runs = [
+        dataclasses.replace(
+            run_of(tmp_path, f"{s}{m}", s, 8, method=m), costs={"training_seconds": 50.0 + 3 * i + j}
+        )
+        for i, s in enumerate(("anna", "bea", "carla", "dan"))
+        for j, m in enumerate(("lora", "dreambooth"))
+    ]
+    measured = rows.measured(table_of(runs))
+    [lora] = [row for row in rows.costs(measured, "method")["training_seconds"] if row["by"] == "lora"]
+    seconds = [50.0, 53.0, 56.0, 59.0]
+    low, high = stats.t.interval(0.95, 3, np.mean(seconds), stats.sem(seconds))
+    assert [lora["value"], lora["low"], lora["high"]] == pytest.approx([np.mean(seconds), low, high])
+    points = rows.plane(measured, "diversity", "similarity", "method")
+    assert [row["by"] for row in points if row["at"] == "stop"] == ["dreambooth", "lora"]
+    assert len(points) == 2 * (1 + len(runs[0].steps))
+    at_start = next(row for row in points if row["at"] == 0)
+    own = [run.values["similarity"][0] for run in runs if run.method == at_start["by"]]
+    assert at_start["y"] == pytest.approx(np.mean(own))
+
+
+def test_charts_without_a_value_are_left_out(tmp_path: Path, run_of: Make, table_of: Make) -> None:
+    runs = [
+        dataclasses.replace(run_of(tmp_path, m, "anna", 8, method=m), costs={})
+        for m in ("lora", "dreambooth")
+    ]
+    write_files(tmp_path / "page", table_of(runs), ["methods"])
+    assert not (tmp_path / "page" / "charts" / "methods_costs.svg").exists()
+
+
+def test_a_slope_is_no_surer_than_the_distance_of_the_evaluations(
+    tmp_path: Path, run_of: Make, table_of: Make
+) -> None:
+    """Every subject's best step is the same evaluation, so nothing else varies: 100 / sqrt(12) / n."""
+    runs = [
+        dataclasses.replace(run_of(tmp_path, s, s, 8, steps=(0, 100, 200, 300)), by_prompt={}, values={"similarity": np.array([0.1, 0.2, 0.5, 0.3])})
+        for s in ("anna", "bea", "carla", "dan")
+    ]  # fmt: skip
+    [row] = rows.slopes(rows.measured(table_of(runs)), "")
+    half = stats.t.ppf(0.975, 3) * 100 / np.sqrt(12) / 8
+    assert [row["slope"], row["low"], row["high"]] == pytest.approx([25, 25 - half, 25 + half])
 
 
 def test_steps_that_few_runs_have_are_left_out(tmp_path: Path, run_of: Make, table_of: Make) -> None:

@@ -8,7 +8,7 @@ const groupBy = (runs, name) => {
   return lab.groups(runs, (run) => (key ? run.keys[name] : "all runs"), { inOrder: Boolean(key?.ordered) })
     .map((group) => ({ ...group, label: lab.label(key, group.name) }));
 };
-lab.label = (key, value) => (!key ? value : value === "" ? `no ${key.label}` : key.name === "n" ? `${value} pictures` : key.ordered || key.extra ? `${key.label} ${value}` : value);
+lab.label = (key, value) => (!key ? value : value === "" ? `no ${key.label}` : key.name === "n" ? `${value} photos` : key.ordered || key.extra ? `${key.label} ${value}` : value);
 const limits = (one) => ({ value: one?.value ?? null, low: one?.low ?? null, high: one?.high ?? null });
 const counted = (one) => (one ? `${one.subjects} subject${one.subjects === 1 ? "" : "s"}, ${one.runs} run${one.runs === 1 ? "" : "s"}` : "");
 
@@ -57,7 +57,7 @@ const choice = (id, wanted, ...more) => {
 };
 const several = (name) => new Set(study.runs.map((run) => String(run.keys[name]))).size > 1;
 
-// --- counts: a line for each number of pictures --------------------------------------------------------
+// --- counts: a line for each number of photos --------------------------------------------------------
 const arm = () => { const select = byId("counts-arm"); return select ? select.value : ""; };
 const drawCounts = () => {
   const runs = lab.averaged().filter((run) => arm() === "" || String(run.keys[study.split]) === arm());
@@ -77,7 +77,7 @@ const buildCounts = () => {
   lab.section("counts", drawCounts);
 };
 
-// --- optimum: metrics at the recommended stop against the number of pictures --------------------------------
+// --- optimum: metrics at the recommended stop against the number of photos --------------------------------
 // Points of groups at the same x are drawn beside each other.
 const beside = (i, count, width) => (count > 1 ? (i - (count - 1) / 2) * width : 0);
 const byNumber = (runs) => lab.groups(runs.filter((run) => known(run.n)), (run) => run.n, { inOrder: true });
@@ -86,12 +86,12 @@ const drawOptimum = () => {
   lab.legend("legend-optimum", groups);
   lab.mixed("mixed-optimum", runs, "n", by);
   for (const metric of study.metrics) {
-    const figure = lab.figure("training pictures", metric.unit), rows = [];
+    const figure = lab.figure("training photos", metric.unit), rows = [];
     groups.forEach((group, i) => {
       const points = byNumber(group.runs).map((of) => {
         const one = lab.mean(of.runs, lab.atStop(metric.name)), n = Number(of.name);
         rows.push({ by: group.name, n, metric: metric.name, ...limits(one), subjects: one?.subjects ?? 0, runs: one?.runs ?? 0 });
-        return { x: n, ...limits(one), note: `${n} pictures; ${counted(one)}` };
+        return { x: n, ...limits(one), note: `${n} photos; ${counted(one)}` };
       });
       lab.series(figure, group.style, points, { name: by ? group.label : "", offset: beside(i, groups.length, 0.25) });
     });

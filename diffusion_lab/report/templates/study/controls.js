@@ -24,11 +24,11 @@ const told = () => {
     : stop === null ? "No run has a value of every weighted metric."
     : `Recommended stop: step ${stop.value.toFixed(0)}${limits(stop, 0)}`;
   small.textContent = !total || stop === null ? ""
-    : `Mean over ${stop.subjects} subject${stop.subjects === 1 ? "" : "s"}, ${stop.runs} run${stop.runs === 1 ? "" : "s"}${slope && known(slope.value) ? `; ${slope.value.toFixed(1)}${limits(slope, 1)} steps per picture` : ""}.`;
+    : `Mean over ${stop.subjects} subject${stop.subjects === 1 ? "" : "s"}, ${stop.runs} run${stop.runs === 1 ? "" : "s"}${slope && known(slope.value) ? `; ${slope.value.toFixed(1)}${limits(slope, 1)} steps per photo` : ""}.`;
   byId("live").replaceChildren(text, small);
   byId("reset").disabled = study.metrics.every((m) => lab.weights[m.name] === start.weights[m.name]
     && lab.ranges[m.name].every((end, i) => end === start.ranges[m.name][i]));
-  byId("shown").textContent = `${lines} of ${study.runs.length} runs${runs.length < lines ? `, ${runs.length} of them in averages (every subject has every number of pictures)` : ""}`;
+  byId("shown").textContent = `${lines} of ${study.runs.length} runs${runs.length < lines ? `, ${runs.length} of them in averages (every subject has every number of photos)` : ""}`;
 };
 
 const number = (metric, which) => {

@@ -10,7 +10,7 @@ const ordered = (values) => {
   return [...new Set(values)].sort((a, b) => (numeric ? Number(a) - Number(b) : a < b ? -1 : 1));
 };
 
-// The style of the i-th of `count` groups. Ordered groups (numbers of images) go from dark to light.
+// The style of the i-th of `count` groups. Ordered groups (numbers of photos) go from dark to light.
 const styleOf = (i, count, inOrder) => {
   const colours = inOrder ? study.ordered : study.hues;
   const at = inOrder && count > 1 ? Math.round((i * (colours.length - 1)) / (count - 1)) : i % colours.length;

@@ -1,11 +1,11 @@
 "use strict";
-// The recommended stop against the number of pictures, with rules of thumb and the slope through the origin.
+// The recommended stop against the number of photos, with rules of thumb and the slope through the origin.
 const drawStop = () => {
   const runs = lab.averaged().filter((run) => known(run.n) && lab.stop(run, -1) !== null);
   const by = byId("stop-by").value, groups = groupBy(runs, by);
   lab.legend("legend-stop", groups);
   lab.mixed("mixed-stop", runs, "n", by);
-  const figure = lab.figure("training pictures", "recommended stop, steps", { right: 40 });
+  const figure = lab.figure("training photos", "recommended stop, steps", { right: 40 });
   figure.layout.margin.t = 26;
   const most = Math.max(1, ...runs.map((run) => run.n)), last = Math.max(1, ...runs.flatMap((run) => run.steps));
   const right = most * 1.06, top = last * 1.08;
@@ -20,7 +20,7 @@ const drawStop = () => {
     const points = byNumber(group.runs).map((of) => {
       const one = lab.mean(of.runs, lab.stopStep);
       rows.push({ by: group.name, n: Number(of.name), ...limits(one), subjects: one.subjects, runs: one.runs });
-      return { x: Number(of.name), ...limits(one), note: `mean for ${of.name} pictures; ${counted(one)}` };
+      return { x: Number(of.name), ...limits(one), note: `mean for ${of.name} photos; ${counted(one)}` };
     });
     lab.series(figure, { ...group.style, dash: "solid" }, points, { lines: false, name: by ? group.label : "", digits: 0, offset });
     const slope = lab.slope(group.runs);
@@ -31,7 +31,7 @@ const drawStop = () => {
   });
   for (const [name, rule] of Object.entries(study.rules)) {
     const leaves = Math.min(right, top / rule); // where the line leaves the chart
-    figure.data.push({ type: "scatter", mode: "lines", x: [0, leaves], y: [0, rule * leaves], hovertemplate: `rule of thumb ${plain(name)}: ${rule} steps per picture<extra></extra>`, line: { color: study.muted, width: 1.2, dash: "dot" } });
+    figure.data.push({ type: "scatter", mode: "lines", x: [0, leaves], y: [0, rule * leaves], hovertemplate: `rule of thumb ${plain(name)}: ${rule} steps per photo<extra></extra>`, line: { color: study.muted, width: 1.2, dash: "dot" } });
     figure.layout.annotations.push({ x: leaves, y: Math.min(rule * leaves, top), showarrow: false, xanchor: leaves < right ? "center" : "left", yanchor: leaves < right ? "bottom" : "middle", xshift: leaves < right ? 0 : 4,
       text: `${rule}n`, font: { size: 11, color: study.muted } });
   }

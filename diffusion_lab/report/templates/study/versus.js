@@ -18,7 +18,7 @@ const sideBySide = (id, groups, unit, of, { digits = 3, zero = false } = {}) => 
 };
 const short = (text) => (text.length > 24 ? `${text.slice(0, 23)}\u2026` : text);
 
-// A choice of one number of pictures, so that runs of different lengths are not averaged.
+// A choice of one number of photos, so that runs of different lengths are not averaged.
 const numberChoice = (id, draw) => {
   const counts = new Map();
   for (const run of study.runs) if (known(run.n)) counts.set(run.n, (counts.get(run.n) ?? 0) + 1);
