@@ -84,12 +84,24 @@ def _enough(tried: Sequence[int], best: int, losses: Mapping[int, Interval]) -> 
         )
     fewer = [n for n in tried if n < best]
     if not fewer:
-        return f"{best} photos, the fewest tried, are best at the recommended stop"
+        return _fewest(best, losses)
     if all(losses[n].known and losses[n].low > 0 for n in fewer):
         return f"{best} photos are best of {_listed(tried)}: any fewer are worse"
     nearest = min(fewer, key=lambda n: losses[n].value)
     return (
         f"{best} photos score best of {_listed(tried)}, but one cannot tell whether {nearest} are enough: with these "
+        f"the loss is {_interval(losses[nearest])} of the scaled score"
+    )
+
+
+def _fewest(best: int, losses: Mapping[int, Interval]) -> str:
+    """The fewest photos tried score best: whether any more could gain `DECENT`."""
+    open_ones = [n for n in losses if not losses[n].known or -losses[n].low >= DECENT]
+    if not open_ones:
+        return f"{best} photos, the fewest tried, are enough: they score best at the recommended stop"
+    nearest = min(open_ones, key=lambda n: losses[n].value)
+    return (
+        f"{best} photos, the fewest tried, score best, but one cannot tell whether {nearest} are better: with these "
         f"the loss is {_interval(losses[nearest])} of the scaled score"
     )
 

@@ -25,7 +25,12 @@ def test_how_many_photos_are_enough() -> None:
     said = answer("counts", table(course(quality_of_n=lambda n: 0.02 * n)))
     assert said == "On miniature (10 subjects), 20 photos are best of 4, 8, 14, 20: any fewer are worse."
     said = answer("counts", table(course(quality_of_n=lambda n: -0.02 * n)))
-    assert said == "On miniature (10 subjects), 4 photos, the fewest tried, are best at the recommended stop."
+    assert (
+        said
+        == "On miniature (10 subjects), 4 photos, the fewest tried, are enough: they score best at the recommended stop."
+    )
+    flat = answer("counts", table(course(quality_of_n=lambda n: -0.006 * n), image=2.0))
+    assert "4 photos, the fewest tried, score best, but one cannot tell whether" in flat
     noisy = answer("counts", table(course(quality_of_n=lambda n: 0.005 * n), image=2.0))
     assert "one cannot tell" in noisy
 

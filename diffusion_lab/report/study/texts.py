@@ -52,7 +52,9 @@ def source(table: Table) -> str:
         return "No run of this study has been measured yet."
     genders = Counter({run.subject: run.gender for run in runs}.values())
     people = [
-        f"{genders[kind]} {many}" for kind, many in (("woman", "women"), ("man", "men")) if genders[kind]
+        f"{genders[kind]} {kind if genders[kind] == 1 else many}"
+        for kind, many in (("woman", "women"), ("man", "men"))
+        if genders[kind]
     ]
     subjects = len({run.subject for run in runs})
     finished = sum(run.finished for run in runs)
