@@ -102,20 +102,22 @@ def refuse_broken(words: Sequence[str]) -> None:
 
 
 def _without_study(words: list[str]) -> tuple[list[str], tuple[str, ...], bool]:
-    """The words as a sweep in the studies' folder, the names after `--sweep`, and whether `--quick` is given."""
-    quick = "--quick" in words
-    words = [word for word in words if word != "--quick"]
-    for i, word in enumerate(words):
-        flag, given, names = word.partition("=")
+    """The words as a sweep in the studies' folder, the names after each `--sweep`, and whether `--quick` is given."""
+    quick, names, rest = "--quick" in words, [], []
+    remaining = iter(word for word in words if word != "--quick")
+    for word in remaining:
+        flag, given, value = word.partition("=")
         if flag == "--sweep":
-            names = names if given else next(iter(words[i + 1 :]), "")
-            rest = words[:i] + words[i + (1 if given else 2) :]
-            if not any(other.lstrip("+").startswith("hydra.sweep.dir=") for other in rest):
-                rest = [*rest, f"hydra.sweep.dir={STUDIES}"]
-            return ["--multirun", *rest], tuple(names.split(",")), quick
-    if quick:
-        raise UserError("--quick selects the short form of a study; give --sweep NAME as well")
-    return words, (), False
+            names += (value if given else next(remaining, "")).split(",")
+        else:
+            rest.append(word)
+    if not names:
+        if quick:
+            raise UserError("--quick selects the short form of a study; give --sweep NAME as well")
+        return rest, (), False
+    if not any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in rest):
+        rest = [*rest, f"hydra.sweep.dir={STUDIES}"]
+    return ["--multirun", *rest], tuple(names), quick
 
 
 def _refuse_secrets(words: Sequence[str]) -> None:

@@ -14,10 +14,11 @@ import pytest
 
 from diffusion_lab import jobs
 from diffusion_lab.cli.compose import expand
-from diffusion_lab.cli.words import flags_parser
+from diffusion_lab.cli.words import flags_parser, read
 from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.config.texts import exact, recorded
 from diffusion_lab.jobs import finetune
+from diffusion_lab.records import UserError
 from diffusion_lab.values.jsonable import plain
 
 
@@ -104,3 +105,15 @@ def test_an_experiment_that_is_a_sweep(
     assert "identifier=2_2: a finished run" in capfd.readouterr().out
     assert len(seen) == 2
     assert not Path("outputs").exists()
+
+
+def test_studies_are_named_together_or_one_by_one() -> None:
+    together, apart = (
+        read(["--sweep", "counts,prior", "--quick", "seed=1"]),
+        read(["--sweep=counts", "seed=1", "--sweep", "prior"]),
+    )
+    assert together.studies == apart.studies == ("counts", "prior")
+    assert (together.quick, apart.quick) == (True, False)
+    assert sorted(together.given) == sorted(apart.given)
+    with pytest.raises(UserError, match="--sweep NAME"):
+        read(["--quick"])
