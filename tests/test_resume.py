@@ -344,8 +344,8 @@ def test_sigterm_ends_cleanly_and_resume_folder_goes_on(
     assert result["evaluations"]
     assert (folder / "report.html").exists()
 
-    assert main([f"resume={folder}", "steps.total=9"]) == 2
-    assert "steps.total was 6, is 9" in capfd.readouterr().err
+    assert main([f"resume={folder}", "seed=9"]) == 2
+    assert "seed was 0, is 9" in capfd.readouterr().err
     newest = sorted((folder / "checkpoints").iterdir())[-1]
     (newest / "state.pt").write_bytes(b"torn")
     assert main([f"resume={folder}"]) == 0

@@ -46,10 +46,14 @@ def configs_of(family: Family) -> tuple[str, ...]:
 
 
 def cached(repo: str, name: str, revision: str | None = None) -> Path | None:
-    """The file in the hub's cache on this machine, without network access."""
+    """The file in the hub's cache on this machine, without network access; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(repo, name, revision=revision)
+    try:
+        found = try_to_load_from_cache(repo, name, revision=revision)
+    except HFValidationError:  # a path, not a hub id
+        return None
     return Path(found) if isinstance(found, str) else None
 
 

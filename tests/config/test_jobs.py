@@ -23,6 +23,7 @@ from diffusion_lab.config.schema import Config, as_plain_dict
 from diffusion_lab.jobs import finetune
 from diffusion_lab.plan.defaults import fill_defaults
 from diffusion_lab.records import UserError
+from diffusion_lab.runs.extended_sweep import runs_in
 from diffusion_lab.runs.resume import bound_flat, describe_differences, run_id
 from diffusion_lab.values.jsonable import plain
 
@@ -140,7 +141,8 @@ def test_a_sweep_of_an_earlier_version_keeps_its_folders(tmp_path: Path) -> None
     config = paths.resolve(fill_defaults(compose(words)), tmp_path)
     (tmp_path / "n=3").mkdir()
     (tmp_path / "n=3" / "result.json").write_text(json.dumps({"config": before(config, scale=2.0)}))
-    assert settle([words], tmp_path, lambda i: config) == ["n=3"]
+    known = runs_in(tmp_path)
+    assert settle(["n_images=3"], [plain(as_plain_dict(config))], tmp_path, known) == ["n=3"]
 
 
 def test_a_run_of_an_earlier_version_is_resumed(

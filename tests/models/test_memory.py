@@ -121,7 +121,7 @@ def test_what_rests_does_so_before_the_first_step(monkeypatch, tmp_path: Path) -
     happened: list[Any] = []
     monkeypatch.setattr(memory, "to_device", lambda parts, device: happened.append((len(parts), device.type)))
     monkeypatch.setattr(loop, "train", lambda state, **given: happened.append("training"))
-    monkeypatch.setattr(processes, "shared", lambda value: tmp_path)
+    monkeypatch.setattr(processes, "shared", lambda value: (tmp_path, []))
     monkeypatch.setattr(finetune, "_measure_photographs", lambda *_: None)
     config = fill_defaults(compose(["experiment=debug", "metrics=debug", "memory.offload=true"]))
     assist.assist(config, torch.device("cpu"))
