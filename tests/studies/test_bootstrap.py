@@ -21,7 +21,7 @@ from diffusion_lab.studies.bootstrap import (
     prompt_weights,
     weighted,
 )
-from diffusion_lab.studies.measures import at_stop
+from diffusion_lab.studies.measures import stops
 from diffusion_lab.studies.stops import curve
 from tests.studies import planted
 
@@ -64,7 +64,7 @@ def test_a_run_without_prompts_has_rows_without_weights() -> None:
     assert prompt_weights(0).shape == (401, 0)
     run = replace(planted.planted(subjects=("anna",), counts=(4,)).runs[0], prompts=(), by_prompt={})
     np.testing.assert_array_equal(curve(run, "aesthetics"), np.tile(run.values["aesthetics"], (401, 1)))
-    assert at_stop(run, planted.INFOS, "aesthetics") is not None
+    assert stops(run, planted.INFOS) is not None
 
 
 def test_prompts_without_a_value_do_not_count() -> None:

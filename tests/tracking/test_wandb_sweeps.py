@@ -252,9 +252,9 @@ def test_a_workspace_is_made_without_a_network() -> None:
 
 
 def test_a_sweep_logs_the_table_of_each_study(tmp_path: Path, reading: ModuleType) -> None:
-    import json
-
     from diffusion_lab.cli import sweep_end
+    from diffusion_lab.studies.definition import Point, Study
+    from diffusion_lab.studies.record import write_study
     from diffusion_lab.studies.stops import stop_of
     from diffusion_lab.studies.table import read_table
     from tests.studies import planted
@@ -264,9 +264,8 @@ def test_a_sweep_logs_the_table_of_each_study(tmp_path: Path, reading: ModuleTyp
         settings = planted.configuration("anna", n)
         planted.write_run(tmp_path / f"n{n}", planted.study_run(settings, planted.usual, noise), settings)
     table = read_table(tmp_path)
-    points = [{"run": run.id, "folder": run.name} for run in table.runs if run.n_images != 8]
-    (tmp_path / "_mine").mkdir()
-    (tmp_path / "_mine" / "study.json").write_text(json.dumps({"points": points}))
+    points = tuple(Point((), run.id, run.name) for run in table.runs if run.n_images != 8)
+    write_study(tmp_path, Study("mine", "", "", "", (), points))
     sweep_end.track(tmp_path, config.Tracking(wandb="offline"), ["mine"])
     read_back = reading.Read(tmp_path / "_mine")
     assert (read_back.run.run_group, read_back.run.job_type) == ("mine", "study")

@@ -119,7 +119,7 @@ def counts() -> Callable[..., Table]:
     return counts_table
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a second one, of other tests, cannot be opened beside it
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
