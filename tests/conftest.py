@@ -7,6 +7,7 @@ built once a session and never written to; `tiny_pipe` is a fresh copy of it for
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,24 @@ TINY_WORDS = [
     "a", "photo", "of", "man", "woman", "person", "dog", "the", "in", "on", "at", "with", "and", "wearing",
     "portrait", "face", "blurry", "quality", "highly", "detailed",
 ]  # fmt: skip
+
+BROWSER_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; one at a time, since playwright cannot be started twice in a process."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no chromium on this machine: the page was not opened in a browser")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=list(BROWSER_FLAGS))
+        yield opened
+        opened.close()
 
 
 def tiny_tokenizer() -> CLIPTokenizer:

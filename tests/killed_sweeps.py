@@ -74,7 +74,7 @@ def descendants(pid: int) -> list[int]:
         return []
 
 
-def undisturbed(folder: Path, launcher: str) -> tuple[dict[str, Any], float]:
+def uninterrupted(folder: Path, launcher: str) -> tuple[dict[str, Any], float]:
     """Returns its outcome and the seconds that it took."""
     folder.mkdir(parents=True)
     begun = time.monotonic()
@@ -141,9 +141,9 @@ def without_times(value: Any) -> Any:
 
 
 def same(folder: Path, launcher: str, kills: int, expected: dict[str, Any], seconds: float) -> int:
-    """Compares killed sweeps, as many as `kills` kills take, with an undisturbed one; returns their number.
+    """Kills sweeps `kills` times in all, compares each with `expected`, and returns their number.
 
-    `expected`, `seconds`: of `undisturbed`, through any launcher.
+    `expected`, `seconds`: what an uninterrupted sweep left, through any launcher, and how long it took.
     """
     draw, sweeps = random.Random(0), 0
     while kills > 0:
@@ -160,6 +160,8 @@ def same(folder: Path, launcher: str, kills: int, expected: dict[str, Any], seco
 if __name__ == "__main__":
     launcher, kills, where = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     begun = time.monotonic()
-    sweeps = same(where, launcher, kills, *undisturbed(where / "undisturbed", launcher))
-    print(f"{launcher}: {kills} kills of running sweeps, {sweeps} sweeps; each page is the undisturbed one's")
+    sweeps = same(where, launcher, kills, *uninterrupted(where / "uninterrupted", launcher))
+    print(
+        f"{launcher}: {kills} kills of running sweeps, {sweeps} sweeps; each page equals that of the uninterrupted sweep"
+    )
     print(f"{time.monotonic() - begun:.0f} s")

@@ -1,7 +1,7 @@
 """Published identity scores, to set beside ours where model, embedder and data allow it.
 
-Cosines of different embedders are on different scales: FaceNet's of two strangers may reach .76, ArcFace's .35. Numbers are
-therefore compared only with runs whose faces were embedded by InceptionResnetV1 trained on VGGFace2 after MTCNN.
+Cosine similarities of different embedders are not comparable: for two different people FaceNet can give up to .76,
+ArcFace up to .35. Numbers are therefore compared only with runs whose faces were embedded by InceptionResnetV1 trained on VGGFace2 after MTCNN.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,6 @@ METRICS = {  # label, unit, higher is better, range, floor, ceiling
     "clip_image": ("Similarity of the whole image", "cosine", True, (0.1, 0.6), 0.15, 0.55),
     "memorisation": ("Similarity to the nearest training photo", "cosine", False, (0.2, 0.8), 0.25, 0.7),
 }
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 
 
 def make_run(
@@ -117,18 +112,6 @@ def table_of() -> Callable[..., Table]:
 @pytest.fixture(scope="session")
 def counts() -> Callable[..., Table]:
     return counts_table
-
-
-@pytest.fixture(scope="module")  # a second one, of other tests, cannot be opened beside it
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no chromium on this machine: the page was not opened in a browser")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
